@@ -1,0 +1,269 @@
+//! What can have happened, in the past tense, and the envelope that numbers it.
+//!
+//! An event is complete in itself and concerns one program, one dependency, or the system. On the wire it goes by
+//! names; see [`crate::wire`].
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    host::{ExecStage, ExitStatus, Signal},
+    ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq},
+    time::{Instant, WallTime},
+};
+
+/// An event with its number, its time and its cause.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// Its number in this epoch.
+    pub seq: Seq,
+    /// The life of the daemon it belongs to.
+    pub epoch: EpochId,
+    /// When it was committed.
+    pub at: Instant,
+    /// The same for people.
+    pub wall: WallTime,
+    /// Why it happened.
+    pub cause: Cause,
+    /// What happened.
+    pub event: Event,
+}
+
+/// Why an event happened. An event that is named here has a smaller number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The daemon began.
+    Boot,
+    /// Somebody asked for it.
+    Operator {
+        /// Who: user id and process id, or the address.
+        who: Arc<str>,
+        /// The id of the command.
+        command: Arc<str>,
+    },
+    /// Another event.
+    Event(Seq),
+    /// A delay ended that began with this event.
+    Timer(Seq),
+    /// The operating system reported it.
+    Os,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// To a program.
+    Program(ProgramId, ProgramEvent),
+    /// To a dependency, and so to the program that has it.
+    Dependency(EdgeId, DependencyEvent),
+    /// To the whole system.
+    System(SystemEvent),
+}
+
+/// What can happen to a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event")]
+pub enum ProgramEvent {
+    /// It is about to be started: committed before the fork.
+    #[serde(rename = "ProgramStarting")]
+    Starting {
+        /// The run that begins.
+        instance: InstanceId,
+    },
+    /// Its command runs.
+    #[serde(rename = "ProgramStarted")]
+    Started {
+        /// The run.
+        instance: InstanceId,
+        /// Its process id.
+        pid: i32,
+    },
+    /// It could not be started.
+    #[serde(rename = "ProgramSpawnFailed")]
+    SpawnFailed {
+        /// The run that never was.
+        instance: InstanceId,
+        /// The step that failed.
+        stage: ExecStage,
+        /// The error number of the system call.
+        errno: i32,
+    },
+    /// It is asked to end: committed before the signal.
+    #[serde(rename = "ProgramStopping")]
+    Stopping {
+        /// The run that ends.
+        instance: InstanceId,
+        /// Why.
+        reason: StopReason,
+        /// When it will be killed.
+        #[serde(rename = "deadline_us")]
+        deadline: Instant,
+    },
+    /// It did not end in time and is killed.
+    #[serde(rename = "ProgramStopEscalated")]
+    StopEscalated {
+        /// The run that is killed.
+        instance: InstanceId,
+    },
+    /// It has ended, and nothing of it is left.
+    #[serde(rename = "ProgramExited")]
+    Exited {
+        /// The run that ended.
+        instance: InstanceId,
+        /// How.
+        status: ExitStatus,
+        /// How many processes of its group had to be killed after its main process was gone.
+        left_behind: u16,
+    },
+    /// An operator sent it a signal.
+    #[serde(rename = "ProgramSignalled")]
+    Signalled {
+        /// The run it was sent to.
+        instance: InstanceId,
+        /// The signal.
+        signal: Signal,
+    },
+    /// An operator wants it down.
+    #[serde(rename = "OperatorStopped")]
+    OperatorStopped,
+    /// An operator wants it up.
+    #[serde(rename = "OperatorStarted")]
+    OperatorStarted,
+    /// An operator wants it stopped if it runs, and then started.
+    #[serde(rename = "OperatorRestarted")]
+    OperatorRestarted,
+}
+
+/// Why an instance is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// An operator wants it down or restarted.
+    Operator,
+    /// A program it depends on went down.
+    Propagated,
+    /// The whole system goes down.
+    Shutdown,
+}
+
+/// What can happen to a dependency `of -> on`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event")]
+pub enum DependencyEvent {
+    /// `on` has been up, in one instance, for the delay.
+    #[serde(rename = "DependencySatisfied")]
+    Satisfied {
+        /// The run of `on`.
+        #[serde(rename = "on_instance")]
+        instance: InstanceId,
+    },
+    /// `on` is no longer up, or is about to be stopped.
+    #[serde(rename = "DependencyBroken")]
+    Broken,
+    /// `on` went down and the dependency propagates that: `of` is to be replaced, or revived.
+    #[serde(rename = "RestartDue")]
+    RestartDue {
+        /// The event that took `on` down. Each has exactly one restart for each edge.
+        fall: Seq,
+    },
+}
+
+/// What can happen to the whole system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event")]
+pub enum SystemEvent {
+    /// A life of the daemon began.
+    EpochOpened {
+        /// The version of gaggled.
+        version: String,
+        /// The number of configured programs.
+        programs: u32,
+    },
+    /// Everything is being stopped.
+    ShutdownBegun,
+    /// Everything has been stopped.
+    ShutdownCompleted {
+        /// How many programs could not be ended.
+        survivors: u32,
+    },
+    /// A command was refused.
+    CommandRefused {
+        /// The code of the refusal.
+        code: String,
+        /// The refusal in words.
+        why: String,
+    },
+    /// A bug in gaggled: the rules of one program or dependency panicked and were rebuilt from the journal.
+    ActorPanicked {
+        /// Whose rules.
+        actor: String,
+        /// The message of the panic.
+        message: String,
+    },
+}
+
+impl Event {
+    /// The name of the event, as on the wire.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Program(_, event) => match event {
+                ProgramEvent::Starting { .. } => "ProgramStarting",
+                ProgramEvent::Started { .. } => "ProgramStarted",
+                ProgramEvent::SpawnFailed { .. } => "ProgramSpawnFailed",
+                ProgramEvent::Stopping { .. } => "ProgramStopping",
+                ProgramEvent::StopEscalated { .. } => "ProgramStopEscalated",
+                ProgramEvent::Exited { .. } => "ProgramExited",
+                ProgramEvent::Signalled { .. } => "ProgramSignalled",
+                ProgramEvent::OperatorStopped => "OperatorStopped",
+                ProgramEvent::OperatorStarted => "OperatorStarted",
+                ProgramEvent::OperatorRestarted => "OperatorRestarted",
+            },
+            Self::Dependency(_, event) => match event {
+                DependencyEvent::Satisfied { .. } => "DependencySatisfied",
+                DependencyEvent::Broken => "DependencyBroken",
+                DependencyEvent::RestartDue { .. } => "RestartDue",
+            },
+            Self::System(event) => match event {
+                SystemEvent::EpochOpened { .. } => "EpochOpened",
+                SystemEvent::ShutdownBegun => "ShutdownBegun",
+                SystemEvent::ShutdownCompleted { .. } => "ShutdownCompleted",
+                SystemEvent::CommandRefused { .. } => "CommandRefused",
+                SystemEvent::ActorPanicked { .. } => "ActorPanicked",
+            },
+        }
+    }
+}
+
+impl Cause {
+    /// The event that this cause leads back to, if it is one.
+    pub fn event(&self) -> Option<Seq> {
+        match self {
+            Self::Event(seq) | Self::Timer(seq) => Some(*seq),
+            Self::Boot | Self::Operator { .. } | Self::Os => None,
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Boot => f.write_str("boot"),
+            Self::Operator { who, .. } => write!(f, "operator {who}"),
+            Self::Event(seq) => write!(f, "event {seq}"),
+            Self::Timer(seq) => write!(f, "timer of event {seq}"),
+            Self::Os => f.write_str("operating system"),
+        }
+    }
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Operator => "an operator asked for it",
+            Self::Propagated => "a program it depends on went down",
+            Self::Shutdown => "gaggled shuts down",
+        })
+    }
+}

@@ -1,0 +1,190 @@
+//! The programs and dependencies of a configuration, with dense ids.
+//!
+//! A graph is built once from a checked configuration. It knows nothing of what runs; that is [`crate::state::State`].
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::{DependencyEvent, Event, ProgramEvent, SystemEvent},
+    ids::{EdgeId, ProgramId, Table},
+    time::Millis,
+};
+
+/// What to do when a program ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Start it again, whatever its exit status.
+    #[default]
+    Respawn,
+    /// Leave it, until an operator or a propagated restart wants it again.
+    Once,
+}
+
+/// How the starts of a program that keeps ending are spaced.
+///
+/// The first restart is at once. After that two starts are at least `initial`, then twice that, and so on up to `max`
+/// apart. An instance that stayed up for `reset` begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backoff {
+    /// The space between the second and the third start.
+    pub initial: Millis,
+    /// The greatest space.
+    pub max: Millis,
+    /// How long an instance must stay up for the spacing to begin anew.
+    pub reset: Millis,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Millis(100), max: Millis(60_000), reset: Millis(60_000) }
+    }
+}
+
+/// The part of a program's configuration that the rules look at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What to do when it ends.
+    pub mode: Mode,
+    /// Whether it is wanted from the start.
+    pub enabled: bool,
+    /// How long it may take to end before it is killed.
+    pub killwait: Millis,
+    /// How its starts are spaced.
+    pub backoff: Backoff,
+}
+
+/// A dependency: `of` needs `on`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dependency {
+    /// The program that depends.
+    pub of: ProgramId,
+    /// The program it depends on.
+    pub on: ProgramId,
+    /// How long `on` must have been up, in one instance.
+    pub delay: Millis,
+    /// Whether `of` is stopped and started again when `on` goes down.
+    pub propagate: bool,
+}
+
+/// Programs and dependencies, in the order of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Graph {
+    /// The programs.
+    pub programs: Table<ProgramId, Policy>,
+    /// The dependencies.
+    pub edges: Table<EdgeId, Dependency>,
+    /// The dependencies that each program has.
+    edges_of: Table<ProgramId, Vec<EdgeId>>,
+    /// The dependencies on each program.
+    edges_on: Table<ProgramId, Vec<EdgeId>>,
+    /// How long a shutdown may take before what is left is killed.
+    pub killwait: Millis,
+}
+
+/// A receiver of committed events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ActorId {
+    /// The rules of a program.
+    Program(ProgramId),
+    /// The rules of a dependency.
+    Dependency(EdgeId),
+    /// The rules of the end.
+    Shutdown,
+}
+
+impl Graph {
+    /// A graph without programs.
+    pub fn new(killwait: Millis) -> Self {
+        Self { killwait, ..Self::default() }
+    }
+
+    /// Adds a program.
+    pub fn add_program(&mut self, policy: Policy) -> ProgramId {
+        self.edges_of.push(Vec::new());
+        self.edges_on.push(Vec::new());
+        self.programs.push(policy)
+    }
+
+    /// Adds a dependency between two programs of this graph.
+    pub fn add_dependency(&mut self, dependency: Dependency) -> EdgeId {
+        let id = self.edges.push(dependency);
+        self.edges_of[dependency.of].push(id);
+        self.edges_on[dependency.on].push(id);
+        id
+    }
+
+    /// The dependencies that a program has.
+    pub fn edges_of(&self, of: ProgramId) -> &[EdgeId] {
+        &self.edges_of[of]
+    }
+
+    /// The dependencies on a program.
+    pub fn edges_on(&self, on: ProgramId) -> &[EdgeId] {
+        &self.edges_on[on]
+    }
+
+    /// The program of a name.
+    pub fn find(&self, name: &str) -> Option<ProgramId> {
+        self.programs.iter().find(|(_, policy)| &*policy.name == name).map(|(id, _)| id)
+    }
+
+    /// The program whose state an event changes, if it changes one.
+    pub fn subject(&self, event: &Event) -> Option<ProgramId> {
+        match event {
+            Event::Program(program, _) => Some(*program),
+            Event::Dependency(edge, _) => Some(self.edges[*edge].of),
+            Event::System(_) => None,
+        }
+    }
+
+    /// Calls `tell` for everyone whose rules depend on the event, in a fixed order, each at most once.
+    ///
+    /// The cost is that of the degree of the program, never that of the number of programs; but for the few events of
+    /// the whole system.
+    pub fn interested(&self, event: &Event, mut tell: impl FnMut(ActorId)) {
+        match event {
+            Event::Program(program, event) => {
+                tell(ActorId::Program(*program));
+                for edge in self.edges_on(*program) {
+                    tell(ActorId::Dependency(*edge));
+                }
+                if Self::begins_or_ends_running(event) {
+                    for edge in self.edges_of(*program) {
+                        tell(ActorId::Program(self.edges[*edge].on));
+                    }
+                    tell(ActorId::Shutdown);
+                }
+            }
+            Event::Dependency(edge, event) => {
+                let of = self.edges[*edge].of;
+                tell(ActorId::Program(of));
+                tell(ActorId::Dependency(*edge));
+                if matches!(event, DependencyEvent::RestartDue { .. }) {
+                    for edge in self.edges_on(of) {
+                        tell(ActorId::Dependency(*edge));
+                    }
+                }
+            }
+            Event::System(SystemEvent::EpochOpened { .. } | SystemEvent::ShutdownBegun) => {
+                for program in self.programs.ids() {
+                    tell(ActorId::Program(program));
+                }
+                tell(ActorId::Shutdown);
+            }
+            Event::System(
+                SystemEvent::ShutdownCompleted { .. }
+                | SystemEvent::CommandRefused { .. }
+                | SystemEvent::ActorPanicked { .. },
+            ) => {}
+        }
+    }
+
+    fn begins_or_ends_running(event: &ProgramEvent) -> bool {
+        matches!(event, ProgramEvent::Starting { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. })
+    }
+}

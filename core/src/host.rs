@@ -1,0 +1,228 @@
+//! What owns processes: the words in which the rules and a host speak to each other.
+//!
+//! There is no implementation here. The real host lives in the actors crate, a simulated one in the tests.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{InstanceId, ProgramId};
+
+/// Everything needed to start a program, decided before the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Launch {
+    /// The paths to try, in order; the first that the kernel accepts runs.
+    pub candidates: Vec<String>,
+    /// The arguments, beginning with the one that names the command.
+    pub argv: Vec<String>,
+    /// The complete environment, as `NAME=value`.
+    pub env: Vec<String>,
+    /// The directory to run in; the daemon's own if there is none.
+    pub wd: Option<String>,
+    /// Where the output goes.
+    pub log: Log,
+}
+
+/// Where the output of a program goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Log {
+    /// To the daemon's own output.
+    #[default]
+    Inherit,
+    /// Appended to a file.
+    File(String),
+}
+
+/// The step of a start that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecStage {
+    /// Making the process: out of memory, processes or descriptors.
+    Fork,
+    /// Opening the log file.
+    Log,
+    /// Making a session and resetting signals.
+    Session,
+    /// Changing to the working directory.
+    Wd,
+    /// Executing the command.
+    Exec,
+}
+
+impl ExecStage {
+    /// Whether the same start may well succeed later without anybody changing anything.
+    pub fn is_transient(self) -> bool {
+        matches!(self, Self::Fork)
+    }
+}
+
+impl fmt::Display for ExecStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fork => "making the process",
+            Self::Log => "opening the log",
+            Self::Session => "making a session",
+            Self::Wd => "changing to the working directory",
+            Self::Exec => "executing the command",
+        })
+    }
+}
+
+/// How an instance ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It exited with this code.
+    Code(i32),
+    /// A signal killed it.
+    Signal(i32),
+    /// A signal killed it and it left a core.
+    Core(i32),
+    /// It is gone and nobody can know how it ended.
+    Unknown,
+}
+
+impl ExitStatus {
+    /// Whether it says that all went well.
+    pub fn is_success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exited with code {code}"),
+            Self::Signal(number) => write!(f, "was killed by {}", Signal(*number)),
+            Self::Core(number) => write!(f, "was killed by {} and dumped core", Signal(*number)),
+            Self::Unknown => f.write_str("ended, nobody knows how"),
+        }
+    }
+}
+
+/// A signal, by its number on Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Signal(pub i32);
+
+impl Signal {
+    /// The polite request to end.
+    pub const TERM: Self = Self(15);
+    /// The end.
+    pub const KILL: Self = Self(9);
+
+    const NAMES: [(&'static str, i32); 31] = [
+        ("HUP", 1),
+        ("INT", 2),
+        ("QUIT", 3),
+        ("ILL", 4),
+        ("TRAP", 5),
+        ("ABRT", 6),
+        ("BUS", 7),
+        ("FPE", 8),
+        ("KILL", 9),
+        ("USR1", 10),
+        ("SEGV", 11),
+        ("USR2", 12),
+        ("PIPE", 13),
+        ("ALRM", 14),
+        ("TERM", 15),
+        ("STKFLT", 16),
+        ("CHLD", 17),
+        ("CONT", 18),
+        ("STOP", 19),
+        ("TSTP", 20),
+        ("TTIN", 21),
+        ("TTOU", 22),
+        ("URG", 23),
+        ("XCPU", 24),
+        ("XFSZ", 25),
+        ("VTALRM", 26),
+        ("PROF", 27),
+        ("WINCH", 28),
+        ("IO", 29),
+        ("PWR", 30),
+        ("SYS", 31),
+    ];
+
+    /// Reads a name with or without `SIG`, or a number from 1 to 64.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Ok(number) = text.parse::<i32>() {
+            return (1..=64).contains(&number).then_some(Self(number));
+        }
+        let upper = text.to_ascii_uppercase();
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, number)| Self(*number))
+    }
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match Self::NAMES.iter().find(|(_, number)| *number == self.0) {
+            Some((name, _)) => write!(f, "SIG{name}"),
+            None => write!(f, "signal {}", self.0),
+        }
+    }
+}
+
+/// An effect that the rules ask of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostCommand {
+    /// Start this instance.
+    Spawn {
+        /// The program.
+        program: ProgramId,
+        /// The run that is to begin.
+        instance: InstanceId,
+    },
+    /// Send a signal to everything that this instance consists of.
+    Signal {
+        /// The program.
+        program: ProgramId,
+        /// The run that is meant; a later one is never hit.
+        instance: InstanceId,
+        /// What to send.
+        signal: Signal,
+    },
+}
+
+/// What the host saw of one instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// The program.
+    pub program: ProgramId,
+    /// Which of its runs.
+    pub instance: InstanceId,
+    /// What was seen.
+    pub fact: Fact,
+}
+
+/// What can be seen of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The command runs: the exec has succeeded.
+    Spawned {
+        /// Its process id, which is also its process group and session.
+        pid: i32,
+    },
+    /// There is no process.
+    SpawnFailed {
+        /// The step that failed.
+        stage: ExecStage,
+        /// The error number of the system call.
+        errno: i32,
+    },
+    /// Nothing of the instance is left.
+    Exited {
+        /// How its main process ended.
+        status: ExitStatus,
+        /// How many processes of its group had to be killed after that.
+        left_behind: u16,
+    },
+}
+
+/// What owns processes must do. An observation comes back through whatever the implementation was given to report to.
+pub trait Processes {
+    /// Carries out an effect. Must not block.
+    fn perform(&mut self, command: HostCommand);
+}

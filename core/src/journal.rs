@@ -1,0 +1,52 @@
+//! The one point that every event passes: admit, number, apply.
+//!
+//! Nothing is numbered anywhere else. The journal decides nothing: [`crate::rules`] says what may be committed.
+
+use crate::{
+    event::{Cause, Envelope, Event},
+    graph::Graph,
+    ids::{EpochId, Seq},
+    rules::Refusal,
+    state::State,
+    time::{Instant, WallTime},
+};
+
+/// The sequence of events, as far as its last number and its fold.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    state: State,
+}
+
+impl Journal {
+    /// The journal of a new epoch, before its first event.
+    pub fn new(graph: Graph, epoch: EpochId) -> Self {
+        Self { state: State::new(graph, epoch) }
+    }
+
+    /// Commits an event, or says why it may not be.
+    pub fn commit(
+        &mut self,
+        now: Instant,
+        wall: WallTime,
+        event: Event,
+        cause: Cause,
+    ) -> Result<Envelope, (Event, Refusal)> {
+        if let Err(refusal) = self.state.admit(now, &event) {
+            return Err((event, refusal));
+        }
+        Ok(self.commit_unchecked(now, wall, event, cause))
+    }
+
+    /// Commits what was admitted elsewhere: the simulator's defective journals use it.
+    pub fn commit_unchecked(&mut self, now: Instant, wall: WallTime, event: Event, cause: Cause) -> Envelope {
+        let seq = Seq(self.state.seq.0 + 1);
+        let envelope = Envelope { seq, epoch: self.state.epoch, at: now.max(self.state.at), wall, cause, event };
+        self.state.apply(&envelope);
+        envelope
+    }
+
+    /// The fold of everything committed.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+}

@@ -1,0 +1,32 @@
+//! What is true in a gaggle of programs, and what should happen next.
+//!
+//! Everything here is pure: bytes, numbers and `now` come in, events and requests go out. There is no clock, no
+//! thread, no file and no socket in this crate, so the same rules run in the daemon, in every tool that follows it,
+//! and in the simulator.
+//!
+//! Reading order, which is also how a fact travels:
+//!
+//! 1. [`config`] reads a file into a [`config::Config`], and [`graph`] turns that into programs and dependencies;
+//! 2. [`event`] is what can have happened, [`state`] is the one fold over it, [`rules`] says what may be committed, and
+//!    [`journal`] numbers it;
+//! 3. [`program`], [`dependency`] and [`shutdown`] are the machines that propose events and ask for effects;
+//! 4. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it.
+
+pub mod command;
+pub mod config;
+pub mod dependency;
+pub mod event;
+pub mod graph;
+pub mod history;
+pub mod host;
+pub mod ids;
+pub mod journal;
+pub mod machine;
+pub mod mirror;
+pub mod notifier;
+pub mod program;
+pub mod rules;
+pub mod shutdown;
+pub mod state;
+pub mod time;
+pub mod wire;

@@ -1,0 +1,119 @@
+//! What every machine of the rules has in common: inputs, outputs, and one step.
+//!
+//! A machine changes its mind only when it sees a committed envelope. It proposes events and asks for effects; it
+//! never tells another machine what to do and never waits for an answer.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    event::{Cause, Envelope, Event},
+    host::{HostCommand, Observed},
+    ids::InstanceId,
+    rules::Refusal,
+    state::State,
+    time::Instant,
+};
+
+/// What a machine hears.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// An event was committed.
+    Committed(&'a Envelope),
+    /// A proposal of this machine was not.
+    Refused(&'a Event, &'a Refusal),
+    /// The host saw something of this machine's instance.
+    Observed(Observed),
+    /// A timer that this machine armed has come.
+    Due(Timer),
+    /// The machine was built anew from the fold; what it had armed is gone.
+    Rebuilt,
+}
+
+/// A timer of a machine. Arming one of the same name again replaces it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// The space between two starts is over.
+    Start,
+    /// Dependents have had their time; stop now.
+    Stop,
+    /// Kill this instance if it still stops.
+    Kill(InstanceId),
+    /// The delay of a dependency is over.
+    Gate,
+    /// The shutdown has taken too long.
+    GiveUp,
+}
+
+/// What a machine wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// That this be committed.
+    Propose(Event, Cause),
+    /// That the host do this; only ever for what has been committed.
+    Perform(HostCommand),
+    /// To be told when this moment has come.
+    Arm(Timer, Instant),
+}
+
+/// The wants of one step, in order.
+#[derive(Debug, Default)]
+pub struct Outputs(Vec<Output>);
+
+impl Outputs {
+    /// Proposes an event.
+    pub fn propose(&mut self, event: Event, cause: Cause) {
+        self.0.push(Output::Propose(event, cause));
+    }
+
+    /// Asks the host for an effect.
+    pub fn perform(&mut self, command: HostCommand) {
+        self.0.push(Output::Perform(command));
+    }
+
+    /// Arms a timer.
+    pub fn arm(&mut self, timer: Timer, at: Instant) {
+        self.0.push(Output::Arm(timer, at));
+    }
+
+    /// Takes what was wanted and leaves nothing.
+    pub fn drain(&mut self) -> std::vec::Drain<'_, Output> {
+        self.0.drain(..)
+    }
+}
+
+/// The timers of one machine. There is one deadline to wait for, however many are armed.
+#[derive(Clone, Debug, Default)]
+pub struct Timers(BTreeMap<Timer, Instant>);
+
+impl Timers {
+    /// Arms a timer, in place of one of the same name.
+    pub fn arm(&mut self, timer: Timer, at: Instant) {
+        self.0.insert(timer, at);
+    }
+
+    /// The next deadline.
+    pub fn next(&self) -> Option<Instant> {
+        self.0.values().min().copied()
+    }
+
+    /// Takes the timers that have come, in order.
+    pub fn take_due(&mut self, now: Instant) -> Vec<Timer> {
+        let due: Vec<Timer> = self.0.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
+        for timer in &due {
+            self.0.remove(timer);
+        }
+        due
+    }
+}
+
+/// The rules of one program, one dependency, or the end.
+pub trait Machine {
+    /// What tells one machine of this kind from another.
+    type Id: Copy;
+
+    /// The machine as the fold has it: at the beginning, and again after a panic.
+    fn new(state: &State, id: Self::Id) -> Self;
+
+    /// Takes an input and says what follows from it.
+    fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs);
+}

@@ -1,0 +1,256 @@
+//! The rules of one program: when to start it, when to stop it, when to kill it.
+//!
+//! There are two rules, and both look only at the folded state:
+//!
+//! - **start** when a start is owed, nobody wants it down, every dependency is satisfied, and the space between starts
+//!   is over;
+//! - **stop** when it is leaving or everything is; an operator's stop and a shutdown let the dependents go first, but
+//!   for no longer than half of the killwait.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
+    graph::Policy,
+    host::{Fact, HostCommand, Observed, Signal},
+    ids::{EpochId, InstanceId, ProgramId, Seq},
+    machine::{Input, Machine, Outputs, Timer},
+    rules::Refusal,
+    state::{Phase, ProgramState, State},
+    time::{Instant, Millis},
+};
+
+/// The machine of one program.
+#[derive(Clone, Debug)]
+pub struct Program {
+    id: ProgramId,
+    epoch: EpochId,
+    policy: Policy,
+    state: ProgramState,
+    /// Programs that depend on this one and have a process.
+    dependents: BTreeSet<ProgramId>,
+    /// Those that follow it down, by a dependency that propagates.
+    followers: BTreeSet<ProgramId>,
+    shutdown: Option<Instant>,
+    shutdown_killwait: Millis,
+    /// Whether a proposal of `decide` has not been answered.
+    asked: bool,
+    /// The event after which the timer of `decide` was armed.
+    armed_by: Seq,
+}
+
+impl Program {
+    fn committed(&mut self, envelope: &Envelope, out: &mut Outputs) {
+        match &envelope.event {
+            Event::Program(program, event) if *program == self.id => self.own(envelope, event, out),
+            Event::Program(dependent, event) => self.dependent(*dependent, event),
+            Event::Dependency(_, event) => self.state.apply_dependency(envelope.seq, envelope.at, event),
+            Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
+            Event::System(_) => {}
+        }
+    }
+
+    fn own(&mut self, envelope: &Envelope, event: &ProgramEvent, out: &mut Outputs) {
+        self.state.apply(&self.policy, self.epoch, envelope.seq, envelope.at, event);
+        let program = self.id;
+        match event {
+            ProgramEvent::Starting { instance } => {
+                self.asked = false;
+                out.perform(HostCommand::Spawn { program, instance: *instance });
+            }
+            ProgramEvent::Stopping { instance, deadline, .. } => {
+                self.asked = false;
+                out.perform(HostCommand::Signal { program, instance: *instance, signal: Signal::TERM });
+                out.arm(Timer::Kill(*instance), *deadline);
+            }
+            ProgramEvent::StopEscalated { instance } => {
+                out.perform(HostCommand::Signal { program, instance: *instance, signal: Signal::KILL });
+            }
+            ProgramEvent::Signalled { instance, signal } => {
+                out.perform(HostCommand::Signal { program, instance: *instance, signal: *signal });
+            }
+            ProgramEvent::Exited { .. } => self.asked = false,
+            ProgramEvent::Started { .. }
+            | ProgramEvent::SpawnFailed { .. }
+            | ProgramEvent::OperatorStopped
+            | ProgramEvent::OperatorStarted
+            | ProgramEvent::OperatorRestarted => {}
+        }
+    }
+
+    fn dependent(&mut self, dependent: ProgramId, event: &ProgramEvent) {
+        match event {
+            ProgramEvent::Starting { .. } => {
+                self.dependents.insert(dependent);
+            }
+            ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. } => {
+                self.dependents.remove(&dependent);
+            }
+            ProgramEvent::Started { .. }
+            | ProgramEvent::Stopping { .. }
+            | ProgramEvent::StopEscalated { .. }
+            | ProgramEvent::Signalled { .. }
+            | ProgramEvent::OperatorStopped
+            | ProgramEvent::OperatorStarted
+            | ProgramEvent::OperatorRestarted => {}
+        }
+    }
+
+    /// Applies the two rules.
+    fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
+        if self.asked {
+            return;
+        }
+        match self.state.phase {
+            Phase::Down if self.may_start() => match self.state.not_before {
+                Some(at) if at > now => self.arm(Timer::Start, at, &cause, out),
+                _ => {
+                    let instance = InstanceId(self.state.instance.0 + 1);
+                    self.ask(ProgramEvent::Starting { instance }, cause, out);
+                }
+            },
+            Phase::Up => {
+                if let Some(reason) = self.stop_reason() {
+                    match self.hold(reason).filter(|until| *until > now) {
+                        Some(until) => self.arm(Timer::Stop, until, &cause, out),
+                        None => self.stop(now, reason, cause, out),
+                    }
+                }
+            }
+            Phase::Down | Phase::Starting | Phase::Stopping => {}
+        }
+    }
+
+    fn may_start(&self) -> bool {
+        self.state.due && !self.state.operator_down && self.state.unmet == 0 && self.shutdown.is_none()
+    }
+
+    fn stop_reason(&self) -> Option<StopReason> {
+        match self.shutdown {
+            Some(_) => Some(StopReason::Shutdown),
+            None => self.state.leaving.map(|leaving| leaving.reason),
+        }
+    }
+
+    /// Until when the dependents that go first are waited for.
+    fn hold(&self, reason: StopReason) -> Option<Instant> {
+        match reason {
+            StopReason::Propagated => None,
+            StopReason::Operator => (self.dependents.intersection(&self.followers).next().is_some())
+                .then(|| self.leaving_since() + self.policy.killwait.half()),
+            StopReason::Shutdown => {
+                (!self.dependents.is_empty()).then(|| self.counted(self.shutdown) + self.shutdown_killwait.half())
+            }
+        }
+    }
+
+    fn stop(&mut self, now: Instant, reason: StopReason, cause: Cause, out: &mut Outputs) {
+        let killwait = self.policy.killwait;
+        let bound = match reason {
+            StopReason::Shutdown => self.counted(self.shutdown) + self.shutdown_killwait.max(killwait),
+            StopReason::Operator => self.leaving_since() + killwait,
+            StopReason::Propagated => now + killwait,
+        };
+        let deadline = bound.min(now + killwait);
+        let instance = self.state.instance;
+        self.ask(ProgramEvent::Stopping { instance, reason, deadline }, cause, out);
+    }
+
+    /// From when on the killwait counts: what was decided while it was starting counts from when it was up.
+    fn leaving_since(&self) -> Instant {
+        self.counted(self.state.leaving.map(|leaving| leaving.since))
+    }
+
+    fn counted(&self, decided: Option<Instant>) -> Instant {
+        decided.max(self.state.up_since).unwrap_or_default()
+    }
+
+    fn ask(&mut self, event: ProgramEvent, cause: Cause, out: &mut Outputs) {
+        self.asked = true;
+        out.propose(Event::Program(self.id, event), cause);
+    }
+
+    fn arm(&mut self, timer: Timer, at: Instant, cause: &Cause, out: &mut Outputs) {
+        self.armed_by = cause.event().unwrap_or(self.armed_by);
+        out.arm(timer, at);
+    }
+
+    fn observed(&self, observed: Observed, out: &mut Outputs) {
+        let instance = observed.instance;
+        let event = match observed.fact {
+            Fact::Spawned { pid } => ProgramEvent::Started { instance, pid },
+            Fact::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
+            Fact::Exited { status, left_behind } => ProgramEvent::Exited { instance, status, left_behind },
+        };
+        let stopping = self.state.phase == Phase::Stopping && self.state.instance == instance;
+        let cause = match observed.fact {
+            Fact::Exited { .. } if !stopping => Cause::Os,
+            Fact::Exited { .. } | Fact::Spawned { .. } | Fact::SpawnFailed { .. } => {
+                Cause::Event(self.state.changed_by)
+            }
+        };
+        out.propose(Event::Program(self.id, event), cause);
+    }
+
+    fn kill(&self, instance: InstanceId, out: &mut Outputs) {
+        if self.state.phase == Phase::Stopping && self.state.instance == instance {
+            let cause = Cause::Timer(self.state.changed_by);
+            out.propose(Event::Program(self.id, ProgramEvent::StopEscalated { instance }), cause);
+        }
+    }
+
+    fn refused(&mut self, event: &Event, refusal: &Refusal, out: &mut Outputs) {
+        let timer = match event {
+            Event::Program(_, ProgramEvent::StopEscalated { instance }) => Timer::Kill(*instance),
+            Event::Program(_, ProgramEvent::Starting { .. } | ProgramEvent::Stopping { .. }) => {
+                self.asked = false;
+                Timer::Start
+            }
+            Event::Program(..) | Event::Dependency(..) | Event::System(_) => return,
+        };
+        if let Refusal::TooEarly { ready_at } = refusal {
+            out.arm(timer, *ready_at);
+        }
+    }
+
+    fn rebuilt(&mut self, now: Instant, out: &mut Outputs) {
+        if let (Phase::Stopping, Some(deadline)) = (self.state.phase, self.state.deadline) {
+            out.arm(Timer::Kill(self.state.instance), deadline);
+        }
+        self.decide(now, Cause::Event(self.state.last_seq), out);
+    }
+}
+
+impl Machine for Program {
+    type Id = ProgramId;
+
+    fn new(state: &State, id: ProgramId) -> Self {
+        let edges = || state.graph.edges_on(id).iter().map(|edge| &state.graph.edges[*edge]);
+        Self {
+            id,
+            epoch: state.epoch,
+            policy: state.graph.programs[id].clone(),
+            state: state.programs[id].clone(),
+            dependents: edges().map(|edge| edge.of).filter(|of| state.programs[*of].is_running()).collect(),
+            followers: edges().filter(|edge| edge.propagate).map(|edge| edge.of).collect(),
+            shutdown: state.shutdown,
+            shutdown_killwait: state.graph.killwait,
+            asked: false,
+            armed_by: state.programs[id].last_seq,
+        }
+    }
+
+    fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
+        match input {
+            Input::Committed(envelope) => {
+                self.committed(envelope, out);
+                self.decide(now, Cause::Event(envelope.seq), out);
+            }
+            Input::Observed(observed) => self.observed(*observed, out),
+            Input::Due(Timer::Kill(instance)) => self.kill(*instance, out),
+            Input::Due(_) => self.decide(now, Cause::Timer(self.armed_by), out),
+            Input::Refused(event, refusal) => self.refused(event, refusal, out),
+            Input::Rebuilt => self.rebuilt(now, out),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! What may be committed: every precondition, checked against the folded state at the moment of numbering.
+//!
+//! A proposal races with what happens meanwhile: a dependency may die between the moment its edge opens and the moment
+//! the dependent starts. Checked here, at the one point where events are numbered, the rules hold exactly in the order
+//! of the journal. A refusal is not an error; it says what to wait for.
+
+use std::fmt;
+
+use crate::{
+    event::{DependencyEvent, Event, ProgramEvent, StopReason, SystemEvent},
+    ids::{EdgeId, InstanceId, ProgramId, Seq},
+    state::{Phase, ProgramState, State},
+    time::Instant,
+};
+
+/// Why a proposal is not true, or not yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The instance it speaks of is not the one there is, or not in that phase: the proposal is stale.
+    Stale,
+    /// No start is owed, or an operator wants the program down.
+    NotWanted,
+    /// This dependency is not satisfied.
+    DependencyUnmet {
+        /// Which.
+        edge: EdgeId,
+    },
+    /// It is too early.
+    TooEarly {
+        /// When to ask again.
+        ready_at: Instant,
+    },
+    /// Everything is being stopped.
+    ShuttingDown,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stale => f.write_str("that instance is no longer in that phase"),
+            Self::NotWanted => f.write_str("the program is not wanted"),
+            Self::DependencyUnmet { edge } => write!(f, "dependency {edge} is not satisfied"),
+            Self::TooEarly { ready_at } => write!(f, "too early, ready at {} ms", ready_at.as_millis()),
+            Self::ShuttingDown => f.write_str("gaggled is shutting down"),
+        }
+    }
+}
+
+impl State {
+    /// Whether an event may be committed now.
+    pub fn admit(&self, now: Instant, event: &Event) -> Result<(), Refusal> {
+        match event {
+            Event::Program(id, event) => self.admit_program(now, *id, event),
+            Event::Dependency(id, event) => self.admit_dependency(now, *id, event),
+            Event::System(event) => self.admit_system(event),
+        }
+    }
+
+    fn admit_program(&self, now: Instant, id: ProgramId, event: &ProgramEvent) -> Result<(), Refusal> {
+        let program = &self.programs[id];
+        match event {
+            ProgramEvent::Starting { instance } => self.admit_start(now, id, *instance),
+            ProgramEvent::Started { instance, .. } | ProgramEvent::SpawnFailed { instance, .. } => {
+                is_in(program, *instance, &[Phase::Starting])
+            }
+            ProgramEvent::Stopping { instance, reason, .. } => {
+                is_in(program, *instance, &[Phase::Up])?;
+                let wanted = program.leaving.is_some() || self.shutdown.is_some() && *reason == StopReason::Shutdown;
+                if wanted { Ok(()) } else { Err(Refusal::Stale) }
+            }
+            ProgramEvent::StopEscalated { instance } => {
+                is_in(program, *instance, &[Phase::Stopping])?;
+                match program.deadline {
+                    Some(ready_at) if ready_at > now => Err(Refusal::TooEarly { ready_at }),
+                    Some(_) => Ok(()),
+                    None => Err(Refusal::Stale),
+                }
+            }
+            ProgramEvent::Exited { instance, .. } => is_in(program, *instance, &[Phase::Up, Phase::Stopping]),
+            ProgramEvent::Signalled { instance, .. } => is_in(program, *instance, &[Phase::Up, Phase::Stopping]),
+            ProgramEvent::OperatorStopped => Ok(()),
+            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => self.refuse_in_shutdown(),
+        }
+    }
+
+    fn admit_start(&self, now: Instant, id: ProgramId, instance: InstanceId) -> Result<(), Refusal> {
+        let program = &self.programs[id];
+        self.refuse_in_shutdown()?;
+        if program.phase != Phase::Down || instance.0 != program.instance.0 + 1 {
+            return Err(Refusal::Stale);
+        }
+        if !program.due || program.operator_down {
+            return Err(Refusal::NotWanted);
+        }
+        for edge in self.graph.edges_of(id) {
+            let open = self.edges[*edge].satisfied.is_some() && self.opens_at(*edge).is_some_and(|at| at <= now);
+            if !open {
+                return Err(Refusal::DependencyUnmet { edge: *edge });
+            }
+        }
+        match program.not_before {
+            Some(ready_at) if ready_at > now => Err(Refusal::TooEarly { ready_at }),
+            _ => Ok(()),
+        }
+    }
+
+    fn admit_dependency(&self, now: Instant, id: EdgeId, event: &DependencyEvent) -> Result<(), Refusal> {
+        let edge = &self.edges[id];
+        let on = &self.programs[self.graph.edges[id].on];
+        match event {
+            DependencyEvent::Satisfied { instance } => {
+                if edge.satisfied.is_some() || on.instance != *instance {
+                    return Err(Refusal::Stale);
+                }
+                match self.opens_at(id) {
+                    Some(at) if at <= now => Ok(()),
+                    Some(ready_at) => Err(Refusal::TooEarly { ready_at }),
+                    None => Err(Refusal::Stale),
+                }
+            }
+            DependencyEvent::Broken => {
+                if edge.satisfied.is_some() {
+                    Ok(())
+                } else {
+                    Err(Refusal::Stale)
+                }
+            }
+            DependencyEvent::RestartDue { fall } => {
+                self.refuse_in_shutdown()?;
+                let news = on.fall.is_some_and(|last| *fall <= last) && edge.last_fall < Some(*fall);
+                if self.graph.edges[id].propagate && news { Ok(()) } else { Err(Refusal::Stale) }
+            }
+        }
+    }
+
+    fn admit_system(&self, event: &SystemEvent) -> Result<(), Refusal> {
+        match event {
+            SystemEvent::EpochOpened { .. } if self.seq > Seq(0) => Err(Refusal::Stale),
+            SystemEvent::ShutdownBegun => self.refuse_in_shutdown(),
+            SystemEvent::ShutdownCompleted { .. } if self.shutdown.is_none() || self.survivors.is_some() => {
+                Err(Refusal::Stale)
+            }
+            SystemEvent::EpochOpened { .. }
+            | SystemEvent::ShutdownCompleted { .. }
+            | SystemEvent::CommandRefused { .. }
+            | SystemEvent::ActorPanicked { .. } => Ok(()),
+        }
+    }
+
+    fn refuse_in_shutdown(&self) -> Result<(), Refusal> {
+        if self.shutdown.is_some() { Err(Refusal::ShuttingDown) } else { Ok(()) }
+    }
+}
+
+fn is_in(program: &ProgramState, instance: InstanceId, phases: &[Phase]) -> Result<(), Refusal> {
+    if program.instance == instance && phases.contains(&program.phase) { Ok(()) } else { Err(Refusal::Stale) }
+}

@@ -1,0 +1,444 @@
+//! The state of everything, as a fold of the events and nothing else.
+//!
+//! [`State::apply`] is the only fold there is: the daemon, the tools that follow it, and the simulator call it. What a
+//! program's state is changes only with an event that concerns that program, so a follower that looks at one program
+//! needs only that program's events.
+//!
+//! ```text
+//!            Starting             Started             Stopping
+//!     Down -----------> Starting ---------> Up --------------------> Stopping
+//!      ^                   | SpawnFailed     | Exited                   | Exited
+//!      +-------------------+-----------------+--------------------------+
+//! ```
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    event::{DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
+    graph::{Backoff, Dependency, Graph, Mode, Policy},
+    host::{ExecStage, ExitStatus},
+    ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq, Table},
+    time::{Instant, Millis},
+};
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// There is none.
+    #[default]
+    Down,
+    /// It was asked for and has not yet been reported.
+    Starting,
+    /// Its command runs.
+    Up,
+    /// It was asked to end.
+    Stopping,
+}
+
+/// How the last run ended, or why it never was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It ran and ended.
+    Exited(ExitStatus),
+    /// It could not be started.
+    SpawnFailed {
+        /// The step that failed.
+        stage: ExecStage,
+        /// The error number.
+        errno: i32,
+    },
+}
+
+/// That an instance is to be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Why.
+    pub reason: StopReason,
+    /// Since when that is known.
+    pub since: Instant,
+}
+
+/// The state of one program.
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about a program")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramState {
+    /// Where its instance is in its life.
+    pub phase: Phase,
+    /// The last run, or the one that is; 0 before the first.
+    pub instance: InstanceId,
+    /// The process id while there is a process.
+    pub pid: Option<i32>,
+    /// When the instance came up.
+    pub up_since: Option<Instant>,
+    /// When the phase last changed.
+    pub changed_at: Instant,
+    /// The event that changed it.
+    pub changed_by: Seq,
+    /// Whether a start is owed: at boot, after an end that is to be followed by a start, or because somebody asked.
+    pub due: bool,
+    /// Whether an operator, or the configuration, wants it down. Overrides everything else.
+    pub operator_down: bool,
+    /// That the instance which runs is to be stopped, from the moment that is known.
+    pub leaving: Option<Leaving>,
+    /// When a stopping instance will be killed.
+    pub deadline: Option<Instant>,
+    /// Whether gaggled signalled the last instance to end.
+    pub signalled: bool,
+    /// The event that last took it down, or decided to: dependents that propagate restart once for each.
+    pub fall: Option<Seq>,
+    /// How the last run ended.
+    pub outcome: Option<Outcome>,
+    /// The number of starts since the last that lasted.
+    pub attempts: u32,
+    /// Not to be started before this moment.
+    pub not_before: Option<Instant>,
+    /// How often it has been started again.
+    pub restarts: u64,
+    /// The number of its dependencies that are not satisfied.
+    pub unmet: u32,
+    /// The original's counter: 1, and 1 more for each start, end, and wish of an operator.
+    pub state_sequence: u64,
+    /// The last event that concerned it.
+    pub last_seq: Seq,
+}
+
+/// The state of one dependency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeState {
+    /// The run of `on` that satisfies it.
+    pub satisfied: Option<InstanceId>,
+    /// The last fall of `on` that it answered with a restart.
+    pub last_fall: Option<Seq>,
+}
+
+/// The state of everything.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The programs and dependencies this is the state of.
+    pub graph: Graph,
+    /// The life of the daemon.
+    pub epoch: EpochId,
+    /// The last event that was applied.
+    pub seq: Seq,
+    /// When that was.
+    pub at: Instant,
+    /// The state of each program.
+    pub programs: Table<ProgramId, ProgramState>,
+    /// The state of each dependency.
+    pub edges: Table<EdgeId, EdgeState>,
+    /// When the shutdown began.
+    pub shutdown: Option<Instant>,
+    /// Programs that have a process, or are about to.
+    pub running: BTreeSet<ProgramId>,
+    /// How many programs outlived the shutdown, once it is complete.
+    pub survivors: Option<u32>,
+}
+
+impl ProgramState {
+    /// The state of a program that was never started.
+    pub fn new(policy: &Policy, dependencies: usize) -> Self {
+        Self {
+            phase: Phase::Down,
+            instance: InstanceId(0),
+            pid: None,
+            up_since: None,
+            changed_at: Instant::default(),
+            changed_by: Seq(0),
+            due: policy.enabled,
+            operator_down: !policy.enabled,
+            leaving: None,
+            deadline: None,
+            signalled: false,
+            fall: None,
+            outcome: None,
+            attempts: 0,
+            not_before: None,
+            restarts: 0,
+            unmet: u32::try_from(dependencies).unwrap_or(u32::MAX),
+            state_sequence: 1,
+            last_seq: Seq(0),
+        }
+    }
+
+    /// Whether there is a process, or one is on its way.
+    pub fn is_running(&self) -> bool {
+        self.phase != Phase::Down
+    }
+
+    /// Whether a dependency may count on it: it is up and nobody has decided to stop it.
+    pub fn is_steady(&self) -> bool {
+        self.phase == Phase::Up && self.leaving.is_none()
+    }
+
+    /// Folds an event of the program itself.
+    pub fn apply(&mut self, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant, event: &ProgramEvent) {
+        let before = self.phase;
+        match event {
+            ProgramEvent::Starting { instance } => self.starting(*instance, policy.backoff),
+            ProgramEvent::Started { pid, .. } => {
+                self.phase = Phase::Up;
+                self.pid = Some(*pid);
+                self.up_since = Some(at);
+                self.state_sequence += 1;
+            }
+            ProgramEvent::SpawnFailed { stage, errno, .. } => {
+                self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
+                self.down();
+                self.due |= policy.mode == Mode::Respawn || stage.is_transient();
+                self.state_sequence += 1;
+                self.not_before =
+                    Some(at + policy.backoff.space(self.attempts.max(1), jitter(epoch, policy, self.instance)));
+            }
+            ProgramEvent::Stopping { reason, deadline, .. } => {
+                self.phase = Phase::Stopping;
+                self.leaving = self.leaving.or(Some(Leaving { reason: *reason, since: at }));
+                self.deadline = Some(*deadline);
+                self.signalled = true;
+            }
+            ProgramEvent::StopEscalated { .. } => self.deadline = None,
+            ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
+            ProgramEvent::Signalled { .. } => self.signalled = true,
+            ProgramEvent::OperatorStopped => {
+                self.operator_down = true;
+                self.due = false;
+                self.leave(seq, at);
+                self.state_sequence += 1;
+            }
+            ProgramEvent::OperatorStarted => {
+                self.wanted_again();
+                self.due |= self.leaving.is_some() || !self.is_running();
+                self.state_sequence += 1;
+            }
+            ProgramEvent::OperatorRestarted => {
+                self.wanted_again();
+                self.due = true;
+                self.leave(seq, at);
+                self.state_sequence += 1;
+            }
+        }
+        if self.phase != before {
+            self.changed_at = at;
+            self.changed_by = seq;
+        }
+        self.last_seq = seq;
+    }
+
+    /// Folds an event of one of the dependencies that the program has.
+    pub fn apply_dependency(&mut self, seq: Seq, at: Instant, event: &DependencyEvent) {
+        match event {
+            DependencyEvent::Satisfied { .. } => self.unmet = self.unmet.saturating_sub(1),
+            DependencyEvent::Broken => self.unmet = self.unmet.saturating_add(1),
+            DependencyEvent::RestartDue { .. } => {
+                self.due = true;
+                self.not_before = None;
+                if self.is_running() && self.leaving.is_none() {
+                    self.leaving = Some(Leaving { reason: StopReason::Propagated, since: at });
+                }
+            }
+        }
+        self.last_seq = seq;
+    }
+
+    fn starting(&mut self, instance: InstanceId, backoff: Backoff) {
+        if self.up_since.is_some_and(|since| self.changed_at.since(since) >= backoff.reset) {
+            self.attempts = 0;
+        }
+        self.phase = Phase::Starting;
+        self.restarts += u64::from(instance > InstanceId(1));
+        self.instance = instance;
+        self.attempts = self.attempts.saturating_add(1);
+        self.up_since = None;
+        self.due = false;
+        self.leaving = None;
+        self.signalled = false;
+        self.not_before = None;
+    }
+
+    fn exited(&mut self, status: ExitStatus, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant) {
+        let began = self.up_since.unwrap_or(at);
+        let planned = self.leaving.is_some();
+        if self.leaving.is_none_or(|leaving| leaving.reason != StopReason::Operator) {
+            self.fall = Some(seq);
+        }
+        self.outcome = Some(Outcome::Exited(status));
+        self.down();
+        self.due = !self.operator_down && (self.due || policy.mode == Mode::Respawn);
+        self.state_sequence += 1;
+        if planned {
+            self.attempts = 0;
+        } else if at.since(began) < policy.backoff.reset {
+            self.not_before = policy.backoff.next_start(began, at, self.attempts, jitter(epoch, policy, self.instance));
+        }
+    }
+
+    fn down(&mut self) {
+        self.phase = Phase::Down;
+        self.pid = None;
+        self.leaving = None;
+        self.deadline = None;
+    }
+
+    fn wanted_again(&mut self) {
+        self.operator_down = false;
+        self.attempts = 0;
+        self.not_before = None;
+    }
+
+    fn leave(&mut self, seq: Seq, at: Instant) {
+        if self.is_running() && self.leaving.is_none() {
+            self.leaving = Some(Leaving { reason: StopReason::Operator, since: at });
+            self.fall = Some(seq);
+        }
+    }
+}
+
+impl Backoff {
+    /// The space after so many attempts: none after the first, then doubling, stretched by up to a tenth either way.
+    fn space(self, attempts: u32, jitter: i64) -> Millis {
+        let doublings = attempts.saturating_sub(1).min(40);
+        let plain = self.initial.0.saturating_mul(1 << doublings).min(self.max.0);
+        let stretch = i64::try_from(plain / 10).unwrap_or(i64::MAX).saturating_mul(jitter) / 1000;
+        Millis(plain.saturating_add_signed(stretch))
+    }
+
+    fn next_start(self, began: Instant, now: Instant, attempts: u32, jitter: i64) -> Option<Instant> {
+        let spaced = match attempts {
+            0 | 1 => began,
+            more => began + self.space(more - 1, jitter),
+        };
+        (spaced > now).then_some(spaced)
+    }
+}
+
+/// A number from -1000 to 1000 that depends only on the epoch, the program and its run.
+fn jitter(epoch: EpochId, policy: &Policy, instance: InstanceId) -> i64 {
+    let mut hash = epoch.0 ^ instance.0.rotate_left(32);
+    for byte in policy.name.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    i64::try_from((hash ^ (hash >> 31)) % 2001).unwrap_or(0) - 1000
+}
+
+impl State {
+    /// The state before the first event of an epoch.
+    pub fn new(graph: Graph, epoch: EpochId) -> Self {
+        let programs =
+            graph.programs.iter().map(|(id, policy)| ProgramState::new(policy, graph.edges_of(id).len())).collect();
+        let edges = graph.edges.values().map(|_| EdgeState::default()).collect();
+        Self {
+            graph,
+            epoch,
+            seq: Seq(0),
+            at: Instant::default(),
+            programs,
+            edges,
+            shutdown: None,
+            running: BTreeSet::new(),
+            survivors: None,
+        }
+    }
+
+    /// Folds the next event.
+    pub fn apply(&mut self, envelope: &Envelope) {
+        self.seq = envelope.seq;
+        self.at = envelope.at;
+        match &envelope.event {
+            Event::Program(id, event) => {
+                let program = &mut self.programs[*id];
+                program.apply(&self.graph.programs[*id], self.epoch, envelope.seq, envelope.at, event);
+                if program.is_running() {
+                    self.running.insert(*id);
+                } else {
+                    self.running.remove(id);
+                }
+            }
+            Event::Dependency(id, event) => self.apply_dependency(*id, event, envelope),
+            Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
+            Event::System(SystemEvent::ShutdownCompleted { survivors }) => self.survivors = Some(*survivors),
+            Event::System(
+                SystemEvent::EpochOpened { .. }
+                | SystemEvent::CommandRefused { .. }
+                | SystemEvent::ActorPanicked { .. },
+            ) => {}
+        }
+    }
+
+    fn apply_dependency(&mut self, id: EdgeId, event: &DependencyEvent, envelope: &Envelope) {
+        let edge = &mut self.edges[id];
+        match event {
+            DependencyEvent::Satisfied { instance } => edge.satisfied = Some(*instance),
+            DependencyEvent::Broken => edge.satisfied = None,
+            DependencyEvent::RestartDue { fall } => edge.last_fall = Some(*fall),
+        }
+        self.programs[self.graph.edges[id].of].apply_dependency(envelope.seq, envelope.at, event);
+    }
+
+    /// A dependency with its state.
+    pub fn edge(&self, id: EdgeId) -> (&Dependency, &EdgeState) {
+        (&self.graph.edges[id], &self.edges[id])
+    }
+
+    /// When a dependency is, or will be, open; `None` while `on` cannot be counted on.
+    pub fn opens_at(&self, id: EdgeId) -> Option<Instant> {
+        let edge = &self.graph.edges[id];
+        let on = &self.programs[edge.on];
+        on.is_steady().then_some(on.up_since? + edge.delay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn starts_in_first_minute(backoff: Backoff, lifetime: Millis) -> (u32, Millis) {
+        let policy = Policy { name: "a".into(), mode: Mode::Respawn, enabled: true, killwait: Millis(10_000), backoff };
+        let mut program = ProgramState::new(&policy, 0);
+        let (mut now, mut starts, mut space) = (Instant::default(), 0, Millis(0));
+        for run in 1..200 {
+            let began = now;
+            let instance = InstanceId(run);
+            let mut apply = |at, event| program.apply(&policy, EpochId(7), Seq(run), at, &event);
+            apply(now, ProgramEvent::Starting { instance });
+            apply(now, ProgramEvent::Started { instance, pid: 1 });
+            now = now + lifetime;
+            apply(now, ProgramEvent::Exited { instance, status: ExitStatus::Code(1), left_behind: 0 });
+            starts += u32::from(began < Instant::default() + Millis(60_000));
+            now = program.not_before.unwrap_or(now);
+            space = began.until(now);
+        }
+        (starts, space)
+    }
+
+    #[test]
+    fn a_crash_loop_is_bounded_and_a_settled_program_is_not_held_back() {
+        let (starts, space) = starts_in_first_minute(Backoff::default(), Millis(0));
+        assert!(starts <= 20, "{starts} starts in the first minute");
+        assert!((54_000..=66_000).contains(&space.0), "space in the long run: {space}");
+
+        let (_, space) = starts_in_first_minute(Backoff::default(), Millis(60_000));
+        assert_eq!(space, Millis(60_000), "an instance that stayed up is followed at once");
+
+        let free = Backoff { max: Millis(0), ..Backoff::default() };
+        assert_eq!(starts_in_first_minute(free, Millis(1)).1, Millis(1));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_tenth_and_differs_between_programs() {
+        let backoff = Backoff::default();
+        let seen: BTreeSet<u64> = (1..100)
+            .map(|run| {
+                let policy =
+                    Policy { name: "web".into(), mode: Mode::Respawn, enabled: true, killwait: Millis(1), backoff };
+                backoff.space(20, jitter(EpochId(1), &policy, InstanceId(run))).0
+            })
+            .collect();
+        assert!(seen.len() > 50);
+        assert!(seen.iter().all(|space| (54_000..=66_000).contains(space)));
+    }
+}

@@ -1,0 +1,3 @@
+//! The simulator of gaggled's rules, and what the end-to-end tests share.
+
+pub mod sim;

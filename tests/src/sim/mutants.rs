@@ -1,0 +1,252 @@
+//! Defects on purpose. Each is a mistake that somebody could make in the rules; the invariants must find every one.
+
+use gaggled_core::{
+    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    graph::ActorId,
+    host::{HostCommand, Signal},
+    journal::Journal,
+    machine::{Input, Output, Timer},
+    rules::Refusal,
+    time::{Instant, Millis, WallTime},
+};
+
+/// A defect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutant {
+    /// A start is admitted although a dependency is not satisfied, and dependencies are proposed as open when they open.
+    StartWithoutDependencies,
+    /// A start is admitted before the space between starts is over, and nobody waits for it.
+    StartTooEarly,
+    /// A start is admitted during a shutdown, and proposed.
+    StartInShutdown,
+    /// A program that an operator wants down is started again when it has ended.
+    StartAgainstOperator,
+    /// One of some restarts is forgotten.
+    LoseRestart,
+    /// A restart is only proposed when the dependency was satisfied: a fall within the delay is missed.
+    RestartTwice,
+    /// Nobody is killed.
+    NeverKill,
+    /// Killed only after twice the killwait.
+    KillLate,
+    /// The signal is not sent.
+    NeverTerm,
+    /// The delay is half of what it should be.
+    HalfDelay,
+    /// A dependency stays satisfied when `on` goes down.
+    NeverBroken,
+    /// A program is stopped before its dependents.
+    DependentsLast,
+    /// A stop that comes while the program is starting is forgotten.
+    ForgetStopWhileStarting,
+    /// The same number twice.
+    NumberTwice,
+    /// The end is announced while something still runs.
+    EndEarly,
+    /// A failed start is not tried again.
+    ForgetFailedStart,
+    /// A crashed program is started twice.
+    SpawnTwice,
+    /// A cause that does not exist.
+    NoCause,
+    /// An exit is reported for the wrong run.
+    WrongRun,
+    /// A program does not hear that everything is to be stopped.
+    DeafToShutdown,
+    /// A timer for the space between starts is never armed.
+    ForgetBackoffTimer,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 21] = [
+        Self::StartWithoutDependencies,
+        Self::StartTooEarly,
+        Self::StartInShutdown,
+        Self::StartAgainstOperator,
+        Self::LoseRestart,
+        Self::RestartTwice,
+        Self::NeverKill,
+        Self::KillLate,
+        Self::NeverTerm,
+        Self::HalfDelay,
+        Self::NeverBroken,
+        Self::DependentsLast,
+        Self::ForgetStopWhileStarting,
+        Self::NumberTwice,
+        Self::EndEarly,
+        Self::ForgetFailedStart,
+        Self::SpawnTwice,
+        Self::NoCause,
+        Self::WrongRun,
+        Self::DeafToShutdown,
+        Self::ForgetBackoffTimer,
+    ];
+
+    /// The journal with the defect.
+    pub fn commit(
+        self,
+        journal: &mut Journal,
+        now: Instant,
+        wall: WallTime,
+        event: Event,
+        cause: Cause,
+    ) -> Result<Envelope, (Event, Refusal)> {
+        let cause = match cause {
+            Cause::Event(seq) if self == Self::NoCause && seq.0 % 7 == 0 => {
+                Cause::Event(gaggled_core::ids::Seq(seq.0 + 1_000_000))
+            }
+            cause => cause,
+        };
+        match journal.commit(now, wall, event, cause.clone()) {
+            Err((event, refusal)) if self.admits(&event, &refusal) => {
+                Ok(journal.commit_unchecked(now, wall, event, cause))
+            }
+            Ok(envelope) if self == Self::NumberTwice && envelope.seq.0 % 50 == 0 => {
+                Ok(Envelope { seq: gaggled_core::ids::Seq(envelope.seq.0 - 1), ..envelope })
+            }
+            result => result,
+        }
+    }
+
+    /// Whether a machine with the defect takes notice of an input.
+    pub fn hears(self, actor: ActorId, input: &Input<'_>) -> bool {
+        match (self, actor, input) {
+            (
+                Self::DependentsLast,
+                ActorId::Program(own),
+                Input::Committed(Envelope { event: Event::Program(other, _), .. }),
+            ) => own == *other,
+            (
+                Self::DeafToShutdown,
+                ActorId::Program(own),
+                Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownBegun), .. }),
+            ) => own.0 % 3 > 0,
+            _ => true,
+        }
+    }
+
+    fn admits(self, event: &Event, refusal: &Refusal) -> bool {
+        let start = matches!(event, Event::Program(_, ProgramEvent::Starting { .. }));
+        match self {
+            Self::StartWithoutDependencies => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
+            Self::StartTooEarly => start && matches!(refusal, Refusal::TooEarly { .. }),
+            Self::StartInShutdown => start && *refusal == Refusal::ShuttingDown,
+            Self::StartAgainstOperator => start && *refusal == Refusal::NotWanted,
+            Self::RestartTwice => {
+                matches!(event, Event::Dependency(_, DependencyEvent::RestartDue { .. })) && *refusal == Refusal::Stale
+            }
+            Self::HalfDelay => {
+                matches!(
+                    event,
+                    Event::Dependency(_, DependencyEvent::Satisfied { .. })
+                        | Event::Program(_, ProgramEvent::Starting { .. })
+                ) && matches!(refusal, Refusal::TooEarly { .. } | Refusal::DependencyUnmet { .. })
+            }
+            _ => false,
+        }
+    }
+
+    /// The wants of a machine with the defect.
+    pub fn outputs(self, now: Instant, input: &Input<'_>, outputs: Vec<Output>) -> Vec<Output> {
+        let mut outputs = outputs;
+        match self {
+            Self::StartTooEarly => {
+                for output in &mut outputs {
+                    if let Output::Arm(Timer::Start, at) = output {
+                        *at = now;
+                    }
+                }
+            }
+            Self::HalfDelay => {
+                for output in &mut outputs {
+                    if let Output::Arm(Timer::Gate, at) = output {
+                        *at = now + now.until(*at).half();
+                    }
+                }
+                if matches!(input, Input::Due(Timer::Gate)) && outputs.len() == 1 {
+                    // It believes its clock: what it would wait for once more, it proposes.
+                    outputs.retain(|output| !matches!(output, Output::Arm(..)));
+                }
+            }
+            Self::StartAgainstOperator | Self::StartInShutdown => Self::start_anyway(self, input, &mut outputs),
+            Self::LoseRestart => outputs.retain(|output| {
+                !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { fall }), _) if fall.0 % 5 == 0)
+            }),
+            Self::RestartTwice => {
+                let again: Vec<Output> = outputs
+                    .iter()
+                    .filter(|output| matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { .. }), _)))
+                    .cloned()
+                    .collect();
+                outputs.extend(again);
+            }
+            Self::NeverKill => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Kill(_), _))),
+            Self::KillLate => {
+                for output in &mut outputs {
+                    if let Output::Arm(Timer::Kill(_), at) = output {
+                        *at = *at + now.until(*at) + Millis(100);
+                    }
+                }
+            }
+            Self::NeverTerm => outputs.retain(|output| {
+                !matches!(output, Output::Perform(HostCommand::Signal { signal: Signal::TERM | Signal::KILL, .. }))
+            }),
+            Self::NeverBroken => outputs.retain(|output| {
+                !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::Broken), _))
+            }),
+            Self::ForgetStopWhileStarting => outputs.retain(|output| {
+                let started = matches!(input, Input::Committed(Envelope { event: Event::Program(_, ProgramEvent::Started { .. }), .. }));
+                !(started && matches!(output, Output::Propose(Event::Program(_, ProgramEvent::Stopping { .. }), _)))
+            }),
+            Self::EndEarly => {
+                if matches!(input, Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownBegun), .. }))
+                    && outputs.iter().any(|output| matches!(output, Output::Arm(Timer::GiveUp, _)))
+                {
+                    outputs.push(Output::Propose(Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Boot));
+                }
+            }
+            Self::ForgetFailedStart => outputs.retain(|output| {
+                let failed = matches!(input, Input::Committed(Envelope { event: Event::Program(_, ProgramEvent::SpawnFailed { .. }), .. }));
+                !(failed && matches!(output, Output::Arm(..) | Output::Propose(..)))
+            }),
+            Self::SpawnTwice => {
+                let again = outputs.iter().find(|output| matches!(output, Output::Perform(HostCommand::Spawn { .. }))).cloned();
+                outputs.extend(again);
+            }
+            Self::WrongRun => {
+                for output in &mut outputs {
+                    if let Output::Propose(Event::Program(_, ProgramEvent::Exited { instance, .. }), _) = output {
+                        instance.0 = instance.0.saturating_sub(u64::from(instance.0 % 5 == 2));
+                    }
+                }
+            }
+            Self::ForgetBackoffTimer => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Start, _))),
+            Self::StartWithoutDependencies => Self::start_unmet(input, &mut outputs),
+            Self::NumberTwice | Self::NoCause | Self::DependentsLast | Self::DeafToShutdown => {}
+        }
+        outputs
+    }
+
+    fn start_unmet(input: &Input<'_>, outputs: &mut Vec<Output>) {
+        if let Input::Committed(Envelope {
+            event: Event::Program(program, ProgramEvent::Exited { instance, .. }),
+            seq,
+            ..
+        }) = input
+        {
+            let instance = gaggled_core::ids::InstanceId(instance.0 + 1);
+            outputs.push(Output::Propose(
+                Event::Program(*program, ProgramEvent::Starting { instance }),
+                Cause::Event(*seq),
+            ));
+        }
+    }
+
+    fn start_anyway(self, input: &Input<'_>, outputs: &mut Vec<Output>) {
+        let Input::Committed(Envelope { event: Event::Program(_, event), .. }) = input else { return };
+        if matches!(event, ProgramEvent::Exited { .. }) {
+            Self::start_unmet(input, outputs);
+        }
+    }
+}

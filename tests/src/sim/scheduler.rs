@@ -1,0 +1,459 @@
+//! The machines under a seeded scheduler: no runtime, no threads, virtual time.
+//!
+//! Order is kept per sender and receiver, and free otherwise, which is exactly what the real actors guarantee. Under
+//! [`Policy::Fifo`] the order is the one that actix takes, so the journal must come out equal to that of the real
+//! actors. Under the other policies time may also overtake messages a little.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque},
+    rc::Rc,
+};
+
+use gaggled_core::{
+    dependency,
+    event::{Cause, Envelope, Event, SystemEvent},
+    graph::{ActorId, Graph},
+    host::{HostCommand, Observed},
+    ids::EpochId,
+    journal::Journal,
+    machine::{Input, Machine, Output, Outputs, Timers},
+    program::Program,
+    rules::Refusal,
+    shutdown::Shutdown,
+    state::State,
+    time::{Instant, WallTime},
+};
+
+use super::{
+    host::{Fate, SimHost},
+    mutants::Mutant,
+    random::Random,
+    world::World,
+};
+
+/// In which order messages are delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// As actix does: an actor that has messages runs until it has none.
+    Fifo,
+    /// Any order.
+    Uniform,
+    /// Receivers have priorities, which change now and then (Burckhardt and others, 2010).
+    Priority,
+    /// One receiver gets nothing while anybody else can.
+    Starve,
+}
+
+impl Policy {
+    /// The order that a seed is run in.
+    pub fn of(seed: u64) -> Self {
+        match seed % 4 {
+            0 => Self::Fifo,
+            1 => Self::Uniform,
+            2 => Self::Priority,
+            _ => Self::Starve,
+        }
+    }
+}
+
+/// Somebody who receives messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Party {
+    Journal,
+    Actor(ActorId),
+    Host,
+    World,
+}
+
+#[derive(Clone, Debug)]
+enum Message {
+    Propose(Event, Cause),
+    Committed(Rc<Envelope>),
+    Refused(Event, Refusal),
+    Perform(HostCommand),
+    Observed(Observed),
+}
+
+/// The rules of one actor, whichever it is.
+enum Rules {
+    Program(Box<Program>),
+    Dependency(Box<dependency::Dependency>),
+    Shutdown(Shutdown),
+}
+
+impl Rules {
+    fn new(state: &State, actor: ActorId) -> Self {
+        match actor {
+            ActorId::Program(id) => Self::Program(Box::new(Program::new(state, id))),
+            ActorId::Dependency(id) => Self::Dependency(Box::new(dependency::Dependency::new(state, id))),
+            ActorId::Shutdown => Self::Shutdown(Shutdown::new(state, ())),
+        }
+    }
+
+    fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
+        match self {
+            Self::Program(rules) => rules.step(now, input, out),
+            Self::Dependency(rules) => rules.step(now, input, out),
+            Self::Shutdown(rules) => rules.step(now, input, out),
+        }
+    }
+}
+
+/// What a run has shown.
+#[derive(Debug)]
+pub struct Run {
+    /// Every event.
+    pub envelopes: Vec<Envelope>,
+    /// The fold that the journal kept.
+    pub state: State,
+    /// What the host saw go wrong, and what the scheduler did.
+    pub violations: Vec<String>,
+    /// How many messages and timers there were.
+    pub steps: u64,
+    /// Programs that had a process at the end.
+    pub left_alive: usize,
+}
+
+/// One run of a world.
+pub struct Simulation {
+    world: World,
+    graph: Rc<Graph>,
+    policy: Policy,
+    mutant: Option<Mutant>,
+    random: Random,
+    now: Instant,
+    journal: Journal,
+    rules: BTreeMap<ActorId, (Rules, Timers)>,
+    host: SimHost,
+    fates: BinaryHeap<Reverse<(Instant, u64, usize)>>,
+    fate_store: Vec<Fate>,
+    mailboxes: BTreeMap<Party, VecDeque<(Party, Message)>>,
+    ready: VecDeque<Party>,
+    queued: BTreeSet<Party>,
+    /// Receivers whose alarm has come and who have not run since.
+    due: BTreeSet<Party>,
+    /// Alarms by their moment, then by the order in which they were set; a newer one of the same party replaces it.
+    alarms: BTreeMap<(Instant, u64), Party>,
+    alarm_of: BTreeMap<Party, (Instant, u64)>,
+    created: u64,
+    wishes: VecDeque<(Instant, Event)>,
+    favourites: BTreeMap<Party, u64>,
+    refused_in_a_row: BTreeMap<Party, (Event, u32)>,
+    steps_since_commit: u64,
+    run: Run,
+}
+
+impl Simulation {
+    /// A run of this world in this order, with or without a defect.
+    pub fn new(world: &World, policy: Policy, mutant: Option<Mutant>) -> Self {
+        let journal = Journal::new(world.graph.clone(), EpochId(world.seed));
+        let state = journal.state();
+        let programs = world.graph.programs.ids().map(ActorId::Program);
+        let edges = world.graph.edges.ids().map(ActorId::Dependency);
+        let actors = programs.chain(edges).chain([ActorId::Shutdown]);
+        let rules = actors.map(|actor| (actor, (Rules::new(state, actor), Timers::default()))).collect();
+        let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
+        wishes.push((world.shutdown_at, World::shutdown()));
+        wishes.sort_by_key(|(at, _)| *at);
+        let run = Run { envelopes: Vec::new(), state: state.clone(), violations: Vec::new(), steps: 0, left_alive: 0 };
+        Self {
+            world: world.clone(),
+            graph: Rc::new(world.graph.clone()),
+            policy,
+            mutant,
+            random: Random::new(world.seed ^ 0x5c4e_d01e),
+            now: Instant::default(),
+            rules,
+            host: SimHost::new(world),
+            journal,
+            fates: BinaryHeap::new(),
+            fate_store: Vec::new(),
+            mailboxes: BTreeMap::new(),
+            ready: VecDeque::new(),
+            queued: BTreeSet::new(),
+            due: BTreeSet::new(),
+            alarms: BTreeMap::new(),
+            alarm_of: BTreeMap::new(),
+            created: 0,
+            wishes: wishes.into(),
+            favourites: BTreeMap::new(),
+            refused_in_a_row: BTreeMap::new(),
+            steps_since_commit: 0,
+            run,
+        }
+    }
+
+    /// Runs until the shutdown is complete.
+    pub fn run(mut self) -> Run {
+        let programs = u32::try_from(self.world.graph.programs.len()).unwrap_or(u32::MAX);
+        let opened = SystemEvent::EpochOpened { version: "simulated".into(), programs };
+        self.post(Party::World, Party::Journal, Message::Propose(Event::System(opened), Cause::Boot));
+        if let Some((at, _)) = self.wishes.front() {
+            let at = *at;
+            self.set_alarm(Party::World, Some(at));
+        }
+        while self.run.state.survivors.is_none() && self.run.violations.is_empty() {
+            if !self.turn() {
+                self.run.violations.push("everything stands still before the shutdown is complete".into());
+            }
+        }
+        self.run.violations.append(&mut self.host.violations);
+        self.run.state = self.journal.state().clone();
+        self.run.left_alive = self.host.living();
+        self.run
+    }
+
+    /// Delivers a message or lets time pass; false if there is nothing to do.
+    fn turn(&mut self) -> bool {
+        self.run.steps += 1;
+        self.steps_since_commit += 1;
+        if self.steps_since_commit > 2000 + 20 * self.rules.len() as u64 {
+            self.run.violations.push("I20: a great many steps without an event".into());
+        }
+        if self.run.envelopes.len() > 200_000 {
+            self.run.violations.push("I20: no end of events".into());
+        }
+        let overtakes = self.policy != Policy::Fifo && self.random.below(64) == 0 && self.next_alarm_is_near();
+        if !overtakes {
+            if let Some(party) = self.choose() {
+                self.deliver(party);
+                return true;
+            }
+        }
+        self.pass_time()
+    }
+
+    fn next_alarm_is_near(&self) -> bool {
+        self.alarms.keys().next().is_some_and(|(at, _)| self.now.until(*at).0 <= 20)
+    }
+
+    fn choose(&mut self) -> Option<Party> {
+        if self.policy == Policy::Fifo {
+            return self.ready.front().copied();
+        }
+        let waiting: Vec<Party> =
+            self.mailboxes.iter().filter(|(_, box_)| !box_.is_empty()).map(|(party, _)| *party).collect();
+        let first = *waiting.first()?;
+        if self.policy == Policy::Uniform {
+            return Some(self.random.pick(&waiting));
+        }
+        if self.policy == Policy::Priority && self.random.below(200) == 0 {
+            self.favourites.clear();
+        }
+        let mut best = (first, 0);
+        for party in waiting {
+            let random = &mut self.random;
+            let favour = *self.favourites.entry(party).or_insert_with(|| random.next() | 1);
+            if favour > best.1 {
+                best = (party, favour);
+            }
+        }
+        Some(best.0)
+    }
+
+    fn deliver(&mut self, party: Party) {
+        if self.policy == Policy::Fifo {
+            while let Some((from, message)) = self.mailboxes.get_mut(&party).and_then(VecDeque::pop_front) {
+                self.receive(party, from, message);
+            }
+            if self.due.remove(&party) {
+                self.fire(party);
+            }
+            self.ready.pop_front();
+            self.queued.remove(&party);
+            self.ring(party);
+            return;
+        }
+        let mailbox = self.mailboxes.entry(party).or_default();
+        let senders: BTreeSet<Party> = mailbox.iter().map(|(from, _)| *from).collect();
+        let senders: Vec<Party> = senders.into_iter().collect();
+        let from = self.random.pick(&senders);
+        let mailbox = self.mailboxes.entry(party).or_default();
+        let at = mailbox.iter().position(|(sender, _)| *sender == from).expect("a sender has a message");
+        let (from, message) = mailbox.remove(at).expect("the message is there");
+        if mailbox.len() > 64 + 8 * self.rules.len() {
+            self.run.violations.push(format!("I20: {} messages wait for {party:?}", self.mailboxes[&party].len()));
+        }
+        self.receive(party, from, message);
+    }
+
+    fn receive(&mut self, party: Party, from: Party, message: Message) {
+        match (party, message) {
+            (Party::Journal, Message::Propose(event, cause)) => self.commit(from, event, cause),
+            (Party::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
+            (Party::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
+            (Party::Actor(actor), Message::Observed(observed)) => self.step(actor, &Input::Observed(observed)),
+            (Party::Host, Message::Perform(command)) => {
+                for (at, fate) in self.host.perform(self.now, command) {
+                    self.created += 1;
+                    self.fates.push(Reverse((at, self.created, self.fate_store.len())));
+                    self.fate_store.push(fate);
+                }
+                self.rearm_host();
+            }
+            (party, message) => unreachable!("{party:?} got {message:?}"),
+        }
+    }
+
+    fn commit(&mut self, from: Party, event: Event, cause: Cause) {
+        let wall = WallTime(i64::try_from(self.now.as_micros()).unwrap_or(i64::MAX));
+        let admitted = match self.mutant {
+            Some(mutant) => mutant.commit(&mut self.journal, self.now, wall, event, cause),
+            None => self.journal.commit(self.now, wall, event, cause),
+        };
+        match admitted {
+            Ok(envelope) => {
+                self.steps_since_commit = 0;
+                self.run.state.survivors = self.journal.state().survivors;
+                let envelope = Rc::new(envelope);
+                let graph = self.graph.clone();
+                graph.interested(&envelope.event, |actor| {
+                    self.refused_in_a_row.remove(&Party::Actor(actor));
+                    self.post(Party::Journal, Party::Actor(actor), Message::Committed(envelope.clone()));
+                });
+                self.run.envelopes.push((*envelope).clone());
+            }
+            Err((event, refusal)) => {
+                let row = self.refused_in_a_row.entry(from).or_insert_with(|| (event.clone(), 0));
+                row.1 = if row.0 == event { row.1 + 1 } else { 1 };
+                row.0 = event.clone();
+                if matches!(from, Party::Actor(_)) && row.1 > 2 {
+                    let found = format!("I20: {from:?} was refused {} times in a row for {event:?}: {refusal}", row.1);
+                    self.run.violations.push(found);
+                }
+                if matches!(from, Party::Actor(_)) {
+                    self.post(Party::Journal, from, Message::Refused(event, refusal));
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, actor: ActorId, input: &Input<'_>) {
+        let mut out = Outputs::default();
+        if self.mutant.is_some_and(|mutant| !mutant.hears(actor, input)) {
+            return;
+        }
+        let Some((rules, timers)) = self.rules.get_mut(&actor) else { return };
+        rules.step(self.now, input, &mut out);
+        let outputs: Vec<Output> = match self.mutant {
+            Some(mutant) => mutant.outputs(self.now, input, out.drain().collect()),
+            None => out.drain().collect(),
+        };
+        for output in &outputs {
+            if let Output::Arm(timer, at) = output {
+                timers.arm(*timer, *at);
+            }
+        }
+        for output in outputs {
+            match output {
+                Output::Propose(event, cause) => {
+                    self.post(Party::Actor(actor), Party::Journal, Message::Propose(event, cause));
+                }
+                Output::Perform(command) => self.post(Party::Actor(actor), Party::Host, Message::Perform(command)),
+                Output::Arm(..) => {}
+            }
+        }
+        self.rearm(actor);
+    }
+
+    fn rearm(&mut self, actor: ActorId) {
+        let next = self.rules.get(&actor).and_then(|(_, timers)| timers.next());
+        self.set_alarm(Party::Actor(actor), next);
+    }
+
+    fn rearm_host(&mut self) {
+        let next = self.fates.peek().map(|Reverse((at, _, _))| *at);
+        self.set_alarm(Party::Host, next);
+    }
+
+    /// Sets the one alarm of a party; one that already stands for the same moment stays as it is.
+    fn set_alarm(&mut self, alarm: Party, at: Option<Instant>) {
+        if let Some(key) = self.alarm_of.get(&alarm).copied() {
+            if at == Some(key.0) {
+                return;
+            }
+            self.alarm_of.remove(&alarm);
+            self.alarms.remove(&key);
+        }
+        if let Some(at) = at {
+            self.created += 1;
+            let key = (at.max(self.now), self.created);
+            self.alarm_of.insert(alarm, key);
+            self.alarms.insert(key, alarm);
+        }
+    }
+
+    fn pass_time(&mut self) -> bool {
+        let Some((moment, _)) = self.alarms.keys().next().copied() else { return false };
+        self.now = self.now.max(moment);
+        // The runtime wakes everybody whose moment it is, and then lets them run.
+        while let Some(entry) = self.alarms.first_entry().filter(|entry| entry.key().0 <= moment) {
+            let party = entry.remove();
+            self.alarm_of.remove(&party);
+            if self.policy != Policy::Fifo {
+                self.fire(party);
+                break;
+            }
+            self.due.insert(party);
+            if self.queued.insert(party) {
+                self.ready.push_back(party);
+            }
+        }
+        true
+    }
+
+    fn fire(&mut self, party: Party) {
+        match party {
+            Party::Actor(actor) => {
+                let due = self.rules.get_mut(&actor).map(|(_, timers)| timers.take_due(self.now));
+                for timer in due.unwrap_or_default() {
+                    self.step(actor, &Input::Due(timer));
+                }
+                self.rearm(actor);
+            }
+            Party::Host => self.meet_fates(),
+            Party::World => self.wish(),
+            Party::Journal => {}
+        }
+    }
+
+    fn meet_fates(&mut self) {
+        while let Some(Reverse((at, _, fate))) = self.fates.peek().copied() {
+            if at > self.now {
+                break;
+            }
+            self.fates.pop();
+            if let Some(observed) = self.host.meet(self.fate_store[fate]) {
+                let actor = Party::Actor(ActorId::Program(observed.program));
+                self.post(Party::Host, actor, Message::Observed(observed));
+            }
+        }
+        self.rearm_host();
+    }
+
+    fn wish(&mut self) {
+        while let Some((at, _)) = self.wishes.front() {
+            if *at > self.now {
+                break;
+            }
+            let (_, event) = self.wishes.pop_front().expect("there is one");
+            let cause = Cause::Operator { who: "simulated".into(), command: "".into() };
+            self.post(Party::World, Party::Journal, Message::Propose(event, cause));
+        }
+        let next = self.wishes.front().map(|(at, _)| *at);
+        self.set_alarm(Party::World, next);
+    }
+
+    fn post(&mut self, from: Party, to: Party, message: Message) {
+        self.mailboxes.entry(to).or_default().push_back((from, message));
+        self.ring(to);
+    }
+
+    fn ring(&mut self, party: Party) {
+        let waits = self.mailboxes.get(&party).is_some_and(|mailbox| !mailbox.is_empty());
+        if waits && self.queued.insert(party) {
+            self.ready.push_back(party);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! A system drawn from a seed: programs, dependencies, how the programs behave, what operators do and when.
+
+use gaggled_core::{
+    event::{Event, ProgramEvent, SystemEvent},
+    graph::{Backoff, Dependency, Graph, Mode, Policy},
+    ids::{Dense, ProgramId},
+    time::{Instant, Millis},
+};
+
+use super::random::Random;
+
+/// How a program behaves once it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Behaviour {
+    /// How long a run lasts at most.
+    pub lifetime: Millis,
+    /// How long it takes to end after a TERM; `None` ignores it.
+    pub after_term: Option<Millis>,
+    /// How often in a hundred starts there is no process to be had.
+    pub fork_fails: u64,
+    /// How long a start takes.
+    pub spawn: Millis,
+}
+
+/// What an operator wants.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// When.
+    pub at: Instant,
+    /// What.
+    pub event: Event,
+}
+
+/// A system with its fate.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Where it comes from.
+    pub seed: u64,
+    /// Programs and dependencies.
+    pub graph: Graph,
+    /// The behaviour of each program.
+    pub behaviours: Vec<Behaviour>,
+    /// What operators do, in the order of time.
+    pub wishes: Vec<Wish>,
+    /// From when on nothing bad happens.
+    pub healed_at: Instant,
+    /// When the shutdown is asked for.
+    pub shutdown_at: Instant,
+}
+
+/// For how long after the last misfortune everything must have settled.
+pub const SETTLING: Millis = Millis(240_000);
+
+impl World {
+    /// The world of a seed.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let size = if random.percent(70) { 1 + random.below(8) } else { 1 + random.below(40) };
+        let size = usize::try_from(size).expect("a small number");
+        let graph = draw_graph(&mut random, size);
+        let storm = random.percent(30);
+        let behaviours = (0..size).map(|_| draw_behaviour(&mut random, storm)).collect();
+        let healed_at = Instant::from_micros(1000 * (20_000 + random.below(400_000)));
+        let early_shutdown = random.percent(25);
+        let wishes = draw_wishes(&mut random, &graph, healed_at);
+        let shutdown_at =
+            if early_shutdown { Instant::from_micros(1000 * random.below(30_000)) } else { healed_at + SETTLING };
+        Self { seed, graph, behaviours, wishes, healed_at, shutdown_at }
+    }
+
+    /// The wish that ends everything.
+    pub fn shutdown() -> Event {
+        Event::System(SystemEvent::ShutdownBegun)
+    }
+}
+
+fn draw_graph(random: &mut Random, size: usize) -> Graph {
+    let mut graph = Graph::new(random.pick(&[Millis(100), Millis(3000), Millis(10_000)]));
+    for i in 0..size {
+        graph.add_program(Policy {
+            name: format!("p{i}").into(),
+            mode: if random.percent(85) { Mode::Respawn } else { Mode::Once },
+            enabled: random.percent(90),
+            killwait: if random.percent(80) { graph.killwait } else { random.pick(&[Millis(50), Millis(2000)]) },
+            backoff: if random.percent(80) {
+                Backoff::default()
+            } else {
+                Backoff { initial: Millis(10), max: Millis(1000), reset: Millis(5000) }
+            },
+        });
+    }
+    for of in 1..size {
+        for _ in 0..random.below(4) {
+            let on = usize::try_from(random.below(of as u64)).expect("a small number");
+            let dependency = Dependency {
+                of: ProgramId::at(of),
+                on: ProgramId::at(on),
+                delay: random.pick(&[Millis(0), Millis(1), Millis(50), Millis(700), Millis(5000)]),
+                propagate: random.percent(50),
+            };
+            let known = graph.edges.values().any(|edge| edge.of == dependency.of && edge.on == dependency.on);
+            if !known {
+                graph.add_dependency(dependency);
+            }
+        }
+    }
+    graph
+}
+
+fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
+    let lifetime = match random.below(10) {
+        0..=1 => random.below(100),
+        2..=4 => random.below(if storm { 2000 } else { 120_000 }),
+        _ => random.below(4 * 3600 * 1000),
+    };
+    Behaviour {
+        lifetime: Millis(lifetime),
+        after_term: (!random.percent(20)).then(|| Millis(random.pick(&[0, 1, 20, 150, 2500]))),
+        fork_fails: random.pick(&[0, 0, 0, 10, 50]),
+        spawn: random.pick(&[Millis(0), Millis(0), Millis(1), Millis(30), Millis(5000)]),
+    }
+}
+
+fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> {
+    let count = random.pick(&[0, 3, 20, 60]);
+    let mut at = Instant::default();
+    let mut wishes: Vec<Wish> = (0..count)
+        .map(|_| {
+            // In bursts, so that wishes meet each other within the same few milliseconds.
+            at = if random.percent(50) {
+                at + Millis(random.below(5))
+            } else {
+                at + Millis(random.below(until.as_millis() / 20))
+            };
+            let program =
+                ProgramId::at(usize::try_from(random.below(graph.programs.len() as u64)).expect("a small number"));
+            let event = random.pick(&[0, 1, 2]);
+            let event = [ProgramEvent::OperatorStopped, ProgramEvent::OperatorStarted, ProgramEvent::OperatorRestarted]
+                [event]
+                .clone();
+            Wish { at: at.min(until), event: Event::Program(program, event) }
+        })
+        .collect();
+    // In the end nobody wants anything down, so that everything must come up, or come back, by itself.
+    for (id, policy) in graph.programs.iter() {
+        let last = wishes.iter().rev().find(|wish| matches!(&wish.event, Event::Program(program, _) if *program == id));
+        let down =
+            last.map_or(!policy.enabled, |wish| matches!(wish.event, Event::Program(_, ProgramEvent::OperatorStopped)));
+        if down {
+            wishes.push(Wish { at: until, event: Event::Program(id, ProgramEvent::OperatorStarted) });
+        }
+    }
+    wishes
+}
