@@ -1,1 +1,13 @@
-//! Placeholder.
+//! This machine: one actor per program and per dependency, the journal, and the processes.
+//!
+//! The actors are thin: [`shell`] hands what it hears to a machine of the core and does what that wants. They know
+//! nothing of the network; what comes from outside enters through [`control`], and what goes out leaves through a
+//! closure given to [`root`].
+
+pub mod clock;
+pub mod control;
+pub mod host;
+pub mod journal;
+pub mod launch;
+pub mod root;
+pub mod shell;

@@ -1,1 +1,202 @@
-//! Placeholder.
+//! The configuration file: RON in, a checked [`Config`] out, or everything that is wrong with it.
+//!
+//! A file is taken whole or refused whole. Mistakes of spelling stop at the first; mistakes of sense are all reported,
+//! each with the place in the file and the cure.
+
+mod check;
+mod locate;
+mod model;
+mod order;
+
+use std::ops::Range;
+
+use ron::{error::SpannedError, extensions::Extensions, options::Options};
+
+pub use self::{
+    locate::Locator,
+    model::{Config, DependsConfig, ProgramConfig, Settings, SmtpgateConfig, Tls},
+    order::Ordered,
+};
+
+/// Whether a file with this finding may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// It may not.
+    Error,
+    /// It may, but not everything in it has the effect that one would expect.
+    Warning,
+}
+
+/// Something to say about a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// Whether the file may be used.
+    pub severity: Severity,
+    /// What is wrong, in one sentence.
+    pub message: String,
+    /// Where, as bytes of the text; `None` if it is something that is missing altogether.
+    pub span: Option<Range<usize>>,
+    /// What to do about it.
+    pub help: Option<String>,
+}
+
+impl Diagnostic {
+    /// Something that makes the file unusable.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Error, message: message.into(), span: None, help: None }
+    }
+
+    /// Something to know.
+    pub fn warning(message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(message) }
+    }
+
+    /// The same, with its place.
+    #[must_use]
+    pub fn at(self, span: Option<Range<usize>>) -> Self {
+        Self { span, ..self }
+    }
+
+    /// The same, with the cure.
+    #[must_use]
+    pub fn help(self, help: impl Into<String>) -> Self {
+        Self { help: Some(help.into()), ..self }
+    }
+}
+
+/// A configuration that can be used, with what is to be said about it all the same.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The configuration.
+    pub config: Config,
+    /// Where everything stands in the text.
+    pub locator: Locator,
+    /// What to know about it.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl Config {
+    /// The largest file that is read, in bytes.
+    pub const MAX_BYTES: usize = 64 << 20;
+
+    /// Reads and checks a file.
+    pub fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
+        let config: Self = dialect().from_str(text).map_err(|error| vec![spelling(text, &error)])?;
+        let locator = Locator::new(text);
+        let (errors, warnings): (Vec<_>, Vec<_>) =
+            check::check(&config, &locator).into_iter().partition(|found| found.severity == Severity::Error);
+        if errors.is_empty() { Ok(Parsed { config, locator, warnings }) } else { Err(errors) }
+    }
+
+    /// Writes the configuration as a file that [`Config::parse`] reads.
+    pub fn print(&self) -> Result<String, ron::Error> {
+        let pretty = ron::ser::PrettyConfig::new().indentor("    ").struct_names(false);
+        dialect().to_string_pretty(self, pretty)
+    }
+}
+
+fn dialect() -> Options {
+    Options::default().with_default_extension(Extensions::IMPLICIT_SOME)
+}
+
+fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
+    let offset = |line: usize, col: usize| {
+        let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+        let row = text.get(start..).unwrap_or_default();
+        start + row.chars().take(col.saturating_sub(1)).map(char::len_utf8).sum::<usize>()
+    };
+    let start = offset(error.span.start.line, error.span.start.col).min(text.len());
+    let end = offset(error.span.end.line, error.span.end.col).clamp(start, text.len());
+    let found = Diagnostic::error(error.code.to_string()).at(Some(start..end));
+    if text.get(start..).is_some_and(|rest| rest.trim().is_empty()) {
+        return found.help("the text ends too early: a bracket or a quote that was opened is not closed");
+    }
+    match &error.code {
+        ron::Error::NoSuchStructField { .. } => found.help("remove the field, or correct its name"),
+        ron::Error::ExpectedOptionEnd | ron::Error::ExpectedOption => {
+            found.help("write the value itself, without Some(..)")
+        }
+        _ => found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> Vec<String> {
+        match Config::parse(text) {
+            Ok(_) => Vec::new(),
+            Err(found) => found.into_iter().map(|found| found.message).collect(),
+        }
+    }
+
+    #[test]
+    fn the_empty_configuration_is_one() {
+        assert!(refused("()").is_empty());
+        assert!(refused("(programs: {})").is_empty());
+    }
+
+    #[test]
+    fn a_full_configuration_prints_and_reads_back_the_same() {
+        let text = r#"(
+            gaggled: (killwait: "3s", path: "/opt/bin", env: {"TZ": "UTC"}, eventurl: "ipc:///tmp/e", controlurl: "ipc:///tmp/c"),
+            programs: {
+                "db": (command: "postgres", argv: ["-D", "/srv/db"], killwait: 5000, log: "/var/log/db.log"),
+                "web": (shell: "exec web", mode: Once, enabled: false, wd: "/", env: {"A": "b"}, depends: {
+                    "db": (delay: "500ms", propagate: true),
+                }),
+            },
+        )"#;
+        let first = Config::parse(text).expect("it is correct").config;
+        let printed = first.print().expect("it can be written");
+        assert_eq!(Config::parse(&printed).expect("it is correct again").config, first, "{printed}");
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let table = [
+            (r#"(programs: {"a": (command: "x", respwan: true)})"#, "respwan"),
+            (r#"(programs: {"a": (command: "x", mode: Off)})"#, "Off"),
+            (r#"(programs: {"a": (command: "x"), "a": (command: "y")})"#, "program \"a\" is there twice"),
+            (r#"(programs: {"a": ()})"#, "program \"a\" has no command"),
+            (r#"(programs: {"a": (command: "")})"#, "program \"a\" has an empty command"),
+            (r#"(programs: {"a": (command: "x", shell: "y")})"#, "both a command and a shell"),
+            (r#"(programs: {"a": (command: "x", depends: {"b": ()})})"#, "depends on \"b\", which does not exist"),
+            (r#"(programs: {"a": (command: "x", depends: {"a": ()})})"#, "cycle: a -> a"),
+            (
+                r#"(programs: {"a": (command: "x", depends: {"b": ()}), "b": (command: "x", depends: {"a": ()})})"#,
+                "cycle: a -> b -> a",
+            ),
+            (
+                r#"(programs: {"a": (command: "x", depends: {"b": ()}), "b": (command: "x", enabled: false)})"#,
+                "depends on \"b\", which is disabled",
+            ),
+            (r#"(programs: {"a b": (command: "x")})"#, "name \"a b\""),
+            (r#"(programs: {"": (command: "x")})"#, "name \"\""),
+            (r#"(programs: {"a": (command: "x", env: {"A=B": "c"})})"#, "\"A=B\""),
+            (r#"(programs: {"a": (command: "x", env: {"GAGGLED_HOST": "c"})})"#, "GAGGLED_HOST"),
+            (r#"(programs: {"a": (command: "x", respawn: true, mode: Once)})"#, "both respawn and mode"),
+            (r#"(gaggled: (killwait: -1))"#, "negative"),
+            (r#"(gaggled: (killwait: "5 bananas"))"#, "5 bananas"),
+            (r#"(gaggled: (killwait: 99999999999999))"#, "ten years"),
+            (r#"(programs: {"a": (command: "x")"#, "expected"),
+            (r#"(gaggled: (smtpgate: (auto: true)))"#, "smtpgate"),
+        ];
+        for (text, expected) in table {
+            let found = refused(text);
+            assert!(
+                found.iter().any(|message| message.to_lowercase().contains(&expected.to_lowercase())),
+                "{text}\n{found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn several_mistakes_are_reported_at_once_each_in_its_place() {
+        let text = "(programs: {\n  \"a\": (command: \"x\", depends: {\"nosuch\": ()}),\n  \"b\": (),\n})";
+        let found = Config::parse(text).expect_err("it is wrong");
+        let places: Vec<&str> = found.iter().map(|found| &text[found.span.clone().expect("a place")]).collect();
+        assert_eq!(places, ["\"nosuch\"", "\"b\""]);
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! A graph is built once from a checked configuration. It knows nothing of what runs; that is [`crate::state::State`].
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -128,9 +128,9 @@ impl Graph {
         &self.edges_on[on]
     }
 
-    /// The program of a name.
-    pub fn find(&self, name: &str) -> Option<ProgramId> {
-        self.programs.iter().find(|(_, policy)| &*policy.name == name).map(|(id, _)| id)
+    /// All programs by name.
+    pub fn names(&self) -> BTreeMap<Arc<str>, ProgramId> {
+        self.programs.iter().map(|(id, policy)| (policy.name.clone(), id)).collect()
     }
 
     /// The program whose state an event changes, if it changes one.

@@ -11,12 +11,12 @@ use crate::ids::{InstanceId, ProgramId};
 /// Everything needed to start a program, decided before the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launch {
-    /// The paths to try, in order; the first that the kernel accepts runs.
-    pub candidates: Vec<String>,
-    /// The arguments, beginning with the one that names the command.
+    /// The executable: a path if it contains a slash, else a name to look for.
+    pub command: String,
+    /// The arguments after the command.
     pub argv: Vec<String>,
-    /// The complete environment, as `NAME=value`.
-    pub env: Vec<String>,
+    /// Variables over those that every program gets, in the order of their names.
+    pub env: Vec<(String, String)>,
     /// The directory to run in; the daemon's own if there is none.
     pub wd: Option<String>,
     /// Where the output goes.

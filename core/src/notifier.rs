@@ -1,1 +1,432 @@
-//! Placeholder.
+//! What is worth a mail: the rules of the original's SMTP gate.
+//!
+//! Every program has a tracker. It queues the changes of the program and says, when it is time, what the program is now:
+//! up, down, churning or operator disabled. A death is said at once; that a program is up again only when it has stayed
+//! so for a period; and what keeps changing is said to churn, once.
+//!
+//! Two things differ from the original, which lost announcements through them: an event that changes neither whether a
+//! program is up nor whether an operator wants it down is not queued; and a program that was operator disabled and is
+//! asked up is said to be down only when it has been so for a period.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+};
+
+use crate::{
+    ids::{EpochId, Seq},
+    time::{Instant, Millis},
+    wire::ProgramView,
+};
+
+/// What was last said of a program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Said {
+    /// Nothing.
+    #[default]
+    None,
+    /// That it is up.
+    Up,
+    /// That it is down.
+    Down,
+    /// That it goes up and down.
+    Churn,
+    /// That an operator wants it down.
+    OpDown,
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "unknown",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Churn => "churning",
+            Self::OpDown => "operator disabled",
+        })
+    }
+}
+
+/// What the tracker needs of a program's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether an operator wants it down.
+    pub operator_down: bool,
+    /// How it went down, in the original's words.
+    pub down_type: &'static str,
+    /// Whether its dependencies are satisfied.
+    pub satisfied: bool,
+    /// Its process id, 0 if it has none.
+    pub pid: i32,
+    /// The life of the daemon.
+    pub epoch: EpochId,
+    /// The event that changed it.
+    pub seq: Seq,
+    /// When that was heard.
+    pub at: Instant,
+}
+
+impl Change {
+    /// What a view says, heard now.
+    pub fn new(view: &ProgramView<'_>, epoch: EpochId, at: Instant) -> Self {
+        Self {
+            up: view.up,
+            operator_down: view.is_operator_shutdown,
+            down_type: view.down_type,
+            satisfied: view.dependencies_satisfied,
+            pid: view.pid,
+            epoch,
+            seq: view.last_seq,
+            at,
+        }
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        self.up == other.up && self.operator_down == other.operator_down
+    }
+}
+
+/// Something worth a mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// Of whom.
+    pub program: String,
+    /// What it is.
+    pub is: Said,
+    /// What was said of it before.
+    pub was: Said,
+    /// The change that this is based on.
+    pub basis: Change,
+    /// The last process id that is known.
+    pub pid: i32,
+}
+
+impl Statement {
+    /// The statement in the original's words, its parts joined by `separator`.
+    pub fn text(&self, separator: &str) -> String {
+        let mut parts = vec![format!("process {} is {}", self.program, self.is)];
+        if self.is != Said::Up {
+            let kind = Some(self.basis.down_type).filter(|kind| !kind.is_empty() && *kind != "NONE");
+            let why = if self.basis.operator_down {
+                Some("shutdown by operator")
+            } else {
+                (!self.basis.satisfied).then_some("dependencies not satisfied")
+            };
+            let due: Vec<&str> = kind.into_iter().chain(why).collect();
+            if !due.is_empty() {
+                parts.push(format!("due to {}", due.join(separator)));
+            }
+        }
+        if self.was != Said::None {
+            parts.push(format!("was {}", self.was));
+        }
+        if self.pid > 0 {
+            let which = if self.is == Said::Up { "current" } else { "last known" };
+            parts.push(format!("{which} pid: {}", self.pid));
+        }
+        parts.join(separator)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Tracker {
+    said: Said,
+    said_at: Instant,
+    queue: VecDeque<Change>,
+    last: Option<Change>,
+    pid: i32,
+    pending: bool,
+}
+
+/// The rules for all programs.
+#[derive(Clone, Debug)]
+pub struct Notifier {
+    period: Millis,
+    batch: Millis,
+    trackers: BTreeMap<String, Tracker>,
+    pending: Vec<Statement>,
+    last_mail: Instant,
+}
+
+impl Notifier {
+    /// The rules, with how long a program must be quiet, and how long statements are collected.
+    pub fn new(period: Millis, batch: Millis, now: Instant) -> Self {
+        Self { period, batch, trackers: BTreeMap::new(), pending: Vec::new(), last_mail: now }
+    }
+
+    /// Takes notice of a change of a program.
+    pub fn observe(&mut self, program: &str, change: Change) {
+        let tracker = self.trackers.entry(program.to_owned()).or_insert_with(|| Tracker {
+            said: Said::None,
+            said_at: change.at,
+            queue: VecDeque::new(),
+            last: None,
+            pid: 0,
+            pending: false,
+        });
+        if change.pid > 0 {
+            tracker.pid = change.pid;
+        }
+        if tracker.last.as_ref().is_none_or(|last| !last.same(&change)) {
+            tracker.last = Some(change.clone());
+            tracker.queue.push_back(change);
+        }
+    }
+
+    /// Forgets programs that are no longer there.
+    pub fn retain(&mut self, known: impl Fn(&str) -> bool) {
+        self.trackers.retain(|name, _| known(name));
+    }
+
+    /// What is to be said now, in one mail for each list.
+    pub fn due(&mut self, now: Instant) -> Vec<Vec<Statement>> {
+        let mut said = Vec::new();
+        for (program, tracker) in &mut self.trackers {
+            while let Some(statement) = tracker.decide(program, self.period, now) {
+                if statement.was == Said::None && statement.is == Said::Up {
+                    continue;
+                }
+                tracker.pending = self.batch.0 > 0;
+                said.push(statement);
+            }
+        }
+        if self.batch.0 == 0 {
+            return said.into_iter().map(|statement| vec![statement]).collect();
+        }
+        self.pending.append(&mut said);
+        if self.pending.is_empty() || now < self.last_mail + self.batch {
+            return Vec::new();
+        }
+        self.last_mail = now;
+        for tracker in self.trackers.values_mut() {
+            tracker.pending = false;
+        }
+        vec![std::mem::take(&mut self.pending)]
+    }
+
+    /// When there may be something to say next, if nothing more happens.
+    pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let trackers = self.trackers.values().filter_map(|tracker| tracker.next_deadline(self.period, now));
+        let batch = (!self.pending.is_empty()).then(|| self.last_mail + self.batch);
+        trackers.chain(batch).min()
+    }
+
+    /// Whether all is well: every program was said to be up.
+    pub fn all_ok(&self) -> bool {
+        self.trackers.values().all(|tracker| tracker.said == Said::Up)
+    }
+}
+
+impl Tracker {
+    /// The first rule that fits (the original's numbers).
+    fn decide(&mut self, program: &str, period: Millis, now: Instant) -> Option<Statement> {
+        let newest = self.queue.back()?.clone();
+        if self.pending || self.said_at + period > now {
+            return None;
+        }
+        let settled = newest.at + period <= now;
+        let oldest = self.queue.front()?.clone();
+        if self.said != Said::OpDown && !newest.up && newest.operator_down {
+            self.queue.clear();
+            return Some(self.say(program, Said::OpDown, newest)); // 1
+        }
+        if self.said == Said::None {
+            self.queue.pop_front();
+            let said = if oldest.up { Said::Up } else { Said::Down };
+            return Some(self.say(program, said, oldest)); // 2
+        }
+        if self.said != Said::Churn && self.churns() {
+            self.queue = VecDeque::from([newest.clone()]);
+            return Some(self.say(program, Said::Churn, newest)); // 3
+        }
+        match self.said {
+            Said::Up if !oldest.up => {
+                self.queue.pop_front();
+                Some(self.say(program, Said::Down, oldest)) // 4
+            }
+            Said::Up => {
+                self.queue.pop_front();
+                None
+            }
+            Said::Down | Said::OpDown if newest.up && settled => {
+                self.queue.clear();
+                Some(self.say(program, Said::Up, newest)) // 5
+            }
+            Said::OpDown if !newest.up && !newest.operator_down && settled => {
+                self.queue.clear();
+                Some(self.say(program, Said::Down, newest)) // 6
+            }
+            Said::Churn if settled => {
+                self.queue.clear();
+                let said = if newest.up { Said::Up } else { Said::Down };
+                Some(self.say(program, said, newest)) // 7
+            }
+            Said::Churn => {
+                self.queue = VecDeque::from([newest]);
+                None
+            }
+            Said::None | Said::Down | Said::OpDown => None, // 8
+        }
+    }
+
+    fn next_deadline(&self, period: Millis, now: Instant) -> Option<Instant> {
+        let newest = self.queue.back().filter(|_| !self.pending)?;
+        let open = self.said_at + period;
+        let settled = newest.at + period;
+        [open, settled.max(open)].into_iter().find(|moment| *moment > now)
+    }
+
+    /// More than two changes wait, and before the last of them it was both up and down.
+    fn churns(&self) -> bool {
+        let before = self.queue.len().saturating_sub(1);
+        let ups = self.queue.iter().take(before).filter(|change| change.up).count();
+        self.queue.len() > 2 && ups > 0 && ups < before
+    }
+
+    fn say(&mut self, program: &str, is: Said, basis: Change) -> Statement {
+        let was = std::mem::replace(&mut self.said, is);
+        self.said_at = basis.at;
+        Statement { program: program.to_owned(), is, was, basis, pid: self.pid }
+    }
+}
+
+/// The subject of a mail that collects statements, after the prefix.
+pub fn batch_subject(statements: &[Statement], all_ok: bool) -> String {
+    let worse =
+        |s: &Statement| matches!((s.was, s.is), (_, Said::Churn) | (Said::None | Said::Up | Said::OpDown, Said::Down));
+    let better = |s: &Statement| matches!((s.was, s.is), (_, Said::Up) | (Said::Churn, Said::Down));
+    let kind = match (statements.iter().any(worse), statements.iter().any(better)) {
+        (true, true) => "mixed changes",
+        (true, false) => "degradation",
+        (false, true) => "improvement",
+        (false, false) if statements.iter().any(|s| s.is == Said::OpDown) => "neutral changes",
+        (false, false) => "unknown state changes",
+    };
+    format!("{kind}{}", if all_ok { " [all ok]" } else { "" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Millis = Millis(10_000);
+
+    fn at(seconds: f64) -> Instant {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers of a test")]
+        Instant::from_micros((seconds * 1e6) as u64)
+    }
+
+    /// Runs `seconds:state` words (`u` up, `d` down, `o` operator down) and tells `seconds:statement` words.
+    fn told(script: &str, until: f64) -> String {
+        let mut notifier = Notifier::new(PERIOD, Millis(0), at(0.0));
+        let (mut heard, mut now): (Vec<String>, Instant) = (Vec::new(), at(0.0));
+        let mut say = |notifier: &mut Notifier, now: Instant| {
+            for statement in notifier.due(now).concat() {
+                heard.push(format!("{}:{:?}", now.as_millis() / 1000, statement.is));
+            }
+        };
+        let mut steps: Vec<(Instant, &str)> = script
+            .split_whitespace()
+            .map(|word| word.split_once(':').expect("seconds:state"))
+            .map(|(seconds, state)| (at(seconds.parse().expect("a number")), state))
+            .collect();
+        steps.push((at(until), "end"));
+        for (moment, state) in steps {
+            while let Some(deadline) = notifier.next_deadline(now).filter(|deadline| *deadline < moment) {
+                now = deadline;
+                say(&mut notifier, now);
+            }
+            now = moment;
+            if state != "end" {
+                let (up, operator_down) = (state == "u", state == "o");
+                let down_type = if up { "NONE" } else { "KILL" };
+                let change = Change {
+                    up,
+                    operator_down,
+                    down_type,
+                    satisfied: true,
+                    pid: 7,
+                    epoch: EpochId(1),
+                    seq: Seq(1),
+                    at: moment,
+                };
+                notifier.observe("a", change);
+            }
+            say(&mut notifier, moment);
+        }
+        heard.join(" ")
+    }
+
+    #[test]
+    fn statements_follow_the_original_rules() {
+        let table = [
+            ("0:u", ""),
+            ("0:d", "10:Down"),
+            ("0:o", "10:OpDown"),
+            ("0:u 30:d", "30:Down"),
+            ("0:u 30:d 30.1:u", "30:Down 40:Up"),
+            ("0:u 30:d 31:u 32:d 33:u", "30:Down 40:Churn 43:Up"),
+            ("0:u 30:d 31:u 32:d 33:u 45:d", "30:Down 40:Churn 43:Up 45:Down"),
+            ("0:u 30:o", "30:OpDown"),
+            ("0:u 30:o 60:d 60.1:u", "30:OpDown 70:Up"),
+            ("0:u 30:o 60:d", "30:OpDown 70:Down"),
+            ("0:u 30:u 40:d", "40:Down"),
+            ("0:u 30:u 40:u 50:d 51:u", "50:Down 61:Up"),
+        ];
+        for (script, expected) in table {
+            assert_eq!(told(script, 200.0), expected, "{script}");
+        }
+    }
+
+    #[test]
+    fn the_words_are_those_of_the_original() {
+        let basis = Change {
+            up: false,
+            operator_down: false,
+            down_type: "KILL",
+            satisfied: false,
+            pid: 0,
+            epoch: EpochId(1),
+            seq: Seq(9),
+            at: at(0.0),
+        };
+        let mut statement = Statement { program: "b".into(), is: Said::Down, was: Said::Up, basis, pid: 28913 };
+        assert_eq!(
+            statement.text(", "),
+            "process b is down, due to KILL, dependencies not satisfied, was up, last known pid: 28913"
+        );
+        statement.is = Said::Up;
+        statement.was = Said::Down;
+        assert_eq!(statement.text(", "), "process b is up, was down, current pid: 28913");
+        statement.is = Said::OpDown;
+        statement.was = Said::None;
+        statement.pid = 0;
+        statement.basis.operator_down = true;
+        statement.basis.down_type = "";
+        assert_eq!(statement.text(", "), "process b is operator disabled, due to shutdown by operator");
+    }
+
+    #[test]
+    fn a_batch_is_one_mail_and_its_subject_sums_it_up() {
+        let mut notifier = Notifier::new(Millis(1), Millis(60_000), at(0.0));
+        let change = |up| Change {
+            up,
+            operator_down: false,
+            down_type: "EXIT",
+            satisfied: true,
+            pid: 0,
+            epoch: EpochId(1),
+            seq: Seq(1),
+            at: at(1.0),
+        };
+        notifier.observe("a", change(false));
+        notifier.observe("b", change(true));
+        assert!(notifier.due(at(2.0)).is_empty());
+        assert_eq!(notifier.next_deadline(at(2.0)), Some(at(60.0)));
+        let mails = notifier.due(at(60.0));
+        assert_eq!(mails.len(), 1);
+        assert_eq!(batch_subject(&mails[0], notifier.all_ok()), "degradation");
+    }
+}

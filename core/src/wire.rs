@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The public interface: what goes over the channels, as JSON.
+//!
+//! `contrib/protocol.md` describes it for writers of clients. It has a version, and is never changed in silence.
+
+mod event;
+mod request;
+mod state;
+
+pub use self::{
+    event::{Beat, EventText, Names, decode_event, encode_event, encode_message},
+    request::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
+    state::{DependencyView, Dump, ProgramView, View, describe},
+};
+
+/// The version of everything that goes over the channels.
+pub const VERSION: u32 = 1;
+
+/// The topic of the heartbeat.
+pub const BEAT_TOPIC: &str = "beat";
+
+/// The beginning of the topic of every event; the name of the program follows, if it concerns one.
+pub const EVENT_TOPIC: &str = "event/";

@@ -1,1 +1,9 @@
-//! Placeholder.
+//! Other parties: the bus and the control channel over nng, and mail. No decisions about programs are taken here.
+
+pub mod bus;
+pub mod call;
+pub mod control;
+pub mod follow;
+mod nng_ffi;
+pub mod smtp;
+pub mod url;

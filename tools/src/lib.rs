@@ -1,1 +1,13 @@
-//! Placeholder.
+//! What the programs of gaggled share: finding the daemon, and printing for people.
+
+pub mod address;
+pub mod daemon;
+pub mod diagnostics;
+pub mod dump;
+pub mod import;
+pub mod journal_log;
+pub mod render;
+pub mod smtpgate;
+
+/// The version of gaggled.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,273 @@
+//! Requests that are answered later: when their events are committed, and then when programs have reached a state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use actix::SpawnHandle;
+use gaggled_core::{
+    event::{Cause, Envelope},
+    graph::Mode,
+    ids::{InstanceId, ProgramId, Seq},
+    state::{Outcome, Phase, ProgramState, State},
+    time::Instant,
+    wire::{ErrorCode, Goal, Reply, View, describe},
+};
+use serde::Serialize;
+
+use super::Answer;
+
+/// Programs that have to reach a state.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    /// The programs, each with the last of its runs that does not count.
+    pub programs: BTreeMap<ProgramId, u64>,
+    /// The state.
+    pub goal: Goal,
+}
+
+impl Target {
+    /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
+    pub(super) fn after(mut self, state: &State, good: impl Fn(&ProgramState) -> bool) -> Self {
+        for (program, run) in &mut self.programs {
+            let now = &state.programs[*program];
+            *run = if good(now) { 0 } else { now.instance.0 };
+        }
+        self
+    }
+}
+
+/// A request that has not been answered.
+pub(super) struct Waiter {
+    id: String,
+    key: String,
+    target: Option<Target>,
+    /// Programs that are not there yet.
+    missing: BTreeSet<ProgramId>,
+    /// The command whose events are not all committed, and how many of them are not.
+    uncommitted: Option<(Cause, usize)>,
+    alarm: Option<SpawnHandle>,
+    /// Where the answer goes: more than one if the request was sent again.
+    pub answers: Vec<Answer>,
+}
+
+/// What a command has done.
+#[derive(Serialize)]
+struct Done<'a> {
+    epoch: gaggled_core::ids::EpochId,
+    seq: Seq,
+    programs: Vec<&'a str>,
+}
+
+impl Waiter {
+    pub(super) fn new(id: &str, key: String, target: Option<Target>, answer: Answer) -> Self {
+        Self {
+            id: id.to_owned(),
+            key,
+            missing: target.iter().flat_map(|target| target.programs.keys().copied()).collect(),
+            target,
+            uncommitted: None,
+            alarm: None,
+            answers: vec![answer],
+        }
+    }
+
+    /// Waits for so many events of this cause first.
+    pub(super) fn expect(&mut self, cause: Cause, events: usize) {
+        self.uncommitted = (events > 0).then_some((cause, events));
+    }
+
+    fn is_there(&self, program: ProgramId, state: &State) -> Result<bool, String> {
+        let Some(target) = &self.target else { return Ok(true) };
+        let after = target.programs.get(&program).copied().unwrap_or(0);
+        let now = &state.programs[program];
+        let policy = &state.graph.programs[program];
+        let name = &policy.name;
+        match target.goal {
+            Goal::Down => Ok(now.phase == Phase::Down),
+            Goal::Up if now.phase == Phase::Up => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
+            Goal::Up if now.phase != Phase::Down => Ok(false),
+            Goal::Up if now.operator_down => Err(format!("{name} was put down by an operator")),
+            Goal::Up if state.shutdown.is_some() => Err(format!("{name} cannot come up: gaggled is shutting down")),
+            Goal::Up => match now.outcome {
+                Some(Outcome::SpawnFailed { stage, .. }) if now.instance.0 > after && !stage.is_transient() => {
+                    Err(format!("{name} could not be started: {}", now.outcome.map(describe).unwrap_or_default()))
+                }
+                Some(outcome @ Outcome::Exited(status))
+                    if policy.mode == Mode::Once && !now.due && now.instance.0 > after =>
+                {
+                    if status.is_success() {
+                        Ok(true)
+                    } else {
+                        Err(format!("{name} {}", describe(outcome)))
+                    }
+                }
+                _ => Ok(false),
+            },
+        }
+    }
+
+    fn done(&self, state: &State) -> Reply {
+        let programs = self.target.iter().flat_map(|target| target.programs.keys());
+        let programs = programs.map(|id| &*state.graph.programs[*id].name).collect();
+        Reply::done(&self.id, &Done { epoch: state.epoch, seq: state.seq, programs })
+    }
+}
+
+/// All requests that wait.
+#[derive(Default)]
+pub(super) struct Waiters {
+    next: u64,
+    waiting: BTreeMap<u64, Waiter>,
+    /// Who waits for a program.
+    by_program: BTreeMap<ProgramId, BTreeSet<u64>>,
+    /// Who waits for events to be committed.
+    uncommitted: BTreeSet<u64>,
+    answered: Vec<(String, Reply)>,
+    alarms: Vec<SpawnHandle>,
+}
+
+impl Waiters {
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn is_waiting(&self, number: u64) -> bool {
+        self.waiting.contains_key(&number)
+    }
+
+    pub(super) fn by_key(&mut self, key: &str) -> Option<&mut Waiter> {
+        self.waiting.values_mut().find(|waiter| waiter.key == key)
+    }
+
+    /// Takes a request in; it may be answered at once.
+    pub(super) fn add(&mut self, waiter: Waiter, state: &State) -> Option<u64> {
+        self.next += 1;
+        let number = self.next;
+        if waiter.uncommitted.is_some() {
+            self.uncommitted.insert(number);
+        }
+        for program in &waiter.missing {
+            self.by_program.entry(*program).or_default().insert(number);
+        }
+        self.waiting.insert(number, waiter);
+        self.look(number, None, state);
+        Some(number)
+    }
+
+    pub(super) fn set_alarm(&mut self, number: u64, handle: SpawnHandle) {
+        if let Some(waiter) = self.waiting.get_mut(&number) {
+            waiter.alarm = Some(handle);
+        }
+    }
+
+    /// An event was committed and applied.
+    pub(super) fn hear(&mut self, envelope: &Envelope, state: &State) {
+        let mut concerned: BTreeSet<u64> = BTreeSet::new();
+        if matches!(envelope.cause, Cause::Operator { .. }) {
+            for number in &self.uncommitted {
+                let Some(waiter) = self.waiting.get_mut(number) else { continue };
+                if let Some((cause, left)) = &mut waiter.uncommitted {
+                    if *cause == envelope.cause {
+                        *left -= 1;
+                        if *left == 0 {
+                            waiter.uncommitted = None;
+                            concerned.insert(*number);
+                        }
+                    }
+                }
+            }
+            self.uncommitted.retain(|number| !concerned.contains(number));
+        }
+        for number in concerned {
+            self.look(number, None, state);
+        }
+        let subject = state.graph.subject(&envelope.event);
+        let waiting = subject.and_then(|program| self.by_program.get(&program)).cloned();
+        for number in waiting.into_iter().flatten() {
+            self.look(number, subject, state);
+        }
+    }
+
+    /// Looks whether a request can be answered: all its programs, or the one that has changed.
+    fn look(&mut self, number: u64, changed: Option<ProgramId>, state: &State) {
+        let Some(waiter) = self.waiting.get_mut(&number) else { return };
+        if waiter.uncommitted.is_some() {
+            return;
+        }
+        let candidates: Vec<ProgramId> = match changed {
+            Some(program) => vec![program],
+            None => waiter.missing.iter().copied().collect(),
+        };
+        for program in candidates {
+            match waiter.is_there(program, state) {
+                Ok(false) => {
+                    waiter.missing.insert(program);
+                }
+                Ok(true) => {
+                    waiter.missing.remove(&program);
+                }
+                Err(why) => {
+                    let reply = Reply::refused(&waiter.id, ErrorCode::Failed, why);
+                    return self.answer(number, &reply);
+                }
+            }
+        }
+        if waiter.missing.is_empty() {
+            let reply = waiter.done(state);
+            self.answer(number, &reply);
+        }
+    }
+
+    /// The time of a request is over.
+    pub(super) fn time_out(&mut self, number: u64, state: &State, now: Instant) {
+        let Some(waiter) = self.waiting.get_mut(&number) else { return };
+        waiter.alarm = None;
+        let view = View::at(state, now);
+        let mut late: Vec<String> = waiter
+            .missing
+            .iter()
+            .take(5)
+            .map(|program| {
+                let program = view.program(*program);
+                if program.reason.is_empty() {
+                    program.program.to_owned()
+                } else {
+                    format!("{} ({})", program.program, program.reason)
+                }
+            })
+            .collect();
+        if waiter.missing.len() > late.len() {
+            late.push(format!("and {} more", waiter.missing.len() - late.len()));
+        }
+        let goal = if waiter.target.as_ref().is_some_and(|target| target.goal == Goal::Down) { "down" } else { "up" };
+        let reply = Reply::refused(&waiter.id, ErrorCode::TimedOut, format!("not {goal} in time: {}", late.join(", ")));
+        self.answer(number, &reply);
+    }
+
+    fn answer(&mut self, number: u64, reply: &Reply) {
+        let Some(waiter) = self.waiting.remove(&number) else { return };
+        self.uncommitted.remove(&number);
+        for program in waiter.target.iter().flat_map(|target| target.programs.keys()) {
+            if let Some(waiting) = self.by_program.get_mut(program) {
+                waiting.remove(&number);
+                if waiting.is_empty() {
+                    self.by_program.remove(program);
+                }
+            }
+        }
+        self.alarms.extend(waiter.alarm);
+        for answer in waiter.answers {
+            answer(reply.clone());
+        }
+        self.answered.push((waiter.key, reply.clone()));
+    }
+
+    /// The answers that were sent since the last time.
+    pub(super) fn take_answered(&mut self) -> Vec<(String, Reply)> {
+        std::mem::take(&mut self.answered)
+    }
+
+    /// Alarms that are no longer needed.
+    pub(super) fn take_alarms(&mut self) -> Vec<SpawnHandle> {
+        std::mem::take(&mut self.alarms)
+    }
+}

@@ -1,0 +1,67 @@
+//! The host: the actor that owns the processes of this machine.
+//!
+//! Only here is there anything unsafe, in [`kernel`], because the kernel offers no other way to start a process at the
+//! same price whatever the size of the daemon.
+
+mod kernel;
+mod linux;
+
+use actix::{Actor, Context, Handler};
+use gaggled_core::{
+    host::Processes,
+    ids::{ProgramId, Table},
+};
+
+pub use self::{
+    kernel::ignore_interrupts,
+    linux::{Environment, LinuxHost, become_subreaper, close_on_exec},
+};
+use crate::{
+    root::Connect,
+    shell::{Perform, Saw},
+};
+
+/// The actor that owns processes.
+pub struct HostActor<P> {
+    processes: P,
+    programs: Table<ProgramId, actix::Recipient<Saw>>,
+}
+
+impl<P: Processes> HostActor<P> {
+    /// The actor around what can start processes.
+    pub fn new(processes: P) -> Self {
+        Self { processes, programs: Table::default() }
+    }
+}
+
+impl<P: Unpin + 'static> Actor for HostActor<P> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        // What waits here is bounded by the number of programs: each has at most one command and one report under way.
+        ctx.set_mailbox_capacity(0);
+    }
+}
+
+impl<P: Unpin + 'static> Handler<Connect> for HostActor<P> {
+    type Result = ();
+    fn handle(&mut self, Connect(programs): Connect, _: &mut Context<Self>) {
+        self.programs = programs;
+    }
+}
+
+impl<P: Processes + Unpin + 'static> Handler<Perform> for HostActor<P> {
+    type Result = ();
+    fn handle(&mut self, Perform(command): Perform, _: &mut Context<Self>) {
+        self.processes.perform(command);
+    }
+}
+
+impl<P: Unpin + 'static> Handler<Saw> for HostActor<P> {
+    type Result = ();
+    fn handle(&mut self, saw: Saw, _: &mut Context<Self>) {
+        if let Some(program) = self.programs.get(saw.0.program) {
+            program.do_send(saw);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The system calls that have no safe interface: starting a process, and waiting for the end of any.
+//!
+//! Starting one costs the same whatever the size of the daemon. `fork` copies the page tables of the parent, which takes a hundred milliseconds once it holds some gigabytes. So the
+//! child is made as `posix_spawn` makes it: it shares the memory of the parent, which stands still until the child has
+//! executed its command or ended. Unlike `posix_spawn` this makes a session, tells which step failed, and lets the
+//! reaper know the process id before the child runs.
+//!
+//! Between the two the child must behave: it only makes system calls, on data that was laid out before. It does not
+//! allocate, log, lock, or panic, and returns from nothing.
+
+#![expect(unsafe_code, reason = "clone with shared memory, and waitid with every signal, have no safe interface")]
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    ptr,
+    sync::atomic::{AtomicI32, Ordering},
+};
+
+use gaggled_core::host::{ExecStage, ExitStatus};
+
+/// A start that did not come to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpawnError {
+    /// The step that failed.
+    pub stage: ExecStage,
+    /// The error of the system call.
+    pub errno: i32,
+}
+
+/// What the child needs, laid out before it is made.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The paths to try in order.
+    pub candidates: &'a [CString],
+    /// The arguments, beginning with the command.
+    pub argv: &'a [CString],
+    /// The variables.
+    pub env: &'a [&'a CStr],
+    /// Where to run.
+    pub wd: Option<&'a CStr>,
+    /// What becomes its standard input.
+    pub stdin: &'a OwnedFd,
+    /// What becomes its standard output and error, if they are not the daemon's.
+    pub output: Option<&'a OwnedFd>,
+    /// The signals that the daemon ignores and the child must not.
+    pub ignored: &'a [c_int],
+}
+
+/// The stack that children run on until they have executed their command. One at a time: the parent stands still.
+#[derive(Debug)]
+pub struct Stack {
+    base: *mut c_void,
+}
+
+// SAFETY: the memory belongs to this value alone, and only one thread at a time can own it.
+unsafe impl Send for Stack {}
+
+impl Stack {
+    const BYTES: usize = 128 * 1024;
+    const GUARD: usize = 4096;
+
+    /// Maps a stack with a page below it that must not be touched.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a new private mapping overlaps nothing.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                Self::BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self { base };
+        // SAFETY: the first page of the mapping just made, which nobody uses.
+        if unsafe { libc::mprotect(base, Self::GUARD, libc::PROT_NONE) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(stack)
+    }
+
+    fn top(&self) -> *mut c_void {
+        self.base.wrapping_byte_add(Self::BYTES)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, and no child runs on it: the parent stood still until each had left it.
+        unsafe { libc::munmap(self.base, Self::BYTES) };
+    }
+}
+
+/// What the child reads, and the one thing it writes.
+struct Child {
+    candidates: *const *const c_char,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+    wd: *const c_char,
+    stdin: c_int,
+    output: c_int,
+    ignored: *const c_int,
+    ignored_len: usize,
+    failed_stage: ExecStage,
+    failed_errno: c_int,
+}
+
+/// Starts a process. `pid` holds its process id from before it runs until this returns.
+///
+/// All signals are blocked in the calling thread meanwhile, so that no handler of the daemon runs in the child.
+pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32, SpawnError> {
+    let candidates = pointers(plan.candidates.iter().map(CString::as_c_str));
+    let argv = pointers(plan.argv.iter().map(CString::as_c_str));
+    let envp = pointers(plan.env.iter().copied());
+    let mut child = Child {
+        candidates: candidates.as_ptr(),
+        argv: argv.as_ptr(),
+        envp: envp.as_ptr(),
+        wd: plan.wd.map_or(ptr::null(), CStr::as_ptr),
+        stdin: plan.stdin.as_raw_fd(),
+        output: plan.output.map_or(-1, AsRawFd::as_raw_fd),
+        ignored: plan.ignored.as_ptr(),
+        ignored_len: plan.ignored.len(),
+        failed_stage: ExecStage::Fork,
+        failed_errno: 0,
+    };
+    let mask = block_all_signals();
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+    // SAFETY: `run` only makes system calls on what `child` points to, which lives until this function returns; and
+    // because of CLONE_VFORK the call returns only after the child has executed its command or ended, so neither
+    // `child` nor the stack is used after that. The kernel writes the process id to `pid`, an aligned i32 of ours.
+    let made = unsafe { libc::clone(run, stack.top(), flags, (&raw mut child).cast(), pid.as_ptr()) };
+    let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+    restore_signals(&mask);
+    if made < 0 {
+        return Err(SpawnError { stage: ExecStage::Fork, errno });
+    }
+    // SAFETY: the child may have written it, through the memory that was shared; it is a plain read of a local.
+    let failed_errno = unsafe { ptr::read_volatile(&raw const child.failed_errno) };
+    if failed_errno != 0 {
+        // SAFETY: as above.
+        let stage = unsafe { ptr::read_volatile(&raw const child.failed_stage) };
+        bury(made);
+        return Err(SpawnError { stage, errno: failed_errno });
+    }
+    pid.store(made, Ordering::SeqCst);
+    Ok(made)
+}
+
+/// The child. It must only make system calls, and never return.
+extern "C" fn run(child: *mut c_void) -> c_int {
+    let child = child.cast::<Child>();
+    // SAFETY: `child` is the value of `spawn`, which stands still; everything it points to was laid out there, and the
+    // lists end with a null pointer. Only functions that are safe after vfork are called: each is one system call.
+    unsafe {
+        let me = &mut *child;
+        if libc::setsid() < 0 {
+            fail(me, ExecStage::Session);
+        }
+        for at in 0..me.ignored_len {
+            let signal = *me.ignored.add(at);
+            if libc::signal(signal, libc::SIG_DFL) == libc::SIG_ERR {
+                fail(me, ExecStage::Session);
+            }
+        }
+        if libc::dup2(me.stdin, 0) < 0 {
+            fail(me, ExecStage::Session);
+        }
+        if me.output >= 0 && (libc::dup2(me.output, 1) < 0 || libc::dup2(me.output, 2) < 0) {
+            fail(me, ExecStage::Log);
+        }
+        // Kernels before 5.11 do not know this; the daemon's own descriptors are closed on exec all the same.
+        libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        if !me.wd.is_null() && libc::chdir(me.wd) < 0 {
+            fail(me, ExecStage::Wd);
+        }
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+        execute(me)
+    }
+}
+
+/// Tries the candidates. What is wrong with one that exists is told rather than that others do not.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn execute(me: &mut Child) -> ! {
+    let mut worst = libc::ENOENT;
+    // SAFETY: the lists end with a null pointer, and were laid out by `spawn`.
+    unsafe {
+        let mut candidate = me.candidates;
+        while !(*candidate).is_null() {
+            libc::execve(*candidate, me.argv, me.envp);
+            let errno = *libc::__errno_location();
+            if worst == libc::ENOENT && errno != libc::ENOTDIR {
+                worst = errno;
+            }
+            candidate = candidate.add(1);
+        }
+        *libc::__errno_location() = worst;
+        fail(me, ExecStage::Exec)
+    }
+}
+
+/// Tells the parent which step failed, and ends.
+///
+/// # Safety
+/// Only in the child.
+unsafe fn fail(me: &mut Child, stage: ExecStage) -> ! {
+    me.failed_stage = stage;
+    // SAFETY: the location is valid in every thread; the child shares that of its parent, which stands still.
+    unsafe {
+        me.failed_errno = *libc::__errno_location();
+        libc::_exit(127)
+    }
+}
+
+fn pointers<'a>(texts: impl Iterator<Item = &'a CStr>) -> Vec<*const c_char> {
+    texts.map(CStr::as_ptr).chain([ptr::null()]).collect()
+}
+
+fn block_all_signals() -> libc::sigset_t {
+    // SAFETY: both sets are locals, and the calls cannot fail with these arguments.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        before
+    }
+}
+
+fn restore_signals(mask: &libc::sigset_t) {
+    // SAFETY: the mask is one that was in force before.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, ptr::from_ref(mask), ptr::null_mut()) };
+}
+
+/// Reaps the child of a failed start.
+fn bury(pid: i32) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
+}
+
+/// The signals that this process ignores.
+pub fn ignored_signals() -> Vec<c_int> {
+    let ignores = |signal: c_int| {
+        // SAFETY: the current action is written to a local; no action is set.
+        unsafe {
+            let mut action = std::mem::zeroed::<libc::sigaction>();
+            libc::sigaction(signal, ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+        }
+    };
+    (1..=64).filter(|signal| ignores(*signal)).collect()
+}
+
+/// Waits until any child has ended, and leaves it as it is, so that its process id cannot be used again before
+/// [`reap`]. `None` if there is no child.
+pub fn wait_for_any() -> Option<i32> {
+    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT).map(|(pid, _)| pid)
+}
+
+/// Takes the status of a child that has ended, and with it its process id.
+pub fn reap(pid: i32) -> ExitStatus {
+    let id = libc::id_t::try_from(pid).unwrap_or(0);
+    wait(libc::P_PID, id, libc::WEXITED).map_or(ExitStatus::Unknown, |(_, status)| status)
+}
+
+fn wait(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> Option<(i32, ExitStatus)> {
+    loop {
+        // SAFETY: the structure is a local that the call fills; its fields are read only after it has succeeded.
+        let (result, info) = unsafe {
+            let mut info = std::mem::zeroed::<libc::siginfo_t>();
+            (libc::waitid(kind, id, &raw mut info, options), info)
+        };
+        if result == 0 {
+            // SAFETY: waitid fills these fields for every child that it reports.
+            let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
+            let status = match info.si_code {
+                libc::CLD_EXITED => ExitStatus::Code(value),
+                libc::CLD_KILLED => ExitStatus::Signal(value),
+                libc::CLD_DUMPED => ExitStatus::Core(value),
+                _ => ExitStatus::Unknown,
+            };
+            return Some((pid, status));
+        }
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return None;
+        }
+    }
+}
+
+/// Makes this process, and with it the programs it starts, ignore the interrupt of the terminal.
+pub fn ignore_interrupts() {
+    // SAFETY: no handler is installed, so none can run at a bad moment.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+}
+
+/// Sets the flag on a descriptor, whoever has opened it.
+pub fn set_close_on_exec(fd: c_int) {
+    // SAFETY: only the flag is set; a descriptor that is not open is answered with an error.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+}

@@ -1,0 +1,133 @@
+//! The journal actor: every event passes here, is admitted, numbered and applied, and then sent on.
+
+use std::sync::Arc;
+
+use actix::{Actor, Addr, Context, Handler, Message};
+use gaggled_core::{
+    dependency::Dependency,
+    event::{Cause, Envelope, Event, SystemEvent},
+    graph::ActorId,
+    ids::{EdgeId, ProgramId, Table},
+    journal::Journal,
+    machine::Machine,
+    program::Program,
+    shutdown::Shutdown,
+};
+
+use crate::{
+    clock::Clock,
+    shell::{Committed, DependencyActor, ProgramActor, Rebuilt, Refused, ShutdownActor},
+};
+
+/// A fact that somebody takes for the next one.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Propose {
+    /// Who is to be told if it is refused.
+    pub from: Option<ActorId>,
+    /// The fact.
+    pub event: Event,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// A machine panicked and has to be built anew.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Panicked {
+    /// Whose.
+    pub actor: ActorId,
+    /// What the panic said.
+    pub message: String,
+}
+
+/// The addresses of all shells.
+#[derive(Debug, Default)]
+pub struct Routes {
+    /// The programs.
+    pub programs: Table<ProgramId, Addr<ProgramActor>>,
+    /// The dependencies.
+    pub dependencies: Table<EdgeId, Addr<DependencyActor>>,
+    /// The end.
+    pub shutdown: Option<Addr<ShutdownActor>>,
+}
+
+/// Hears every event in order, after everybody whom it concerns.
+pub type Sink = Box<dyn FnMut(&Arc<Envelope>)>;
+
+/// The actor of the journal.
+pub struct JournalActor {
+    journal: Journal,
+    clock: Clock,
+    routes: Routes,
+    sinks: Vec<Sink>,
+}
+
+impl JournalActor {
+    /// The actor of a journal that has committed nothing.
+    pub fn new(journal: Journal, clock: Clock, routes: Routes, sinks: Vec<Sink>) -> Self {
+        Self { journal, clock, routes, sinks }
+    }
+
+    fn commit(&mut self, event: Event, cause: Cause, from: Option<ActorId>) {
+        match self.journal.commit(self.clock.now(), self.clock.wall(), event, cause) {
+            Ok(envelope) => self.send_on(Arc::new(envelope)),
+            Err((event, refusal)) => {
+                let refused = Refused(event, refusal);
+                match from {
+                    Some(ActorId::Program(id)) => self.routes.programs[id].do_send(refused),
+                    Some(ActorId::Dependency(id)) => self.routes.dependencies[id].do_send(refused),
+                    Some(ActorId::Shutdown) => self
+                        .routes
+                        .shutdown
+                        .iter()
+                        .for_each(|end| end.do_send(Refused(refused.0.clone(), refused.1.clone()))),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    fn send_on(&mut self, envelope: Arc<Envelope>) {
+        self.journal.state().graph.interested(&envelope.event, |actor| {
+            let committed = Committed(envelope.clone());
+            match actor {
+                ActorId::Program(id) => self.routes.programs[id].do_send(committed),
+                ActorId::Dependency(id) => self.routes.dependencies[id].do_send(committed),
+                ActorId::Shutdown => self.routes.shutdown.iter().for_each(|end| end.do_send(committed.clone())),
+            }
+        });
+        for sink in &mut self.sinks {
+            sink(&envelope);
+        }
+    }
+}
+
+impl Actor for JournalActor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Propose> for JournalActor {
+    type Result = ();
+    fn handle(&mut self, Propose { from, event, cause }: Propose, _: &mut Context<Self>) {
+        self.commit(event, cause, from);
+    }
+}
+
+impl Handler<Panicked> for JournalActor {
+    type Result = ();
+    fn handle(&mut self, Panicked { actor, message }: Panicked, _: &mut Context<Self>) {
+        let event = SystemEvent::ActorPanicked { actor: format!("{actor:?}"), message };
+        self.commit(Event::System(event), Cause::Os, None);
+        let state = self.journal.state();
+        match actor {
+            ActorId::Program(id) => self.routes.programs[id].do_send(Rebuilt(Box::new(Program::new(state, id)))),
+            ActorId::Dependency(id) => {
+                self.routes.dependencies[id].do_send(Rebuilt(Box::new(Dependency::new(state, id))));
+            }
+            ActorId::Shutdown => {
+                self.routes.shutdown.iter().for_each(|end| end.do_send(Rebuilt(Box::new(Shutdown::new(state, ())))));
+            }
+        }
+    }
+}

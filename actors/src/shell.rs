@@ -1,0 +1,185 @@
+//! The actor around a machine: it hears, takes a step, and does what the machine wants. It decides nothing.
+//!
+//! A panic costs one actor: it is caught, committed as an event, and the machine is built anew from the fold.
+
+use std::{
+    fmt::Debug,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, Recipient, SpawnHandle};
+use gaggled_core::{
+    dependency::Dependency,
+    event::{Envelope, Event},
+    graph::ActorId,
+    host::{HostCommand, Observed},
+    machine::{Input, Machine, Output, Outputs, Timers},
+    program::Program,
+    rules::Refusal,
+    shutdown::Shutdown,
+    time::Instant,
+};
+
+use crate::{
+    clock::Clock,
+    journal::{JournalActor, Panicked, Propose},
+};
+
+/// The actor of a program.
+pub type ProgramActor = Shell<Program>;
+/// The actor of a dependency.
+pub type DependencyActor = Shell<Dependency>;
+/// The actor of the end.
+pub type ShutdownActor = Shell<Shutdown>;
+
+/// An event was committed.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Committed(pub Arc<Envelope>);
+
+/// A proposal was not.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Refused(pub Event, pub Refusal);
+
+/// The host saw something.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Saw(pub Observed);
+
+/// The host is to do something.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Perform(pub HostCommand);
+
+/// A machine built anew after a panic.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Rebuilt<M>(pub Box<M>);
+
+/// What every shell is connected to.
+#[derive(Clone, Debug)]
+pub struct Wiring {
+    /// The time.
+    pub clock: Clock,
+    /// Where events are proposed.
+    pub journal: Addr<JournalActor>,
+    /// Where effects are asked for.
+    pub host: Recipient<Perform>,
+}
+
+/// An actor around a machine.
+pub struct Shell<M> {
+    id: ActorId,
+    /// None after a panic, until it has been built anew.
+    machine: Option<M>,
+    timers: Timers,
+    alarm: Option<(Instant, SpawnHandle)>,
+    wiring: Wiring,
+}
+
+impl<M> Debug for Shell<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shell").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl<M: Machine + Unpin + 'static> Shell<M> {
+    /// The shell of a machine.
+    pub fn new(id: ActorId, machine: M, wiring: Wiring) -> Self {
+        Self { id, machine: Some(machine), timers: Timers::default(), alarm: None, wiring }
+    }
+
+    fn step(&mut self, input: &Input<'_>, ctx: &mut Context<Self>) {
+        let Some(machine) = &mut self.machine else { return };
+        let now = self.wiring.clock.now();
+        let mut out = Outputs::default();
+        let stepped = catch_unwind(AssertUnwindSafe(|| machine.step(now, input, &mut out)));
+        if let Err(panic) = stepped {
+            self.machine = None;
+            self.timers = Timers::default();
+            let message = panic_message(panic.as_ref());
+            self.wiring.journal.do_send(Panicked { actor: self.id, message });
+        } else {
+            self.perform(&mut out);
+        }
+        self.set_alarm(now, ctx);
+    }
+
+    fn perform(&mut self, out: &mut Outputs) {
+        for output in out.drain() {
+            match output {
+                Output::Propose(event, cause) => {
+                    self.wiring.journal.do_send(Propose { from: Some(self.id), event, cause });
+                }
+                Output::Perform(command) => self.wiring.host.do_send(Perform(command)),
+                Output::Arm(timer, at) => self.timers.arm(timer, at),
+            }
+        }
+    }
+
+    /// Keeps one alarm for the next of the timers.
+    fn set_alarm(&mut self, now: Instant, ctx: &mut Context<Self>) {
+        let next = self.timers.next();
+        if let Some((at, handle)) = self.alarm {
+            if next == Some(at) {
+                return;
+            }
+            ctx.cancel_future(handle);
+            self.alarm = None;
+        }
+        if let Some(at) = next {
+            let span = std::time::Duration::from_micros(at.as_micros().saturating_sub(now.as_micros()));
+            self.alarm = Some((at, ctx.run_later(span, Self::ring)));
+        }
+    }
+
+    fn ring(&mut self, ctx: &mut Context<Self>) {
+        self.alarm = None;
+        let now = self.wiring.clock.now();
+        for timer in self.timers.take_due(now) {
+            self.step(&Input::Due(timer), ctx);
+        }
+        self.set_alarm(now, ctx);
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
+}
+
+impl<M: Machine + Unpin + 'static> Actor for Shell<M> {
+    type Context = Context<Self>;
+}
+
+impl<M: Machine + Unpin + 'static> Handler<Committed> for Shell<M> {
+    type Result = ();
+    fn handle(&mut self, Committed(envelope): Committed, ctx: &mut Context<Self>) {
+        self.step(&Input::Committed(&envelope), ctx);
+    }
+}
+
+impl<M: Machine + Unpin + 'static> Handler<Refused> for Shell<M> {
+    type Result = ();
+    fn handle(&mut self, Refused(event, refusal): Refused, ctx: &mut Context<Self>) {
+        self.step(&Input::Refused(&event, &refusal), ctx);
+    }
+}
+
+impl<M: Machine + Unpin + 'static> Handler<Saw> for Shell<M> {
+    type Result = ();
+    fn handle(&mut self, Saw(observed): Saw, ctx: &mut Context<Self>) {
+        self.step(&Input::Observed(observed), ctx);
+    }
+}
+
+impl<M: Machine + Unpin + 'static> Handler<Rebuilt<M>> for Shell<M> {
+    type Result = ();
+    fn handle(&mut self, Rebuilt(machine): Rebuilt<M>, ctx: &mut Context<Self>) {
+        self.machine = Some(*machine);
+        self.step(&Input::Rebuilt, ctx);
+    }
+}

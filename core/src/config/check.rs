@@ -1,0 +1,258 @@
+//! Mistakes of sense: what a file can say that cannot be done.
+//!
+//! Only what can be told from the text alone; whether a command exists is asked where it will run.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
+
+use super::{Config, Diagnostic, Locator, Ordered, ProgramConfig, SmtpgateConfig, Tls};
+
+/// The longest name of a program.
+const NAME_MAX: usize = 64;
+
+/// The name of the program that `smtpgate: (auto: true)` adds.
+pub(super) const SMTPGATE: &str = "smtpgate";
+
+pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
+    let mut found = Vec::new();
+    settings(config, locator, &mut found);
+    let enabled: BTreeMap<&str, bool> = config.programs.iter().map(|(name, program)| (name, program.enabled)).collect();
+    let mut seen = BTreeSet::new();
+    for (name, program) in config.programs.iter() {
+        if seen.insert(name) {
+            check_name(name, locator, &mut found);
+            check_program(name, program, &enabled, locator, &mut found);
+        }
+    }
+    cycles(config, locator, &mut found);
+    found
+}
+
+fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let settings = &config.gaggled;
+    check_env(&["gaggled"], "gaggled", &settings.env, locator, found);
+    for (name, value) in [("tick", settings.tick), ("startwait", settings.startwait)] {
+        if value.is_some() {
+            found.push(
+                Diagnostic::warning(format!("{name} has no effect: nothing polls"))
+                    .at(locator.find(&["gaggled", name]))
+                    .help(format!("remove {name}")),
+            );
+        }
+    }
+    if let Some(gate) = &settings.smtpgate {
+        smtpgate(config, gate, locator, found);
+    }
+}
+
+fn smtpgate(config: &Config, gate: &SmtpgateConfig, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let at = |field: &str| locator.nearest(&["gaggled", "smtpgate", field]);
+    for (field, missing) in [("mx", gate.mx.is_empty()), ("from", gate.from.is_empty()), ("to", gate.to.is_empty())] {
+        if missing {
+            let message = format!("smtpgate has no {field}");
+            found.push(Diagnostic::error(message).at(at(field)).help(format!("add {field} to the smtpgate section")));
+        }
+    }
+    if gate.period.0 == 0 {
+        found.push(
+            Diagnostic::error("smtpgate has a period of 0")
+                .at(at("period"))
+                .help("write 1 ms or more, for instance \"10s\""),
+        );
+    }
+    if gate.timeout.0 == 0 {
+        found.push(
+            Diagnostic::error("smtpgate has a timeout of 0").at(at("timeout")).help("write for instance \"45s\""),
+        );
+    }
+    if gate.user.is_some() != gate.password_file.is_some() {
+        let message = "smtpgate has only one of user and password_file";
+        found.push(Diagnostic::error(message).at(at("user")).help("give both, or neither"));
+    }
+    if gate.user.is_some() && gate.tls == Tls::Plain {
+        let message = "smtpgate would send its password in the clear";
+        found.push(Diagnostic::error(message).at(at("user")).help("add tls: StartTls or tls: Implicit"));
+    }
+    if gate.auto && config.programs.get(SMTPGATE).is_some() {
+        found.push(
+            Diagnostic::error(format!("program \"{SMTPGATE}\" is there twice: smtpgate.auto adds one of that name"))
+                .at(locator.find(&["programs", SMTPGATE]))
+                .help("rename the program, or remove auto: true"),
+        );
+    }
+}
+
+fn check_name(name: &str, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let usable = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(usable) {
+        found.push(
+            Diagnostic::error(format!("name {name:?} cannot be used for a program"))
+                .at(locator.find(&["programs", name]))
+                .help(format!("use 1 to {NAME_MAX} of the letters a-z, A-Z, 0-9, and . _ -")),
+        );
+    }
+    if let [_, again, ..] = locator.all(&["programs", name]) {
+        found.push(
+            Diagnostic::error(format!("program \"{name}\" is there twice"))
+                .at(Some(again.clone()))
+                .help("rename one of the two, or remove it"),
+        );
+    }
+}
+
+fn check_program(
+    name: &str,
+    program: &ProgramConfig,
+    enabled: &BTreeMap<&str, bool>,
+    locator: &Locator,
+    found: &mut Vec<Diagnostic>,
+) {
+    let here = locator.find(&["programs", name]);
+    let field = |field: &str| locator.nearest(&["programs", name, field]);
+    match (&program.command, &program.shell) {
+        (None, None) => found.push(
+            Diagnostic::error(format!("program \"{name}\" has no command"))
+                .at(here.clone())
+                .help("add command: \"...\", or shell: \"...\" for a line of shell"),
+        ),
+        (Some(_), Some(_)) => found.push(
+            Diagnostic::error(format!("program \"{name}\" has both a command and a shell line"))
+                .at(field("shell"))
+                .help("keep one of the two"),
+        ),
+        (Some(line), None) | (None, Some(line)) if line.is_empty() => {
+            found.push(
+                Diagnostic::error(format!("program \"{name}\" has an empty command"))
+                    .at(here.clone())
+                    .help("write what to run"),
+            );
+        }
+        (Some(_), None) | (None, Some(_)) => {}
+    }
+    if program.shell.is_some() && !program.argv.is_empty() {
+        found.push(
+            Diagnostic::error(format!("program \"{name}\" has arguments for a shell line"))
+                .at(field("argv"))
+                .help("write them into the line itself"),
+        );
+    }
+    if program.mode.is_some() && program.respawn.is_some() {
+        found.push(
+            Diagnostic::error(format!("program \"{name}\" has both respawn and mode"))
+                .at(field("respawn"))
+                .help("keep mode: respawn: false is mode: Once"),
+        );
+    }
+    let texts =
+        program.command.iter().chain(&program.shell).chain(&program.argv).chain(&program.wd).chain(&program.log);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        found.push(
+            Diagnostic::error(format!("program \"{name}\" has a NUL character in its command"))
+                .at(here)
+                .help("remove it"),
+        );
+    }
+    check_env(&["programs", name], name, &program.env, locator, found);
+    check_depends(name, program, enabled, locator, found);
+}
+
+fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    for (variable, value) in env.iter() {
+        let mut path = path.to_vec();
+        path.extend(["env", variable]);
+        let error = if variable.is_empty() || variable.contains(['=', '\0']) || value.contains('\0') {
+            "cannot be passed to a program"
+        } else if variable.starts_with("GAGGLED_") {
+            "is set by gaggled itself"
+        } else if locator.all(&path).len() > 1 {
+            "is there twice"
+        } else {
+            continue;
+        };
+        found.push(
+            Diagnostic::error(format!("variable {variable:?} of \"{whose}\" {error}"))
+                .at(locator.find(&path))
+                .help("remove it, or give it another name"),
+        );
+    }
+}
+
+fn check_depends(
+    name: &str,
+    program: &ProgramConfig,
+    enabled: &BTreeMap<&str, bool>,
+    locator: &Locator,
+    found: &mut Vec<Diagnostic>,
+) {
+    for (on, _) in program.depends.iter() {
+        let places = locator.all(&["programs", name, "depends", on]);
+        let error = match enabled.get(on) {
+            None => Diagnostic::error(format!("program \"{name}\" depends on \"{on}\", which does not exist"))
+                .help(nearest_name(on, enabled.keys().copied())),
+            Some(false) if program.enabled => {
+                Diagnostic::error(format!("program \"{name}\" depends on \"{on}\", which is disabled"))
+                    .help(format!(
+                        "enable \"{on}\" (manual: true leaves its start to an operator), disable \"{name}\", or remove the dependency"
+                    ))
+            }
+            Some(_) if places.len() > 1 => {
+                Diagnostic::error(format!("program \"{name}\" depends on \"{on}\" twice")).help("keep one of the two")
+            }
+            Some(_) => continue,
+        };
+        found.push(error.at(places.last().cloned()));
+    }
+}
+
+fn nearest_name<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let best = names.map(|name| (strsim::levenshtein(wrong, name), name)).min();
+    match best {
+        Some((distance, name)) if distance <= 1 + wrong.len() / 3 => format!("did you mean \"{name}\"?"),
+        _ => "add such a program, or remove the dependency".to_owned(),
+    }
+}
+
+fn cycles(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let mut graph = DiGraphMap::<&str, ()>::new();
+    for (name, program) in config.programs.iter() {
+        graph.add_node(name);
+        for (on, _) in program.depends.iter() {
+            graph.add_edge(name, on, ());
+        }
+    }
+    let mut reported: Vec<(Vec<&str>, Diagnostic)> = Vec::new();
+    for component in tarjan_scc(&graph) {
+        let members: BTreeSet<&str> = component.iter().copied().collect();
+        let Some(first) = config.programs.iter().map(|(name, _)| name).find(|name| members.contains(name)) else {
+            continue;
+        };
+        let Some(path) = path_back(&graph, &members, first) else { continue };
+        let closing = path.iter().rev().nth(1).copied().unwrap_or(first);
+        let error = Diagnostic::error(format!("programs depend on each other in a cycle: {}", path.join(" -> ")))
+            .at(locator.find(&["programs", closing, "depends", first]))
+            .help("remove one of these dependencies");
+        reported.push((path, error));
+    }
+    reported.sort_by(|a, b| a.0.cmp(&b.0));
+    found.extend(reported.into_iter().map(|(_, error)| error));
+}
+
+/// The shortest way from a program back to itself, within its component.
+fn path_back<'a>(graph: &DiGraphMap<&'a str, ()>, members: &BTreeSet<&'a str>, start: &'a str) -> Option<Vec<&'a str>> {
+    let mut queue = std::collections::VecDeque::from([vec![start]]);
+    let mut seen = BTreeSet::new();
+    while let Some(path) = queue.pop_front() {
+        for next in path.last().map(|last| graph.neighbors(*last)).into_iter().flatten() {
+            let mut longer = path.clone();
+            longer.push(next);
+            if next == start {
+                return Some(longer);
+            }
+            if members.contains(next) && seen.insert(next) {
+                queue.push_back(longer);
+            }
+        }
+    }
+    None
+}

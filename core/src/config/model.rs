@@ -1,0 +1,286 @@
+//! What a configuration file can say, and what it means when it says nothing.
+
+use serde::{Deserialize, Serialize};
+
+use super::Ordered;
+use crate::{
+    graph::{self, Backoff, Graph, Mode, Policy},
+    time::Millis,
+};
+
+/// A whole configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Settings of gaggled itself.
+    #[serde(skip_serializing_if = "is_default")]
+    pub gaggled: Settings,
+    /// The programs.
+    pub programs: Ordered<ProgramConfig>,
+}
+
+/// Settings of gaggled itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How long a program may take to end after a TERM before it is killed.
+    #[serde(skip_serializing_if = "is_default_killwait")]
+    pub killwait: Millis,
+    /// Directories that are searched before `$PATH`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// Variables for every program, over gaggled's own environment.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub env: Ordered<String>,
+    /// How the starts of a program that keeps ending are spaced.
+    #[serde(skip_serializing_if = "is_default")]
+    pub backoff: Backoff,
+    /// Where events are published; the default place if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eventurl: Option<String>,
+    /// Where requests are answered; the default place if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controlurl: Option<String>,
+    /// Urls that are used although anybody who reaches them can do everything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub insecure: Vec<String>,
+    /// Mail about what happens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smtpgate: Option<SmtpgateConfig>,
+    /// Accepted from files of the original; nothing polls here.
+    #[serde(skip_serializing)]
+    pub tick: Option<i64>,
+    /// Accepted from files of the original; nothing polls here.
+    #[serde(skip_serializing)]
+    pub startwait: Option<i64>,
+}
+
+/// One program.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProgramConfig {
+    /// The executable: a path, or a name that is looked for in `path` and `$PATH`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
+    /// Its arguments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub argv: Vec<String>,
+    /// Instead of a command: a line for `/bin/sh -c`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shell: Option<String>,
+    /// The directory to run in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wd: Option<String>,
+    /// Variables, over those of the `gaggled` section.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub env: Ordered<String>,
+    /// What to do when it ends; `Respawn` if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// The original's word for the mode: false is `Once`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub respawn: Option<bool>,
+    /// Whether it is wanted from the start.
+    #[serde(skip_serializing_if = "is_true")]
+    pub enabled: bool,
+    /// Whether it comes up only when an operator asks for it. What depends on it waits until then.
+    #[serde(skip_serializing_if = "is_default")]
+    pub manual: bool,
+    /// How long it may take to end before it is killed, if that differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub killwait: Option<Millis>,
+    /// How its starts are spaced, if that differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Backoff>,
+    /// A file that its output is appended to, instead of gaggled's own output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// The programs it needs.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub depends: Ordered<DependsConfig>,
+}
+
+/// One dependency.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DependsConfig {
+    /// How long the other must have been up.
+    #[serde(skip_serializing_if = "is_default")]
+    pub delay: Millis,
+    /// Whether this one is stopped, and started again, when the other goes down.
+    #[serde(skip_serializing_if = "is_default")]
+    pub propagate: bool,
+}
+
+/// How the connection to the mail server is protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tls {
+    /// Not at all. No password is ever sent then.
+    #[default]
+    Plain,
+    /// It begins in the clear and must be upgraded.
+    StartTls,
+    /// From the first byte.
+    Implicit,
+}
+
+/// Mail about what happens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SmtpgateConfig {
+    /// The mail server.
+    pub mx: String,
+    /// Its port; 25, or 465 with `tls: Implicit`, if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The name given to the server; this host's if it is empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub helo: String,
+    /// The sender.
+    pub from: String,
+    /// The recipients.
+    pub to: Vec<String>,
+    /// What every subject begins with; the first `__HOSTNAME__` in it becomes this host's name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub spfix: String,
+    /// How long a program must have been quiet before it is said to be up again.
+    pub period: Millis,
+    /// For how long statements are collected into one mail; 0 sends each by itself.
+    #[serde(skip_serializing_if = "is_default")]
+    pub batch: Millis,
+    /// Whether gaggled runs the gate itself, as a program named `smtpgate`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub auto: bool,
+    /// How the connection is protected.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls: Tls,
+    /// A file with certificates to trust besides those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// The name to log in with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// A file that holds the password, and nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<String>,
+    /// How long one attempt to deliver a mail may take.
+    #[serde(skip_serializing_if = "is_default_mail_timeout")]
+    pub timeout: Millis,
+}
+
+const KILLWAIT: Millis = Millis(10_000);
+const MAIL_TIMEOUT: Millis = Millis(45_000);
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            killwait: KILLWAIT,
+            path: String::new(),
+            env: Ordered::default(),
+            backoff: Backoff::default(),
+            eventurl: None,
+            controlurl: None,
+            insecure: Vec::new(),
+            smtpgate: None,
+            tick: None,
+            startwait: None,
+        }
+    }
+}
+
+impl Default for ProgramConfig {
+    fn default() -> Self {
+        Self {
+            command: None,
+            argv: Vec::new(),
+            shell: None,
+            wd: None,
+            env: Ordered::default(),
+            mode: None,
+            respawn: None,
+            enabled: true,
+            manual: false,
+            killwait: None,
+            backoff: None,
+            log: None,
+            depends: Ordered::default(),
+        }
+    }
+}
+
+impl Default for SmtpgateConfig {
+    fn default() -> Self {
+        Self {
+            mx: String::new(),
+            port: None,
+            helo: String::new(),
+            from: String::new(),
+            to: Vec::new(),
+            spfix: String::new(),
+            period: Millis(10_000),
+            batch: Millis(0),
+            auto: false,
+            tls: Tls::Plain,
+            ca: None,
+            user: None,
+            password_file: None,
+            timeout: MAIL_TIMEOUT,
+        }
+    }
+}
+
+impl ProgramConfig {
+    /// What to do when it ends, in whichever word that was said.
+    pub fn effective_mode(&self) -> Mode {
+        match (self.mode, self.respawn) {
+            (Some(mode), _) => mode,
+            (None, Some(false)) => Mode::Once,
+            (None, Some(true) | None) => Mode::Respawn,
+        }
+    }
+}
+
+impl Config {
+    /// The programs and dependencies of a checked configuration.
+    pub fn graph(&self) -> Graph {
+        let mut graph = Graph::new(self.gaggled.killwait);
+        for (name, program) in self.programs.iter() {
+            graph.add_program(Policy {
+                name: name.into(),
+                mode: program.effective_mode(),
+                enabled: program.enabled && !program.manual,
+                killwait: program.killwait.unwrap_or(self.gaggled.killwait),
+                backoff: program.backoff.unwrap_or(self.gaggled.backoff),
+            });
+        }
+        let ids = graph.names();
+        for (name, program) in self.programs.iter() {
+            for (on, depends) in program.depends.iter() {
+                if let (Some(of), Some(on)) = (ids.get(name), ids.get(on)) {
+                    let DependsConfig { delay, propagate } = *depends;
+                    graph.add_dependency(graph::Dependency { of: *of, on: *on, delay, propagate });
+                }
+            }
+        }
+        graph
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_true(value: &bool) -> bool {
+    *value
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_killwait(value: &Millis) -> bool {
+    *value == KILLWAIT
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_mail_timeout(value: &Millis) -> bool {
+    *value == MAIL_TIMEOUT
+}

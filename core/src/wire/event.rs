@@ -1,0 +1,169 @@
+//! Events on the bus: `TOPIC\nJSON`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{BEAT_TOPIC, EVENT_TOPIC, ProgramView, VERSION, View};
+use crate::{
+    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    ids::{EpochId, ProgramId, Seq},
+    state::State,
+    time::{Instant, WallTime},
+};
+
+/// The heartbeat: once a second, so that a follower notices the loss even of the last event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Beat {
+    /// The version of the protocol.
+    pub v: u32,
+    /// The life of the daemon.
+    pub epoch: EpochId,
+    /// The last event.
+    pub seq: Seq,
+}
+
+/// A message of the bus, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventText<'a> {
+    /// The heartbeat.
+    Beat(Beat),
+    /// An event, still as text.
+    Event(&'a str),
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    v: u32,
+    epoch: EpochId,
+    seq: Seq,
+    at_ms: u64,
+    at_us: Instant,
+    time: WallTime,
+    cause: &'a Cause,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    program: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    on: Option<&'a str>,
+    #[serde(flatten)]
+    event: Fields<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<ProgramView<'a>>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Fields<'a> {
+    Program(&'a ProgramEvent),
+    Dependency(&'a DependencyEvent),
+    System(&'a SystemEvent),
+}
+
+#[derive(Deserialize)]
+struct Header {
+    epoch: EpochId,
+    seq: Seq,
+    at_us: Instant,
+    time: WallTime,
+    cause: Cause,
+    program: Option<String>,
+    on: Option<String>,
+}
+
+impl Beat {
+    /// The heartbeat as a message of the bus.
+    pub fn encode(epoch: EpochId, seq: Seq) -> String {
+        format!("{BEAT_TOPIC}\n{{\"v\":{VERSION},\"epoch\":{epoch},\"seq\":{seq}}}")
+    }
+}
+
+impl<'a> EventText<'a> {
+    /// Takes a message of the bus apart.
+    pub fn parse(message: &'a [u8]) -> Result<Self, String> {
+        let text = std::str::from_utf8(message).map_err(|_| "message is not UTF-8".to_owned())?;
+        let (topic, body) = text.split_once('\n').ok_or("message has no topic line")?;
+        if topic == BEAT_TOPIC {
+            return serde_json::from_str(body)
+                .map(Self::Beat)
+                .map_err(|why| format!("heartbeat is not understood: {why}"));
+        }
+        if topic.starts_with(EVENT_TOPIC) {
+            Ok(Self::Event(body))
+        } else {
+            Err(format!("topic {topic:?} is not known"))
+        }
+    }
+}
+
+/// An event as JSON, with the state of its program after it.
+///
+/// `state` is the fold up to this event, or, for `None`, the event goes without.
+pub fn encode_event(envelope: &Envelope, names: &State, view: Option<ProgramView<'_>>) -> String {
+    let (program, on) = match &envelope.event {
+        Event::Program(program, _) => (Some(*program), None),
+        Event::Dependency(edge, _) => {
+            let edge = &names.graph.edges[*edge];
+            (Some(edge.of), Some(edge.on))
+        }
+        Event::System(_) => (None, None),
+    };
+    let name = |id: ProgramId| &*names.graph.programs[id].name;
+    let message = Message {
+        v: VERSION,
+        epoch: envelope.epoch,
+        seq: envelope.seq,
+        at_ms: envelope.at.as_millis(),
+        at_us: envelope.at,
+        time: envelope.wall,
+        cause: &envelope.cause,
+        program: program.map(name),
+        on: on.map(name),
+        event: match &envelope.event {
+            Event::Program(_, event) => Fields::Program(event),
+            Event::Dependency(_, event) => Fields::Dependency(event),
+            Event::System(event) => Fields::System(event),
+        },
+        state: view,
+    };
+    serde_json::to_string(&message).unwrap_or_default()
+}
+
+/// An event as a message of the bus, after it was applied to `state`.
+pub fn encode_message(envelope: &Envelope, state: &State) -> String {
+    let subject = state.graph.subject(&envelope.event);
+    let view = subject.map(|id| View::at(state, envelope.at).program(id));
+    let name = subject.map_or("", |id| &*state.graph.programs[id].name);
+    format!("{EVENT_TOPIC}{name}\n{}", encode_event(envelope, state, view))
+}
+
+/// Programs by name.
+pub type Names = BTreeMap<Arc<str>, ProgramId>;
+
+/// Reads an event, given the names in it and the state that they stand for.
+pub fn decode_event(text: &str, names: &Names, state: &State) -> Result<Envelope, String> {
+    let value: Value = serde_json::from_str(text).map_err(|why| format!("event is not JSON: {why}"))?;
+    let wrong = |why: serde_json::Error| format!("event is not understood: {why}");
+    let header = Header::deserialize(&value).map_err(wrong)?;
+    let find = |name: &str| names.get(name).copied().ok_or_else(|| format!("program \"{name}\" is not known"));
+    let program = header.program.as_deref().map(find).transpose()?;
+    let on = header.on.as_deref().map(find).transpose()?;
+    let event = match (program, on) {
+        (Some(of), Some(on)) => {
+            let edges = state.graph.edges_of(of).iter();
+            let edge =
+                edges.copied().find(|edge| state.graph.edges[*edge].on == on).ok_or("dependency is not known")?;
+            Event::Dependency(edge, DependencyEvent::deserialize(&value).map_err(wrong)?)
+        }
+        (Some(program), None) => Event::Program(program, ProgramEvent::deserialize(&value).map_err(wrong)?),
+        (None, _) => Event::System(SystemEvent::deserialize(&value).map_err(wrong)?),
+    };
+    Ok(Envelope {
+        seq: header.seq,
+        epoch: header.epoch,
+        at: header.at_us,
+        wall: header.time,
+        cause: header.cause,
+        event,
+    })
+}

@@ -1,0 +1,194 @@
+//! Requests to the control channel, and its replies: one JSON each.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::VERSION;
+use crate::{
+    command::Selection,
+    ids::{EpochId, Seq},
+    time::Millis,
+};
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The version of the protocol.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// The client's name for it. A request with an id that was seen before is answered again and not done again.
+    #[serde(default)]
+    pub id: String,
+    /// What is asked.
+    #[serde(flatten)]
+    pub action: Action,
+}
+
+fn version() -> u32 {
+    VERSION
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Action {
+    /// Programs are wanted up.
+    Up(Selection),
+    /// Programs are wanted down.
+    Down(Selection),
+    /// Programs are to be stopped and started.
+    Restart(Selection),
+    /// Programs are to get a signal.
+    Signal {
+        /// Which.
+        programs: Vec<String>,
+        /// A name or a number.
+        signal: String,
+    },
+    /// Answers when programs have reached a state.
+    Wait {
+        /// Which.
+        programs: Vec<String>,
+        /// What to wait for.
+        #[serde(default, rename = "for")]
+        goal: Goal,
+        /// For how long.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<Millis>,
+    },
+    /// The state of programs.
+    Dump {
+        /// Which; all if there is none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        programs: Vec<String>,
+        /// Where to begin, counted in programs.
+        #[serde(default)]
+        from: usize,
+        /// How many at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<usize>,
+    },
+    /// Why a program is as it is.
+    Why {
+        /// Which.
+        program: String,
+    },
+    /// Events after a number.
+    Events {
+        /// The life of the daemon that the number belongs to; this one if it is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<EpochId>,
+        /// The last one known; 0 for all that there are.
+        #[serde(default)]
+        since: Seq,
+        /// How many at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<usize>,
+        /// Only those of one program.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<String>,
+    },
+    /// The whole fold, for followers that go on from it.
+    Snapshot,
+    /// What gaggled itself is and does.
+    Status,
+    /// Everything is to be stopped, and gaggled to end.
+    Shutdown,
+}
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// That it is up.
+    #[default]
+    Up,
+    /// That it has no process.
+    Down,
+}
+
+/// A reply. `body` is what was asked for, as it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// The version of the protocol.
+    pub v: u32,
+    /// The id of the request.
+    pub id: String,
+    /// Whether it was done.
+    pub ok: bool,
+    /// What was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Box<RawValue>>,
+    /// Why it was not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ReplyError>,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}
+
+/// Why a request was not done, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request is not JSON, or not one of these.
+    BadRequest,
+    /// The version of the protocol is not spoken here.
+    BadVersion,
+    /// There is no such program.
+    NoSuchProgram,
+    /// The peer may not ask this.
+    Forbidden,
+    /// Everything is being stopped.
+    ShuttingDown,
+    /// The program did not reach the state.
+    Failed,
+    /// The program did not reach the state in time.
+    TimedOut,
+    /// Too much is asked at once.
+    Busy,
+}
+
+impl Request {
+    /// A request of this version.
+    pub fn new(id: impl Into<String>, action: Action) -> Self {
+        Self { v: VERSION, id: id.into(), action }
+    }
+
+    /// Reads a request.
+    pub fn decode(text: &[u8]) -> Result<Self, ReplyError> {
+        let wrong = |message: String| ReplyError { code: ErrorCode::BadRequest, message };
+        let request: Self =
+            serde_json::from_slice(text).map_err(|why| wrong(format!("request is not understood: {why}")))?;
+        if request.v != VERSION {
+            let message = format!("request has version {}, this gaggled speaks version {VERSION}", request.v);
+            return Err(ReplyError { code: ErrorCode::BadVersion, message });
+        }
+        Ok(request)
+    }
+}
+
+impl Reply {
+    /// A reply that it was done.
+    pub fn done<T: Serialize>(id: &str, body: &T) -> Self {
+        let body = serde_json::value::to_raw_value(body).ok();
+        Self { v: VERSION, id: id.to_owned(), ok: true, body, error: None }
+    }
+
+    /// A reply that it was not done.
+    pub fn refused(id: &str, code: ErrorCode, message: impl Into<String>) -> Self {
+        let error = Some(ReplyError { code, message: message.into() });
+        Self { v: VERSION, id: id.to_owned(), ok: false, body: None, error }
+    }
+
+    /// The reply as it goes over the channel.
+    pub fn encode(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}

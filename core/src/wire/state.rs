@@ -1,0 +1,265 @@
+//! What a client sees of a program: its whole state, in the original's words and some more.
+
+use serde::{Deserialize, Serialize};
+
+use super::VERSION;
+use crate::{
+    graph::Mode,
+    host::ExitStatus,
+    ids::{EpochId, InstanceId, ProgramId, Seq},
+    state::{Outcome, Phase, ProgramState, State},
+    time::{Instant, Millis, WallTime},
+};
+
+/// The state of a program as a client sees it.
+///
+/// `uptime_ms`, `wait_ms` and `reason` speak of the moment at which it was made; everything else changes only with an
+/// event of this program.
+#[expect(clippy::struct_excessive_bools, reason = "the words of the original")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProgramView<'a> {
+    /// Its name.
+    pub program: &'a str,
+    /// Whether it has a process.
+    pub up: bool,
+    /// `down`, `starting`, `up`, `stopping`.
+    pub phase: Phase,
+    /// The process id, 0 if there is none.
+    pub pid: i32,
+    /// For how long it has been up, 0 if it is not.
+    pub uptime_ms: u64,
+    /// The number of its last run; 0 before the first.
+    pub instance: InstanceId,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// Whether all its dependencies are satisfied.
+    pub dependencies_satisfied: bool,
+    /// Whether an operator, or the configuration, wants it down.
+    pub is_operator_shutdown: bool,
+    /// Whether gaggled asked the last run to end; false while it is up.
+    pub during_shutdown: bool,
+    /// The original's counter of its changes.
+    pub state_sequence: u64,
+    /// `NONE` while it is up, else `EXIT`, `KILL`, `DUMP`, `UNK`, or nothing if it never ran.
+    pub down_type: &'static str,
+    /// The exit code of the last run, if it exited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The signal that ended the last run, if one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_signal: Option<i32>,
+    /// The step that failed, if it could not be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed_stage: Option<crate::host::ExecStage>,
+    /// The error number, if it could not be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
+    /// The last event that concerned it.
+    pub last_seq: Seq,
+    /// Why it is as it is, in words.
+    pub reason: String,
+    /// How long what it waits for will still take, if that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wait_ms: Option<u64>,
+}
+
+/// A dependency as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DependencyView {
+    /// The program that depends.
+    pub of: String,
+    /// The program it depends on.
+    pub on: String,
+    /// How long `on` must have been up.
+    pub delay_ms: Millis,
+    /// Whether `of` goes down with it.
+    pub propagate: bool,
+    /// Whether it is satisfied.
+    pub satisfied: bool,
+}
+
+/// The state of all programs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Dump<'a> {
+    /// The version of the protocol.
+    pub v: u32,
+    /// The life of the daemon.
+    pub epoch: EpochId,
+    /// The last event that is in it.
+    pub seq: Seq,
+    /// When it was made.
+    pub time: WallTime,
+    /// Whether everything is being stopped.
+    pub shutting_down: bool,
+    /// The programs, in the order of the configuration.
+    pub programs: Vec<ProgramView<'a>>,
+    /// The dependencies, in the order of the configuration.
+    pub dependencies: Vec<DependencyView>,
+    /// Where the next page begins, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next: Option<usize>,
+}
+
+/// A state, looked at from one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    state: &'a State,
+    now: Instant,
+}
+
+impl<'a> View<'a> {
+    /// How a state looks at a moment.
+    pub fn at(state: &'a State, now: Instant) -> Self {
+        Self { state, now }
+    }
+
+    /// One program.
+    pub fn program(self, id: ProgramId) -> ProgramView<'a> {
+        self.program_as(id, &self.state.programs[id])
+    }
+
+    /// One program as it was when this was its state.
+    pub fn program_as(self, id: ProgramId, program: &ProgramState) -> ProgramView<'a> {
+        let up = matches!(program.phase, Phase::Up | Phase::Stopping);
+        let (down_type, exit_code, exit_signal) = match program.outcome {
+            _ if up => ("NONE", None, None),
+            None => ("", None, None),
+            Some(Outcome::SpawnFailed { .. }) => ("EXIT", None, None),
+            Some(Outcome::Exited(ExitStatus::Code(code))) => ("EXIT", Some(code), None),
+            Some(Outcome::Exited(ExitStatus::Signal(signal))) => ("KILL", None, Some(signal)),
+            Some(Outcome::Exited(ExitStatus::Core(signal))) => ("DUMP", None, Some(signal)),
+            Some(Outcome::Exited(ExitStatus::Unknown)) => ("UNK", None, None),
+        };
+        let failed = match program.outcome {
+            Some(Outcome::SpawnFailed { stage, errno }) if !up => Some((stage, errno)),
+            _ => None,
+        };
+        let (reason, wait) = self.reason(id, program);
+        ProgramView {
+            program: &self.state.graph.programs[id].name,
+            up,
+            phase: program.phase,
+            pid: program.pid.unwrap_or(0),
+            uptime_ms: program.up_since.filter(|_| up).map_or(0, |since| self.now.since(since).0),
+            instance: program.instance,
+            restarts: program.restarts,
+            dependencies_satisfied: program.unmet == 0,
+            is_operator_shutdown: program.operator_down,
+            during_shutdown: program.signalled && program.phase == Phase::Down,
+            state_sequence: program.state_sequence,
+            down_type,
+            exit_code,
+            exit_signal,
+            failed_stage: failed.map(|(stage, _)| stage),
+            errno: failed.map(|(_, errno)| errno),
+            last_seq: program.last_seq,
+            reason,
+            wait_ms: wait.map(|wait| wait.0),
+        }
+    }
+
+    /// All programs from the one at `from`, at most `limit` of them.
+    pub fn dump(self, wall: WallTime, from: usize, limit: usize) -> Dump<'a> {
+        let graph = &self.state.graph;
+        let page = || graph.programs.ids().skip(from).take(limit);
+        let end = from.saturating_add(limit);
+        Dump {
+            v: VERSION,
+            epoch: self.state.epoch,
+            seq: self.state.seq,
+            time: wall,
+            shutting_down: self.state.shutdown.is_some(),
+            programs: page().map(|id| self.program(id)).collect(),
+            dependencies: page().flat_map(|id| self.dependencies(id)).collect(),
+            next: (end < graph.programs.len()).then_some(end),
+        }
+    }
+
+    /// The dependencies of one program.
+    pub fn dependencies(self, of: ProgramId) -> impl Iterator<Item = DependencyView> {
+        self.state.graph.edges_of(of).iter().map(move |edge| self.dependency(*edge))
+    }
+
+    fn dependency(self, id: crate::ids::EdgeId) -> DependencyView {
+        let (edge, state) = self.state.edge(id);
+        let name = |id: ProgramId| self.state.graph.programs[id].name.to_string();
+        DependencyView {
+            of: name(edge.of),
+            on: name(edge.on),
+            delay_ms: edge.delay,
+            propagate: edge.propagate,
+            satisfied: state.satisfied.is_some(),
+        }
+    }
+
+    /// Why a program is as it is, and for how much longer if that is known.
+    fn reason(self, id: ProgramId, program: &ProgramState) -> (String, Option<Millis>) {
+        let policy = &self.state.graph.programs[id];
+        match program.phase {
+            Phase::Starting => ("starting".to_owned(), None),
+            Phase::Stopping => {
+                let why = program.leaving.map_or_else(String::new, |leaving| format!(": {}", leaving.reason));
+                let wait = program.deadline.map(|deadline| self.now.until(deadline));
+                (format!("stopping{why}"), wait)
+            }
+            Phase::Up if program.leaving.is_some() => ("to be stopped, its dependents go first".to_owned(), None),
+            Phase::Up => (String::new(), None),
+            Phase::Down if program.operator_down => {
+                let by = if policy.enabled || program.state_sequence > 1 {
+                    "put down by an operator"
+                } else {
+                    "never asked up"
+                };
+                (by.to_owned(), None)
+            }
+            Phase::Down if self.state.shutdown.is_some() => ("gaggled shuts down".to_owned(), None),
+            Phase::Down if !program.due => (self.finished(program.outcome, policy.mode), None),
+            Phase::Down => self.waiting(id, program),
+        }
+    }
+
+    fn finished(self, outcome: Option<Outcome>, mode: Mode) -> String {
+        match (outcome, mode) {
+            (Some(outcome), Mode::Once) => format!("ran once: {}", describe(outcome)),
+            (Some(outcome), Mode::Respawn) => describe(outcome),
+            (None, _) => "not wanted".to_owned(),
+        }
+    }
+
+    /// What the start of a program waits for.
+    fn waiting(self, id: ProgramId, program: &ProgramState) -> (String, Option<Millis>) {
+        let unmet = self.state.graph.edges_of(id).iter().find(|edge| self.state.edges[**edge].satisfied.is_none());
+        if let Some(edge) = unmet {
+            let dependency = &self.state.graph.edges[*edge];
+            let on = &self.state.graph.programs[dependency.on].name;
+            return match self.state.opens_at(*edge) {
+                Some(at) if dependency.delay.0 > 0 => {
+                    let wait = self.now.until(at).min(dependency.delay);
+                    let passed = dependency.delay.0 - wait.0;
+                    (format!("waiting for {on}: {passed} ms of {} ms", dependency.delay.0), Some(wait))
+                }
+                _ => (format!("waiting for {on}"), None),
+            };
+        }
+        let last = program.outcome.map_or_else(String::new, |outcome| format!(": {}", describe(outcome)));
+        match program.not_before {
+            Some(at) if at > self.now => {
+                let wait = self.now.until(at);
+                (format!("starts again in {wait}{last}"), Some(wait))
+            }
+            _ => ("about to start".to_owned(), None),
+        }
+    }
+}
+
+/// How a run ended, in words.
+pub fn describe(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Exited(status) => status.to_string(),
+        Outcome::SpawnFailed { stage, errno } => {
+            let error = std::io::Error::from_raw_os_error(errno).to_string();
+            let error = error.split(" (os error").next().unwrap_or_default().to_lowercase();
+            format!("{stage} failed: {error}")
+        }
+    }
+}

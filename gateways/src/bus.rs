@@ -1,0 +1,92 @@
+//! The bus: every event on an nng pub socket, and once a second the heartbeat.
+//!
+//! A thread of its own folds, encodes and publishes, so that neither costs the actors anything. A subscriber that is
+//! too slow loses messages, the oldest first, and learns of it by their numbers; nobody waits for it.
+
+use std::{
+    io,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use gaggled_core::{
+    event::Envelope,
+    state::State,
+    wire::{Beat, encode_message},
+};
+use nng::{
+    Protocol, Socket,
+    options::{Options, SendBufferSize, transport::ipc::Permissions},
+};
+
+use crate::{control::ListenError, url::Url};
+
+/// How often the heartbeat comes.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How many messages are kept for each subscriber: the most that nng allows.
+pub(crate) const BUFFER: i32 = 8192;
+
+/// For how long the socket stays open after the last event: nng cannot tell when subscribers have got it.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// The bus, before anything is published.
+#[derive(Debug)]
+pub struct Publisher {
+    socket: Socket,
+}
+
+impl Publisher {
+    /// Opens the socket, or says why not.
+    pub fn bind(url: &Url) -> Result<Self, ListenError> {
+        let socket = Socket::new(Protocol::Pub0).map_err(|error| ListenError::new(url, error))?;
+        socket.set_opt::<SendBufferSize>(BUFFER).map_err(|error| ListenError::new(url, error))?;
+        listen(&socket, url)?;
+        Ok(Self { socket })
+    }
+
+    /// Publishes what arrives, in a thread that ends after the sender has gone.
+    pub fn publish(self, mut state: State, events: Receiver<Arc<Envelope>>) -> io::Result<thread::JoinHandle<()>> {
+        thread::Builder::new().name("publisher".into()).spawn(move || {
+            let mut next_beat = deadline(HEARTBEAT);
+            loop {
+                match events.recv_deadline(next_beat) {
+                    Ok(envelope) => {
+                        state.apply(&envelope);
+                        self.send(&encode_message(&envelope, &state));
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        self.send(&Beat::encode(state.epoch, state.seq));
+                        next_beat = deadline(HEARTBEAT);
+                    }
+                    Err(RecvTimeoutError::Disconnected) => break,
+                }
+            }
+            self.send(&Beat::encode(state.epoch, state.seq));
+            let never = crossbeam_channel::never::<()>();
+            let _ = never.recv_timeout(LINGER);
+        })
+    }
+
+    fn send(&self, message: &str) {
+        // A pub socket takes everything; what fails is the allocation of the message, and followers notice by number.
+        let _ = self.socket.send(message.as_bytes());
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the heartbeat is real time")]
+fn deadline(span: Duration) -> Instant {
+    Instant::now() + span
+}
+
+/// Listens on a url; a local socket is for its owner alone.
+pub(crate) fn listen(socket: &Socket, url: &Url) -> Result<(), ListenError> {
+    let failed = |error| ListenError::new(url, error);
+    let builder = nng::ListenerBuilder::new(socket, &url.text()).map_err(failed)?;
+    if matches!(url, Url::Ipc(_)) {
+        builder.set_opt::<Permissions>(0o600).map_err(failed)?;
+    }
+    builder.start().map(|_| ()).map_err(|(_, error)| failed(error))
+}

@@ -1,0 +1,184 @@
+//! The server of the control channel: an nng rep socket with as many contexts as there are requests under way.
+//!
+//! A request may be answered much later, when programs have reached a state, so each has a context of its own, and
+//! there is always one more that listens.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use gaggled_core::{
+    command::{Peer, Role},
+    wire::{ErrorCode, Reply, Request},
+};
+use nng::{
+    Aio, AioResult, Context, Message, Protocol, Socket,
+    options::{Options, RecvMaxSize},
+};
+use thiserror::Error;
+
+use crate::{bus::listen, nng_ffi::local_peer, url::Url};
+
+/// The largest request, in bytes.
+pub const REQUEST_MAX: usize = 64 * 1024;
+
+/// How many requests may be under way at once.
+const CONTEXTS: usize = 4096;
+
+/// Why a url cannot be listened on.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// Somebody else does.
+    #[error("{0} is in use: another gaggled, or another program, listens there; stop it, or use another url")]
+    InUse(String),
+    /// Anything else.
+    #[error("cannot listen on {url}: {error}")]
+    Other {
+        /// The url.
+        url: String,
+        /// Why.
+        error: nng::Error,
+    },
+}
+
+impl ListenError {
+    pub(crate) fn new(url: &Url, error: nng::Error) -> Self {
+        match error {
+            nng::Error::AddressInUse => Self::InUse(url.text()),
+            error => Self::Other { url: url.text(), error },
+        }
+    }
+}
+
+/// Sends the one answer to a request. If it is dropped without, the client is told that nobody answered.
+#[derive(Debug)]
+pub struct Responder {
+    id: String,
+    /// The context that the request came in by; none once it was answered.
+    place: Option<(Context, Aio)>,
+}
+
+impl Responder {
+    /// Answers.
+    pub fn send(mut self, reply: &Reply) {
+        self.answer(reply);
+    }
+
+    fn answer(&mut self, reply: &Reply) {
+        if let Some((context, aio)) = self.place.take() {
+            // If the client is gone the context listens again: the callback sees to it.
+            let _ = context.send(&aio, reply.encode().as_bytes());
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        let reply = Reply::refused(&self.id, ErrorCode::Busy, "gaggled is too busy to answer");
+        self.answer(&reply);
+    }
+}
+
+/// Takes requests.
+pub type Handler = Arc<dyn Fn(Peer, Request, Responder) + Send + Sync>;
+
+/// The server. It works for as long as it exists, and is meant to exist as long as the process.
+pub struct Server {
+    socket: Socket,
+    url: Url,
+    handler: Handler,
+    idle: AtomicUsize,
+    /// All that were ever made: one that was dropped while it is under way would take its thread with it.
+    workers: Mutex<Vec<(Context, Aio)>>,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Opens the socket, or says why not. Nothing is read before [`Server::serve`].
+    pub fn bind(url: &Url, handler: Handler) -> Result<Arc<Self>, ListenError> {
+        let failed = |error| ListenError::new(url, error);
+        let socket = Socket::new(Protocol::Rep0).map_err(failed)?;
+        socket.set_opt::<RecvMaxSize>(REQUEST_MAX).map_err(failed)?;
+        listen(&socket, url)?;
+        Ok(Arc::new(Self {
+            socket,
+            url: url.clone(),
+            handler,
+            idle: AtomicUsize::new(0),
+            workers: Mutex::new(Vec::new()),
+        }))
+    }
+
+    /// Begins to read requests.
+    pub fn serve(self: &Arc<Self>) -> nng::Result<()> {
+        (0..8).try_for_each(|_| self.add_worker())
+    }
+
+    fn add_worker(self: &Arc<Self>) -> nng::Result<()> {
+        let context = Context::new(&self.socket)?;
+        let (server, own) = (self.clone(), context.clone());
+        let aio = Aio::new(move |aio, result| server.advance(&own, &aio, result))?;
+        context.recv(&aio)?;
+        self.idle.fetch_add(1, Ordering::SeqCst);
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).push((context, aio));
+        Ok(())
+    }
+
+    fn advance(self: &Arc<Self>, context: &Context, aio: &Aio, result: AioResult) {
+        match result {
+            AioResult::Recv(Ok(message)) => {
+                let last = self.idle.fetch_sub(1, Ordering::SeqCst) == 1;
+                let known = self.workers.lock().unwrap_or_else(PoisonError::into_inner).len();
+                if last && known < CONTEXTS {
+                    // Without one more the next request waits for an answer to this one, which is no loss.
+                    let _ = self.add_worker();
+                }
+                self.request(context, aio, message);
+            }
+            AioResult::Recv(Err(nng::Error::Closed | nng::Error::Canceled)) => {}
+            AioResult::Recv(Err(_)) => {
+                let _ = context.recv(aio);
+            }
+            AioResult::Send(_) | AioResult::Sleep(_) => {
+                if context.recv(aio).is_ok() {
+                    self.idle.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        }
+    }
+
+    fn request(&self, context: &Context, aio: &Aio, mut message: Message) {
+        let peer = self.peer(&mut message);
+        let mut responder = Responder { id: String::new(), place: Some((context.clone(), aio.clone())) };
+        match Request::decode(&message) {
+            Ok(request) => {
+                responder.id.clone_from(&request.id);
+                (self.handler)(peer, request, responder);
+            }
+            Err(error) => responder.send(&Reply::refused("", error.code, error.message)),
+        }
+    }
+
+    /// Who asks, and what that may do: root and the daemon's own user everything, anybody else only look.
+    fn peer(&self, message: &mut Message) -> Peer {
+        match &self.url {
+            Url::Ipc(_) => match message.pipe().and_then(local_peer) {
+                Some(peer) => {
+                    let own = nix::unistd::geteuid().as_raw();
+                    let role = if peer.uid == 0 || peer.uid == own { Role::Admin } else { Role::Observe };
+                    Peer { who: format!("uid {} (pid {})", peer.uid, peer.pid), role }
+                }
+                None => Peer { who: "somebody who has gone".to_owned(), role: Role::Observe },
+            },
+            Url::Tcp { text, trusted } => {
+                Peer { who: format!("somebody at {text}"), role: if *trusted { Role::Admin } else { Role::Observe } }
+            }
+        }
+    }
+}

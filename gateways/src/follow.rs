@@ -1,0 +1,217 @@
+//! Follows a gaggled: subscribes, asks for a snapshot, and keeps a mirror that is never silently wrong.
+//!
+//! It reconnects by itself, notices by number what it has missed, asks for it again, and says so when that is no longer
+//! to be had. It notices a gaggled that has gone by the heartbeat that does not come.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use gaggled_core::{
+    event::Envelope,
+    ids::{EpochId, Seq},
+    mirror::{Fed, Mirror},
+    state::State,
+    wire::{Action, BEAT_TOPIC, EVENT_TOPIC, EventText, Reply, Request},
+};
+use nng::{
+    Protocol, Socket,
+    options::{
+        Options, ReconnectMaxTime, ReconnectMinTime, RecvBufferSize, RecvMaxSize, RecvTimeout,
+        protocol::pubsub::Subscribe,
+    },
+};
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    bus::{BUFFER, HEARTBEAT},
+    call::{CallError, Caller},
+};
+
+/// What a follower hears.
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// The state as a whole: at first, when gaggled has begun a new life, and when events were lost for good.
+    Synchronised {
+        /// Whether events were missed that nobody can tell any more.
+        missed: bool,
+    },
+    /// An event, which the mirror has already applied, and its text.
+    Event(Box<Envelope>, String),
+    /// Nothing was heard of gaggled for some heartbeats.
+    Silent,
+    /// It is heard again.
+    Back,
+    /// Something came that is not understood.
+    Garbled(String),
+    /// Nothing, until the moment that was given.
+    Nothing,
+}
+
+/// A follower of one gaggled.
+#[derive(Debug)]
+pub struct Follower {
+    events: Socket,
+    caller: Caller,
+    mirror: Mirror,
+    heard: VecDeque<Heard>,
+    last_heard: Instant,
+    silent: bool,
+}
+
+/// After how long without a heartbeat gaggled is said to be silent.
+const SILENCE: Duration = Duration::from_millis(HEARTBEAT.as_millis() as u64 * 3);
+
+impl Follower {
+    /// Begins to follow; gaggled may come later.
+    pub fn new(eventurl: &str, controlurl: &str) -> Result<Self, CallError> {
+        let unreachable = |why| CallError::Unreachable { url: eventurl.to_owned(), why };
+        let events = subscribe(eventurl).map_err(unreachable)?;
+        let caller = Caller::dial_whenever(controlurl)?;
+        let mut follower = Self {
+            events,
+            caller,
+            mirror: Mirror::default(),
+            heard: VecDeque::new(),
+            last_heard: now(),
+            silent: false,
+        };
+        follower.synchronise();
+        Ok(follower)
+    }
+
+    /// The state that is followed, once there is one.
+    pub fn state(&self) -> Option<&State> {
+        self.mirror.state()
+    }
+
+    /// The next thing that is heard; [`Heard::Nothing`] at `until`, if that is given.
+    pub fn next(&mut self, until: Option<Instant>) -> Heard {
+        loop {
+            if let Some(heard) = self.heard.pop_front() {
+                return heard;
+            }
+            let silence = if self.silent { None } else { Some(self.last_heard + SILENCE) };
+            let moment = [silence, until].into_iter().flatten().min();
+            let wait = moment.map(|moment| moment.saturating_duration_since(now()).max(Duration::from_millis(1)));
+            let _ = self.events.set_opt::<RecvTimeout>(wait);
+            match self.events.recv() {
+                Ok(message) => self.receive(&message),
+                Err(_) => self.nothing(until),
+            }
+        }
+    }
+
+    fn nothing(&mut self, until: Option<Instant>) {
+        let now = now();
+        if !self.silent && now >= self.last_heard + SILENCE {
+            self.silent = true;
+            self.heard.push_back(Heard::Silent);
+        }
+        if until.is_some_and(|until| now >= until) {
+            self.heard.push_back(Heard::Nothing);
+        }
+    }
+
+    fn receive(&mut self, message: &[u8]) {
+        self.last_heard = now();
+        if std::mem::take(&mut self.silent) {
+            self.heard.push_back(Heard::Back);
+        }
+        match EventText::parse(message) {
+            Ok(EventText::Beat(beat)) => {
+                let fed = self.mirror.beat(beat);
+                self.take(fed, "");
+            }
+            Ok(EventText::Event(text)) => self.feed(text),
+            Err(why) => self.heard.push_back(Heard::Garbled(why)),
+        }
+    }
+
+    fn feed(&mut self, text: &str) {
+        match self.mirror.feed(text) {
+            Ok(fed) => self.take(fed, text),
+            Err(why) => self.heard.push_back(Heard::Garbled(why)),
+        }
+    }
+
+    fn take(&mut self, fed: Fed, text: &str) {
+        match fed {
+            Fed::Applied(envelope) => self.heard.push_back(Heard::Event(envelope, text.to_owned())),
+            Fed::Known => {}
+            Fed::Gap(epoch, since) => {
+                self.fetch(epoch, since);
+                if !text.is_empty() && matches!(self.mirror.feed(text), Ok(Fed::Gap(..))) {
+                    self.synchronise();
+                }
+            }
+            Fed::NeedSnapshot => self.synchronise(),
+        }
+    }
+
+    /// Asks for what was missed, or, if that is no longer to be had, for everything.
+    fn fetch(&mut self, epoch: EpochId, since: Seq) {
+        let action = Action::Events { epoch: Some(epoch), since, limit: None, program: None };
+        let Ok(Reply { ok: true, body: Some(body), .. }) = self.caller.call(&request(action), Caller::TIMEOUT) else {
+            return;
+        };
+        match texts(&body) {
+            Some(texts) => texts.iter().for_each(|text| {
+                if let Ok(Fed::Applied(envelope)) = self.mirror.feed(text) {
+                    self.heard.push_back(Heard::Event(envelope, text.clone()));
+                }
+            }),
+            None => self.synchronise(),
+        }
+    }
+
+    /// Asks for everything. If nobody answers, the next event or heartbeat leads here again.
+    fn synchronise(&mut self) {
+        let Ok(Reply { ok: true, body: Some(body), .. }) =
+            self.caller.call(&request(Action::Snapshot), Caller::TIMEOUT)
+        else {
+            return;
+        };
+        match serde_json::from_str::<State>(body.get()) {
+            Ok(state) => {
+                let before = self.mirror.state().map(|state| state.epoch);
+                let missed = before == Some(state.epoch);
+                self.mirror.restore(state);
+                self.heard.push_back(Heard::Synchronised { missed });
+            }
+            Err(why) => self.heard.push_back(Heard::Garbled(format!("snapshot is not understood: {why}"))),
+        }
+    }
+}
+
+/// A socket that hears everything, and connects again by itself.
+fn subscribe(url: &str) -> nng::Result<Socket> {
+    let socket = Socket::new(Protocol::Sub0)?;
+    socket.set_opt::<RecvBufferSize>(BUFFER)?;
+    socket.set_opt::<RecvMaxSize>(0)?;
+    socket.set_opt::<ReconnectMinTime>(Some(Duration::from_millis(50)))?;
+    socket.set_opt::<ReconnectMaxTime>(Some(Duration::from_secs(1)))?;
+    socket.set_opt::<Subscribe>(EVENT_TOPIC.as_bytes().to_vec())?;
+    socket.set_opt::<Subscribe>(BEAT_TOPIC.as_bytes().to_vec())?;
+    socket.dial_async(url)?;
+    Ok(socket)
+}
+
+fn request(action: Action) -> Request {
+    Request::new("", action)
+}
+
+/// The events of an answer, as text; `None` for a gap.
+fn texts(body: &RawValue) -> Option<Vec<String>> {
+    let body: Value = serde_json::from_str(body.get()).ok()?;
+    if body["gap"].as_bool()? {
+        return None;
+    }
+    Some(body["events"].as_array()?.iter().map(Value::to_string).collect())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the heartbeat is real time")]
+fn now() -> Instant {
+    Instant::now()
+}

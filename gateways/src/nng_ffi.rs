@@ -1,0 +1,30 @@
+//! What the `nng` crate has no safe interface for, and what keeps the library it calls in the binary.
+
+#![expect(unsafe_code, reason = "the peer's user id is an option that the crate does not offer")]
+
+use nng::Pipe;
+
+/// The crate that carries the C library must be named somewhere, or the linker leaves it out.
+#[used]
+static KEEP: unsafe extern "C" fn() -> *const core::ffi::c_char = nng_c_sys::nng_version;
+
+/// Who is at the other end of a local socket, as the kernel tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LocalPeer {
+    /// The user.
+    pub uid: u32,
+    /// The process.
+    pub pid: u32,
+}
+
+/// Who is at the other end, if it is a local socket.
+pub(crate) fn local_peer(pipe: Pipe) -> Option<LocalPeer> {
+    Some(LocalPeer { uid: option(pipe, c"ipc:peer-uid")?, pid: option(pipe, c"ipc:peer-pid").unwrap_or(0) })
+}
+
+fn option(pipe: Pipe, name: &core::ffi::CStr) -> Option<u32> {
+    let mut value = 0_u64;
+    // SAFETY: the name ends with NUL, the value is a local, and a pipe that is gone is answered with an error.
+    let failed = unsafe { nng::ffi::nng_pipe_get_uint64(pipe.nng_pipe(), name.as_ptr(), &raw mut value) };
+    if failed == 0 { u32::try_from(value).ok() } else { None }
+}

@@ -1,0 +1,101 @@
+//! From statements to a message that any mail reader takes.
+
+use gaggled_core::{
+    config::SmtpgateConfig,
+    notifier::{Statement, batch_subject},
+};
+use lettre::{
+    Message,
+    message::{Mailbox, header::ContentType},
+};
+use thiserror::Error;
+
+/// Why there can be no mail.
+#[derive(Debug, Error)]
+pub enum MailError {
+    /// An address is none.
+    #[error("smtpgate.{field}: \"{address}\" is not a mail address ({why}): write name@example.com")]
+    Address {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        address: String,
+        /// Why.
+        why: String,
+    },
+    /// The message cannot be built.
+    #[error("mail cannot be composed: {0}")]
+    Compose(#[from] lettre::error::Error),
+    /// The server cannot be spoken to as the configuration says.
+    #[error("smtpgate.{field}: {why}")]
+    Transport {
+        /// The field.
+        field: &'static str,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Makes messages.
+#[derive(Clone, Debug)]
+pub struct Composer {
+    from: Mailbox,
+    to: Vec<Mailbox>,
+    prefix: String,
+    host: String,
+}
+
+impl Composer {
+    /// The maker of a configuration's messages, on a host of this name.
+    pub fn new(config: &SmtpgateConfig, host: &str) -> Result<Self, MailError> {
+        let mailbox = |field, address: &str| {
+            address.parse::<Mailbox>().map_err(|why| MailError::Address {
+                field,
+                address: address.to_owned(),
+                why: why.to_string(),
+            })
+        };
+        Ok(Self {
+            from: mailbox("from", &config.from)?,
+            to: config.to.iter().map(|address| mailbox("to", address)).collect::<Result<_, _>>()?,
+            prefix: config.spfix.replacen("__HOSTNAME__", host, 1),
+            host: host.to_owned(),
+        })
+    }
+
+    /// One mail about these statements. Its id tells which change it is about, so that a mail that was sent twice can
+    /// be recognised.
+    pub fn compose(&self, statements: &[Statement], batch: bool, all_ok: bool) -> Result<Message, MailError> {
+        let (subject, body) = if batch { self.several(statements, all_ok) } else { self.single(statements) };
+        let mut message = Message::builder().from(self.from.clone()).subject(subject);
+        for to in &self.to {
+            message = message.to(to.clone());
+        }
+        let first = statements.first().map(|first| (&first.basis, &*first.program, first.is));
+        if let Some((basis, program, is)) = first {
+            let is = is.to_string().replace(' ', "-");
+            let id = format!("<{}.{}.{program}.{is}@{}>", basis.epoch, basis.seq, self.host);
+            message = message.message_id(Some(id));
+        }
+        Ok(message.date_now().header(ContentType::TEXT_PLAIN).body(body)?)
+    }
+
+    fn single(&self, statements: &[Statement]) -> (String, String) {
+        let text: Vec<String> = statements.iter().map(|statement| statement.text(", ")).collect();
+        let text = text.join("; ");
+        (format!("{}{text}", self.prefix), format!("{text}\r\n"))
+    }
+
+    fn several(&self, statements: &[Statement], all_ok: bool) -> (String, String) {
+        let count = statements.len();
+        let plural = if count == 1 { "" } else { "s" };
+        let mut body =
+            format!("There {} {count} state change{plural} of note:\r\n", if count == 1 { "is" } else { "are" });
+        for statement in statements {
+            body.push_str("\r\n");
+            body.push_str(&statement.text("\r\n  "));
+            body.push_str("\r\n");
+        }
+        (format!("{} {}", self.prefix, batch_subject(statements, all_ok)).trim_start().to_owned(), body)
+    }
+}

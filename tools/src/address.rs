@@ -1,0 +1,99 @@
+//! Where gaggled is: what the arguments say, or the configuration, or the environment, or the default place.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use gaggled_core::config::Settings;
+use gaggled_gateways::url::{Url, UrlError, default_controlurl, default_directory, default_eventurl};
+
+use crate::diagnostics;
+
+/// The variable that names the control channel.
+pub const CONTROL_VARIABLE: &str = "GAGGLED_CONTROL_URL";
+/// The variable that names the event channel.
+pub const EVENT_VARIABLE: &str = "GAGGLED_EVENT_URL";
+
+/// How a tool is told where gaggled is.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Where {
+    /// The url of gaggled
+    #[arg(short, long, value_name = "URL", global = true, conflicts_with = "config")]
+    pub url: Option<String>,
+
+    /// The configuration that gaggled was started with; its urls are used
+    #[arg(short, long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// Why it is not known where gaggled is.
+#[derive(Debug)]
+pub enum Nowhere {
+    /// The configuration cannot be used, as has been said.
+    Rejected,
+    /// A url cannot be used.
+    Url(UrlError),
+}
+
+/// The urls of both channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Urls {
+    /// Where events are published.
+    pub event: String,
+    /// Where requests are answered.
+    pub control: String,
+}
+
+/// The urls that a configuration means.
+pub fn of_settings(settings: &Settings) -> Result<Urls, UrlError> {
+    let given = |url: &Option<String>, default: fn(&std::path::Path) -> String| match url {
+        Some(url) => Ok(url.clone()),
+        None => default_directory().map(|directory| default(&directory)),
+    };
+    let urls = Urls {
+        event: given(&settings.eventurl, default_eventurl)?,
+        control: given(&settings.controlurl, default_controlurl)?,
+    };
+    Url::parse(&urls.event, &settings.insecure)?;
+    Url::parse(&urls.control, &settings.insecure)?;
+    Ok(urls)
+}
+
+impl Where {
+    /// The url of the control channel.
+    pub fn control(&self) -> Result<String, Nowhere> {
+        self.find(CONTROL_VARIABLE, |urls| urls.control.clone())
+    }
+
+    /// The urls of both channels, for a tool that follows events. A url that is given is that of the events.
+    pub fn both(&self, control: Option<&String>) -> Result<Urls, Nowhere> {
+        let event = self.find(EVENT_VARIABLE, |urls| urls.event.clone())?;
+        let elsewhere = Self { url: control.cloned(), config: self.config.clone() };
+        Ok(Urls { event, control: elsewhere.find(CONTROL_VARIABLE, |urls| urls.control.clone())? })
+    }
+
+    fn find(&self, variable: &str, pick: fn(&Urls) -> String) -> Result<String, Nowhere> {
+        if let Some(url) = &self.url {
+            // What listens beyond this machine was accepted where it was configured.
+            Url::parse(url, std::slice::from_ref(url)).map_err(Nowhere::Url)?;
+            return Ok(url.clone());
+        }
+        if let Some(path) = &self.config {
+            let (parsed, _) = diagnostics::load(path).map_err(|_| Nowhere::Rejected)?;
+            return of_settings(&parsed.config.gaggled).map(|urls| pick(&urls)).map_err(Nowhere::Url);
+        }
+        match std::env::var(variable) {
+            Ok(url) if !url.is_empty() => Ok(url),
+            _ => of_settings(&Settings::default()).map(|urls| pick(&urls)).map_err(Nowhere::Url),
+        }
+    }
+}
+
+impl Nowhere {
+    /// Says so.
+    pub fn print(&self) {
+        match self {
+            Self::Rejected => {}
+            Self::Url(error) => eprintln!("Error: {error}"),
+        }
+    }
+}

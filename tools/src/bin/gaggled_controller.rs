@@ -1,0 +1,358 @@
+//! Looks at a running gaggled, and tells it what to do.
+
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use gaggled_core::{
+    command::{DEFAULT_TIMEOUT, Selection},
+    ids::Seq,
+    time::Millis,
+    wire::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
+};
+use gaggled_gateways::call::{CallError, Caller};
+use gaggled_tools::{VERSION, address::Where, dump};
+use serde_json::Value;
+
+/// Looks at a running gaggled, and tells it what to do
+///
+/// Without -u and -c it looks at GAGGLED_CONTROL_URL, and then at the default place. PROGRAM is a name, or a pattern
+/// such as 'web-*'; none means all. Exit status: 0 done; 1 refused or failed; 2 the arguments cannot be used; 3 no such
+/// program; 4 gaggled cannot be reached; 5 not in time.
+#[derive(Parser)]
+#[command(name = "gaggled_controller", version = VERSION)]
+struct Arguments {
+    #[command(flatten)]
+    place: Where,
+
+    /// Print JSON
+    #[arg(short, long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args, Clone)]
+struct Chosen {
+    /// Names or patterns; none means all
+    #[arg(value_name = "PROGRAM")]
+    programs: Vec<String>,
+
+    /// Do not wait until it is done
+    #[arg(long)]
+    no_wait: bool,
+
+    /// How long to wait, for instance 500ms or 2m
+    #[arg(short, long, value_name = "TIME", value_parser = Millis::parse, default_value = "30s")]
+    timeout: Millis,
+}
+
+impl Chosen {
+    fn selection(self) -> Selection {
+        Selection { programs: self.programs, wait: !self.no_wait, timeout_ms: Some(self.timeout) }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Goals {
+    Up,
+    Down,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start programs, and keep them started
+    Up(Chosen),
+    /// Stop programs, and keep them stopped
+    Down(Chosen),
+    /// Stop programs, and start them again
+    Restart(Chosen),
+    /// Send a signal to programs that are up: TERM and KILL to all their processes, others to the main one
+    Signal {
+        /// A name such as HUP, or a number
+        signal: String,
+        /// Names or patterns
+        #[arg(value_name = "PROGRAM", required = true)]
+        programs: Vec<String>,
+    },
+    /// Show the state of programs
+    Dump {
+        /// Names or patterns; none means all
+        #[arg(value_name = "PROGRAM")]
+        programs: Vec<String>,
+        /// Draw the dependencies
+        #[arg(long, conflicts_with = "json")]
+        tree: bool,
+    },
+    /// Tell why a program is as it is
+    Why {
+        /// Its name
+        program: String,
+    },
+    /// Wait until programs are up, or down
+    Wait {
+        /// Names or patterns; none means all
+        #[arg(value_name = "PROGRAM")]
+        programs: Vec<String>,
+        /// What to wait for
+        #[arg(long = "for", value_name = "STATE", default_value = "up")]
+        goal: Goals,
+        /// How long
+        #[arg(short, long, value_name = "TIME", value_parser = Millis::parse, default_value = "30s")]
+        timeout: Millis,
+    },
+    /// Show what has happened
+    Events {
+        /// After the event of this number
+        #[arg(short, long, value_name = "SEQ", default_value_t = 0)]
+        since: u64,
+        /// Only what concerns this program
+        #[arg(short, long, value_name = "NAME")]
+        program: Option<String>,
+    },
+    /// Print the whole state, as followers get it
+    Snapshot,
+    /// Show what gaggled itself is and does
+    Status,
+    /// Stop everything, dependents first, and end gaggled
+    Shutdown {
+        /// Do not wait until everything has stopped
+        #[arg(long)]
+        no_wait: bool,
+        /// How long to wait
+        #[arg(short, long, value_name = "TIME", value_parser = Millis::parse, default_value = "30s")]
+        timeout: Millis,
+    },
+}
+
+/// Why a command was not done.
+enum Failure {
+    Call(CallError),
+    Refused(ReplyError),
+    Garbled(String),
+    Closed,
+}
+
+impl Failure {
+    fn code(&self) -> u8 {
+        match self {
+            Self::Call(CallError::Unreachable { .. }) => 4,
+            Self::Call(CallError::Silent { .. }) => 5,
+            Self::Refused(error) => match error.code {
+                ErrorCode::NoSuchProgram => 3,
+                ErrorCode::TimedOut => 5,
+                ErrorCode::BadRequest
+                | ErrorCode::BadVersion
+                | ErrorCode::Forbidden
+                | ErrorCode::ShuttingDown
+                | ErrorCode::Failed
+                | ErrorCode::Busy => 1,
+            },
+            Self::Call(CallError::Garbled { .. }) | Self::Garbled(_) => 1,
+            Self::Closed => 0,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let url = match arguments.place.control() {
+        Ok(url) => url,
+        Err(nowhere) => {
+            nowhere.print();
+            return ExitCode::from(if arguments.place.config.is_some() { 1 } else { 4 });
+        }
+    };
+    let controller = Controller { url, json: arguments.json };
+    match controller.run(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match &failure {
+                Failure::Call(error) => eprintln!("Error: {error}"),
+                Failure::Refused(error) => eprintln!("Error: {}", error.message),
+                Failure::Garbled(why) => eprintln!("Error: the answer of gaggled is not understood: {why}"),
+                Failure::Closed => {}
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+struct Controller {
+    url: String,
+    json: bool,
+}
+
+impl Controller {
+    fn run(&self, command: Command) -> Result<(), Failure> {
+        let wait = |chosen: &Chosen| if chosen.no_wait { Millis(0) } else { chosen.timeout };
+        match command {
+            Command::Up(chosen) => self.change(wait(&chosen), Action::Up(chosen.selection())),
+            Command::Down(chosen) => self.change(wait(&chosen), Action::Down(chosen.selection())),
+            Command::Restart(chosen) => self.change(wait(&chosen), Action::Restart(chosen.selection())),
+            Command::Signal { signal, programs } => self.change(Millis(0), Action::Signal { programs, signal }),
+            Command::Wait { programs, goal, timeout } => {
+                let goal = match goal {
+                    Goals::Up => Goal::Up,
+                    Goals::Down => Goal::Down,
+                };
+                self.change(timeout, Action::Wait { programs, goal, timeout_ms: Some(timeout) })
+            }
+            Command::Dump { programs, tree } => self.dump(&programs, tree),
+            Command::Why { program } => self.why(program),
+            Command::Events { since, program } => self.events(Seq(since), program),
+            Command::Snapshot => self.show(&self.call(Action::Snapshot, Millis(0))?),
+            Command::Status => self.status(),
+            Command::Shutdown { no_wait, timeout } => self.shutdown((!no_wait).then_some(timeout)),
+        }
+    }
+
+    fn call(&self, action: Action, wait: Millis) -> Result<Value, Failure> {
+        let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
+        self.ask(&caller, action, wait)
+    }
+
+    /// Asks. The id makes a request that is sent twice act once.
+    fn ask(&self, caller: &Caller, action: Action, wait: Millis) -> Result<Value, Failure> {
+        let id = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
+        let within = Caller::TIMEOUT + Duration::from_millis(wait.0);
+        match caller.call(&Request::new(id, action), within).map_err(Failure::Call)? {
+            Reply { ok: true, body, .. } => match body {
+                Some(body) => serde_json::from_str(body.get()).map_err(|why| Failure::Garbled(why.to_string())),
+                None => Ok(Value::Null),
+            },
+            Reply { error: Some(error), .. } => Err(Failure::Refused(error)),
+            Reply { .. } => Err(Failure::Garbled("neither done nor refused".to_owned())),
+        }
+    }
+
+    /// A command that has nothing to show but that it was done.
+    fn change(&self, wait: Millis, action: Action) -> Result<(), Failure> {
+        let body = self.call(action, wait)?;
+        if self.json { self.show(&body) } else { Ok(()) }
+    }
+
+    fn show(&self, body: &Value) -> Result<(), Failure> {
+        let text = if self.json { body.to_string() } else { format!("{body:#}") };
+        self.print(&text)
+    }
+
+    fn dump(&self, programs: &[String], tree: bool) -> Result<(), Failure> {
+        let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
+        let page = |from| Action::Dump { programs: programs.to_vec(), from, limit: None };
+        let mut body = self.ask(&caller, page(0), Millis(0))?;
+        // What does not fit on one page is put together here.
+        while let Some(from) = body["next"].as_u64() {
+            let from = usize::try_from(from).map_err(|why| Failure::Garbled(why.to_string()))?;
+            let mut more = self.ask(&caller, page(from), Millis(0))?;
+            for list in ["programs", "dependencies"] {
+                let more = more[list].as_array_mut().map(std::mem::take).unwrap_or_default();
+                body[list].as_array_mut().into_iter().for_each(|all| all.extend(more.iter().cloned()));
+            }
+            body["next"] = more["next"].take();
+        }
+        if let Some(body) = body.as_object_mut() {
+            body.remove("next");
+        }
+        if self.json {
+            return self.show(&body);
+        }
+        let dump: dump::Dump = serde_json::from_value(body).map_err(|why| Failure::Garbled(why.to_string()))?;
+        let coloured = std::io::stdout().is_terminal();
+        let text = if tree { dump::tree(&dump) } else { dump::table(&dump, coloured) };
+        self.print(&format!("{text}\n\n{}", dump::summary(&dump)))
+    }
+
+    fn why(&self, program: String) -> Result<(), Failure> {
+        let body = self.call(Action::Why { program }, Millis(0))?;
+        if self.json {
+            return self.show(&body);
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (phase, reason) = (text(&body["state"]["phase"]), text(&body["state"]["reason"]));
+        let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
+        let mut lines = vec![format!("{} is {phase}{reason}", text(&body["program"]))];
+        for (number, chain) in body["chains"].as_array().into_iter().flatten().enumerate() {
+            lines.push(if number == 0 { String::new() } else { "\nbefore that".to_owned() });
+            for (depth, link) in chain.as_array().into_iter().flatten().enumerate() {
+                let because = if depth == 0 { "" } else { "because " };
+                let time: Option<jiff::Timestamp> = link["time"].as_str().and_then(|time| time.parse().ok());
+                let wall = gaggled_core::time::WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
+                let time = gaggled_tools::render::date_time(wall);
+                lines.push(format!("  {time} {:>6}  {because}{}", link["seq"], text(&link["words"])));
+                if let Some(origin) = link["origin"].as_str() {
+                    lines.push(format!("  {:>30}  and {origin}", ""));
+                }
+            }
+        }
+        lines.retain(|line| !line.is_empty());
+        self.print(&lines.join("\n"))
+    }
+
+    fn events(&self, since: Seq, program: Option<String>) -> Result<(), Failure> {
+        let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
+        let mut since = since;
+        loop {
+            let action = Action::Events { epoch: None, since, limit: None, program: program.clone() };
+            let body = self.ask(&caller, action, Millis(0))?;
+            for event in body["events"].as_array().into_iter().flatten() {
+                self.print(&if self.json { event.to_string() } else { event_line(event) })?;
+            }
+            match body["next"].as_u64() {
+                Some(next) => since = Seq(next),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn status(&self) -> Result<(), Failure> {
+        let body = self.call(Action::Status, Millis(0))?;
+        if self.json {
+            return self.show(&body);
+        }
+        let uptime = Millis(body["uptime_ms"].as_u64().unwrap_or(0));
+        let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+        let ending = if body["shutting_down"] == Value::Bool(true) { ", shutting down" } else { "" };
+        self.print(&format!(
+            "gaggled {} with pid {} has run for {uptime}{ending}\n{} of {} programs are up\nlast event {} of epoch {}\nevents  {}\ncontrol {}",
+            text("version"), body["pid"], body["up"], body["programs"], body["seq"], body["epoch"], text("eventurl"), text("controlurl"),
+        ))
+    }
+
+    fn shutdown(&self, wait: Option<Millis>) -> Result<(), Failure> {
+        let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
+        self.ask(&caller, Action::Shutdown, DEFAULT_TIMEOUT)?;
+        let Some(timeout) = wait else { return Ok(()) };
+        let action = Action::Wait { programs: Vec::new(), goal: Goal::Down, timeout_ms: Some(timeout) };
+        match self.ask(&caller, action, timeout) {
+            // It has ended before it could answer.
+            Ok(_) | Err(Failure::Call(CallError::Unreachable { .. })) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn print(&self, text: &str) -> Result<(), Failure> {
+        let _ = self;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|_| Failure::Closed)
+    }
+}
+
+/// An event that was not folded, as a line.
+fn event_line(event: &Value) -> String {
+    let text = |name: &str| event[name].as_str().unwrap_or_default();
+    let time: Option<jiff::Timestamp> = event["time"].as_str().and_then(|time| time.parse().ok());
+    let wall = gaggled_core::time::WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
+    let time = gaggled_tools::render::clock_time(wall);
+    let on = if text("on").is_empty() { String::new() } else { format!(" -> {}", text("on")) };
+    let known = ["v", "epoch", "seq", "at_ms", "at_us", "time", "cause", "program", "on", "event", "state"];
+    let more = event.as_object().into_iter().flatten().filter(|(name, _)| !known.contains(&name.as_str()));
+    let more: Vec<String> = more.map(|(name, value)| format!("{name}={value}")).collect();
+    format!("{time} {:>6}  {:<20} {}{on} {}", event["seq"], text("event"), text("program"), more.join(" "))
+        .trim_end()
+        .to_owned()
+}

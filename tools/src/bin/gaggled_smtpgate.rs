@@ -1,0 +1,56 @@
+//! The gate from events to mail.
+
+use std::{path::PathBuf, process::ExitCode, sync::Mutex};
+
+use clap::Parser;
+use gaggled_gateways::follow::Follower;
+use gaggled_tools::{VERSION, address, diagnostics, smtpgate::Gate};
+use slog::{Drain, Level, LevelFilter, Logger, o};
+
+/// Sends mail about what happens in a running gaggled, as the configuration says
+///
+/// Exit status: 1 the configuration cannot be used; 2 the arguments cannot be used.
+#[derive(Parser)]
+#[command(name = "gaggled_smtpgate", version = VERSION)]
+struct Arguments {
+    /// The configuration, with a section gaggled.smtpgate
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Also say what is not worth a mail
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Ok((parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
+    let settings = parsed.config.gaggled;
+    let Some(config) = settings.smtpgate.clone() else {
+        eprintln!("Error: {}: there is no section gaggled.smtpgate: add one", arguments.config.display());
+        return ExitCode::FAILURE;
+    };
+    let urls = match address::of_settings(&settings) {
+        Ok(urls) => urls,
+        Err(error) => {
+            eprintln!("Error: {}: {error}", arguments.config.display());
+            return ExitCode::FAILURE;
+        }
+    };
+    let decorator = slog_term::TermDecorator::new().stderr().build();
+    let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
+    let level = if arguments.verbose { Level::Debug } else { Level::Info };
+    let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
+    let host =
+        nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
+    let gate = Follower::new(&urls.event, &urls.control)
+        .map_err(|error| error.to_string())
+        .and_then(|follower| Gate::new(&config, &host, follower, logger).map_err(|error| error.to_string()));
+    match gate {
+        Ok(gate) => gate.run(),
+        Err(error) => {
+            eprintln!("Error: {}: {error}", arguments.config.display());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Findings about a configuration, shown with the lines they are about.
+
+use std::{fs, io::IsTerminal, path::Path};
+
+use ariadne::{CharSet, Color, Config as Style, IndexType, Label, Report, ReportKind, Source};
+use gaggled_core::config::{Config, Diagnostic, Parsed, Severity};
+
+/// Reads and checks a file; what is wrong with it has been printed when this returns an error.
+pub fn load(path: &Path) -> Result<(Parsed, String), Rejected> {
+    let text = read(path).map_err(|why| {
+        eprintln!("Error: {}: {why}", path.display());
+        Rejected
+    })?;
+    match Config::parse(&text) {
+        Ok(parsed) => {
+            show(path, &text, &parsed.warnings);
+            Ok((parsed, text))
+        }
+        Err(found) => {
+            show(path, &text, &found);
+            Err(Rejected)
+        }
+    }
+}
+
+/// A configuration that cannot be used, as has been said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rejected;
+
+fn read(path: &Path) -> Result<String, String> {
+    let metadata = fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
+    if !metadata.is_file() {
+        return Err("is not a file: give the path of a configuration".to_owned());
+    }
+    let limit = u64::try_from(Config::MAX_BYTES).unwrap_or(u64::MAX);
+    if metadata.len() > limit {
+        return Err(format!("has {} bytes, a configuration can have {limit}", metadata.len()));
+    }
+    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        format!("line {line} is not UTF-8: save the file as UTF-8")
+    })
+}
+
+/// Shows findings on standard error.
+pub fn show(path: &Path, text: &str, found: &[Diagnostic]) {
+    let file = path.display().to_string();
+    let style = Style::default()
+        .with_index_type(IndexType::Byte)
+        .with_color(std::io::stderr().is_terminal())
+        .with_char_set(CharSet::Unicode);
+    for finding in found {
+        let (kind, colour, word) = match finding.severity {
+            Severity::Error => (ReportKind::Error, Color::Red, "Error"),
+            Severity::Warning => (ReportKind::Warning, Color::Yellow, "Warning"),
+        };
+        let Some(span) = finding.span.clone() else {
+            eprintln!("{word}: {file}: {}", finding.message);
+            finding.help.iter().for_each(|help| eprintln!("  help: {help}"));
+            continue;
+        };
+        let mut report = Report::build(kind, (file.clone(), span.clone()))
+            .with_config(style)
+            .with_message(&finding.message)
+            .with_label(Label::new((file.clone(), span)).with_message("here").with_color(colour));
+        if let Some(help) = &finding.help {
+            report = report.with_help(help);
+        }
+        // A terminal that is gone cannot be told so.
+        let _ = report.finish().eprint((file.clone(), Source::from(text)));
+    }
+}

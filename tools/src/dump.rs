@@ -1,0 +1,128 @@
+//! The state of all programs for people: a table, or a tree of dependencies.
+
+use std::collections::BTreeMap;
+
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use gaggled_core::{state::Phase, time::Millis, wire::DependencyView};
+use serde::Deserialize;
+use termtree::Tree;
+
+/// A dump, as far as people look at it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Dump {
+    /// The programs, in the order of the configuration.
+    pub programs: Vec<Row>,
+    /// The dependencies.
+    pub dependencies: Vec<DependencyView>,
+    /// Where the next page begins.
+    #[serde(default)]
+    pub next: Option<usize>,
+}
+
+/// A program, as far as people look at it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Row {
+    /// Its name.
+    pub program: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Its process id.
+    pub pid: i32,
+    /// For how long it has been up.
+    pub uptime_ms: u64,
+    /// How often it was started again.
+    pub restarts: u64,
+    /// Whether an operator wants it down.
+    pub is_operator_shutdown: bool,
+    /// Why it is as it is.
+    pub reason: String,
+}
+
+impl Row {
+    fn state(&self) -> &'static str {
+        match self.phase {
+            Phase::Up => "up",
+            Phase::Starting => "starting",
+            Phase::Stopping => "stopping",
+            Phase::Down if self.is_operator_shutdown => "put down",
+            Phase::Down => "down",
+        }
+    }
+
+    fn colour(&self) -> Color {
+        match self.phase {
+            Phase::Up => Color::Green,
+            Phase::Starting | Phase::Stopping => Color::Yellow,
+            Phase::Down if self.is_operator_shutdown => Color::Blue,
+            Phase::Down => Color::Red,
+        }
+    }
+
+    fn uptime(&self) -> String {
+        if self.phase == Phase::Up { Millis(self.uptime_ms).to_string() } else { String::new() }
+    }
+}
+
+/// The programs as a table.
+pub fn table(dump: &Dump, coloured: bool) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    let heading = |text: &str| if coloured { Cell::new(text).add_attribute(Attribute::Bold) } else { Cell::new(text) };
+    table.set_header(["PROGRAM", "STATE", "PID", "UPTIME", "RESTARTS", "REASON"].map(heading));
+    for row in &dump.programs {
+        let state = Cell::new(row.state());
+        table.add_row([
+            Cell::new(&row.program),
+            if coloured { state.fg(row.colour()) } else { state },
+            Cell::new(if row.pid > 0 { row.pid.to_string() } else { String::new() }),
+            Cell::new(row.uptime()),
+            Cell::new(row.restarts),
+            Cell::new(&row.reason),
+        ]);
+    }
+    let text = table.to_string();
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// How many programs are in which state, in one line.
+pub fn summary(dump: &Dump) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in &dump.programs {
+        *counts.entry(row.state()).or_default() += 1;
+    }
+    let parts = ["up", "starting", "stopping", "down", "put down"];
+    let parts: Vec<String> =
+        parts.into_iter().filter_map(|state| counts.get(state).map(|count| format!("{count} {state}"))).collect();
+    if parts.is_empty() { "no programs".to_owned() } else { parts.join(", ") }
+}
+
+/// The programs as a tree: below each program what depends on it. What depends on several stands below each.
+pub fn tree(dump: &Dump) -> String {
+    let rows: BTreeMap<&str, &Row> = dump.programs.iter().map(|row| (row.program.as_str(), row)).collect();
+    let depends =
+        |program: &str| dump.dependencies.iter().any(|edge| edge.of == program && rows.contains_key(&*edge.on));
+    let roots = dump.programs.iter().filter(|row| !depends(&row.program));
+    roots.map(|row| branch(dump, &rows, row, None).to_string()).collect::<String>().trim_end().to_owned()
+}
+
+fn branch(dump: &Dump, rows: &BTreeMap<&str, &Row>, row: &Row, edge: Option<&DependencyView>) -> Tree<String> {
+    let mut label = format!("{} [{}]", row.program, row.state());
+    if let Some(edge) = edge {
+        let mut rules = Vec::new();
+        if edge.delay_ms.0 > 0 {
+            rules.push(format!("after {}", edge.delay_ms));
+        }
+        if edge.propagate {
+            rules.push("propagates".to_owned());
+        }
+        if !rules.is_empty() {
+            label = format!("{label} ({})", rules.join(", "));
+        }
+    }
+    if !row.reason.is_empty() {
+        label = format!("{label} {}", row.reason);
+    }
+    let below = dump.dependencies.iter().filter(|edge| edge.on == row.program);
+    let below = below.filter_map(|edge| Some(branch(dump, rows, rows.get(&*edge.of)?, Some(edge))));
+    Tree::new(label).with_leaves(below)
+}

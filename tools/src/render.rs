@@ -1,0 +1,80 @@
+//! Events as lines for people.
+
+use std::fmt::Write;
+
+use gaggled_core::{
+    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    history::in_words,
+    host::ExitStatus,
+    state::State,
+    time::WallTime,
+};
+use owo_colors::{AnsiColors, OwoColorize};
+
+/// The time of day on this machine.
+pub fn clock_time(wall: WallTime) -> String {
+    let zoned = wall.timestamp().to_zoned(jiff::tz::TimeZone::system());
+    zoned.strftime("%H:%M:%S%.3f").to_string()
+}
+
+/// Date and time on this machine.
+pub fn date_time(wall: WallTime) -> String {
+    let zoned = wall.timestamp().to_zoned(jiff::tz::TimeZone::system());
+    zoned.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string()
+}
+
+/// Which colour an event has, and whether it is worth one.
+pub fn colour(event: &Event) -> AnsiColors {
+    match event {
+        Event::Program(_, ProgramEvent::Started { .. }) => AnsiColors::Green,
+        Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Code(0), .. } | ProgramEvent::Stopping { .. })
+        | Event::Dependency(_, DependencyEvent::RestartDue { .. } | DependencyEvent::Broken) => AnsiColors::Yellow,
+        Event::Program(
+            _,
+            ProgramEvent::Exited { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::StopEscalated { .. },
+        )
+        | Event::System(SystemEvent::ActorPanicked { .. } | SystemEvent::CommandRefused { .. }) => AnsiColors::Red,
+        Event::Program(
+            _,
+            ProgramEvent::OperatorStarted
+            | ProgramEvent::OperatorStopped
+            | ProgramEvent::OperatorRestarted
+            | ProgramEvent::Signalled { .. },
+        )
+        | Event::System(
+            SystemEvent::EpochOpened { .. } | SystemEvent::ShutdownBegun | SystemEvent::ShutdownCompleted { .. },
+        ) => AnsiColors::Cyan,
+        Event::Program(_, ProgramEvent::Starting { .. }) | Event::Dependency(_, DependencyEvent::Satisfied { .. }) => {
+            AnsiColors::Default
+        }
+    }
+}
+
+/// Why, in as few words as are not in the event itself.
+pub fn because(cause: &Cause) -> String {
+    match cause {
+        Cause::Boot | Cause::Os => String::new(),
+        Cause::Operator { who, .. } => format!("by {who}"),
+        Cause::Event(seq) => format!("because of {seq}"),
+        Cause::Timer(seq) => format!("some time after {seq}"),
+    }
+}
+
+/// The line of an event: number, time, what happened, why.
+pub fn line(envelope: &Envelope, state: &State, coloured: bool) -> String {
+    let words = in_words(envelope, state);
+    let why = because(&envelope.cause);
+    let time = clock_time(envelope.wall);
+    let mut line = String::new();
+    // Writing to a text cannot fail.
+    let _ = if coloured {
+        write!(line, "{} {:>6}  {}", time.dimmed(), envelope.seq.dimmed(), words.color(colour(&envelope.event)))
+    } else {
+        write!(line, "{time} {:>6}  {words}", envelope.seq)
+    };
+    if !why.is_empty() {
+        let _ =
+            if coloured { write!(line, "  {}", format_args!("({why})").dimmed()) } else { write!(line, "  ({why})") };
+    }
+    line
+}

@@ -1,0 +1,143 @@
+//! The gate from events to mail: follows gaggled, and sends what the notifier finds worth a mail.
+
+use std::time::{Duration, Instant as Moment};
+
+use gaggled_core::{
+    config::SmtpgateConfig,
+    event::Envelope,
+    ids::ProgramId,
+    notifier::{Change, Notifier, Statement},
+    state::State,
+    time::{Instant, Millis},
+    wire::View,
+};
+use gaggled_gateways::{
+    follow::{Follower, Heard},
+    smtp::{Composer, MailError, Outbox, Outcome},
+};
+use slog::{Logger, debug, error, info, warn};
+
+/// Whether mails could be sent with this configuration.
+pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
+    Composer::new(config, "localhost")?;
+    Outbox::new(config, "localhost").map(drop)
+}
+
+/// The gate.
+#[derive(Debug)]
+pub struct Gate {
+    follower: Follower,
+    notifier: Notifier,
+    composer: Composer,
+    outbox: Outbox,
+    batch: Millis,
+    begun: Moment,
+    logger: Logger,
+}
+
+impl Gate {
+    /// The gate of a configuration, on a host of this name.
+    pub fn new(config: &SmtpgateConfig, host: &str, follower: Follower, logger: Logger) -> Result<Self, MailError> {
+        Ok(Self {
+            follower,
+            notifier: Notifier::new(config.period, config.batch, Instant::default()),
+            composer: Composer::new(config, host)?,
+            outbox: Outbox::new(config, host)?,
+            batch: config.batch,
+            begun: now(),
+            logger,
+        })
+    }
+
+    /// Works until the process ends.
+    pub fn run(mut self) -> ! {
+        loop {
+            let deadline = self.notifier.next_deadline(self.now());
+            let until = deadline.map(|deadline| self.begun + Duration::from_micros(deadline.as_micros()));
+            let heard = self.follower.next(until);
+            self.hear(heard);
+            self.speak();
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Heard::Synchronised { missed } => {
+                info!(
+                    self.logger,
+                    "synchronised with gaggled{}",
+                    if missed { ", some events were missed" } else { "" }
+                );
+                if let Some(state) = self.follower.state().cloned() {
+                    self.notifier.retain(|name| state.graph.programs.values().any(|policy| &*policy.name == name));
+                    for id in state.graph.programs.ids() {
+                        self.observe(&state, id);
+                    }
+                }
+            }
+            Heard::Event(envelope, _) => self.event(&envelope),
+            Heard::Silent => warn!(self.logger, "nothing is heard of gaggled"),
+            Heard::Back => info!(self.logger, "gaggled is heard again"),
+            Heard::Garbled(why) => warn!(self.logger, "{}", why),
+            Heard::Nothing => {}
+        }
+    }
+
+    fn event(&mut self, envelope: &Envelope) {
+        let now = self.now();
+        let Some(state) = self.follower.state() else { return };
+        if let Some(id) = state.graph.subject(&envelope.event) {
+            let view = View::at(state, envelope.at).program(id);
+            debug!(self.logger, "{} {} is {:?}", envelope.seq, view.program, view.phase);
+            let change = Change::new(&view, state.epoch, now);
+            self.notifier.observe(&state.graph.programs[id].name, change);
+        }
+    }
+
+    fn observe(&mut self, state: &State, id: ProgramId) {
+        let change = Change::new(&View::at(state, state.at).program(id), state.epoch, self.now());
+        self.notifier.observe(&state.graph.programs[id].name, change);
+    }
+
+    fn speak(&mut self) {
+        for statements in self.notifier.due(self.now()) {
+            self.mail(&statements);
+        }
+        while let Ok(outcome) = self.outbox.outcomes().try_recv() {
+            self.report(&outcome);
+        }
+    }
+
+    fn mail(&self, statements: &[Statement]) {
+        match self.composer.compose(statements, self.batch.0 > 0, self.notifier.all_ok()) {
+            Ok(mail) => {
+                let subject = statements.iter().map(|statement| statement.text(", ")).collect::<Vec<_>>().join("; ");
+                if let Some(outcome) = self.outbox.send(subject, mail) {
+                    self.report(&outcome);
+                }
+            }
+            Err(why) => error!(self.logger, "{}", why),
+        }
+    }
+
+    fn report(&self, outcome: &Outcome) {
+        match outcome {
+            Outcome::Delivered(mail) => info!(self.logger, "delivered: {}", mail),
+            Outcome::Postponed(mail, span) => {
+                warn!(self.logger, "not delivered, will be tried again in {} s: {}", span.as_secs(), mail);
+            }
+            Outcome::Refused(mail) => error!(self.logger, "refused by the server, given up: {}", mail),
+            Outcome::Overflow(mail) => error!(self.logger, "too many mails wait, dropped: {}", mail),
+        }
+    }
+
+    fn now(&self) -> Instant {
+        let since = now().saturating_duration_since(self.begun).as_micros();
+        Instant::from_micros(u64::try_from(since).unwrap_or(u64::MAX))
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the gate lives in real time")]
+fn now() -> Moment {
+    Moment::now()
+}
