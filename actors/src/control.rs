@@ -43,6 +43,11 @@ pub struct Ask {
     pub answer: Answer,
 }
 
+/// Everything has stopped. When this has been handled, whatever was asked before has been answered.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Farewell;
+
 /// What the daemon says of itself.
 #[derive(Clone, Debug)]
 pub struct About {
@@ -139,7 +144,7 @@ impl ControlActor {
                     Err(error) => answer(Reply::refused(id, error.code, error.message)),
                 };
             }
-            Action::Up(_) | Action::Down(_) | Action::Restart(_) | Action::Signal { .. } | Action::Shutdown => {
+            Action::Up(_) | Action::Down(_) | Action::Restart(_) | Action::Signal { .. } | Action::Shutdown { .. } => {
                 Err(ReplyError { code: ErrorCode::BadRequest, message: "this is a command".to_owned() })
             }
         };
@@ -206,7 +211,11 @@ impl ControlActor {
                 let events = self.signals(&self.select(&programs)?, signal)?;
                 Ok((events, None, DEFAULT_TIMEOUT))
             }
-            Action::Shutdown => Ok((vec![Event::System(SystemEvent::ShutdownBegun)], None, DEFAULT_TIMEOUT)),
+            Action::Shutdown { wait, timeout_ms } => {
+                let programs = self.state.graph.programs.ids().map(|id| (id, 0)).collect();
+                let target = wait.then_some(Target { programs, goal: Goal::Down });
+                Ok((vec![Event::System(SystemEvent::ShutdownBegun)], target, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
+            }
             Action::Wait { .. }
             | Action::Dump { .. }
             | Action::Why { .. }
@@ -304,5 +313,12 @@ impl Handler<Ask> for ControlActor {
     type Result = ();
     fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
         self.ask(ask, ctx);
+    }
+}
+
+impl Handler<Farewell> for ControlActor {
+    type Result = ();
+    fn handle(&mut self, _: Farewell, _: &mut Context<Self>) {
+        self.waiters.dismiss();
     }
 }

@@ -40,7 +40,7 @@ impl Action {
             | Self::Status
             | Self::Wait { .. } => Role::Observe,
             Self::Up(_) | Self::Down(_) | Self::Restart(_) | Self::Signal { .. } => Role::Operate,
-            Self::Shutdown => Role::Admin,
+            Self::Shutdown { .. } => Role::Admin,
         }
     }
 }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use gaggled_core::wire::{Reply, Request};
 use nng::{
     Protocol, Socket,
-    options::{Options, RecvMaxSize, RecvTimeout, SendTimeout, protocol::reqrep::ResendTime},
+    options::{
+        Options, ReconnectMaxTime, ReconnectMinTime, RecvMaxSize, RecvTimeout, SendTimeout,
+        protocol::reqrep::ResendTime,
+    },
 };
 use thiserror::Error;
 
@@ -68,6 +71,8 @@ impl Caller {
     fn socket() -> nng::Result<Socket> {
         let socket = Socket::new(Protocol::Req0)?;
         socket.set_opt::<RecvMaxSize>(0)?;
+        socket.set_opt::<ReconnectMinTime>(Some(Duration::from_millis(10)))?;
+        socket.set_opt::<ReconnectMaxTime>(Some(Duration::from_secs(1)))?;
         socket.set_opt::<SendTimeout>(Some(Self::TIMEOUT))?;
         // A request that is lost with its connection is sent again; its id keeps it from being done twice.
         socket.set_opt::<ResendTime>(Some(Duration::from_secs(60)))?;

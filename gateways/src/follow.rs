@@ -13,7 +13,7 @@ use gaggled_core::{
     ids::{EpochId, Seq},
     mirror::{Fed, Mirror},
     state::State,
-    wire::{Action, BEAT_TOPIC, EVENT_TOPIC, EventText, Reply, Request},
+    wire::{Action, BEAT_TOPIC, EVENT_TOPIC, EventText, Reply, Request, decode_event},
 };
 use nng::{
     Protocol, Socket,
@@ -58,26 +58,26 @@ pub struct Follower {
     heard: VecDeque<Heard>,
     last_heard: Instant,
     silent: bool,
+    /// What happened after this is told before anything else.
+    since: Option<Seq>,
 }
 
 /// After how long without a heartbeat gaggled is said to be silent.
 const SILENCE: Duration = Duration::from_millis(HEARTBEAT.as_millis() as u64 * 3);
 
 impl Follower {
-    /// Begins to follow; gaggled may come later.
-    pub fn new(eventurl: &str, controlurl: &str) -> Result<Self, CallError> {
+    /// Begins to follow; gaggled may come later. With `since`, what has happened after that event is told first.
+    pub fn new(eventurl: &str, controlurl: &str, since: Option<Seq>) -> Result<Self, CallError> {
         let unreachable = |why| CallError::Unreachable { url: eventurl.to_owned(), why };
         let events = subscribe(eventurl).map_err(unreachable)?;
         let caller = Caller::dial_whenever(controlurl)?;
-        let mut follower = Self {
-            events,
-            caller,
-            mirror: Mirror::default(),
-            heard: VecDeque::new(),
-            last_heard: now(),
-            silent: false,
-        };
-        follower.synchronise();
+        let heard = VecDeque::new();
+        let mut follower =
+            Self { events, caller, mirror: Mirror::default(), heard, last_heard: now(), silent: false, since };
+        // One that is there is not kept waiting for; of one that comes later the first message tells.
+        if Caller::dial(controlurl).is_ok() {
+            follower.synchronise();
+        }
         Ok(follower)
     }
 
@@ -166,6 +166,36 @@ impl Follower {
         }
     }
 
+    /// Tells what has happened after an event, up to a state; false if some of that is no longer kept.
+    fn recount(&mut self, since: Seq, state: &State) -> bool {
+        let names = state.graph.names();
+        let mut since = since;
+        let mut complete = true;
+        loop {
+            let action = Action::Events { epoch: None, since, limit: None, program: None };
+            let Ok(Reply { ok: true, body: Some(body), .. }) = self.caller.call(&request(action), Caller::TIMEOUT)
+            else {
+                return false;
+            };
+            let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return false };
+            complete &= body["first"].as_u64().is_some_and(|first| first <= since.0 + 1);
+            for event in body["events"].as_array().into_iter().flatten() {
+                let text = event.to_string();
+                match decode_event(&text, &names, state) {
+                    Ok(envelope) if envelope.seq <= state.seq => {
+                        self.heard.push_back(Heard::Event(Box::new(envelope), text))
+                    }
+                    Ok(_) => {}
+                    Err(why) => self.heard.push_back(Heard::Garbled(why)),
+                }
+            }
+            match body["next"].as_u64() {
+                Some(next) => since = Seq(next),
+                None => return complete,
+            }
+        }
+    }
+
     /// Asks for everything. If nobody answers, the next event or heartbeat leads here again.
     fn synchronise(&mut self) {
         let Ok(Reply { ok: true, body: Some(body), .. }) =
@@ -177,8 +207,9 @@ impl Follower {
             Ok(state) => {
                 let before = self.mirror.state().map(|state| state.epoch);
                 let missed = before == Some(state.epoch);
+                let complete = self.since.take().is_none_or(|since| self.recount(since, &state));
                 self.mirror.restore(state);
-                self.heard.push_back(Heard::Synchronised { missed });
+                self.heard.push_back(Heard::Synchronised { missed: missed || !complete });
             }
             Err(why) => self.heard.push_back(Heard::Garbled(format!("snapshot is not understood: {why}"))),
         }

@@ -1,3 +1,5 @@
 //! The simulator of gaggled's rules, and what the end-to-end tests share.
 
+pub mod harness;
+pub mod script;
 pub mod sim;

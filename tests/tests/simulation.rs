@@ -1,7 +1,7 @@
 //! Ten thousand worlds, and the defects that they must find.
 
 use gaggled_tests::sim::{
-    invariants,
+    actix, invariants,
     mutants::Mutant,
     scheduler::{Policy, Simulation},
     world::World,
@@ -34,4 +34,16 @@ fn every_mutant_is_killed() {
         .filter(|mutant| (0..2_000).all(|seed| violations(seed, Some(*mutant)).is_empty()))
         .collect();
     assert!(survivors.is_empty(), "these defects were not found in 2000 seeds: {survivors:?}");
+}
+
+#[test]
+fn the_real_actors_write_the_same_journal() {
+    for seed in 0..1_000 {
+        let world = World::new(seed);
+        let simulated = Simulation::new(&world, Policy::Fifo, None).run().envelopes;
+        let real = actix::run(&world);
+        let differ = simulated.iter().zip(&real).find(|(simulated, real)| simulated != real);
+        assert!(differ.is_none(), "seed {seed}: {differ:#?}");
+        assert_eq!(simulated.len(), real.len(), "seed {seed}");
+    }
 }

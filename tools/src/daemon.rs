@@ -12,7 +12,7 @@ use std::{
 use actix::{Actor, Recipient};
 use gaggled_actors::{
     clock::Clock,
-    control::{About, Ask, ControlActor},
+    control::{About, Ask, ControlActor, Farewell},
     host::{self, Environment, HostActor, LinuxHost},
     journal::{JournalActor, Propose, Sink},
     launch,
@@ -195,12 +195,13 @@ impl System {
         let journal = root::start(graph, epoch, clock, &host, sinks);
         let actor = ControlActor::new(state, clock, journal.clone(), self.about()).start();
         *control_address.borrow_mut() = Some(actor.clone());
-        let _ = control.set(actor.recipient());
+        let _ = control.set(actor.clone().recipient());
         server.serve().map_err(|error| error.to_string())?;
         root::open(&journal, VERSION, programs);
         self.watch_signals(&journal, &log).map_err(in_words)?;
 
         let survivors = completion.await.map_err(|_| "the journal ended early".to_owned())?;
+        let _ = actor.send(Farewell).await;
         // The last event was the last message to both threads; a log that is stuck is not waited for long.
         let _ = publishing.join();
         let _ = logged.recv_timeout(PATIENCE_WITH_LOG);

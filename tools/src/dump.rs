@@ -80,6 +80,9 @@ pub fn table(dump: &Dump, coloured: bool) -> String {
             Cell::new(&row.reason),
         ]);
     }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
     let text = table.to_string();
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }

@@ -243,6 +243,14 @@ impl Waiters {
         self.answer(number, &reply);
     }
 
+    /// Nothing more will happen.
+    pub(super) fn dismiss(&mut self) {
+        while let Some((number, waiter)) = self.waiting.first_key_value() {
+            let reply = Reply::refused(&waiter.id, ErrorCode::ShuttingDown, "gaggled has ended");
+            self.answer(*number, &reply);
+        }
+    }
+
     fn answer(&mut self, number: u64, reply: &Reply) {
         let Some(waiter) = self.waiting.remove(&number) else { return };
         self.uncommitted.remove(&number);

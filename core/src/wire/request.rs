@@ -93,7 +93,14 @@ pub enum Action {
     /// What gaggled itself is and does.
     Status,
     /// Everything is to be stopped, and gaggled to end.
-    Shutdown,
+    Shutdown {
+        /// Whether to answer when everything has stopped, rather than when it is accepted.
+        #[serde(default)]
+        wait: bool,
+        /// How long to wait.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<Millis>,
+    },
 }
 
 /// What to wait for.

@@ -1,1 +1,189 @@
-//! Placeholder.
+//! The real actors in virtual time: the same shells as in the daemon, a paused clock, and the simulated host.
+//!
+//! A run must give the same journal as [`super::scheduler`] under [`super::scheduler::Policy::Fifo`].
+
+use std::{
+    cell::RefCell,
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    rc::Rc,
+    time::Duration,
+};
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Recipient, SpawnHandle};
+use gaggled_actors::{
+    clock::Clock,
+    journal::{JournalActor, Propose},
+    root::{self, Connect, HostAddress},
+    shell::{Perform, Saw},
+};
+use gaggled_core::{
+    event::{Cause, Envelope, Event, SystemEvent},
+    ids::{EpochId, ProgramId, Table},
+    time::Instant,
+};
+use tokio::sync::oneshot;
+
+use super::{
+    host::{Fate, SimHost},
+    world::World,
+};
+
+/// Runs a world with the real actors; every event.
+pub fn run(world: &World) -> Vec<Envelope> {
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    let world = world.clone();
+    actix::System::with_tokio_rt(runtime).block_on(async move { live(&world).await })
+}
+
+async fn live(world: &World) -> Vec<Envelope> {
+    let clock = Clock::simulated();
+    let envelopes: Rc<RefCell<Vec<Envelope>>> = Rc::default();
+    let (ended, end) = oneshot::channel();
+    let mut ended = Some(ended);
+    let seen = envelopes.clone();
+    let sink = move |envelope: &std::sync::Arc<Envelope>| {
+        seen.borrow_mut().push((**envelope).clone());
+        if let Event::System(SystemEvent::ShutdownCompleted { .. }) = envelope.event {
+            ended.take().map(|ended| ended.send(()));
+        }
+    };
+    let host = Host {
+        host: SimHost::new(world),
+        fates: BinaryHeap::new(),
+        created: 0,
+        alarm: None,
+        clock,
+        programs: Table::default(),
+    };
+    let host = host.start();
+    let address = HostAddress { perform: host.clone().recipient(), connect: host.recipient() };
+    let journal = root::start(world.graph.clone(), EpochId(world.seed), clock, &address, vec![Box::new(sink)]);
+    root::open(&journal, "simulated", world.graph.programs.len());
+    let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
+    wishes.push((world.shutdown_at, World::shutdown()));
+    wishes.sort_by_key(|(at, _)| *at);
+    Operators { wishes: wishes.into(), clock, journal }.start();
+    end.await.expect("the end");
+    envelopes.take()
+}
+
+/// The simulated host as an actor with one alarm.
+struct Host {
+    host: SimHost,
+    fates: BinaryHeap<Reverse<(Instant, u64, FateAt)>>,
+    created: u64,
+    alarm: Option<(Instant, SpawnHandle)>,
+    clock: Clock,
+    programs: Table<ProgramId, Recipient<Saw>>,
+}
+
+/// A fate that has no order of its own.
+struct FateAt(Fate);
+
+impl PartialEq for FateAt {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+impl Eq for FateAt {}
+impl PartialOrd for FateAt {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for FateAt {
+    fn cmp(&self, _: &Self) -> std::cmp::Ordering {
+        std::cmp::Ordering::Equal
+    }
+}
+
+impl Host {
+    fn rearm(&mut self, ctx: &mut Context<Self>) {
+        let next = self.fates.peek().map(|Reverse((at, _, _))| *at);
+        if let Some((at, handle)) = self.alarm {
+            if next == Some(at) {
+                return;
+            }
+            ctx.cancel_future(handle);
+            self.alarm = None;
+        }
+        if let Some(at) = next {
+            self.alarm = Some((at, ctx.run_later(span(&self.clock, at), Self::ring)));
+        }
+    }
+
+    fn ring(&mut self, ctx: &mut Context<Self>) {
+        self.alarm = None;
+        let now = self.clock.now();
+        while let Some(Reverse((at, _, _))) = self.fates.peek() {
+            if *at > now {
+                break;
+            }
+            let Some(Reverse((_, _, FateAt(fate)))) = self.fates.pop() else { break };
+            if let Some(observed) = self.host.meet(fate) {
+                self.programs[observed.program].do_send(Saw(observed));
+            }
+        }
+        self.rearm(ctx);
+    }
+}
+
+impl Actor for Host {
+    type Context = Context<Self>;
+}
+
+impl Handler<Connect> for Host {
+    type Result = ();
+    fn handle(&mut self, Connect(programs): Connect, _: &mut Context<Self>) {
+        self.programs = programs;
+    }
+}
+
+impl Handler<Perform> for Host {
+    type Result = ();
+    fn handle(&mut self, Perform(command): Perform, ctx: &mut Context<Self>) {
+        for (at, fate) in self.host.perform(self.clock.now(), command) {
+            self.created += 1;
+            self.fates.push(Reverse((at, self.created, FateAt(fate))));
+        }
+        self.rearm(ctx);
+    }
+}
+
+/// The operators: they wish what the world says, when it says so.
+struct Operators {
+    wishes: VecDeque<(Instant, Event)>,
+    clock: Clock,
+    journal: Addr<JournalActor>,
+}
+
+impl Operators {
+    fn wish(&mut self, ctx: &mut Context<Self>) {
+        let now = self.clock.now();
+        while self.wishes.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, event)) = self.wishes.pop_front() else { break };
+            let cause = Cause::Operator { who: "simulated".into(), command: "".into() };
+            self.journal.do_send(Propose { from: None, event, cause });
+        }
+        self.rearm(ctx);
+    }
+
+    fn rearm(&self, ctx: &mut Context<Self>) {
+        if let Some((at, _)) = self.wishes.front() {
+            ctx.run_later(span(&self.clock, *at), Self::wish);
+        }
+    }
+}
+
+impl Actor for Operators {
+    type Context = Context<Self>;
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.rearm(ctx);
+    }
+}
+
+fn span(clock: &Clock, at: Instant) -> Duration {
+    Duration::from_micros(at.as_micros().saturating_sub(clock.now().as_micros()))
+}

@@ -36,8 +36,8 @@ use super::{
     world::{SETTLING, World},
 };
 
-/// How late an effect may be in virtual time: a message may be overtaken by this much.
-const SLACK: Millis = Millis(60);
+/// How late an effect may be in virtual time: a message may be overtaken several times, by up to 20 ms each.
+const SLACK: Millis = Millis(150);
 
 /// What the checker itself remembers of a program.
 #[derive(Clone, Debug, Default)]
@@ -273,6 +273,14 @@ impl Checker<'_> {
         let begun = self.shutdown.unwrap_or_default();
         if envelope.at > begun + bound + SLACK + Millis(5000) {
             self.found.push(format!("I12: the shutdown took until {} ms", envelope.at.as_millis()));
+        }
+        let spared = self
+            .programs
+            .iter()
+            .filter(|(_, seen)| seen.running && seen.up_since.is_some_and(|since| since <= begun) && !seen.escalated);
+        let spared: Vec<_> = spared.map(|(id, _)| *id).collect();
+        if !spared.is_empty() {
+            self.found.push(format!("I13: {spared:?} were left alive and never killed"));
         }
     }
 

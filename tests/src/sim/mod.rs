@@ -10,4 +10,5 @@ pub mod invariants;
 pub mod mutants;
 pub mod random;
 pub mod scheduler;
+pub mod wheel;
 pub mod world;

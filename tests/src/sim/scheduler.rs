@@ -29,6 +29,7 @@ use super::{
     host::{Fate, SimHost},
     mutants::Mutant,
     random::Random,
+    wheel::Wheel,
     world::World,
 };
 
@@ -133,9 +134,8 @@ pub struct Simulation {
     queued: BTreeSet<Party>,
     /// Receivers whose alarm has come and who have not run since.
     due: BTreeSet<Party>,
-    /// Alarms by their moment, then by the order in which they were set; a newer one of the same party replaces it.
-    alarms: BTreeMap<(Instant, u64), Party>,
-    alarm_of: BTreeMap<Party, (Instant, u64)>,
+    /// One alarm for each party.
+    alarms: Wheel<Party>,
     created: u64,
     wishes: VecDeque<(Instant, Event)>,
     favourites: BTreeMap<Party, u64>,
@@ -173,8 +173,7 @@ impl Simulation {
             ready: VecDeque::new(),
             queued: BTreeSet::new(),
             due: BTreeSet::new(),
-            alarms: BTreeMap::new(),
-            alarm_of: BTreeMap::new(),
+            alarms: Wheel::new(),
             created: 0,
             wishes: wishes.into(),
             favourites: BTreeMap::new(),
@@ -225,7 +224,7 @@ impl Simulation {
     }
 
     fn next_alarm_is_near(&self) -> bool {
-        self.alarms.keys().next().is_some_and(|(at, _)| self.now.until(*at).0 <= 20)
+        self.alarms.next().is_some_and(|at| self.now.until(at).0 <= 20)
     }
 
     fn choose(&mut self) -> Option<Party> {
@@ -257,7 +256,12 @@ impl Simulation {
             while let Some((from, message)) = self.mailboxes.get_mut(&party).and_then(VecDeque::pop_front) {
                 self.receive(party, from, message);
             }
-            if self.due.remove(&party) {
+            // A timer whose moment has already come does not wait for the others of its kind.
+            let at_once = self.alarms.armed(party).is_some_and(|at| at <= self.now);
+            if at_once {
+                self.alarms.cancel(party);
+            }
+            if self.due.remove(&party) || at_once {
                 self.fire(party);
             }
             self.ready.pop_front();
@@ -368,32 +372,22 @@ impl Simulation {
     }
 
     /// Sets the one alarm of a party; one that already stands for the same moment stays as it is.
-    fn set_alarm(&mut self, alarm: Party, at: Option<Instant>) {
-        if let Some(key) = self.alarm_of.get(&alarm).copied() {
-            if at == Some(key.0) {
-                return;
-            }
-            self.alarm_of.remove(&alarm);
-            self.alarms.remove(&key);
-        }
-        if let Some(at) = at {
-            self.created += 1;
-            let key = (at.max(self.now), self.created);
-            self.alarm_of.insert(alarm, key);
-            self.alarms.insert(key, alarm);
+    fn set_alarm(&mut self, party: Party, at: Option<Instant>) {
+        match at {
+            Some(at) if self.alarms.armed(party) == Some(at) => {}
+            Some(at) => self.alarms.arm(party, at),
+            None => self.alarms.cancel(party),
         }
     }
 
     fn pass_time(&mut self) -> bool {
-        let Some((moment, _)) = self.alarms.keys().next().copied() else { return false };
+        let Some(moment) = self.alarms.next() else { return false };
         self.now = self.now.max(moment);
         // The runtime wakes everybody whose moment it is, and then lets them run.
-        while let Some(entry) = self.alarms.first_entry().filter(|entry| entry.key().0 <= moment) {
-            let party = entry.remove();
-            self.alarm_of.remove(&party);
+        for party in self.alarms.expire() {
             if self.policy != Policy::Fifo {
                 self.fire(party);
-                break;
+                continue;
             }
             self.due.insert(party);
             if self.queued.insert(party) {

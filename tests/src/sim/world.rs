@@ -51,6 +51,9 @@ pub struct World {
 /// For how long after the last misfortune everything must have settled.
 pub const SETTLING: Millis = Millis(240_000);
 
+/// Nobody is quicker than the daemon's own beginning.
+const FIRST_WISH: Instant = Instant::from_micros(1000);
+
 impl World {
     /// The world of a seed.
     pub fn new(seed: u64) -> Self {
@@ -64,7 +67,7 @@ impl World {
         let early_shutdown = random.percent(25);
         let wishes = draw_wishes(&mut random, &graph, healed_at);
         let shutdown_at =
-            if early_shutdown { Instant::from_micros(1000 * random.below(30_000)) } else { healed_at + SETTLING };
+            if early_shutdown { Instant::from_micros(1000 * (1 + random.below(30_000))) } else { healed_at + SETTLING };
         Self { seed, graph, behaviours, wishes, healed_at, shutdown_at }
     }
 
@@ -138,7 +141,7 @@ fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> 
             let event = [ProgramEvent::OperatorStopped, ProgramEvent::OperatorStarted, ProgramEvent::OperatorRestarted]
                 [event]
                 .clone();
-            Wish { at: at.min(until), event: Event::Program(program, event) }
+            Wish { at: at.clamp(FIRST_WISH, until), event: Event::Program(program, event) }
         })
         .collect();
     // In the end nobody wants anything down, so that everything must come up, or come back, by itself.

@@ -8,7 +8,7 @@ use std::{
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gaggled_core::{
-    command::{DEFAULT_TIMEOUT, Selection},
+    command::Selection,
     ids::Seq,
     time::Millis,
     wire::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
@@ -324,15 +324,8 @@ impl Controller {
     }
 
     fn shutdown(&self, wait: Option<Millis>) -> Result<(), Failure> {
-        let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
-        self.ask(&caller, Action::Shutdown, DEFAULT_TIMEOUT)?;
-        let Some(timeout) = wait else { return Ok(()) };
-        let action = Action::Wait { programs: Vec::new(), goal: Goal::Down, timeout_ms: Some(timeout) };
-        match self.ask(&caller, action, timeout) {
-            // It has ended before it could answer.
-            Ok(_) | Err(Failure::Call(CallError::Unreachable { .. })) => Ok(()),
-            Err(failure) => Err(failure),
-        }
+        let action = Action::Shutdown { wait: wait.is_some(), timeout_ms: wait };
+        self.change(wait.unwrap_or_default(), action)
     }
 
     fn print(&self, text: &str) -> Result<(), Failure> {

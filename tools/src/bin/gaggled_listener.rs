@@ -6,16 +6,8 @@ use std::{
 };
 
 use clap::Parser;
-use gaggled_core::{
-    event::Envelope,
-    ids::Seq,
-    state::State,
-    wire::{Action, Request, View, encode_event},
-};
-use gaggled_gateways::{
-    call::Caller,
-    follow::{Follower, Heard},
-};
+use gaggled_core::{event::Envelope, ids::Seq, state::State, wire::View};
+use gaggled_gateways::follow::{Follower, Heard};
 use gaggled_tools::{VERSION, address::Where, dump, render};
 
 /// Prints what happens in a running gaggled, from now on or from an event on
@@ -54,19 +46,14 @@ fn main() -> ExitCode {
             return ExitCode::from(4);
         }
     };
-    let follower = match Follower::new(&urls.event, &urls.control) {
+    let follower = match Follower::new(&urls.event, &urls.control, arguments.since.map(Seq)) {
         Ok(follower) => follower,
         Err(error) => {
             eprintln!("Error: {error}");
             return ExitCode::from(4);
         }
     };
-    let listener = Listener {
-        follower,
-        coloured: std::io::stdout().is_terminal() && !arguments.json,
-        arguments,
-        control: urls.control,
-    };
+    let listener = Listener { follower, coloured: std::io::stdout().is_terminal() && !arguments.json, arguments };
     listener.run();
     ExitCode::SUCCESS
 }
@@ -75,15 +62,11 @@ struct Listener {
     follower: Follower,
     arguments: Arguments,
     coloured: bool,
-    control: String,
 }
 
 impl Listener {
     /// Works until the output is closed.
     fn run(mut self) {
-        if self.follower.state().is_none() {
-            eprintln!("waiting for gaggled");
-        }
         let mut first = true;
         loop {
             let heard = self.follower.next(None);
@@ -94,6 +77,7 @@ impl Listener {
                     go_on
                 }
                 Heard::Event(envelope, text) => self.event(&envelope, &text),
+                Heard::Silent if first => self.notice("waiting for gaggled"),
                 Heard::Silent => self.notice("nothing is heard of gaggled"),
                 Heard::Back => self.notice("gaggled is heard again"),
                 Heard::Garbled(why) => self.notice(&why),
@@ -105,17 +89,13 @@ impl Listener {
         }
     }
 
-    fn synchronised(&mut self, first: bool, missed: bool) -> bool {
+    fn synchronised(&self, first: bool, missed: bool) -> bool {
         if missed {
             self.notice("some events were missed and are no longer kept; this is the state now");
         } else if !first {
             self.notice("gaggled has begun anew; this is the state now");
         }
-        let Some(state) = self.follower.state() else { return true };
-        if first && self.arguments.since.is_some() {
-            return self.earlier();
-        }
-        self.state(state)
+        self.follower.state().is_none_or(|state| self.state(state))
     }
 
     /// Prints the state, so that the events that follow say something.
@@ -128,32 +108,6 @@ impl Listener {
         dump.is_none_or(|dump| self.print(&format!("following from event {}: {}", state.seq, dump::summary(&dump))))
     }
 
-    /// Prints the events that were asked for and have happened before.
-    fn earlier(&self) -> bool {
-        let Some(state) = self.follower.state() else { return true };
-        let since = Seq(self.arguments.since.unwrap_or(0));
-        let action = Action::Events { epoch: None, since, limit: None, program: None };
-        let answer =
-            Caller::dial(&self.control).and_then(|caller| caller.call(&Request::new("", action), Caller::TIMEOUT));
-        let body = answer
-            .ok()
-            .and_then(|reply| reply.body)
-            .and_then(|body| serde_json::from_str::<serde_json::Value>(body.get()).ok());
-        let Some(body) = body else { return self.notice("earlier events could not be had") };
-        if body["first"].as_u64().is_some_and(|first| first > since.0 + 1) {
-            self.notice("the earliest events are no longer kept");
-        }
-        let names = state.graph.names();
-        let events = body["events"].as_array().cloned().unwrap_or_default();
-        events.iter().map(serde_json::Value::to_string).all(|text| {
-            match gaggled_core::wire::decode_event(&text, &names, state) {
-                Ok(envelope) if envelope.seq <= state.seq => self.event(&envelope, &text),
-                Ok(_) => true,
-                Err(why) => self.notice(&why),
-            }
-        })
-    }
-
     fn event(&self, envelope: &Envelope, text: &str) -> bool {
         let Some(state) = self.follower.state() else { return true };
         let subject = state.graph.subject(&envelope.event).map(|id| &*state.graph.programs[id].name);
@@ -162,8 +116,7 @@ impl Listener {
             return true;
         }
         if self.arguments.json {
-            let text = if text.is_empty() { encode_event(envelope, state, None) } else { text.to_owned() };
-            return self.print(&text);
+            return self.print(text);
         }
         self.print(&render::line(envelope, state, self.coloured))
     }

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
     let host =
         nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
-    let gate = Follower::new(&urls.event, &urls.control)
+    let gate = Follower::new(&urls.event, &urls.control, None)
         .map_err(|error| error.to_string())
         .and_then(|follower| Gate::new(&config, &host, follower, logger).map_err(|error| error.to_string()));
     match gate {

@@ -1,0 +1,302 @@
+//! A real gaggled with a directory of its own, and a follower that a test waits on.
+
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use gaggled_core::{
+    event::{Envelope, Event, ProgramEvent, SystemEvent},
+    ids::Seq,
+    state::State,
+    wire::{Action, Reply, Request},
+};
+use gaggled_gateways::{
+    call::Caller,
+    follow::{Follower, Heard},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a test waits for something that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The binary of this name, which the test command has built.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let directory = test.ancestors().nth(2).expect("the target folder");
+    let path = directory.join(name);
+    assert!(path.is_file(), "{} is not there: run `cargo build --workspace` first", path.display());
+    path
+}
+
+/// A directory for one test, removed at its end.
+pub fn directory() -> TempDir {
+    tempfile::Builder::new().prefix("gaggled-test-").tempdir().expect("a directory")
+}
+
+/// A running gaggled.
+pub struct Daemon {
+    child: Child,
+    /// Its directory.
+    pub directory: Arc<TempDir>,
+    /// Where it answers.
+    pub control: String,
+    /// Where it publishes.
+    pub event: String,
+    follower: Follower,
+    /// Every event that was heard.
+    pub heard: Vec<Envelope>,
+    /// The state of its program after each, as it stood in the message.
+    pub texts: Vec<String>,
+    ended: Option<ExitStatus>,
+}
+
+/// How a gaggled is started.
+#[derive(Default)]
+pub struct Start<'a> {
+    /// Further arguments.
+    pub arguments: &'a [&'a str],
+    /// Further variables.
+    pub variables: &'a [(&'a str, String)],
+    /// The urls, if they are not sockets in the directory.
+    pub urls: Option<(String, String)>,
+}
+
+impl Daemon {
+    /// Starts one with this configuration, in which `@DIR@` and `@PUPPET@` are replaced, and its urls are added.
+    pub fn new(programs: &str) -> Self {
+        let directory = Arc::new(directory());
+        let dir = directory.path().display();
+        let text = format!(
+            "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\", killwait: \"2s\"), programs: {{{programs}}})"
+        );
+        Self::with(&text, directory, &Start::default())
+    }
+
+    /// Starts one with a whole configuration.
+    pub fn with(text: &str, directory: Arc<TempDir>, start: &Start<'_>) -> Self {
+        let path = directory.path();
+        let text = substitute(text, path);
+        let config = path.join("system.ron");
+        fs::write(&config, &text).expect("a configuration");
+        let log = fs::File::create(path.join("log")).expect("a log");
+        let local = |name: &str| format!("ipc://{}/{name}.ipc", path.display());
+        let (event, control) = start.urls.clone().unwrap_or_else(|| (local("events"), local("control")));
+        let check = Command::new(binary("gaggled")).args(["-t", "-c"]).arg(&config).current_dir(path).output();
+        let check = check.expect("gaggled");
+        assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
+        let child = Command::new(binary("gaggled"))
+            .arg("-c")
+            .arg(&config)
+            .args(start.arguments)
+            .envs(start.variables.iter().map(|(name, value)| (*name, value)))
+            .current_dir(path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("gaggled");
+        // A question that is asked before gaggled is there is answered as soon as it is.
+        let caller = Caller::dial_whenever(&control).expect("a url");
+        let answer = caller.call(&Request::new("", Action::Status), PATIENCE);
+        let log = || fs::read_to_string(path.join("log")).unwrap_or_default();
+        assert!(answer.is_ok(), "gaggled does not answer: {answer:?}\n{}", log());
+        let follower = Follower::new(&event, &control, Some(Seq(0))).expect("urls");
+        Self { child, directory, control, event, follower, heard: Vec::new(), texts: Vec::new(), ended: None }
+    }
+
+    /// What it has written.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).expect("a small number")
+    }
+
+    /// The folded state.
+    pub fn state(&self) -> &State {
+        self.follower.state().expect("gaggled was heard")
+    }
+
+    /// Waits until this is true of what was heard and the state.
+    pub fn wait(&mut self, what: &str, done: impl Fn(&[Envelope], &State) -> bool) {
+        let deadline = now() + PATIENCE;
+        loop {
+            if self.follower.state().is_some_and(|state| done(&self.heard, state)) {
+                return;
+            }
+            if self.hear(deadline) {
+                panic!("waited in vain for {what}\n{}\n{}", self.timeline(), self.log());
+            }
+        }
+    }
+
+    /// Waits until a program has come up in this run.
+    pub fn wait_up(&mut self, program: &str, run: u64) {
+        self.wait(&format!("{program} to be up in run {run}"), |_, state| {
+            let id = state.graph.names()[program];
+            let now = &state.programs[id];
+            now.instance.0 >= run && now.is_steady()
+        });
+    }
+
+    /// Waits until a program has ended this run.
+    pub fn wait_down(&mut self, program: &str, run: u64) {
+        self.wait(&format!("{program} to end run {run}"), |heard, state| {
+            let id = state.graph.names()[program];
+            heard.iter().any(|envelope| {
+                matches!(&envelope.event, Event::Program(of, ProgramEvent::Exited { instance, .. }) if *of == id && instance.0 == run)
+            })
+        });
+    }
+
+    /// Listens until a moment.
+    pub fn listen_until(&mut self, moment: Instant) {
+        while !self.hear(moment) {}
+    }
+
+    /// Hears the next thing; true when the moment has come.
+    fn hear(&mut self, until: Instant) -> bool {
+        match self.follower.next(Some(until)) {
+            Heard::Event(envelope, text) => {
+                self.heard.push(*envelope);
+                self.texts.push(text);
+                false
+            }
+            Heard::Nothing => true,
+            Heard::Synchronised { missed } => {
+                assert!(!missed, "events were lost for good");
+                false
+            }
+            Heard::Silent | Heard::Back | Heard::Garbled(_) => now() >= until,
+        }
+    }
+
+    /// Asks something.
+    pub fn ask(&self, action: Action) -> Reply {
+        let caller = Caller::dial(&self.control).expect("gaggled answers");
+        caller.call(&Request::new("", action), PATIENCE).expect("an answer")
+    }
+
+    /// Asks something that must be done, and returns the body.
+    pub fn must(&self, action: Action) -> Value {
+        let reply = self.ask(action);
+        assert!(reply.ok, "refused: {:?}", reply.error);
+        reply.body.map_or(Value::Null, |body| serde_json::from_str(body.get()).expect("JSON"))
+    }
+
+    /// The state of every program, by name.
+    pub fn dump(&self) -> Value {
+        let body = self.must(Action::Dump { programs: Vec::new(), from: 0, limit: None });
+        body["programs"]
+            .as_array()
+            .expect("programs")
+            .iter()
+            .map(|state| (state["program"].as_str().expect("a name").to_owned(), state.clone()))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
+    }
+
+    /// The process id of a program that is up.
+    pub fn pid_of(&self, program: &str) -> i32 {
+        let pid = self.dump()[program]["pid"].as_i64().expect("a number");
+        assert!(pid > 0, "{program} has no process");
+        i32::try_from(pid).expect("a small number")
+    }
+
+    /// Sends a signal to a program's main process.
+    pub fn kill(&self, program: &str, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid_of(program)), signal).expect("a process");
+    }
+
+    /// Sends a signal to gaggled itself.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("gaggled runs");
+    }
+
+    /// Runs a tool with its urls.
+    pub fn tool(&self, name: &str, arguments: &[&str]) -> std::process::Output {
+        Command::new(binary(name))
+            .args(arguments)
+            .env("GAGGLED_CONTROL_URL", &self.control)
+            .env("GAGGLED_EVENT_URL", &self.event)
+            .stdin(Stdio::null())
+            .output()
+            .expect("a tool")
+    }
+
+    /// Ends it as the system would, and returns its exit status.
+    pub fn end(&mut self) -> ExitStatus {
+        if self.ended.is_none() {
+            self.signal(nix::sys::signal::Signal::SIGTERM);
+        }
+        self.await_end()
+    }
+
+    /// Waits until it has ended by itself, and has heard its last events.
+    pub fn await_end(&mut self) -> ExitStatus {
+        if let Some(status) = self.ended {
+            return status;
+        }
+        let status = self.child.wait().expect("gaggled was started");
+        self.ended = Some(status);
+        let settled = now() + Duration::from_millis(50);
+        self.listen_until(settled);
+        status
+    }
+
+    /// Whether it has ended, or is about to.
+    pub fn must_have_ended(&self) -> bool {
+        self.heard.iter().any(|envelope| matches!(envelope.event, Event::System(SystemEvent::ShutdownCompleted { .. })))
+    }
+
+    /// Everything that was heard, a line each.
+    pub fn timeline(&self) -> String {
+        let Some(state) = self.follower.state() else { return "nothing was heard".to_owned() };
+        self.heard.iter().map(|envelope| gaggled_tools::render::line(envelope, state, false) + "\n").collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            // Its programs first, or they would outlive it.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Replaces what stands for the directory of a test and for the puppet.
+pub fn substitute(text: &str, directory: &Path) -> String {
+    text.replace("@DIR@", &directory.display().to_string()).replace("@PUPPET@", &binary("puppet").display().to_string())
+}
+
+/// Whether a process exists.
+pub fn exists(pid: i32) -> bool {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).is_ok()
+}
+
+/// A tcp port that is free now.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// The exit code of a tool.
+pub fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// Now.
+#[expect(clippy::disallowed_methods, reason = "end-to-end tests live in real time")]
+pub fn now() -> Instant {
+    Instant::now()
+}
