@@ -108,7 +108,8 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
     let start = offset(error.span.start.line, error.span.start.col).min(text.len());
     let end = offset(error.span.end.line, error.span.end.col).clamp(start, text.len());
     let found = Diagnostic::error(error.code.to_string()).at(Some(start..end));
-    if text.get(start..).is_some_and(|rest| rest.trim().is_empty()) {
+    let early = error.code == ron::Error::Eof || text.get(start..).is_some_and(|rest| rest.trim().is_empty());
+    if early {
         return found.help("the text ends too early: a bracket or a quote that was opened is not closed");
     }
     match &error.code {

@@ -207,7 +207,9 @@ impl Follower {
             Ok(state) => {
                 let before = self.mirror.state().map(|state| state.epoch);
                 let missed = before == Some(state.epoch);
-                let complete = self.since.take().is_none_or(|since| self.recount(since, &state));
+                // Of a new life everything is news.
+                let since = self.since.take().or(before.filter(|_| !missed).map(|_| Seq(0)));
+                let complete = since.is_none_or(|since| self.recount(since, &state));
                 self.mirror.restore(state);
                 self.heard.push_back(Heard::Synchronised { missed: missed || !complete });
             }

@@ -37,11 +37,23 @@ fn read(path: &Path) -> Result<String, String> {
         return Err(format!("has {} bytes, a configuration can have {limit}", metadata.len()));
     }
     let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    String::from_utf8(bytes).map_err(|error| {
+    let text = String::from_utf8(bytes).map_err(|error| {
         let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
         format!("line {line} is not UTF-8: save the file as UTF-8")
-    })
+    })?;
+    Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+}
+
+/// Longer lines are not shown with their findings.
+const LINE_MAX: usize = 500;
+
+/// Line and column of a place, counted from 1, and the length of the line.
+fn place(text: &str, at: usize) -> (usize, usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let begin = before.rfind('\n').map_or(0, |end| end + 1);
+    let line = text.get(begin..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    (before.matches('\n').count() + 1, before.get(begin..).unwrap_or_default().chars().count() + 1, line.len())
 }
 
 /// Shows findings on standard error.
@@ -61,6 +73,12 @@ pub fn show(path: &Path, text: &str, found: &[Diagnostic]) {
             finding.help.iter().for_each(|help| eprintln!("  help: {help}"));
             continue;
         };
+        let (row, column, length) = place(text, span.start);
+        if length > LINE_MAX {
+            eprintln!("{word}: {file}:{row}:{column}: {}", finding.message);
+            finding.help.iter().for_each(|help| eprintln!("  help: {help}"));
+            continue;
+        }
         let mut report = Report::build(kind, (file.clone(), span.clone()))
             .with_config(style)
             .with_message(&finding.message)

@@ -164,8 +164,8 @@ extern "C" fn run(child: *mut c_void) -> c_int {
             fail(me, ExecStage::Session);
         }
         for at in 0..me.ignored_len {
-            let signal = *me.ignored.add(at);
-            if libc::signal(signal, libc::SIG_DFL) == libc::SIG_ERR {
+            let default = KernelAction::default();
+            if rt_sigaction(*me.ignored.add(at), &raw const default, ptr::null_mut()) != 0 {
                 fail(me, ExecStage::Session);
             }
         }
@@ -248,14 +248,25 @@ fn bury(pid: i32) {
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
 }
 
+/// What the kernel does at a signal, as it keeps it. The first word is the handler; all zero is the default.
+type KernelAction = [u64; 4];
+
+/// The call itself: the one of the C library refuses the signals that it uses, which may be ignored all the same.
+///
+/// # Safety
+/// The pointers must be null, or point to actions.
+unsafe fn rt_sigaction(signal: c_int, new: *const KernelAction, old: *mut KernelAction) -> libc::c_long {
+    // SAFETY: as for this function; the last argument is the size of the kernel's set of signals.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, 8_usize) }
+}
+
 /// The signals that this process ignores.
 pub fn ignored_signals() -> Vec<c_int> {
     let ignores = |signal: c_int| {
+        let mut action = KernelAction::default();
         // SAFETY: the current action is written to a local; no action is set.
-        unsafe {
-            let mut action = std::mem::zeroed::<libc::sigaction>();
-            libc::sigaction(signal, ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
-        }
+        let asked = unsafe { rt_sigaction(signal, ptr::null(), &raw mut action) };
+        asked == 0 && action.first().copied() == u64::try_from(libc::SIG_IGN).ok()
     };
     (1..=64).filter(|signal| ignores(*signal)).collect()
 }
