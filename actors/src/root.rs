@@ -1,5 +1,7 @@
 //! Builds the actors of a graph and connects them.
 
+use std::sync::Arc;
+
 use actix::{Actor, Addr, AsyncContext, Context, Message, Recipient};
 use gaggled_core::{
     dependency::Dependency,
@@ -33,7 +35,13 @@ pub struct HostAddress {
 }
 
 /// Starts all actors of a graph; nothing happens before [`open`].
-pub fn start(graph: Graph, epoch: EpochId, clock: Clock, host: &HostAddress, sinks: Vec<Sink>) -> Addr<JournalActor> {
+pub fn start(
+    graph: Arc<Graph>,
+    epoch: EpochId,
+    clock: Clock,
+    host: &HostAddress,
+    sinks: Vec<Sink>,
+) -> Addr<JournalActor> {
     let journal = Journal::new(graph, epoch);
     JournalActor::create(|ctx: &mut Context<JournalActor>| {
         let wiring = Wiring { clock, journal: ctx.address(), host: host.perform.clone() };

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, SystemEvent},
+    graph::Graph,
     ids::{ProgramId, Seq},
     state::{Outcome, Phase, ProgramState, State},
     wire::describe,
@@ -91,7 +92,7 @@ impl History {
         let mut links = Vec::new();
         let mut next = Some(from);
         while let Some(entry) = next.and_then(|seq| self.get(seq)) {
-            links.push(Link { envelope: entry.envelope.clone(), words: in_words(&entry.envelope, state) });
+            links.push(Link { envelope: entry.envelope.clone(), words: in_words(&entry.envelope, &state.graph) });
             next = entry.envelope.cause.event();
         }
         links
@@ -99,8 +100,8 @@ impl History {
 }
 
 /// What happened, in words, without its cause.
-pub fn in_words(envelope: &Envelope, state: &State) -> String {
-    let name = |id: ProgramId| &state.graph.programs[id].name;
+pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
+    let name = |id: ProgramId| &graph.programs[id].name;
     match &envelope.event {
         Event::Program(id, event) => {
             let program = name(*id);
@@ -125,7 +126,7 @@ pub fn in_words(envelope: &Envelope, state: &State) -> String {
                 ProgramEvent::OperatorRestarted => format!("{program} was asked to restart"),
             }
         }
-        Event::Dependency(id, event) => dependency_in_words(state, *id, event),
+        Event::Dependency(id, event) => dependency_in_words(graph, *id, event),
         Event::System(event) => match event {
             SystemEvent::EpochOpened { version, programs } => {
                 format!("gaggled {version} began with {programs} programs")
@@ -139,10 +140,10 @@ pub fn in_words(envelope: &Envelope, state: &State) -> String {
     }
 }
 
-fn dependency_in_words(state: &State, id: crate::ids::EdgeId, event: &crate::event::DependencyEvent) -> String {
+fn dependency_in_words(graph: &Graph, id: crate::ids::EdgeId, event: &crate::event::DependencyEvent) -> String {
     use crate::event::DependencyEvent::{Broken, RestartDue, Satisfied};
-    let edge = &state.graph.edges[id];
-    let (of, on) = (&state.graph.programs[edge.of].name, &state.graph.programs[edge.on].name);
+    let edge = &graph.edges[id];
+    let (of, on) = (&graph.programs[edge.of].name, &graph.programs[edge.on].name);
     match event {
         Satisfied { .. } if edge.delay.0 == 0 => format!("{on} was up, as {of} needs"),
         Satisfied { .. } => format!("{on} had been up for {}, as {of} needs", edge.delay),

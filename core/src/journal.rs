@@ -2,6 +2,8 @@
 //!
 //! Nothing is numbered anywhere else. The journal decides nothing: [`crate::rules`] says what may be committed.
 
+use std::sync::Arc;
+
 use crate::{
     event::{Cause, Envelope, Event},
     graph::Graph,
@@ -19,7 +21,7 @@ pub struct Journal {
 
 impl Journal {
     /// The journal of a new epoch, before its first event.
-    pub fn new(graph: Graph, epoch: EpochId) -> Self {
+    pub fn new(graph: Arc<Graph>, epoch: EpochId) -> Self {
         Self { state: State::new(graph, epoch) }
     }
 

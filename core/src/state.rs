@@ -11,7 +11,7 @@
 //!      +-------------------+-----------------+--------------------------+
 //! ```
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,7 +119,7 @@ pub struct EdgeState {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
     /// The programs and dependencies this is the state of.
-    pub graph: Graph,
+    pub graph: Arc<Graph>,
     /// The life of the daemon.
     pub epoch: EpochId,
     /// The last event that was applied.
@@ -327,7 +327,7 @@ fn jitter(epoch: EpochId, policy: &Policy, instance: InstanceId) -> i64 {
 
 impl State {
     /// The state before the first event of an epoch.
-    pub fn new(graph: Graph, epoch: EpochId) -> Self {
+    pub fn new(graph: Arc<Graph>, epoch: EpochId) -> Self {
         let programs =
             graph.programs.iter().map(|(id, policy)| ProgramState::new(policy, graph.edges_of(id).len())).collect();
         let edges = graph.edges.values().map(|_| EdgeState::default()).collect();

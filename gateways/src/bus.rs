@@ -5,7 +5,10 @@
 
 use std::{
     io,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +20,7 @@ use gaggled_core::{
     wire::{Beat, encode_message},
 };
 use nng::{
-    Protocol, Socket,
+    PipeEvent, Protocol, Socket,
     options::{Options, SendBufferSize, transport::ipc::Permissions},
 };
 
@@ -36,6 +39,7 @@ const LINGER: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Publisher {
     socket: Socket,
+    subscribers: Arc<AtomicUsize>,
 }
 
 impl Publisher {
@@ -43,8 +47,18 @@ impl Publisher {
     pub fn bind(url: &Url) -> Result<Self, ListenError> {
         let socket = Socket::new(Protocol::Pub0).map_err(|error| ListenError::new(url, error))?;
         socket.set_opt::<SendBufferSize>(BUFFER).map_err(|error| ListenError::new(url, error))?;
+        let subscribers = Arc::new(AtomicUsize::new(0));
+        let count = subscribers.clone();
+        let counting = socket.pipe_notify(move |_, event| {
+            match event {
+                PipeEvent::AddPost => count.fetch_add(1, Ordering::Relaxed),
+                PipeEvent::RemovePost => count.fetch_sub(1, Ordering::Relaxed),
+                _ => 0,
+            };
+        });
+        counting.map_err(|error| ListenError::new(url, error))?;
         listen(&socket, url)?;
-        Ok(Self { socket })
+        Ok(Self { socket, subscribers })
     }
 
     /// Publishes what arrives, in a thread that ends after the sender has gone.
@@ -65,8 +79,9 @@ impl Publisher {
                 }
             }
             self.send(&Beat::encode(state.epoch, state.seq));
-            let never = crossbeam_channel::never::<()>();
-            let _ = never.recv_timeout(LINGER);
+            if self.subscribers.load(Ordering::Relaxed) > 0 {
+                let _ = crossbeam_channel::never::<()>().recv_timeout(LINGER);
+            }
         })
     }
 

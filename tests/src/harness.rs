@@ -260,7 +260,7 @@ impl Daemon {
     /// Everything that was heard, a line each.
     pub fn timeline(&self) -> String {
         let Some(state) = self.follower.state() else { return "nothing was heard".to_owned() };
-        self.heard.iter().map(|envelope| gaggled_tools::render::line(envelope, state, false) + "\n").collect()
+        self.heard.iter().map(|envelope| gaggled_tools::render::line(envelope, &state.graph, false) + "\n").collect()
     }
 }
 

@@ -159,13 +159,13 @@ impl System {
     ) -> Result<u32, String> {
         let clock = Clock::real();
         let epoch = EpochId(u64::try_from(clock.wall().0 / 1000).unwrap_or(1));
-        let graph = self.config.graph();
+        let graph = Arc::new(self.config.graph());
         let state = State::new(graph.clone(), epoch);
         let in_words = |error: std::io::Error| error.to_string();
 
         let (events, envelopes) = crossbeam_channel::unbounded();
         let publishing = publisher.publish(state.clone(), envelopes).map_err(in_words)?;
-        let (log, logged) = JournalLog::start(state.clone()).map_err(in_words)?;
+        let (log, logged) = JournalLog::start(graph.clone()).map_err(in_words)?;
         let host = self.start_host(epoch).map_err(in_words)?;
 
         let (completed, completion) = oneshot::channel();

@@ -14,8 +14,8 @@ use std::{
 use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
     event::{Envelope, Event, SystemEvent},
+    graph::Graph,
     history::in_words,
-    state::State,
 };
 use slog::{Drain, Logger, error, info, o, warn};
 
@@ -44,15 +44,15 @@ impl std::fmt::Debug for JournalLog {
 }
 
 impl JournalLog {
-    /// Begins to write, given the state before the first event.
+    /// Begins to write, given the names of the programs.
     /// The receiver is disconnected after the last line.
-    pub fn start(state: State) -> io::Result<(Self, Receiver<()>)> {
+    pub fn start(graph: Arc<Graph>) -> io::Result<(Self, Receiver<()>)> {
         let (entries, receiver) = crossbeam_channel::bounded(CAPACITY);
         let lost = Arc::new(AtomicU64::new(0));
         let log = Self { entries, lost: lost.clone() };
         let (writing, written) = crossbeam_channel::bounded(0);
         thread::Builder::new().name("log".into()).spawn(move || {
-            write(state, &receiver, &lost);
+            write(&graph, &receiver, &lost);
             drop(writing);
         })?;
         Ok((log, written))
@@ -80,15 +80,11 @@ impl JournalLog {
     }
 }
 
-fn write(mut state: State, entries: &Receiver<Entry>, lost: &AtomicU64) {
+fn write(graph: &Graph, entries: &Receiver<Entry>, lost: &AtomicU64) {
     let logger = logger();
     for entry in entries {
         match entry {
-            Entry::Event(envelope) => {
-                // A line that was lost is an event that was not applied; only names are taken from this state.
-                state.apply(&envelope);
-                log_event(&logger, &envelope, &state);
-            }
+            Entry::Event(envelope) => log_event(&logger, &envelope, graph),
             Entry::Warning(text) => warn!(logger, "{}", text),
             Entry::End => return,
         }
@@ -99,8 +95,8 @@ fn write(mut state: State, entries: &Receiver<Entry>, lost: &AtomicU64) {
     }
 }
 
-fn log_event(logger: &Logger, envelope: &Envelope, state: &State) {
-    let words = in_words(envelope, state);
+fn log_event(logger: &Logger, envelope: &Envelope, graph: &Graph) {
+    let words = in_words(envelope, graph);
     let why = because(&envelope.cause);
     let why = if why.is_empty() { why } else { format!(" ({why})") };
     match &envelope.event {

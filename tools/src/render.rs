@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use gaggled_core::{
     event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    graph::Graph,
     history::in_words,
     host::ExitStatus,
-    state::State,
     time::WallTime,
 };
 use owo_colors::{AnsiColors, OwoColorize};
@@ -61,8 +61,8 @@ pub fn because(cause: &Cause) -> String {
 }
 
 /// The line of an event: number, time, what happened, why.
-pub fn line(envelope: &Envelope, state: &State, coloured: bool) -> String {
-    let words = in_words(envelope, state);
+pub fn line(envelope: &Envelope, graph: &Graph, coloured: bool) -> String {
+    let words = in_words(envelope, graph);
     let why = because(&envelope.cause);
     let time = clock_time(envelope.wall);
     let mut line = String::new();

@@ -326,7 +326,7 @@ impl Checker<'_> {
 
     /// I3 and I21.
     fn folds(&mut self, world: &World, run: &Run) {
-        let mut state = State::new(world.graph.clone(), run.state.epoch);
+        let mut state = State::new(world.graph.clone().into(), run.state.epoch);
         let watch = world.seed % 16 == 0;
         for envelope in &run.envelopes {
             let before = watch.then(|| state.programs.clone());
@@ -354,7 +354,7 @@ fn near_end(run: &Run, event: Seq, end: Option<Seq>) -> bool {
 
 /// The state just before the shutdown was asked for.
 fn before_shutdown(world: &World, run: &Run) -> State {
-    let mut state = State::new(world.graph.clone(), run.state.epoch);
+    let mut state = State::new(world.graph.clone().into(), run.state.epoch);
     for envelope in run.envelopes.iter().take_while(|envelope| envelope.event != World::shutdown()) {
         state.apply(envelope);
     }

@@ -147,7 +147,7 @@ pub struct Simulation {
 impl Simulation {
     /// A run of this world in this order, with or without a defect.
     pub fn new(world: &World, policy: Policy, mutant: Option<Mutant>) -> Self {
-        let journal = Journal::new(world.graph.clone(), EpochId(world.seed));
+        let journal = Journal::new(world.graph.clone().into(), EpochId(world.seed));
         let state = journal.state();
         let programs = world.graph.programs.ids().map(ActorId::Program);
         let edges = world.graph.edges.ids().map(ActorId::Dependency);

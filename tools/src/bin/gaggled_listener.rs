@@ -118,7 +118,7 @@ impl Listener {
         if self.arguments.json {
             return self.print(text);
         }
-        self.print(&render::line(envelope, state, self.coloured))
+        self.print(&render::line(envelope, &state.graph, self.coloured))
     }
 
     fn notice(&self, text: &str) -> bool {

@@ -1,0 +1,192 @@
+//! The public interface: golden files, and a client in another language that knows only its description.
+
+use std::{fs, path::Path, process::Command, sync::Arc};
+
+use gaggled_core::{
+    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
+    graph::{Backoff, Dependency, Graph, Mode, Policy},
+    host::{ExecStage, ExitStatus, Signal},
+    ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq},
+    state::State,
+    time::{Instant, Millis, WallTime},
+    wire::{Beat, ErrorCode, Reply, decode_event, encode_message},
+};
+use gaggled_tests::harness::{Daemon, binary};
+use serde_json::Value;
+
+/// A small system in which everything that can happen happens once.
+fn everything() -> (State, Vec<Envelope>) {
+    let mut graph = Graph::new(Millis(3000));
+    let policy = |name: &str, mode| Policy {
+        name: name.into(),
+        mode,
+        enabled: true,
+        killwait: Millis(3000),
+        backoff: Backoff::default(),
+    };
+    let (db, web) = (graph.add_program(policy("db", Mode::Respawn)), graph.add_program(policy("web", Mode::Once)));
+    graph.add_dependency(Dependency { of: web, on: db, delay: Millis(500), propagate: true });
+    let operator = Cause::Operator { who: "uid 1000 (pid 77)".into(), command: "c1".into() };
+    let (one, two) = (InstanceId(1), InstanceId(2));
+    let program = |id: ProgramId, event| Event::Program(id, event);
+    let script = [
+        (Event::System(SystemEvent::EpochOpened { version: "1.2.3".into(), programs: 2 }), Cause::Boot),
+        (program(db, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(1))),
+        (program(db, ProgramEvent::Started { instance: one, pid: 100 }), Cause::Event(Seq(2))),
+        (Event::Dependency(EdgeId(0), DependencyEvent::Satisfied { instance: one }), Cause::Timer(Seq(3))),
+        (program(web, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(4))),
+        (
+            program(web, ProgramEvent::SpawnFailed { instance: one, stage: ExecStage::Exec, errno: 2 }),
+            Cause::Event(Seq(5)),
+        ),
+        (program(web, ProgramEvent::OperatorStarted), operator.clone()),
+        (program(web, ProgramEvent::Starting { instance: two }), Cause::Event(Seq(7))),
+        (program(web, ProgramEvent::Started { instance: two, pid: 101 }), Cause::Event(Seq(8))),
+        (program(web, ProgramEvent::Signalled { instance: two, signal: Signal(1) }), operator.clone()),
+        (program(db, ProgramEvent::Exited { instance: one, status: ExitStatus::Core(11), left_behind: 2 }), Cause::Os),
+        (Event::Dependency(EdgeId(0), DependencyEvent::RestartDue { fall: Seq(11) }), Cause::Event(Seq(11))),
+        (Event::Dependency(EdgeId(0), DependencyEvent::Broken), Cause::Event(Seq(11))),
+        (
+            program(
+                web,
+                ProgramEvent::Stopping {
+                    instance: two,
+                    reason: StopReason::Propagated,
+                    deadline: Instant::from_micros(9_000_000),
+                },
+            ),
+            Cause::Event(Seq(12)),
+        ),
+        (program(web, ProgramEvent::StopEscalated { instance: two }), Cause::Timer(Seq(14))),
+        (
+            program(web, ProgramEvent::Exited { instance: two, status: ExitStatus::Signal(9), left_behind: 0 }),
+            Cause::Event(Seq(14)),
+        ),
+        (program(web, ProgramEvent::OperatorRestarted), operator.clone()),
+        (program(web, ProgramEvent::OperatorStopped), operator.clone()),
+        (
+            Event::System(SystemEvent::CommandRefused {
+                code: "forbidden".into(),
+                why: "uid 5 may not ask for this".into(),
+            }),
+            operator.clone(),
+        ),
+        (Event::System(SystemEvent::ActorPanicked { actor: "Program(web)".into(), message: "oops".into() }), Cause::Os),
+        (Event::System(SystemEvent::ShutdownBegun), operator),
+        (Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Event(Seq(21))),
+    ];
+    let epoch = EpochId(1_795_169_933_570);
+    let envelopes = script.into_iter().zip(1_u64..).map(|((event, cause), number)| Envelope {
+        seq: Seq(number),
+        epoch,
+        at: Instant::from_micros(number * 250_125),
+        wall: WallTime(1_795_169_933_570_000 + i64::try_from(number).expect("a small number") * 250_125),
+        cause,
+        event,
+    });
+    (State::new(Arc::new(graph), epoch), envelopes.collect())
+}
+
+/// Compares a text with a golden file; `GAGGLED_BLESS=1` writes it anew.
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/golden").join(name);
+    if std::env::var_os("GAGGLED_BLESS").is_some() {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+        fs::write(&path, text).expect("a file");
+    }
+    let known = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, known, "the public interface has changed: {name}");
+}
+
+#[test]
+fn every_event_is_written_as_it_always_was_and_reads_back() {
+    let (mut state, envelopes) = everything();
+    let names = state.graph.names();
+    let mut text = String::new();
+    for envelope in &envelopes {
+        state.apply(envelope);
+        let message = encode_message(envelope, &state);
+        let (topic, body) = message.split_once('\n').expect("a topic");
+        assert_eq!(decode_event(body, &names, &state).as_ref(), Ok(envelope));
+        text.push_str(&format!("{topic}\n{body}\n"));
+    }
+    text.push_str(&Beat::encode(state.epoch, state.seq));
+    text.push('\n');
+    golden("events.txt", &text);
+}
+
+#[test]
+fn every_reply_is_written_as_it_always_was() {
+    let (mut state, envelopes) = everything();
+    envelopes.iter().take(13).for_each(|envelope| state.apply(envelope));
+    let view = gaggled_core::wire::View::at(&state, Instant::from_micros(4_000_000));
+    let done = Reply::done("a1", &view.dump(WallTime(1_795_169_937_570_000), 0, 10)).encode();
+    let refused =
+        Reply::refused("a2", ErrorCode::NoSuchProgram, "there is no program \"wep\"; did you mean \"web\"?").encode();
+    golden("replies.txt", &format!("{done}\n{refused}\n"));
+}
+
+#[test]
+fn any_text_is_refused_without_harm() {
+    // A small generator of broken messages: each golden event with one byte changed, cut, or doubled.
+    let (state, _) = everything();
+    let names = state.graph.names();
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/golden/events.txt"))
+        .expect("golden events");
+    let mut random = gaggled_tests::sim::random::Random::new(7);
+    for line in text.lines().filter(|line| line.starts_with('{')) {
+        for _ in 0..500 {
+            let mut bytes = line.as_bytes().to_vec();
+            let at = usize::try_from(random.below(bytes.len() as u64)).expect("a small number");
+            match random.below(3) {
+                0 => bytes[at] = u8::try_from(random.below(256)).expect("a byte"),
+                1 => bytes.truncate(at),
+                _ => bytes.insert(at, b"{}[]\",:0"[usize::try_from(random.below(8)).expect("a small number")]),
+            }
+            if let Ok(text) = String::from_utf8(bytes) {
+                let _ = decode_event(&text, &names, &state);
+                let _ = gaggled_core::wire::Request::decode(text.as_bytes());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_python_client_folds_a_crash_storm_of_a_thousand_programs() {
+    let python = binary("gaggled").ancestors().nth(2).expect("the target folder").join("venv/bin/python");
+    assert!(python.is_file(), "{} is not there: run tests/run", python.display());
+    let programs: String = (0..1000)
+        .map(|i| {
+            let on = if i % 10 > 0 { format!("\"p{}\": (propagate: true)", i - i % 10) } else { String::new() };
+            let part = if i % 3 == 0 { "\"exit\", \"200\", \"1\"" } else { "\"sleep\", \"1000000\"" };
+            format!("\"p{i}\": (command: \"@PUPPET@\", argv: [{part}], backoff: (initial: 50, max: 1000), depends: {{{on}}}),")
+        })
+        .collect();
+    let mut daemon = Daemon::new(&programs);
+    daemon.wait("the first restarts", |_, state| state.programs.values().any(|program| program.restarts > 0));
+    let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("client/client.py");
+    let output = Command::new(python).arg(client).args([&daemon.event, &daemon.control, "4"]).output().expect("python");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("1000 programs") && said.contains(" 0 differ"), "{said}");
+    let applied: u64 = said.split(' ').nth(2).and_then(|word| word.parse().ok()).expect("a number");
+    assert!(applied > 1000, "too quiet for a storm: {said}");
+}
+
+#[test]
+fn the_description_names_every_event_and_request() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/protocol.md"))
+        .expect("the description");
+    let (_, envelopes) = everything();
+    for envelope in &envelopes {
+        assert!(text.contains(&format!("`{}`", envelope.event.name())), "{} is not described", envelope.event.name());
+    }
+    let (mut state, envelopes) = everything();
+    envelopes.iter().take(6).for_each(|envelope| state.apply(envelope));
+    let view = gaggled_core::wire::View::at(&state, Instant::from_micros(2_000_000)).program(ProgramId(1));
+    let fields = serde_json::to_value(&view).expect("JSON");
+    for field in fields.as_object().into_iter().flat_map(serde_json::Map::keys) {
+        assert!(text.contains(&format!("`{field}`")), "{field} is not described");
+    }
+    let _: Value = fields;
+}
