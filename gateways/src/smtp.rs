@@ -5,5 +5,5 @@ mod outbox;
 
 pub use self::{
     mail::{Composer, MailError},
-    outbox::{Outbox, Outcome},
+    outbox::{Outbox, Outcome, Report},
 };

@@ -13,14 +13,14 @@ use gaggled_core::{
 };
 use gaggled_gateways::{
     follow::{Follower, Heard},
-    smtp::{Composer, MailError, Outbox, Outcome},
+    smtp::{Composer, MailError, Outbox, Outcome, Report},
 };
 use slog::{Logger, debug, error, info, warn};
 
 /// Whether mails could be sent with this configuration.
 pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
     Composer::new(config, "localhost")?;
-    Outbox::new(config, "localhost").map(drop)
+    Outbox::new(config, "localhost", Box::new(|_| {})).map(drop)
 }
 
 /// The gate.
@@ -42,7 +42,7 @@ impl Gate {
             follower,
             notifier: Notifier::new(config.period, config.batch, Instant::default()),
             composer: Composer::new(config, host)?,
-            outbox: Outbox::new(config, host)?,
+            outbox: Outbox::new(config, host, reporter(logger.clone()))?,
             batch: config.batch,
             begun: now(),
             logger,
@@ -103,9 +103,6 @@ impl Gate {
         for statements in self.notifier.due(self.now()) {
             self.mail(&statements);
         }
-        while let Ok(outcome) = self.outbox.outcomes().try_recv() {
-            self.report(&outcome);
-        }
     }
 
     fn mail(&self, statements: &[Statement]) {
@@ -113,21 +110,10 @@ impl Gate {
             Ok(mail) => {
                 let subject = statements.iter().map(|statement| statement.text(", ")).collect::<Vec<_>>().join("; ");
                 if let Some(outcome) = self.outbox.send(subject, mail) {
-                    self.report(&outcome);
+                    reporter(self.logger.clone())(&outcome);
                 }
             }
             Err(why) => error!(self.logger, "{}", why),
-        }
-    }
-
-    fn report(&self, outcome: &Outcome) {
-        match outcome {
-            Outcome::Delivered(mail) => info!(self.logger, "delivered: {}", mail),
-            Outcome::Postponed(mail, span) => {
-                warn!(self.logger, "not delivered, will be tried again in {} s: {}", span.as_secs(), mail);
-            }
-            Outcome::Refused(mail) => error!(self.logger, "refused by the server, given up: {}", mail),
-            Outcome::Overflow(mail) => error!(self.logger, "too many mails wait, dropped: {}", mail),
         }
     }
 
@@ -135,6 +121,18 @@ impl Gate {
         let since = now().saturating_duration_since(self.begun).as_micros();
         Instant::from_micros(u64::try_from(since).unwrap_or(u64::MAX))
     }
+}
+
+/// Writes what becomes of mails into the log.
+fn reporter(logger: Logger) -> Report {
+    Box::new(move |outcome| match outcome {
+        Outcome::Delivered(mail) => info!(logger, "delivered: {}", mail),
+        Outcome::Postponed(mail, span) => {
+            warn!(logger, "not delivered, will be tried again in {} s: {}", span.as_secs(), mail);
+        }
+        Outcome::Refused(mail) => error!(logger, "refused by the server, given up: {}", mail),
+        Outcome::Overflow(mail) => error!(logger, "too many mails wait, dropped: {}", mail),
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the gate lives in real time")]

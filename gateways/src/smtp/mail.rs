@@ -6,7 +6,10 @@ use gaggled_core::{
 };
 use lettre::{
     Message,
-    message::{Mailbox, header::ContentType},
+    message::{
+        Mailbox,
+        header::{ContentType, MIME_VERSION_1_0},
+    },
 };
 use thiserror::Error;
 
@@ -77,7 +80,7 @@ impl Composer {
             let id = format!("<{}.{}.{program}.{is}@{}>", basis.epoch, basis.seq, self.host);
             message = message.message_id(Some(id));
         }
-        Ok(message.date_now().header(ContentType::TEXT_PLAIN).body(body)?)
+        Ok(message.date_now().header(MIME_VERSION_1_0).header(ContentType::TEXT_PLAIN).body(body)?)
     }
 
     fn single(&self, statements: &[Statement]) -> (String, String) {

@@ -5,7 +5,7 @@
 
 use std::{fs, io, thread, time::Duration};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Sender, TrySendError};
 use gaggled_core::config::{SmtpgateConfig, Tls};
 use lettre::{
     AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
@@ -36,8 +36,10 @@ pub enum Outcome {
 #[derive(Debug)]
 pub struct Outbox {
     mails: Sender<(String, Message)>,
-    outcomes: Receiver<Outcome>,
 }
+
+/// Is told what becomes of mails, as it becomes known.
+pub type Report = Box<dyn Fn(&Outcome) + Send>;
 
 /// How many mails may wait.
 const CAPACITY: usize = 1000;
@@ -48,10 +50,9 @@ const LAST_RETRY: Duration = Duration::from_secs(300);
 
 impl Outbox {
     /// Begins to deliver to the server of a configuration.
-    pub fn new(config: &SmtpgateConfig, host: &str) -> Result<Self, MailError> {
+    pub fn new(config: &SmtpgateConfig, host: &str, report: Report) -> Result<Self, MailError> {
         let transport = transport(config, host)?;
         let (mails, queue) = crossbeam_channel::bounded::<(String, Message)>(CAPACITY);
-        let (report, outcomes) = crossbeam_channel::unbounded();
         let timeout = config.timeout.as_duration();
         let failed = |error: io::Error| MailError::Transport { field: "mx", why: error.to_string() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -63,7 +64,7 @@ impl Outbox {
                 }
             })
             .map_err(failed)?;
-        Ok(Self { mails, outcomes })
+        Ok(Self { mails })
     }
 
     /// Puts a mail into the queue.
@@ -75,32 +76,27 @@ impl Outbox {
             }
         }
     }
-
-    /// What has become of mails, as it becomes known.
-    pub fn outcomes(&self) -> &Receiver<Outcome> {
-        &self.outcomes
-    }
 }
 
 type Transport = AsyncSmtpTransport<Tokio1Executor>;
 
-async fn deliver(transport: &Transport, subject: &str, mail: Message, timeout: Duration, report: &Sender<Outcome>) {
+async fn deliver(transport: &Transport, subject: &str, mail: Message, timeout: Duration, report: &Report) {
     let mut retry = FIRST_RETRY;
     loop {
         // The transport limits only its connecting, so everything is limited here.
         let why = match tokio::time::timeout(timeout, transport.send(mail.clone())).await {
             Ok(Ok(_)) => {
-                let _ = report.send(Outcome::Delivered(subject.to_owned()));
+                report(&Outcome::Delivered(subject.to_owned()));
                 return;
             }
             Ok(Err(error)) if is_final(&error) => {
-                let _ = report.send(Outcome::Refused(format!("{subject}: {}", in_words(&error))));
+                report(&Outcome::Refused(format!("{subject}: {}", in_words(&error))));
                 return;
             }
             Ok(Err(error)) => in_words(&error),
             Err(_) => format!("the server took longer than {} s", timeout.as_secs_f32()),
         };
-        let _ = report.send(Outcome::Postponed(format!("{subject}: {why}"), retry));
+        report(&Outcome::Postponed(format!("{subject}: {why}"), retry));
         let _ = tokio::time::timeout(retry, std::future::pending::<()>()).await;
         retry = (retry * 2).min(LAST_RETRY);
     }
