@@ -252,7 +252,7 @@ impl ControlActor {
     }
 
     fn wait(&mut self, waiter: Waiter, timeout: Millis, ctx: &mut Context<Self>) {
-        let Some(number) = self.waiters.add(waiter, &self.state) else { return };
+        let number = self.waiters.add(waiter, &self.state);
         self.settle();
         if self.waiters.is_waiting(number) {
             let handle = ctx.run_later(timeout.as_duration(), move |act, _| {

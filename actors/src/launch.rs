@@ -53,14 +53,14 @@ pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagn
     let mut found = Vec::new();
     for (name, program) in config.programs.iter().filter(|(_, program)| program.enabled) {
         let place = |field: &str| locator.nearest(&["programs", name, field]);
-        if let Some(command) = &program.command {
-            if let Err(why) = executable(command, program.wd.as_deref(), search) {
-                found.push(
-                    Diagnostic::error(format!("command \"{command}\" of program \"{name}\" {why}"))
-                        .at(place("command"))
-                        .help("correct the command or the path, install what is missing, or set enabled: false"),
-                );
-            }
+        if let Some(command) = &program.command
+            && let Err(why) = executable(command, program.wd.as_deref(), search)
+        {
+            found.push(
+                Diagnostic::error(format!("command \"{command}\" of program \"{name}\" {why}"))
+                    .at(place("command"))
+                    .help("correct the command or the path, install what is missing, or set enabled: false"),
+            );
         }
         if let Some(wd) = program.wd.as_deref().filter(|wd| !Path::new(wd).is_dir()) {
             found.push(

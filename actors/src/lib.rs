@@ -4,6 +4,9 @@
 //! nothing of the network; what comes from outside enters through [`control`], and what goes out leaves through a
 //! closure given to [`root`].
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
+#![deny(clippy::wildcard_enum_match_arm)]
+
 pub mod clock;
 pub mod control;
 pub mod host;

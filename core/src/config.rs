@@ -112,6 +112,7 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
     if early {
         return found.help("the text ends too early: a bracket or a quote that was opened is not closed");
     }
+    #[expect(clippy::wildcard_enum_match_arm, reason = "most mistakes are told well enough by the parser")]
     match &error.code {
         ron::Error::NoSuchStructField { .. } => found.help("remove the field, or correct its name"),
         ron::Error::ExpectedOptionEnd | ron::Error::ExpectedOption => {
@@ -178,11 +179,11 @@ mod tests {
             (r#"(programs: {"a": (command: "x", env: {"A=B": "c"})})"#, "\"A=B\""),
             (r#"(programs: {"a": (command: "x", env: {"GAGGLED_HOST": "c"})})"#, "GAGGLED_HOST"),
             (r#"(programs: {"a": (command: "x", respawn: true, mode: Once)})"#, "both respawn and mode"),
-            (r#"(gaggled: (killwait: -1))"#, "negative"),
+            (r"(gaggled: (killwait: -1))", "negative"),
             (r#"(gaggled: (killwait: "5 bananas"))"#, "5 bananas"),
-            (r#"(gaggled: (killwait: 99999999999999))"#, "ten years"),
+            (r"(gaggled: (killwait: 99999999999999))", "ten years"),
             (r#"(programs: {"a": (command: "x")"#, "expected"),
-            (r#"(gaggled: (smtpgate: (auto: true)))"#, "smtpgate"),
+            (r"(gaggled: (smtpgate: (auto: true)))", "smtpgate"),
         ];
         for (text, expected) in table {
             let found = refused(text);

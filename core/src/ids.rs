@@ -133,7 +133,6 @@ impl<I, T> FromIterator<T> for Table<I, T> {
 
 // An id is only made by the graph that sized the table, so an index out of range is a bug of gaggled, not an input.
 // Ids that come from outside go through `get`.
-#[expect(clippy::indexing_slicing, reason = "ids are dense by construction; foreign ids go through `get`")]
 impl<I: Dense, T> Index<I> for Table<I, T> {
     type Output = T;
     fn index(&self, id: I) -> &T {
@@ -141,7 +140,6 @@ impl<I: Dense, T> Index<I> for Table<I, T> {
     }
 }
 
-#[expect(clippy::indexing_slicing, reason = "ids are dense by construction; foreign ids go through `get`")]
 impl<I: Dense, T> IndexMut<I> for Table<I, T> {
     fn index_mut(&mut self, id: I) -> &mut T {
         &mut self.rows[id.index()]

@@ -12,6 +12,9 @@
 //! 3. [`program`], [`dependency`] and [`shutdown`] are the machines that propose events and ask for effects;
 //! 4. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it.
 
+#![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
+#![deny(clippy::wildcard_enum_match_arm)]
+
 pub mod command;
 pub mod config;
 pub mod dependency;

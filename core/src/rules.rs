@@ -76,8 +76,9 @@ impl State {
                     None => Err(Refusal::Stale),
                 }
             }
-            ProgramEvent::Exited { instance, .. } => is_in(program, *instance, &[Phase::Up, Phase::Stopping]),
-            ProgramEvent::Signalled { instance, .. } => is_in(program, *instance, &[Phase::Up, Phase::Stopping]),
+            ProgramEvent::Exited { instance, .. } | ProgramEvent::Signalled { instance, .. } => {
+                is_in(program, *instance, &[Phase::Up, Phase::Stopping])
+            }
             ProgramEvent::OperatorStopped => Ok(()),
             ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => self.refuse_in_shutdown(),
         }

@@ -63,7 +63,6 @@ pub struct Leaving {
 }
 
 /// The state of one program.
-#[expect(clippy::struct_excessive_bools, reason = "each is an independent fact about a program")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramState {
     /// Where its instance is in its life.

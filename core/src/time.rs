@@ -65,6 +65,7 @@ impl Millis {
     pub const MAX: Self = Self(10 * 365 * 24 * 3600 * 1000);
 
     /// Half of the span.
+    #[must_use]
     pub const fn half(self) -> Self {
         Self(self.0 / 2)
     }

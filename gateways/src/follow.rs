@@ -63,7 +63,7 @@ pub struct Follower {
 }
 
 /// After how long without a heartbeat gaggled is said to be silent.
-const SILENCE: Duration = Duration::from_millis(HEARTBEAT.as_millis() as u64 * 3);
+const SILENCE: Duration = HEARTBEAT.saturating_mul(3);
 
 impl Follower {
     /// Begins to follow; gaggled may come later. With `since`, what has happened after that event is told first.
@@ -183,7 +183,7 @@ impl Follower {
                 let text = event.to_string();
                 match decode_event(&text, &names, state) {
                     Ok(envelope) if envelope.seq <= state.seq => {
-                        self.heard.push_back(Heard::Event(Box::new(envelope), text))
+                        self.heard.push_back(Heard::Event(Box::new(envelope), text));
                     }
                     Ok(_) => {}
                     Err(why) => self.heard.push_back(Heard::Garbled(why)),

@@ -132,9 +132,7 @@ impl Daemon {
             if self.follower.state().is_some_and(|state| done(&self.heard, state)) {
                 return;
             }
-            if self.hear(deadline) {
-                panic!("waited in vain for {what}\n{}\n{}", self.timeline(), self.log());
-            }
+            assert!(!self.hear(deadline), "waited in vain for {what}\n{}\n{}", self.timeline(), self.log());
         }
     }
 

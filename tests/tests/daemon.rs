@@ -94,7 +94,7 @@ fn a_program_that_ends_at_once_is_reported_each_time() {
 fn many_that_end_at_the_same_moment_are_all_reported() {
     let programs: String = (0..200).map(|i| sleeper(&format!("p{i}"))).collect();
     let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| state.programs.values().all(|program| program.is_steady()));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(gaggled_core::state::ProgramState::is_steady));
     daemon.must(Action::Signal { programs: vec!["*".to_owned()], signal: "KILL".to_owned() });
     daemon.wait("all to be up again", |_, state| {
         state.programs.values().all(|program| program.instance.0 == 2 && program.is_steady())

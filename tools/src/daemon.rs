@@ -183,11 +183,11 @@ impl System {
                     let _ = events.send(envelope.clone());
                     log.event(envelope);
                 }
-                if let Event::System(SystemEvent::ShutdownCompleted { survivors }) = envelope.event {
-                    if let Some((_, log, completed)) = outlets.take() {
-                        log.end();
-                        let _ = completed.send(survivors);
-                    }
+                if let Event::System(SystemEvent::ShutdownCompleted { survivors }) = envelope.event
+                    && let Some((_, log, completed)) = outlets.take()
+                {
+                    log.end();
+                    let _ = completed.send(survivors);
                 }
             }),
         ];

@@ -103,7 +103,7 @@ fn log_event(logger: &Logger, envelope: &Envelope, graph: &Graph) {
         Event::System(SystemEvent::ActorPanicked { .. }) => error!(logger, "{} {}{}", envelope.seq, words, why),
         Event::System(SystemEvent::CommandRefused { .. }) => warn!(logger, "{} {}{}", envelope.seq, words, why),
         Event::Program(..) | Event::Dependency(..) | Event::System(_) => {
-            info!(logger, "{} {}{}", envelope.seq, words, why)
+            info!(logger, "{} {}{}", envelope.seq, words, why);
         }
     }
 }

@@ -44,7 +44,8 @@ struct Events {
     first: Seq,
     /// The last event there is.
     last: Seq,
-    events: Vec<Box<RawValue>>,
+    #[serde(rename = "events")]
+    found: Vec<Box<RawValue>>,
     /// What to ask for next, if there are more.
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<Seq>,
@@ -112,7 +113,7 @@ impl ControlActor {
         // Without an epoch the question is for what there is, and what there is not is no gap.
         let since = if epoch.is_none() { since.max(Seq(first.0 - 1)) } else { since };
         let mut answer =
-            Events { epoch: self.state.epoch, gap: true, first, last: self.state.seq, events: Vec::new(), next: None };
+            Events { epoch: self.state.epoch, gap: true, first, last: self.state.seq, found: Vec::new(), next: None };
         if let Some(entries) = self.history.since(since).filter(|_| this_epoch && since <= self.state.seq) {
             answer.gap = false;
             for entry in entries {
@@ -120,14 +121,14 @@ impl ControlActor {
                 if program.as_ref().is_some_and(|wanted| !subject.is_some_and(|id| wanted.contains(&id))) {
                     continue;
                 }
-                if answer.events.len() == limit {
+                if answer.found.len() == limit {
                     answer.next = answer_next(&entry.envelope);
                     break;
                 }
                 let view = View::at(&self.state, entry.envelope.at);
                 let after = subject.zip(entry.after.as_ref()).map(|(id, after)| view.program_as(id, after));
                 let text = encode_event(&entry.envelope, &self.state, after);
-                answer.events.extend(RawValue::from_string(text).ok());
+                answer.found.extend(RawValue::from_string(text).ok());
             }
         }
         Ok(Reply::done(id, &answer))

@@ -139,7 +139,7 @@ impl Waiters {
     }
 
     /// Takes a request in; it may be answered at once.
-    pub(super) fn add(&mut self, waiter: Waiter, state: &State) -> Option<u64> {
+    pub(super) fn add(&mut self, waiter: Waiter, state: &State) -> u64 {
         self.next += 1;
         let number = self.next;
         if waiter.uncommitted.is_some() {
@@ -150,7 +150,7 @@ impl Waiters {
         }
         self.waiting.insert(number, waiter);
         self.look(number, None, state);
-        Some(number)
+        number
     }
 
     pub(super) fn set_alarm(&mut self, number: u64, handle: SpawnHandle) {
@@ -165,13 +165,13 @@ impl Waiters {
         if matches!(envelope.cause, Cause::Operator { .. }) {
             for number in &self.uncommitted {
                 let Some(waiter) = self.waiting.get_mut(number) else { continue };
-                if let Some((cause, left)) = &mut waiter.uncommitted {
-                    if *cause == envelope.cause {
-                        *left -= 1;
-                        if *left == 0 {
-                            waiter.uncommitted = None;
-                            concerned.insert(*number);
-                        }
+                if let Some((cause, left)) = &mut waiter.uncommitted
+                    && *cause == envelope.cause
+                {
+                    *left -= 1;
+                    if *left == 0 {
+                        waiter.uncommitted = None;
+                        concerned.insert(*number);
                     }
                 }
             }

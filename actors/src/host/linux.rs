@@ -222,10 +222,10 @@ impl Shared {
 }
 
 fn kill_group(pid: i32, process: &Process, signal: Signal) {
-    if group_lives(pid, process) {
-        if let Ok(number) = nix::sys::signal::Signal::try_from(signal.0) {
-            let _ = killpg(Pid::from_raw(pid), number);
-        }
+    if group_lives(pid, process)
+        && let Ok(number) = nix::sys::signal::Signal::try_from(signal.0)
+    {
+        let _ = killpg(Pid::from_raw(pid), number);
     }
 }
 

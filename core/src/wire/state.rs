@@ -213,16 +213,8 @@ impl<'a> View<'a> {
                 (by.to_owned(), None)
             }
             Phase::Down if self.state.shutdown.is_some() => ("gaggled shuts down".to_owned(), None),
-            Phase::Down if !program.due => (self.finished(program.outcome, policy.mode), None),
+            Phase::Down if !program.due => (finished(program.outcome, policy.mode), None),
             Phase::Down => self.waiting(id, program),
-        }
-    }
-
-    fn finished(self, outcome: Option<Outcome>, mode: Mode) -> String {
-        match (outcome, mode) {
-            (Some(outcome), Mode::Once) => format!("ran once: {}", describe(outcome)),
-            (Some(outcome), Mode::Respawn) => describe(outcome),
-            (None, _) => "not wanted".to_owned(),
         }
     }
 
@@ -249,6 +241,15 @@ impl<'a> View<'a> {
             }
             _ => ("about to start".to_owned(), None),
         }
+    }
+}
+
+/// Why a program is left down, in words.
+fn finished(outcome: Option<Outcome>, mode: Mode) -> String {
+    match (outcome, mode) {
+        (Some(outcome), Mode::Once) => format!("ran once: {}", describe(outcome)),
+        (Some(outcome), Mode::Respawn) => describe(outcome),
+        (None, _) => "not wanted".to_owned(),
     }
 }
 

@@ -31,9 +31,9 @@ fn main() -> ExitCode {
             }
             for envelope in &run.envelopes {
                 println!(
-                    "{:>6} {:>9.3} {:?} <- {}",
+                    "{:>6} {:>9} {:?} <- {}",
                     envelope.seq,
-                    envelope.at.as_micros() as f64 / 1000.0,
+                    envelope.at.as_millis(),
                     envelope.event,
                     envelope.cause
                 );

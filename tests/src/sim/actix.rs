@@ -50,7 +50,7 @@ async fn live(world: &World) -> Vec<Envelope> {
         }
     };
     let host = Host {
-        host: SimHost::new(world),
+        processes: SimHost::new(world),
         fates: BinaryHeap::new(),
         created: 0,
         alarm: None,
@@ -71,7 +71,7 @@ async fn live(world: &World) -> Vec<Envelope> {
 
 /// The simulated host as an actor with one alarm.
 struct Host {
-    host: SimHost,
+    processes: SimHost,
     fates: BinaryHeap<Reverse<(Instant, u64, FateAt)>>,
     created: u64,
     alarm: Option<(Instant, SpawnHandle)>,
@@ -122,7 +122,7 @@ impl Host {
                 break;
             }
             let Some(Reverse((_, _, FateAt(fate)))) = self.fates.pop() else { break };
-            if let Some(observed) = self.host.meet(fate) {
+            if let Some(observed) = self.processes.meet(fate) {
                 self.programs[observed.program].do_send(Saw(observed));
             }
         }
@@ -144,7 +144,7 @@ impl Handler<Connect> for Host {
 impl Handler<Perform> for Host {
     type Result = ();
     fn handle(&mut self, Perform(command): Perform, ctx: &mut Context<Self>) {
-        for (at, fate) in self.host.perform(self.clock.now(), command) {
+        for (at, fate) in self.processes.perform(self.clock.now(), command) {
             self.created += 1;
             self.fates.push(Reverse((at, self.created, FateAt(fate))));
         }

@@ -41,6 +41,7 @@ const SLACK: Millis = Millis(150);
 
 /// What the checker itself remembers of a program.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Seen {
     running: bool,
     up_since: Option<Instant>,
@@ -112,10 +113,9 @@ impl Checker<'_> {
                 self.seen(of).replaced = true;
                 self.seen(of).planned = true;
             }
-            Event::Dependency(..) => {}
             Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
             Event::System(SystemEvent::ShutdownCompleted { .. }) => self.shutdown_ends(envelope),
-            Event::System(_) => {}
+            Event::Dependency(..) | Event::System(_) => {}
         }
     }
 
@@ -213,14 +213,14 @@ impl Checker<'_> {
         if instance.0 != seen.instance || !seen.exits.insert(instance.0) {
             wrong.push(format!("I17: event {}: run {instance} of {id:?} ends twice or never was", envelope.seq));
         }
-        if let Some((_, deadline)) = seen.stopping {
-            if envelope.at > deadline + SLACK {
-                wrong.push(format!(
-                    "I11: event {}: {id:?} should have been gone at {} ms",
-                    envelope.seq,
-                    deadline.as_millis()
-                ));
-            }
+        if let Some((_, deadline)) = seen.stopping
+            && envelope.at > deadline + SLACK
+        {
+            wrong.push(format!(
+                "I11: event {}: {id:?} should have been gone at {} ms",
+                envelope.seq,
+                deadline.as_millis()
+            ));
         }
         let fell_before = seen.operator_fall.is_some();
         seen.planned |= seen.stopping.is_some() || seen.replaced || fell_before;
@@ -327,7 +327,7 @@ impl Checker<'_> {
     /// I3 and I21.
     fn folds(&mut self, world: &World, run: &Run) {
         let mut state = State::new(world.graph.clone().into(), run.state.epoch);
-        let watch = world.seed % 16 == 0;
+        let watch = world.seed.is_multiple_of(16);
         for envelope in &run.envelopes {
             let before = watch.then(|| state.programs.clone());
             state.apply(envelope);

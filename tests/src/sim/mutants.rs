@@ -84,6 +84,9 @@ impl Mutant {
     ];
 
     /// The journal with the defect.
+    ///
+    /// # Errors
+    /// As the journal without.
     pub fn commit(
         self,
         journal: &mut Journal,
@@ -169,7 +172,7 @@ impl Mutant {
                     outputs.retain(|output| !matches!(output, Output::Arm(..)));
                 }
             }
-            Self::StartAgainstOperator | Self::StartInShutdown => Self::start_anyway(self, input, &mut outputs),
+            Self::StartAgainstOperator | Self::StartInShutdown => Self::start_anyway(input, &mut outputs),
             Self::LoseRestart => outputs.retain(|output| {
                 !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { fall }), _) if fall.0 % 5 == 0)
             }),
@@ -243,7 +246,7 @@ impl Mutant {
         }
     }
 
-    fn start_anyway(self, input: &Input<'_>, outputs: &mut Vec<Output>) {
+    fn start_anyway(input: &Input<'_>, outputs: &mut Vec<Output>) {
         let Input::Committed(Envelope { event: Event::Program(_, event), .. }) = input else { return };
         if matches!(event, ProgramEvent::Exited { .. }) {
             Self::start_unmet(input, outputs);

@@ -214,11 +214,9 @@ impl Simulation {
             self.run.violations.push("I20: no end of events".into());
         }
         let overtakes = self.policy != Policy::Fifo && self.random.below(64) == 0 && self.next_alarm_is_near();
-        if !overtakes {
-            if let Some(party) = self.choose() {
-                self.deliver(party);
-                return true;
-            }
+        if !overtakes && let Some(party) = self.choose() {
+            self.deliver(party);
+            return true;
         }
         self.pass_time()
     }
@@ -243,7 +241,7 @@ impl Simulation {
         let mut best = (first, 0);
         for party in waiting {
             let random = &mut self.random;
-            let favour = *self.favourites.entry(party).or_insert_with(|| random.next() | 1);
+            let favour = *self.favourites.entry(party).or_insert_with(|| random.number() | 1);
             if favour > best.1 {
                 best = (party, favour);
             }

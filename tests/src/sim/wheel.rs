@@ -82,7 +82,7 @@ impl<T: Copy + Ord> Wheel<T> {
 
     fn place(&mut self, who: T, when: u64) {
         let differing = (self.elapsed ^ when) | ((1 << BITS) - 1);
-        let level = (63 - differing.leading_zeros()) / BITS;
+        let level = differing.ilog2() / BITS;
         self.slots.entry((level, when >> (BITS * level))).or_default().push_back((who, when));
     }
 }

@@ -19,7 +19,7 @@ use serde_json::Value;
 
 /// Looks at a running gaggled, and tells it what to do
 ///
-/// Without -u and -c it looks at GAGGLED_CONTROL_URL, and then at the default place. PROGRAM is a name, or a pattern
+/// Without -u and -c it looks at `GAGGLED_CONTROL_URL`, and then at the default place. PROGRAM is a name, or a pattern
 /// such as 'web-*'; none means all. Exit status: 0 done; 1 refused or failed; 2 the arguments cannot be used; 3 no such
 /// program; 4 gaggled cannot be reached; 5 not in time.
 #[derive(Parser)]
@@ -213,11 +213,11 @@ impl Controller {
 
     fn call(&self, action: Action, wait: Millis) -> Result<Value, Failure> {
         let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
-        self.ask(&caller, action, wait)
+        Self::ask(&caller, action, wait)
     }
 
     /// Asks. The id makes a request that is sent twice act once.
-    fn ask(&self, caller: &Caller, action: Action, wait: Millis) -> Result<Value, Failure> {
+    fn ask(caller: &Caller, action: Action, wait: Millis) -> Result<Value, Failure> {
         let id = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
         let within = Caller::TIMEOUT + Duration::from_millis(wait.0);
         match caller.call(&Request::new(id, action), within).map_err(Failure::Call)? {
@@ -244,11 +244,11 @@ impl Controller {
     fn dump(&self, programs: &[String], tree: bool) -> Result<(), Failure> {
         let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
         let page = |from| Action::Dump { programs: programs.to_vec(), from, limit: None };
-        let mut body = self.ask(&caller, page(0), Millis(0))?;
+        let mut body = Self::ask(&caller, page(0), Millis(0))?;
         // What does not fit on one page is put together here.
         while let Some(from) = body["next"].as_u64() {
             let from = usize::try_from(from).map_err(|why| Failure::Garbled(why.to_string()))?;
-            let mut more = self.ask(&caller, page(from), Millis(0))?;
+            let mut more = Self::ask(&caller, page(from), Millis(0))?;
             for list in ["programs", "dependencies"] {
                 let more = more[list].as_array_mut().map(std::mem::take).unwrap_or_default();
                 body[list].as_array_mut().into_iter().for_each(|all| all.extend(more.iter().cloned()));
@@ -298,7 +298,7 @@ impl Controller {
         let mut since = since;
         loop {
             let action = Action::Events { epoch: None, since, limit: None, program: program.clone() };
-            let body = self.ask(&caller, action, Millis(0))?;
+            let body = Self::ask(&caller, action, Millis(0))?;
             for event in body["events"].as_array().into_iter().flatten() {
                 self.print(&if self.json { event.to_string() } else { event_line(event) })?;
             }

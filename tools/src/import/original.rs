@@ -287,7 +287,7 @@ impl Importer {
                 Err(_) => self.note(node, format!("{key} {number} is negative; it is {default} here")),
             },
             Err(_) => {
-                self.note(node, format!("{key} {:?} is not a number of milliseconds, so it was {default}", node.value))
+                self.note(node, format!("{key} {:?} is not a number of milliseconds, so it was {default}", node.value));
             }
         }
         Some(Millis(default))
