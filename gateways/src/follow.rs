@@ -13,7 +13,7 @@ use gaggled_core::{
     ids::{EpochId, Seq},
     mirror::{Fed, Mirror},
     state::State,
-    wire::{Action, BEAT_TOPIC, EVENT_TOPIC, EventText, Reply, Request, decode_event},
+    wire::{Action, BEAT_TOPIC, EVENT_TOPIC, EventText, Request, decode_event},
 };
 use nng::{
     Protocol, Socket,
@@ -60,6 +60,8 @@ pub struct Follower {
     silent: bool,
     /// What happened after this is told before anything else.
     since: Option<Seq>,
+    /// Whether the last question was not answered: the next heartbeat shows that there is somebody to ask again.
+    unanswered: bool,
 }
 
 /// After how long without a heartbeat gaggled is said to be silent.
@@ -72,8 +74,16 @@ impl Follower {
         let events = subscribe(eventurl).map_err(unreachable)?;
         let caller = Caller::dial_whenever(controlurl)?;
         let heard = VecDeque::new();
-        let mut follower =
-            Self { events, caller, mirror: Mirror::default(), heard, last_heard: now(), silent: false, since };
+        let mut follower = Self {
+            events,
+            caller,
+            mirror: Mirror::default(),
+            heard,
+            last_heard: now(),
+            silent: false,
+            since,
+            unanswered: false,
+        };
         // One that is there is not kept waiting for; of one that comes later the first message tells.
         if Caller::dial(controlurl).is_ok() {
             follower.synchronise();
@@ -121,6 +131,7 @@ impl Follower {
         }
         match EventText::parse(message) {
             Ok(EventText::Beat(beat)) => {
+                self.unanswered = false;
                 let fed = self.mirror.beat(beat);
                 self.take(fed, "");
             }
@@ -153,9 +164,7 @@ impl Follower {
     /// Asks for what was missed, or, if that is no longer to be had, for everything.
     fn fetch(&mut self, epoch: EpochId, since: Seq) {
         let action = Action::Events { epoch: Some(epoch), since, limit: None, program: None };
-        let Ok(Reply { ok: true, body: Some(body), .. }) = self.caller.call(&request(action), Caller::TIMEOUT) else {
-            return;
-        };
+        let Some(body) = self.ask(action) else { return };
         match texts(&body) {
             Some(texts) => texts.iter().for_each(|text| {
                 if let Ok(Fed::Applied(envelope)) = self.mirror.feed(text) {
@@ -173,10 +182,7 @@ impl Follower {
         let mut complete = true;
         loop {
             let action = Action::Events { epoch: None, since, limit: None, program: None };
-            let Ok(Reply { ok: true, body: Some(body), .. }) = self.caller.call(&request(action), Caller::TIMEOUT)
-            else {
-                return false;
-            };
+            let Some(body) = self.ask(action) else { return false };
             let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return false };
             complete &= body["first"].as_u64().is_some_and(|first| first <= since.0 + 1);
             for event in body["events"].as_array().into_iter().flatten() {
@@ -196,13 +202,18 @@ impl Follower {
         }
     }
 
+    fn ask(&mut self, action: Action) -> Option<Box<RawValue>> {
+        if self.unanswered {
+            return None;
+        }
+        let reply = self.caller.call(&Request::new("", action), Caller::TIMEOUT).ok();
+        self.unanswered = reply.is_none();
+        reply.filter(|reply| reply.ok)?.body
+    }
+
     /// Asks for everything. If nobody answers, the next event or heartbeat leads here again.
     fn synchronise(&mut self) {
-        let Ok(Reply { ok: true, body: Some(body), .. }) =
-            self.caller.call(&request(Action::Snapshot), Caller::TIMEOUT)
-        else {
-            return;
-        };
+        let Some(body) = self.ask(Action::Snapshot) else { return };
         match serde_json::from_str::<State>(body.get()) {
             Ok(state) => {
                 let before = self.mirror.state().map(|state| state.epoch);
@@ -229,10 +240,6 @@ fn subscribe(url: &str) -> nng::Result<Socket> {
     socket.set_opt::<Subscribe>(BEAT_TOPIC.as_bytes().to_vec())?;
     socket.dial_async(url)?;
     Ok(socket)
-}
-
-fn request(action: Action) -> Request {
-    Request::new("", action)
 }
 
 /// The events of an answer, as text; `None` for a gap.

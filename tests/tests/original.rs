@@ -1,6 +1,38 @@
 //! The scenarios of the original gaggled, imported and run for real: what must be seen, and in which order.
 //!
-//! Where the original had a bug (B1 to B32 of its review) the better behaviour is required, and said so.
+//! Where the original had a bug the better behaviour is required, and said so. Its bugs, and where each is shown not to
+//! be here:
+//!
+//! | | bug | shown by |
+//! |---|---|---|
+//! | B1 | a program is started during the shutdown | invariant I8 of the simulator |
+//! | B2 | a name of more than 255 bytes ends it | `import.rs` c40, `configuration.rs` |
+//! | B3 | more than 1024 programs cannot be dumped | `daemon.rs`, five thousand programs |
+//! | B4 | a killwait that is over starts a program | s17 |
+//! | B5, B6 | a bad request leaks or overruns memory | `daemon.rs` garbage, `protocol.rs` |
+//! | B7, B8 | a start is forgotten while the program stops | invariants I10 and I15 |
+//! | B9 | a failed fork is never tried again | the simulator, mutant `ForgetFailedStart` |
+//! | B10 | a diamond restarts twice | invariants I7 and I9 |
+//! | B11 | cycles that are none | `import.rs` c19, c21, c23 |
+//! | B12 | a crash loop eats a core | s28, invariant I16 |
+//! | B13 | an uptime that was never set | `uptime_ms` is computed from the fold, there is nothing to forget |
+//! | B14 | workers of a wrapper are left behind | s29, `daemon.rs` left behind |
+//! | B15 | a hangup ends it; a second one starts everything twice | s27, `daemon.rs` second gaggled |
+//! | B16 | a reader of its output that stalls or goes stops it | `daemon.rs` log |
+//! | B17 | without PATH its output is lost | `daemon.rs` path |
+//! | B18, B19 | settings are passed over in silence | `configuration.rs`, `import.rs` c27 to c31 |
+//! | B20 | a dot in a variable, or a busy url, ends it | `import.rs` c30, `daemon.rs` second gaggled |
+//! | B21 | a tick of 0 or less | there is no tick |
+//! | B22 | the wall clock moves delays | the rules see only a monotonic clock |
+//! | B23 | anybody who connects can stop everything | `daemon.rs` tcp |
+//! | B24 | the tools hang or abort | `daemon.rs` exit codes |
+//! | B25 | no order in a shutdown or a stop | s18, s24, invariant I22 |
+//! | B26 | a late subscriber misses the beginning | s37, `protocol.rs` python |
+//! | B27 | what could not be executed is said to be up | s02, s34 |
+//! | B28 | no exit code and no signal in events | s02 |
+//! | B29 | SIGINT reaches programs, or is ignored by them | s32, s33; a session of their own |
+//! | B30 | mails are lost, wrong or malformed | `notifier.rs`, `site.rs` |
+//! | B31, B32 | memory errors and a race of flags | safe Rust; there is one thread of rules and no flag |
 
 use gaggled_tests::script::{Seen, run};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

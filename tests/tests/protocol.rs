@@ -135,7 +135,7 @@ fn any_text_is_refused_without_harm() {
         .expect("golden events");
     let mut random = gaggled_tests::sim::random::Random::new(7);
     for line in text.lines().filter(|line| line.starts_with('{')) {
-        for _ in 0..500 {
+        for _ in 0..5000 {
             let mut bytes = line.as_bytes().to_vec();
             let at = usize::try_from(random.below(bytes.len() as u64)).expect("a small number");
             match random.below(3) {

@@ -1,0 +1,113 @@
+//! The shells around the rules, in virtual time.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use actix::{Actor, Addr, Context, Handler};
+use gaggled_actors::{
+    clock::Clock,
+    journal::JournalActor,
+    root::{self, Connect, HostAddress},
+    shell::{Committed, Perform, Rebuilt, Shell, Wiring},
+};
+use gaggled_core::{
+    event::{Cause, Envelope, Event, SystemEvent},
+    graph::{ActorId, Backoff, Graph, Mode, Policy},
+    ids::{EpochId, ProgramId, Seq},
+    machine::{Input, Machine, Outputs},
+    state::State,
+    time::{Instant, Millis, WallTime},
+};
+
+/// A host that does nothing.
+struct Nobody;
+
+impl Actor for Nobody {
+    type Context = Context<Self>;
+}
+impl Handler<Perform> for Nobody {
+    type Result = ();
+    fn handle(&mut self, _: Perform, _: &mut Context<Self>) {}
+}
+impl Handler<Connect> for Nobody {
+    type Result = ();
+    fn handle(&mut self, _: Connect, _: &mut Context<Self>) {}
+}
+
+/// Rules with a bug: they panic at the first event, and count those after.
+#[derive(Default)]
+struct Faulty {
+    heard: Arc<AtomicU32>,
+    sound: bool,
+}
+
+impl Machine for Faulty {
+    type Id = ();
+    fn new(_: &State, (): ()) -> Self {
+        Self::default()
+    }
+    fn step(&mut self, _: Instant, _: &Input<'_>, _: &mut Outputs) {
+        assert!(self.sound, "a bug on purpose");
+        self.heard.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn beginning() -> Committed {
+    Committed(Arc::new(Envelope {
+        seq: Seq(1),
+        epoch: EpochId(1),
+        at: Instant::default(),
+        wall: WallTime(0),
+        cause: Cause::Boot,
+        event: Event::System(SystemEvent::ShutdownBegun),
+    }))
+}
+
+#[test]
+fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
+    let runtime =
+        || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
+    actix::System::with_tokio_rt(runtime).block_on(async {
+        let mut graph = Graph::new(Millis(1000));
+        graph.add_program(Policy {
+            name: "a".into(),
+            mode: Mode::Respawn,
+            enabled: true,
+            killwait: Millis(1000),
+            backoff: Backoff::default(),
+        });
+        let envelopes: Rc<RefCell<Vec<Envelope>>> = Rc::default();
+        let seen = envelopes.clone();
+        let host = Nobody.start();
+        let address = HostAddress { perform: host.clone().recipient(), connect: host.clone().recipient() };
+        let clock = Clock::simulated();
+        let sink = Box::new(move |envelope: &Arc<Envelope>| seen.borrow_mut().push((**envelope).clone()));
+        let journal: Addr<JournalActor> = root::start(Arc::new(graph), EpochId(1), clock, &address, vec![sink]);
+
+        let wiring = Wiring { clock, journal: journal.clone(), host: host.recipient() };
+        let faulty = Shell::new(ActorId::Program(ProgramId(0)), Faulty::default(), wiring).start();
+        faulty.send(beginning()).await.expect("the actor lives on");
+        let heard: Arc<AtomicU32> = Arc::default();
+        faulty.send(beginning()).await.expect("it hears nothing until it is rebuilt");
+        faulty.send(Rebuilt(Box::new(Faulty { heard: heard.clone(), sound: true }))).await.expect("the actor lives on");
+        faulty.send(beginning()).await.expect("the actor lives on");
+        assert_eq!(heard.load(Ordering::Relaxed), 2, "the rebuilding and one event");
+
+        root::open(&journal, "test", 1);
+        journal
+            .send(gaggled_actors::journal::Panicked { actor: ActorId::Shutdown, message: "again".into() })
+            .await
+            .expect("the journal");
+        let names: Vec<&str> = envelopes.borrow().iter().map(|envelope| envelope.event.name()).collect();
+        assert_eq!(names, ["ActorPanicked", "ProgramStarting", "ActorPanicked"], "what was rebuilt goes on");
+        let first = envelopes.borrow()[0].event.clone();
+        let Event::System(SystemEvent::ActorPanicked { actor, message }) = first else { panic!("{first:?}") };
+        assert_eq!((actor.as_str(), message.as_str()), ("Program(ProgramId(0))", "a bug on purpose"));
+    });
+}

@@ -1,0 +1,79 @@
+//! What the documents show works: their commands are run, their configurations are read.
+
+use std::{fs, path::Path, sync::Arc};
+
+use gaggled_core::config::Config;
+use gaggled_tests::harness::{Daemon, Start, directory};
+
+fn document(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    fs::read_to_string(path).expect("a document")
+}
+
+/// The blocks of a language in a document.
+fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
+    let opening = format!("```{language}\n");
+    text.split(&opening).skip(1).filter_map(|rest| rest.split("```").next()).collect()
+}
+
+#[test]
+fn the_configurations_of_the_readme_can_be_read() {
+    let readme = document("README.md");
+    let shown = blocks(&readme, "ron");
+    assert_eq!(shown.len(), 2);
+    for text in shown {
+        let whole = if text.starts_with('(') { text.to_owned() } else { format!("(gaggled: ({text}))") };
+        if let Err(found) = Config::parse(&whole) {
+            panic!("{found:?}");
+        }
+    }
+}
+
+#[test]
+fn the_commands_of_the_readme_work_on_the_demo() {
+    let directory = Arc::new(directory());
+    let own = directory.path().display().to_string();
+    let config = document("contrib/demo/system.ron").replace("/tmp/gaggled-demo", &own);
+    let mut daemon = Daemon::with(&config, directory, &Start::default());
+    daemon.wait_up("front", 1);
+    daemon.kill("database", nix::sys::signal::Signal::SIGKILL);
+    daemon.wait_up("application", 2);
+    let readme = document("README.md");
+    let commands: Vec<&str> = blocks(&readme, "console")
+        .iter()
+        .flat_map(|block| block.lines())
+        .filter_map(|line| line.strip_prefix("$ gaggled_controller "))
+        .collect();
+    assert_eq!(commands.len(), 3);
+    for command in commands {
+        let words: Vec<&str> = command.split(' ').collect();
+        let output = daemon.tool("gaggled_controller", &words);
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(shown.contains("application"), "{command}: {shown}");
+    }
+    let help = daemon.tool("gaggled_controller", &["--help"]);
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let names = ["up", "down", "restart", "signal", "dump", "why", "wait", "events", "snapshot", "status", "shutdown"];
+    for name in names {
+        assert!(help.contains(&format!("  {name} ")), "{name} is not in the help");
+    }
+}
+
+#[test]
+fn every_program_tells_its_version_and_its_use() {
+    for tool in ["gaggled", "gaggled_controller", "gaggled_listener", "gaggled_smtpgate"] {
+        for argument in ["--version", "--help", "-h"] {
+            let output = std::process::Command::new(gaggled_tests::harness::binary(tool))
+                .arg(argument)
+                .output()
+                .expect("a tool");
+            assert!(output.status.success(), "{tool} {argument}");
+        }
+        let output = std::process::Command::new(gaggled_tests::harness::binary(tool))
+            .arg("--nonsense")
+            .output()
+            .expect("a tool");
+        assert_eq!(output.status.code(), Some(2), "{tool}");
+    }
+}
