@@ -204,6 +204,23 @@ pub enum SystemEvent {
     },
 }
 
+impl ProgramEvent {
+    /// Whether the program has a process, or is about to, from this event on; `None` if that stays as it is.
+    pub fn makes_running(&self) -> Option<bool> {
+        match self {
+            Self::Starting { .. } => Some(true),
+            Self::SpawnFailed { .. } | Self::Exited { .. } => Some(false),
+            Self::Started { .. }
+            | Self::Stopping { .. }
+            | Self::StopEscalated { .. }
+            | Self::Signalled { .. }
+            | Self::OperatorStopped
+            | Self::OperatorStarted
+            | Self::OperatorRestarted => None,
+        }
+    }
+}
+
 impl Event {
     /// The name of the event, as on the wire.
     pub fn name(&self) -> &'static str {

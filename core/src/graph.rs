@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    event::{DependencyEvent, Event, ProgramEvent, SystemEvent},
+    event::{DependencyEvent, Event, SystemEvent},
     ids::{EdgeId, ProgramId, Table},
     time::Millis,
 };
@@ -153,7 +153,7 @@ impl Graph {
                 for edge in self.edges_on(*program) {
                     tell(ActorId::Dependency(*edge));
                 }
-                if Self::begins_or_ends_running(event) {
+                if event.makes_running().is_some() {
                     for edge in self.edges_of(*program) {
                         tell(ActorId::Program(self.edges[*edge].on));
                     }
@@ -182,9 +182,5 @@ impl Graph {
                 | SystemEvent::ActorPanicked { .. },
             ) => {}
         }
-    }
-
-    fn begins_or_ends_running(event: &ProgramEvent) -> bool {
-        matches!(event, ProgramEvent::Starting { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. })
     }
 }

@@ -43,7 +43,11 @@ impl Program {
     fn committed(&mut self, envelope: &Envelope, out: &mut Outputs) {
         match &envelope.event {
             Event::Program(program, event) if *program == self.id => self.own(envelope, event, out),
-            Event::Program(dependent, event) => self.dependent(*dependent, event),
+            Event::Program(dependent, event) => match event.makes_running() {
+                Some(true) => drop(self.dependents.insert(*dependent)),
+                Some(false) => drop(self.dependents.remove(dependent)),
+                None => {}
+            },
             Event::Dependency(_, event) => self.state.apply_dependency(envelope.seq, envelope.at, event),
             Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
             Event::System(_) => {}
@@ -72,24 +76,6 @@ impl Program {
             ProgramEvent::Exited { .. } => self.asked = false,
             ProgramEvent::Started { .. }
             | ProgramEvent::SpawnFailed { .. }
-            | ProgramEvent::OperatorStopped
-            | ProgramEvent::OperatorStarted
-            | ProgramEvent::OperatorRestarted => {}
-        }
-    }
-
-    fn dependent(&mut self, dependent: ProgramId, event: &ProgramEvent) {
-        match event {
-            ProgramEvent::Starting { .. } => {
-                self.dependents.insert(dependent);
-            }
-            ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. } => {
-                self.dependents.remove(&dependent);
-            }
-            ProgramEvent::Started { .. }
-            | ProgramEvent::Stopping { .. }
-            | ProgramEvent::StopEscalated { .. }
-            | ProgramEvent::Signalled { .. }
             | ProgramEvent::OperatorStopped
             | ProgramEvent::OperatorStarted
             | ProgramEvent::OperatorRestarted => {}

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    event::{Cause, Event, ProgramEvent, SystemEvent},
+    event::{Cause, Event, SystemEvent},
     ids::{ProgramId, Seq},
     machine::{Input, Machine, Outputs, Timer},
     state::State,
@@ -25,24 +25,6 @@ pub struct Shutdown {
 impl Shutdown {
     /// How long a killed process may take to disappear before it is given up: it waits in the kernel for a device.
     pub const UNKILLABLE: Millis = Millis(2000);
-
-    fn observe(&mut self, program: ProgramId, event: &ProgramEvent) {
-        match event {
-            ProgramEvent::Starting { .. } => {
-                self.running.insert(program);
-            }
-            ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. } => {
-                self.running.remove(&program);
-            }
-            ProgramEvent::Started { .. }
-            | ProgramEvent::Stopping { .. }
-            | ProgramEvent::StopEscalated { .. }
-            | ProgramEvent::Signalled { .. }
-            | ProgramEvent::OperatorStopped
-            | ProgramEvent::OperatorStarted
-            | ProgramEvent::OperatorRestarted => {}
-        }
-    }
 
     fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
         let Some((_, begun)) = self.begun else { return };
@@ -75,7 +57,11 @@ impl Machine for Shutdown {
         match input {
             Input::Committed(envelope) => {
                 match &envelope.event {
-                    Event::Program(program, event) => self.observe(*program, event),
+                    Event::Program(program, event) => match event.makes_running() {
+                        Some(true) => drop(self.running.insert(*program)),
+                        Some(false) => drop(self.running.remove(program)),
+                        None => {}
+                    },
                     Event::System(SystemEvent::ShutdownBegun) => {
                         self.begun = Some((envelope.seq, envelope.at));
                         out.arm(Timer::GiveUp, envelope.at + self.patience);

@@ -351,10 +351,10 @@ impl State {
             Event::Program(id, event) => {
                 let program = &mut self.programs[*id];
                 program.apply(&self.graph.programs[*id], self.epoch, envelope.seq, envelope.at, event);
-                if program.is_running() {
-                    self.running.insert(*id);
-                } else {
-                    self.running.remove(id);
+                match event.makes_running() {
+                    Some(true) => drop(self.running.insert(*id)),
+                    Some(false) => drop(self.running.remove(id)),
+                    None => {}
                 }
             }
             Event::Dependency(id, event) => self.apply_dependency(*id, event, envelope),

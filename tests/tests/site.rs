@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Lines},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStdout, Command, Stdio},
     sync::Arc,
 };
@@ -61,8 +61,13 @@ impl Drop for Mail {
     }
 }
 
-fn site_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/site")
+/// Prepares the site in a directory, and tells its ports: database, cache, application, web, mail.
+fn prepare(directory: &Path) -> [u16; 5] {
+    let ports = std::array::from_fn(|_| free_port());
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/site/prepare");
+    let prepared = Command::new(script).arg(directory).args(ports.map(|port| port.to_string())).output().expect("sh");
+    assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
+    ports
 }
 
 fn fetch(port: u16) -> String {
@@ -89,13 +94,7 @@ fn fetch(port: u16) -> String {
 fn a_site_of_real_programs_breaks_heals_and_tells_so_by_mail() {
     let directory = Arc::new(directory());
     let path = directory.path();
-    let ports: Vec<u16> = (0..5).map(|_| free_port()).collect();
-    let prepared = Command::new(site_folder().join("prepare"))
-        .arg(path)
-        .args(ports.iter().map(u16::to_string))
-        .output()
-        .expect("sh");
-    assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
+    let ports = prepare(path);
     let (web, mail_port) = (ports[3], ports[4]);
     let mut mail = Mail::new(path, mail_port);
     let config = fs::read_to_string(path.join("system.ron")).expect("a configuration");
@@ -173,13 +172,7 @@ fn follows_its_database(daemon: &Daemon, first_app: InstanceId) {
 fn a_mail_server_that_comes_late_gets_the_mail_all_the_same() {
     let directory = Arc::new(directory());
     let path = directory.path();
-    let ports: Vec<u16> = (0..5).map(|_| free_port()).collect();
-    let prepared = Command::new(site_folder().join("prepare"))
-        .arg(path)
-        .args(ports.iter().map(u16::to_string))
-        .output()
-        .expect("sh");
-    assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
+    let ports = prepare(path);
     let url = |name: &str| format!("ipc://{}/{name}.ipc", path.display());
     let config = format!(
         "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", smtpgate: (mx: \"localhost\", port: {}, from: \"g@example.com\", to: [\"o@example.com\"], \
