@@ -16,6 +16,7 @@ use gaggled_core::{
     history::History,
     host::Signal,
     ids::ProgramId,
+    rules::Refusal,
     state::{ProgramState, State},
     time::Millis,
     wire::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
@@ -41,6 +42,16 @@ pub struct Ask {
     pub request: Request,
     /// Where the answer goes.
     pub answer: Answer,
+}
+
+/// What a command proposed was refused.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Declined {
+    /// The cause that the proposal had.
+    pub cause: Cause,
+    /// Why.
+    pub refusal: Refusal,
 }
 
 /// Everything has stopped. When this has been handled, whatever was asked before has been answered.
@@ -80,7 +91,11 @@ impl ControlActor {
     /// How many events are kept to answer from.
     pub const HISTORY: usize = 8192;
     /// How many requests may wait for programs at once.
-    const WAITERS: usize = 4096;
+    const WAITERS: usize = 2048;
+    /// How many of them may only look, so that there is always room for a command.
+    const WATCHERS: usize = 1024;
+    /// For how long a request may wait.
+    const LONGEST: Millis = Millis(3_600_000);
     /// How many answers to commands are kept for requests that are sent again.
     const ANSWERED: usize = 256;
     /// How many requests may wait to be read.
@@ -111,7 +126,7 @@ impl ControlActor {
         if action.role() == Role::Observe {
             return self.observe(&id, action, answer, ctx);
         }
-        let key = format!("{} {id}", peer.who);
+        let key = format!("{} {id} {action:?}", peer.who);
         if !id.is_empty() {
             if let Some((_, reply)) = self.answered.iter().find(|(known, _)| *known == key) {
                 return answer(reply.clone());
@@ -135,7 +150,8 @@ impl ControlActor {
             Action::Snapshot => Ok(Reply::done(id, &self.state)),
             Action::Status => Ok(self.status(id)),
             Action::Wait { programs, goal, timeout_ms } => {
-                return match self.select(&programs) {
+                let selected = if self.waiters.len() < Self::WATCHERS { self.select(&programs) } else { Err(busy()) };
+                return match selected {
                     Ok(programs) => {
                         let target = Target { programs: programs.into_iter().map(|id| (id, 0)).collect(), goal };
                         let waiter = Waiter::new(id, String::new(), Some(target), answer);
@@ -166,13 +182,13 @@ impl ControlActor {
             Err(error) => return Err(Box::new((answer, error))),
         };
         if self.waiters.len() >= Self::WAITERS {
-            let message = "too many requests wait already".to_owned();
-            return Err(Box::new((answer, ReplyError { code: ErrorCode::Busy, message })));
+            return Err(Box::new((answer, busy())));
         }
         self.commands += 1;
         let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.into() };
         let cause = Cause::Operator { who: peer.who.as_str().into(), command };
-        let mut waiter = Waiter::new(id, key.to_owned(), target, answer);
+        let key = if id.is_empty() { String::new() } else { key.to_owned() };
+        let mut waiter = Waiter::new(id, key, target, answer);
         waiter.expect(cause.clone(), events.len());
         for event in events {
             self.journal.do_send(Propose { from: None, event, cause: cause.clone() });
@@ -255,7 +271,7 @@ impl ControlActor {
         let number = self.waiters.add(waiter, &self.state);
         self.settle();
         if self.waiters.is_waiting(number) {
-            let handle = ctx.run_later(timeout.as_duration(), move |act, _| {
+            let handle = ctx.run_later(timeout.min(Self::LONGEST).as_duration(), move |act, _| {
                 act.waiters.time_out(number, &act.state, act.clock.now());
                 act.settle();
             });
@@ -266,7 +282,7 @@ impl ControlActor {
     /// Sends the answers that have become due, and remembers those to commands.
     fn settle(&mut self) {
         for (key, reply) in self.waiters.take_answered() {
-            if !key.is_empty() && !key.ends_with(' ') {
+            if !key.is_empty() {
                 if self.answered.len() == Self::ANSWERED {
                     self.answered.pop_front();
                 }
@@ -294,6 +310,10 @@ impl ControlActor {
     }
 }
 
+fn busy() -> ReplyError {
+    ReplyError { code: ErrorCode::Busy, message: "too many requests wait already".to_owned() }
+}
+
 impl Actor for ControlActor {
     type Context = Context<Self>;
 
@@ -313,6 +333,14 @@ impl Handler<Ask> for ControlActor {
     type Result = ();
     fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
         self.ask(ask, ctx);
+    }
+}
+
+impl Handler<Declined> for ControlActor {
+    type Result = ();
+    fn handle(&mut self, Declined { cause, refusal }: Declined, _: &mut Context<Self>) {
+        self.waiters.decline(&cause, &refusal);
+        self.settle();
     }
 }
 

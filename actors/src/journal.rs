@@ -11,6 +11,7 @@ use gaggled_core::{
     journal::Journal,
     machine::Machine,
     program::Program,
+    rules::Refusal,
     shutdown::Shutdown,
 };
 
@@ -55,22 +56,26 @@ pub struct Routes {
 /// Hears every event in order, after everybody whom it concerns.
 pub type Sink = Box<dyn FnMut(&Arc<Envelope>)>;
 
+/// Hears what was refused to those who are no actors of their own.
+pub type Decline = Box<dyn FnMut(&Cause, &Refusal)>;
+
 /// The actor of the journal.
 pub struct JournalActor {
     journal: Journal,
     clock: Clock,
     routes: Routes,
     sinks: Vec<Sink>,
+    decline: Decline,
 }
 
 impl JournalActor {
     /// The actor of a journal that has committed nothing.
-    pub fn new(journal: Journal, clock: Clock, routes: Routes, sinks: Vec<Sink>) -> Self {
-        Self { journal, clock, routes, sinks }
+    pub fn new(journal: Journal, clock: Clock, routes: Routes, sinks: Vec<Sink>, decline: Decline) -> Self {
+        Self { journal, clock, routes, sinks, decline }
     }
 
     fn commit(&mut self, event: Event, cause: Cause, from: Option<ActorId>) {
-        match self.journal.commit(self.clock.now(), self.clock.wall(), event, cause) {
+        match self.journal.commit(self.clock.now(), self.clock.wall(), event, cause.clone()) {
             Ok(envelope) => self.send_on(Arc::new(envelope)),
             Err((event, refusal)) => {
                 let refused = Refused(event, refusal);
@@ -82,7 +87,7 @@ impl JournalActor {
                         .shutdown
                         .iter()
                         .for_each(|end| end.do_send(Refused(refused.0.clone(), refused.1.clone()))),
-                    None => {}
+                    None => (self.decline)(&cause, &refused.1),
                 }
             }
         }

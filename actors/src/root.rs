@@ -16,7 +16,7 @@ use gaggled_core::{
 
 use crate::{
     clock::Clock,
-    journal::{JournalActor, Propose, Routes, Sink},
+    journal::{Decline, JournalActor, Propose, Routes, Sink},
     shell::{Perform, Saw, Shell, Wiring},
 };
 
@@ -41,13 +41,14 @@ pub fn start(
     clock: Clock,
     host: &HostAddress,
     sinks: Vec<Sink>,
+    decline: Decline,
 ) -> Addr<JournalActor> {
     let journal = Journal::new(graph, epoch);
     JournalActor::create(|ctx: &mut Context<JournalActor>| {
         let wiring = Wiring { clock, journal: ctx.address(), host: host.perform.clone() };
         let routes = shells(&journal, &wiring);
         host.connect.do_send(Connect(routes.programs.values().map(|program| program.clone().recipient()).collect()));
-        JournalActor::new(journal, clock, routes, sinks)
+        JournalActor::new(journal, clock, routes, sinks, decline)
     })
 }
 

@@ -33,6 +33,9 @@ pub type DependencyActor = Shell<Dependency>;
 /// The actor of the end.
 pub type ShutdownActor = Shell<Shutdown>;
 
+/// Rules that panic more often than this are left alone, so that they cannot keep the others from working.
+const MOST_PANICS: u32 = 100;
+
 /// An event was committed.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
@@ -74,6 +77,9 @@ pub struct Shell<M> {
     id: ActorId,
     /// None after a panic, until it has been built anew.
     machine: Option<M>,
+    /// What the host saw meanwhile: nobody will say it again.
+    kept: Vec<Observed>,
+    panics: u32,
     timers: Timers,
     alarm: Option<(Instant, SpawnHandle)>,
     wiring: Wiring,
@@ -88,7 +94,7 @@ impl<M> Debug for Shell<M> {
 impl<M: Machine + Unpin + 'static> Shell<M> {
     /// The shell of a machine.
     pub fn new(id: ActorId, machine: M, wiring: Wiring) -> Self {
-        Self { id, machine: Some(machine), timers: Timers::default(), alarm: None, wiring }
+        Self { id, machine: Some(machine), kept: Vec::new(), panics: 0, timers: Timers::default(), alarm: None, wiring }
     }
 
     fn step(&mut self, input: &Input<'_>, ctx: &mut Context<Self>) {
@@ -98,6 +104,7 @@ impl<M: Machine + Unpin + 'static> Shell<M> {
         let stepped = catch_unwind(AssertUnwindSafe(|| machine.step(now, input, &mut out)));
         if let Err(panic) = stepped {
             self.machine = None;
+            self.panics += 1;
             self.timers = Timers::default();
             let message = panic_message(panic.as_ref());
             self.wiring.journal.do_send(Panicked { actor: self.id, message });
@@ -172,6 +179,9 @@ impl<M: Machine + Unpin + 'static> Handler<Refused> for Shell<M> {
 impl<M: Machine + Unpin + 'static> Handler<Saw> for Shell<M> {
     type Result = ();
     fn handle(&mut self, Saw(observed): Saw, ctx: &mut Context<Self>) {
+        if self.machine.is_none() {
+            self.kept.push(observed);
+        }
         self.step(&Input::Observed(observed), ctx);
     }
 }
@@ -179,7 +189,13 @@ impl<M: Machine + Unpin + 'static> Handler<Saw> for Shell<M> {
 impl<M: Machine + Unpin + 'static> Handler<Rebuilt<M>> for Shell<M> {
     type Result = ();
     fn handle(&mut self, Rebuilt(machine): Rebuilt<M>, ctx: &mut Context<Self>) {
+        if self.panics > MOST_PANICS {
+            return;
+        }
         self.machine = Some(*machine);
         self.step(&Input::Rebuilt, ctx);
+        for observed in std::mem::take(&mut self.kept) {
+            self.step(&Input::Observed(observed), ctx);
+        }
     }
 }

@@ -55,7 +55,7 @@ impl Dependency {
                 self.state.satisfied = None;
                 self.asked = false;
             }
-            DependencyEvent::RestartDue { fall } => self.state.last_fall = Some(*fall),
+            DependencyEvent::RestartDue { fall, .. } => self.state.last_fall = Some(*fall),
         }
     }
 
@@ -80,7 +80,9 @@ impl Dependency {
         if self.edge.propagate && self.on.fall > self.answered {
             self.answered = self.on.fall;
             if let Some(fall) = self.on.fall {
-                out.propose(Event::Dependency(self.id, DependencyEvent::RestartDue { fall }), cause.clone());
+                let planned = self.on.leaving.is_some_and(|leaving| leaving.planned);
+                let due = DependencyEvent::RestartDue { fall, planned };
+                out.propose(Event::Dependency(self.id, due), cause.clone());
             }
         }
     }

@@ -167,6 +167,8 @@ pub enum DependencyEvent {
     RestartDue {
         /// The event that took `on` down. Each has exactly one restart for each edge.
         fall: Seq,
+        /// Whether `on` has yet to be stopped, so that `of` goes first; else it is down already.
+        planned: bool,
     },
 }
 

@@ -53,8 +53,8 @@ impl History {
     /// The events after a number, or `None` if some of them are no longer kept.
     pub fn since(&self, seq: Seq) -> Option<impl Iterator<Item = &Entry>> {
         let first = self.entries.front().map_or(Seq(1), |entry| entry.envelope.seq);
-        (seq.0 + 1 >= first.0).then(|| {
-            let skip = usize::try_from(seq.0 + 1 - first.0).unwrap_or(usize::MAX);
+        (seq.0.saturating_add(1) >= first.0).then(|| {
+            let skip = usize::try_from(seq.0.saturating_add(1) - first.0).unwrap_or(usize::MAX);
             self.entries.iter().skip(skip)
         })
     }

@@ -50,9 +50,14 @@ pub enum ExecStage {
 }
 
 impl ExecStage {
-    /// Whether the same start may well succeed later without anybody changing anything.
-    pub fn is_transient(self) -> bool {
-        matches!(self, Self::Fork)
+    /// Whether the same start may well succeed later without anybody changing anything: the machine lacked processes,
+    /// memory or descriptors.
+    pub fn is_transient(self, errno: i32) -> bool {
+        const EAGAIN: i32 = 11;
+        const ENOMEM: i32 = 12;
+        const ENFILE: i32 = 23;
+        const EMFILE: i32 = 24;
+        self == Self::Fork || [EAGAIN, ENOMEM, ENFILE, EMFILE].contains(&errno)
     }
 }
 
@@ -175,7 +180,21 @@ pub enum HostCommand {
         /// The run that is to begin.
         instance: InstanceId,
     },
-    /// Send a signal to everything that this instance consists of.
+    /// Ask everything that this instance consists of to end; what it leaves behind has time to do so as well.
+    Stop {
+        /// The program.
+        program: ProgramId,
+        /// The run that is meant; a later one is never hit.
+        instance: InstanceId,
+    },
+    /// Kill everything that this instance consists of.
+    Kill {
+        /// The program.
+        program: ProgramId,
+        /// The run that is meant; a later one is never hit.
+        instance: InstanceId,
+    },
+    /// Send an operator's signal: TERM and KILL to everything, others to the main process.
     Signal {
         /// The program.
         program: ProgramId,

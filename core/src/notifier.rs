@@ -13,6 +13,8 @@ use std::{
     fmt,
 };
 
+use serde::Deserialize;
+
 use crate::{
     ids::{EpochId, Seq},
     time::{Instant, Millis},
@@ -55,7 +57,7 @@ pub struct Change {
     /// Whether an operator wants it down.
     pub operator_down: bool,
     /// How it went down, in the original's words.
-    pub down_type: &'static str,
+    pub down_type: String,
     /// Whether its dependencies are satisfied.
     pub satisfied: bool,
     /// Its process id, 0 if it has none.
@@ -74,13 +76,42 @@ impl Change {
         Self {
             up: view.up,
             operator_down: view.is_operator_shutdown,
-            down_type: view.down_type,
+            down_type: view.down_type.to_owned(),
             satisfied: view.dependencies_satisfied,
             pid: view.pid,
             epoch,
             seq: view.last_seq,
             at,
         }
+    }
+
+    /// What the state in an event's own text says, heard now.
+    pub fn in_event(event: &str, at: Instant) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Heard {
+            epoch: EpochId,
+            state: State,
+        }
+        #[derive(Deserialize)]
+        struct State {
+            up: bool,
+            is_operator_shutdown: bool,
+            down_type: String,
+            dependencies_satisfied: bool,
+            pid: i32,
+            last_seq: Seq,
+        }
+        let Heard { epoch, state } = serde_json::from_str(event).ok()?;
+        Some(Self {
+            up: state.up,
+            operator_down: state.is_operator_shutdown,
+            down_type: state.down_type,
+            satisfied: state.dependencies_satisfied,
+            pid: state.pid,
+            epoch,
+            seq: state.last_seq,
+            at,
+        })
     }
 
     fn same(&self, other: &Self) -> bool {
@@ -108,7 +139,7 @@ impl Statement {
     pub fn text(&self, separator: &str) -> String {
         let mut parts = vec![format!("process {} is {}", self.program, self.is)];
         if self.is != Said::Up {
-            let kind = Some(self.basis.down_type).filter(|kind| !kind.is_empty() && *kind != "NONE");
+            let kind = Some(self.basis.down_type.as_str()).filter(|kind| !kind.is_empty() && *kind != "NONE");
             let why = if self.basis.operator_down {
                 Some("shutdown by operator")
             } else {
@@ -247,8 +278,11 @@ impl Tracker {
                 Some(self.say(program, Said::Down, oldest)) // 4
             }
             Said::Up => {
-                self.queue.pop_front();
-                None
+                // What was said already is passed over.
+                while self.queue.front().is_some_and(|change| change.up) {
+                    self.queue.pop_front();
+                }
+                self.decide(program, period, now)
             }
             Said::Down | Said::OpDown if newest.up && settled => {
                 self.queue.clear();
@@ -341,7 +375,7 @@ mod tests {
             now = moment;
             if state != "end" {
                 let (up, operator_down) = (state == "u", state == "o");
-                let down_type = if up { "NONE" } else { "KILL" };
+                let down_type = if up { "NONE" } else { "KILL" }.to_owned();
                 let change = Change {
                     up,
                     operator_down,
@@ -373,6 +407,7 @@ mod tests {
             ("0:u 30:o 60:d 60.1:u", "30:OpDown 70:Up"),
             ("0:u 30:o 60:d", "30:OpDown 70:Down"),
             ("0:u 30:u 40:d", "40:Down"),
+            ("0:u 30:d 31:u 45:o 46:u 47:d", "30:Down 41:Up 45:OpDown 57:Down"),
             ("0:u 30:u 40:u 50:d 51:u", "50:Down 61:Up"),
         ];
         for (script, expected) in table {
@@ -385,7 +420,7 @@ mod tests {
         let basis = Change {
             up: false,
             operator_down: false,
-            down_type: "KILL",
+            down_type: "KILL".to_owned(),
             satisfied: false,
             pid: 0,
             epoch: EpochId(1),
@@ -404,7 +439,7 @@ mod tests {
         statement.was = Said::None;
         statement.pid = 0;
         statement.basis.operator_down = true;
-        statement.basis.down_type = "";
+        statement.basis.down_type.clear();
         assert_eq!(statement.text(", "), "process b is operator disabled, due to shutdown by operator");
     }
 
@@ -414,7 +449,7 @@ mod tests {
         let change = |up| Change {
             up,
             operator_down: false,
-            down_type: "EXIT",
+            down_type: "EXIT".to_owned(),
             satisfied: true,
             pid: 0,
             epoch: EpochId(1),

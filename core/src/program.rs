@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
     graph::Policy,
-    host::{Fact, HostCommand, Observed, Signal},
+    host::{Fact, HostCommand, Observed},
     ids::{EpochId, InstanceId, ProgramId, Seq},
     machine::{Input, Machine, Outputs, Timer},
     rules::Refusal,
@@ -64,11 +64,11 @@ impl Program {
             }
             ProgramEvent::Stopping { instance, deadline, .. } => {
                 self.asked = false;
-                out.perform(HostCommand::Signal { program, instance: *instance, signal: Signal::TERM });
+                out.perform(HostCommand::Stop { program, instance: *instance });
                 out.arm(Timer::Kill(*instance), *deadline);
             }
             ProgramEvent::StopEscalated { instance } => {
-                out.perform(HostCommand::Signal { program, instance: *instance, signal: Signal::KILL });
+                out.perform(HostCommand::Kill { program, instance: *instance });
             }
             ProgramEvent::Signalled { instance, signal } => {
                 out.perform(HostCommand::Signal { program, instance: *instance, signal: *signal });
@@ -121,9 +121,11 @@ impl Program {
     /// Until when the dependents that go first are waited for.
     fn hold(&self, reason: StopReason) -> Option<Instant> {
         match reason {
-            StopReason::Propagated => None,
-            StopReason::Operator => (self.dependents.intersection(&self.followers).next().is_some())
-                .then(|| self.leaving_since() + self.policy.killwait.half()),
+            StopReason::Propagated if !self.is_planned() => None,
+            StopReason::Propagated | StopReason::Operator => {
+                (self.dependents.intersection(&self.followers).next().is_some())
+                    .then(|| self.leaving_since() + self.policy.killwait.half())
+            }
             StopReason::Shutdown => {
                 (!self.dependents.is_empty()).then(|| self.counted(self.shutdown) + self.shutdown_killwait.half())
             }
@@ -134,12 +136,17 @@ impl Program {
         let killwait = self.policy.killwait;
         let bound = match reason {
             StopReason::Shutdown => self.counted(self.shutdown) + self.shutdown_killwait.max(killwait),
-            StopReason::Operator => self.leaving_since() + killwait,
-            StopReason::Propagated => now + killwait,
+            StopReason::Operator | StopReason::Propagated if self.is_planned() => self.leaving_since() + killwait,
+            StopReason::Operator | StopReason::Propagated => now + killwait,
         };
         let deadline = bound.min(now + killwait);
         let instance = self.state.instance;
         self.ask(ProgramEvent::Stopping { instance, reason, deadline }, cause, out);
+    }
+
+    /// Whether it is stopped because an operator wants it, or something it follows, down: nothing has failed yet.
+    fn is_planned(&self) -> bool {
+        self.state.leaving.is_some_and(|leaving| leaving.planned)
     }
 
     /// From when on the killwait counts: what was decided while it was starting counts from when it was up.

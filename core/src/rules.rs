@@ -126,7 +126,7 @@ impl State {
                     Err(Refusal::Stale)
                 }
             }
-            DependencyEvent::RestartDue { fall } => {
+            DependencyEvent::RestartDue { fall, .. } => {
                 self.refuse_in_shutdown()?;
                 let news = on.fall.is_some_and(|last| *fall <= last) && edge.last_fall < Some(*fall);
                 if self.graph.edges[id].propagate && news { Ok(()) } else { Err(Refusal::Stale) }

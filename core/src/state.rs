@@ -58,6 +58,8 @@ pub enum Outcome {
 pub struct Leaving {
     /// Why.
     pub reason: StopReason,
+    /// Whether what it depends on is still up, so that its own dependents can go first.
+    pub planned: bool,
     /// Since when that is known.
     pub since: Instant,
 }
@@ -187,14 +189,14 @@ impl ProgramState {
             ProgramEvent::SpawnFailed { stage, errno, .. } => {
                 self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
                 self.down();
-                self.due |= policy.mode == Mode::Respawn || stage.is_transient();
+                self.due |= policy.mode == Mode::Respawn || stage.is_transient(*errno);
                 self.state_sequence += 1;
                 self.not_before =
                     Some(at + policy.backoff.space(self.attempts.max(1), jitter(epoch, policy, self.instance)));
             }
             ProgramEvent::Stopping { reason, deadline, .. } => {
                 self.phase = Phase::Stopping;
-                self.leaving = self.leaving.or(Some(Leaving { reason: *reason, since: at }));
+                self.leaving = self.leaving.or(Some(Leaving { reason: *reason, planned: false, since: at }));
                 self.deadline = Some(*deadline);
                 self.signalled = true;
             }
@@ -204,7 +206,7 @@ impl ProgramState {
             ProgramEvent::OperatorStopped => {
                 self.operator_down = true;
                 self.due = false;
-                self.leave(seq, at);
+                self.leave(StopReason::Operator, seq, at);
                 self.state_sequence += 1;
             }
             ProgramEvent::OperatorStarted => {
@@ -215,7 +217,7 @@ impl ProgramState {
             ProgramEvent::OperatorRestarted => {
                 self.wanted_again();
                 self.due = true;
-                self.leave(seq, at);
+                self.leave(StopReason::Operator, seq, at);
                 self.state_sequence += 1;
             }
         }
@@ -231,11 +233,13 @@ impl ProgramState {
         match event {
             DependencyEvent::Satisfied { .. } => self.unmet = self.unmet.saturating_sub(1),
             DependencyEvent::Broken => self.unmet = self.unmet.saturating_add(1),
-            DependencyEvent::RestartDue { .. } => {
+            DependencyEvent::RestartDue { planned, .. } => {
                 self.due = true;
                 self.not_before = None;
-                if self.is_running() && self.leaving.is_none() {
-                    self.leaving = Some(Leaving { reason: StopReason::Propagated, since: at });
+                if *planned {
+                    self.leave(StopReason::Propagated, seq, at);
+                } else if self.is_running() && self.leaving.is_none() {
+                    self.leaving = Some(Leaving { reason: StopReason::Propagated, planned: false, since: at });
                 }
             }
         }
@@ -260,7 +264,7 @@ impl ProgramState {
     fn exited(&mut self, status: ExitStatus, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant) {
         let began = self.up_since.unwrap_or(at);
         let planned = self.leaving.is_some();
-        if self.leaving.is_none_or(|leaving| leaving.reason != StopReason::Operator) {
+        if self.leaving.is_none_or(|leaving| !leaving.planned) {
             self.fall = Some(seq);
         }
         self.outcome = Some(Outcome::Exited(status));
@@ -287,9 +291,10 @@ impl ProgramState {
         self.not_before = None;
     }
 
-    fn leave(&mut self, seq: Seq, at: Instant) {
+    /// It is going to be stopped, which is a fall already: whoever follows it is stopped before it.
+    fn leave(&mut self, reason: StopReason, seq: Seq, at: Instant) {
         if self.is_running() && self.leaving.is_none() {
-            self.leaving = Some(Leaving { reason: StopReason::Operator, since: at });
+            self.leaving = Some(Leaving { reason, planned: true, since: at });
             self.fall = Some(seq);
         }
     }
@@ -373,7 +378,7 @@ impl State {
         match event {
             DependencyEvent::Satisfied { instance } => edge.satisfied = Some(*instance),
             DependencyEvent::Broken => edge.satisfied = None,
-            DependencyEvent::RestartDue { fall } => edge.last_fall = Some(*fall),
+            DependencyEvent::RestartDue { fall, .. } => edge.last_fall = Some(*fall),
         }
         self.programs[self.graph.edges[id].of].apply_dependency(envelope.seq, envelope.at, event);
     }

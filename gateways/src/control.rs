@@ -124,8 +124,7 @@ impl Server {
         let context = Context::new(&self.socket)?;
         let (server, own) = (self.clone(), context.clone());
         let aio = Aio::new(move |aio, result| server.advance(&own, &aio, result))?;
-        context.recv(&aio)?;
-        self.idle.fetch_add(1, Ordering::SeqCst);
+        self.listen_again(&context, &aio)?;
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).push((context, aio));
         Ok(())
     }
@@ -146,11 +145,17 @@ impl Server {
                 let _ = context.recv(aio);
             }
             AioResult::Send(_) | AioResult::Sleep(_) => {
-                if context.recv(aio).is_ok() {
-                    self.idle.fetch_add(1, Ordering::SeqCst);
-                }
+                let _ = self.listen_again(context, aio);
             }
         }
+    }
+
+    /// Counted before, because the next request may be there at once.
+    fn listen_again(&self, context: &Context, aio: &Aio) -> nng::Result<()> {
+        self.idle.fetch_add(1, Ordering::SeqCst);
+        context.recv(aio).inspect_err(|_| {
+            self.idle.fetch_sub(1, Ordering::SeqCst);
+        })
     }
 
     fn request(&self, context: &Context, aio: &Aio, mut message: Message) {

@@ -184,7 +184,7 @@ impl Follower {
             let action = Action::Events { epoch: None, since, limit: None, program: None };
             let Some(body) = self.ask(action) else { return false };
             let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return false };
-            complete &= body["first"].as_u64().is_some_and(|first| first <= since.0 + 1);
+            complete &= body["first"].as_u64().is_some_and(|first| first <= since.0.saturating_add(1));
             for event in body["events"].as_array().into_iter().flatten() {
                 let text = event.to_string();
                 match decode_event(&text, &names, state) {

@@ -88,7 +88,8 @@ fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
         let address = HostAddress { perform: host.clone().recipient(), connect: host.clone().recipient() };
         let clock = Clock::simulated();
         let sink = Box::new(move |envelope: &Arc<Envelope>| seen.borrow_mut().push((**envelope).clone()));
-        let journal: Addr<JournalActor> = root::start(Arc::new(graph), EpochId(1), clock, &address, vec![sink]);
+        let journal: Addr<JournalActor> =
+            root::start(Arc::new(graph), EpochId(1), clock, &address, vec![sink], Box::new(|_, _| {}));
 
         let wiring = Wiring { clock, journal: journal.clone(), host: host.recipient() };
         let faulty = Shell::new(ActorId::Program(ProgramId(0)), Faulty::default(), wiring).start();

@@ -44,7 +44,10 @@ fn everything() -> (State, Vec<Envelope>) {
         (program(web, ProgramEvent::Started { instance: two, pid: 101 }), Cause::Event(Seq(8))),
         (program(web, ProgramEvent::Signalled { instance: two, signal: Signal(1) }), operator.clone()),
         (program(db, ProgramEvent::Exited { instance: one, status: ExitStatus::Core(11), left_behind: 2 }), Cause::Os),
-        (Event::Dependency(EdgeId(0), DependencyEvent::RestartDue { fall: Seq(11) }), Cause::Event(Seq(11))),
+        (
+            Event::Dependency(EdgeId(0), DependencyEvent::RestartDue { fall: Seq(11), planned: false }),
+            Cause::Event(Seq(11)),
+        ),
         (Event::Dependency(EdgeId(0), DependencyEvent::Broken), Cause::Event(Seq(11))),
         (
             program(

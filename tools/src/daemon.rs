@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Recipient};
+use actix::{Actor, Arbiter, Recipient};
 use gaggled_actors::{
     clock::Clock,
-    control::{About, Ask, ControlActor, Farewell},
+    control::{About, Ask, ControlActor, Declined, Farewell},
     host::{self, Environment, HostActor, LinuxHost},
-    journal::{JournalActor, Propose, Sink},
+    journal::{Decline, JournalActor, Propose, Sink},
     launch,
     root::{self, HostAddress},
     shell::{Committed, Saw},
@@ -192,8 +192,19 @@ impl System {
             }),
         ];
         let programs = graph.programs.len();
-        let journal = root::start(graph, epoch, clock, &host, sinks);
-        let actor = ControlActor::new(state, clock, journal.clone(), self.about()).start();
+        let declined = control_address.clone();
+        let decline: Decline = Box::new(move |cause, refusal| {
+            if let Some(control) = &*declined.borrow() {
+                control.do_send(Declined { cause: cause.clone(), refusal: refusal.clone() });
+            }
+        });
+        let journal = root::start(graph, epoch, clock, &host, sinks, decline);
+        // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
+        let (about, to_journal) = (self.about(), journal.clone());
+        let clients = Arbiter::new();
+        let actor = ControlActor::start_in_arbiter(&clients.handle(), move |_| {
+            ControlActor::new(state, clock, to_journal, about)
+        });
         *control_address.borrow_mut() = Some(actor.clone());
         let _ = control.set(actor.clone().recipient());
         server.serve().map_err(|error| error.to_string())?;

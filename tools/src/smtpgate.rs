@@ -75,7 +75,7 @@ impl Gate {
                     }
                 }
             }
-            Heard::Event(envelope, _) => self.event(&envelope),
+            Heard::Event(envelope, text) => self.event(&envelope, &text),
             Heard::Silent => warn!(self.logger, "nothing is heard of gaggled"),
             Heard::Back => info!(self.logger, "gaggled is heard again"),
             Heard::Garbled(why) => warn!(self.logger, "{}", why),
@@ -83,14 +83,14 @@ impl Gate {
         }
     }
 
-    fn event(&mut self, envelope: &Envelope) {
-        let now = self.now();
+    /// The event tells the state just after it, which the mirror may have left behind already.
+    fn event(&mut self, envelope: &Envelope, text: &str) {
         let Some(state) = self.follower.state() else { return };
-        if let Some(id) = state.graph.subject(&envelope.event) {
-            let view = View::at(state, envelope.at).program(id);
-            debug!(self.logger, "{} {} is {:?}", envelope.seq, view.program, view.phase);
-            let change = Change::new(&view, state.epoch, now);
-            self.notifier.observe(&state.graph.programs[id].name, change);
+        let Some(id) = state.graph.subject(&envelope.event) else { return };
+        let name = state.graph.programs[id].name.clone();
+        debug!(self.logger, "{} {} of {}", envelope.seq, envelope.event.name(), name);
+        if let Some(change) = Change::in_event(text, self.now()) {
+            self.notifier.observe(&name, change);
         }
     }
 
@@ -109,7 +109,7 @@ impl Gate {
         match self.composer.compose(statements, self.batch.0 > 0, self.notifier.all_ok()) {
             Ok(mail) => {
                 let subject = statements.iter().map(|statement| statement.text(", ")).collect::<Vec<_>>().join("; ");
-                if let Some(outcome) = self.outbox.send(subject, mail) {
+                if let Some(outcome) = self.outbox.send(&subject, &mail) {
                     reporter(self.logger.clone())(&outcome);
                 }
             }

@@ -8,6 +8,11 @@ use globset::Glob;
 
 use super::ControlActor;
 
+/// Longer words mean nothing: no name is so long, and a pattern costs by its length.
+const WORD_MAX: usize = 128;
+/// How many patterns may be looked for at once.
+const PATTERNS_MAX: usize = 64;
+
 impl ControlActor {
     /// The programs that are meant, in the order of the configuration; all for none.
     ///
@@ -17,18 +22,19 @@ impl ControlActor {
             return Ok(self.state.graph.programs.ids().collect());
         }
         let mut chosen = std::collections::BTreeSet::new();
+        let mut patterns = 0;
         for word in wanted {
-            let before = chosen.len();
-            match self.names.get(word.as_str()) {
-                Some(id) => {
-                    chosen.insert(*id);
+            if let Some(id) = self.names.get(word.as_str()) {
+                chosen.insert(*id);
+            } else if word.len() <= WORD_MAX && word.contains(['*', '?', '[', '{']) {
+                patterns += 1;
+                if patterns > PATTERNS_MAX {
+                    let message = format!("more than {PATTERNS_MAX} patterns at once");
+                    return Err(ReplyError { code: ErrorCode::BadRequest, message });
                 }
-                None if word.contains(['*', '?', '[', '{']) => chosen.extend(self.matching(word)?),
-                None => return Err(self.unknown(word)),
-            }
-            if chosen.len() == before && !self.names.contains_key(word.as_str()) && self.matching(word)?.is_empty() {
-                let message = format!("no program matches {word:?}");
-                return Err(ReplyError { code: ErrorCode::NoSuchProgram, message });
+                chosen.extend(self.matching(word)?);
+            } else {
+                return Err(self.unknown(word));
             }
         }
         Ok(chosen.into_iter().collect())
@@ -41,10 +47,20 @@ impl ControlActor {
         })?;
         let matcher = glob.compile_matcher();
         let all = self.state.graph.programs.iter();
-        Ok(all.filter(|(_, policy)| matcher.is_match(&*policy.name)).map(|(id, _)| id).collect())
+        let found: Vec<ProgramId> =
+            all.filter(|(_, policy)| matcher.is_match(&*policy.name)).map(|(id, _)| id).collect();
+        if found.is_empty() {
+            let message = format!("no program matches {pattern:?}");
+            return Err(ReplyError { code: ErrorCode::NoSuchProgram, message });
+        }
+        Ok(found)
     }
 
     fn unknown(&self, name: &str) -> ReplyError {
+        if name.len() > WORD_MAX {
+            let message = format!("a name of {} bytes means no program", name.len());
+            return ReplyError { code: ErrorCode::NoSuchProgram, message };
+        }
         let nearest = self.names.keys().map(|known| (strsim::levenshtein(name, known), known)).min();
         let hint = match nearest {
             Some((distance, known)) if distance <= 1 + name.len() / 3 => format!("; did you mean \"{known}\"?"),

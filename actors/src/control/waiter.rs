@@ -7,6 +7,7 @@ use gaggled_core::{
     event::{Cause, Envelope},
     graph::Mode,
     ids::{InstanceId, ProgramId, Seq},
+    rules::Refusal,
     state::{Outcome, Phase, ProgramState, State},
     time::Instant,
     wire::{ErrorCode, Goal, Reply, View, describe},
@@ -88,7 +89,7 @@ impl Waiter {
             Goal::Up if now.operator_down => Err(format!("{name} was put down by an operator")),
             Goal::Up if state.shutdown.is_some() => Err(format!("{name} cannot come up: gaggled is shutting down")),
             Goal::Up => match now.outcome {
-                Some(Outcome::SpawnFailed { stage, .. }) if now.instance.0 > after && !stage.is_transient() => {
+                Some(Outcome::SpawnFailed { stage, errno }) if now.instance.0 > after && !stage.is_transient(errno) => {
                     Err(format!("{name} could not be started: {}", now.outcome.map(describe).unwrap_or_default()))
                 }
                 Some(outcome @ Outcome::Exited(status))
@@ -215,6 +216,18 @@ impl Waiters {
             let reply = waiter.done(state);
             self.answer(number, &reply);
         }
+    }
+
+    /// What a command proposed was refused: it will not come about.
+    pub(super) fn decline(&mut self, cause: &Cause, refusal: &Refusal) {
+        let meant = |waiter: &Waiter| waiter.uncommitted.as_ref().is_some_and(|(own, _)| own == cause);
+        let number = self.uncommitted.iter().copied().find(|number| self.waiting.get(number).is_some_and(meant));
+        let Some((number, waiter)) = number.and_then(|number| Some((number, self.waiting.get(&number)?))) else {
+            return;
+        };
+        let code = if *refusal == Refusal::ShuttingDown { ErrorCode::ShuttingDown } else { ErrorCode::Failed };
+        let reply = Reply::refused(&waiter.id, code, refusal.to_string());
+        self.answer(number, &reply);
     }
 
     /// The time of a request is over.

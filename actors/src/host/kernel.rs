@@ -44,8 +44,8 @@ pub struct Plan<'a> {
     pub stdin: &'a OwnedFd,
     /// What becomes its standard output and error, if they are not the daemon's.
     pub output: Option<&'a OwnedFd>,
-    /// The signals that the daemon ignores and the child must not.
-    pub ignored: &'a [c_int],
+    /// The signals that the child ignores if the daemon does; all others do what they do by default.
+    pub keep_ignored: &'a [c_int],
 }
 
 /// The stack that children run on until they have executed their command. One at a time: the parent stands still.
@@ -105,8 +105,8 @@ struct Child {
     wd: *const c_char,
     stdin: c_int,
     output: c_int,
-    ignored: *const c_int,
-    ignored_len: usize,
+    reset: *const c_int,
+    reset_len: usize,
     failed_stage: ExecStage,
     failed_errno: c_int,
 }
@@ -118,6 +118,10 @@ pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32,
     let candidates = pointers(plan.candidates.iter().map(CString::as_c_str));
     let argv = pointers(plan.argv.iter().map(CString::as_c_str));
     let envp = pointers(plan.env.iter().copied());
+    // Of those that the daemon catches too: one that comes before the exec must not run the daemon's handler.
+    let fixed = [libc::SIGKILL, libc::SIGSTOP];
+    let reset: Vec<c_int> =
+        (1..=64).filter(|signal| !fixed.contains(signal) && !plan.keep_ignored.contains(signal)).collect();
     let mut child = Child {
         candidates: candidates.as_ptr(),
         argv: argv.as_ptr(),
@@ -125,8 +129,8 @@ pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32,
         wd: plan.wd.map_or(ptr::null(), CStr::as_ptr),
         stdin: plan.stdin.as_raw_fd(),
         output: plan.output.map_or(-1, AsRawFd::as_raw_fd),
-        ignored: plan.ignored.as_ptr(),
-        ignored_len: plan.ignored.len(),
+        reset: reset.as_ptr(),
+        reset_len: reset.len(),
         failed_stage: ExecStage::Fork,
         failed_errno: 0,
     };
@@ -163,9 +167,9 @@ extern "C" fn run(child: *mut c_void) -> c_int {
         if libc::setsid() < 0 {
             fail(me, ExecStage::Session);
         }
-        for at in 0..me.ignored_len {
+        for at in 0..me.reset_len {
             let default = KernelAction::default();
-            if rt_sigaction(*me.ignored.add(at), &raw const default, ptr::null_mut()) != 0 {
+            if rt_sigaction(*me.reset.add(at), &raw const default) != 0 {
                 fail(me, ExecStage::Session);
             }
         }
@@ -254,21 +258,10 @@ type KernelAction = [u64; 4];
 /// The call itself: the one of the C library refuses the signals that it uses, which may be ignored all the same.
 ///
 /// # Safety
-/// The pointers must be null, or point to actions.
-unsafe fn rt_sigaction(signal: c_int, new: *const KernelAction, old: *mut KernelAction) -> libc::c_long {
+/// The pointer must point to an action.
+unsafe fn rt_sigaction(signal: c_int, new: *const KernelAction) -> libc::c_long {
     // SAFETY: as for this function; the last argument is the size of the kernel's set of signals.
-    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, old, 8_usize) }
-}
-
-/// The signals that this process ignores.
-pub fn ignored_signals() -> Vec<c_int> {
-    let ignores = |signal: c_int| {
-        let mut action = KernelAction::default();
-        // SAFETY: the current action is written to a local; no action is set.
-        let asked = unsafe { rt_sigaction(signal, ptr::null(), &raw mut action) };
-        asked == 0 && action.first().copied() == u64::try_from(libc::SIG_IGN).ok()
-    };
-    (1..=64).filter(|signal| ignores(*signal)).collect()
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, ptr::null_mut::<KernelAction>(), 8_usize) }
 }
 
 /// Waits until any child has ended, and leaves it as it is, so that its process id cannot be used again before

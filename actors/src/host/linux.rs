@@ -89,6 +89,8 @@ struct Process {
     instance: InstanceId,
     /// Whether it was asked to end: what it leaves behind then has time to end as well.
     stopping: bool,
+    /// Whether that time is over.
+    killed: bool,
     /// How the main process ended, while others of its group are still there.
     ended: Option<ExitStatus>,
 }
@@ -118,8 +120,18 @@ impl Processes for LinuxHost {
                 // The starter lives as long as the sender.
                 let _ = self.starts.send((program, instance));
             }
+            HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
+            HostCommand::Kill { program, instance } => Shared::kill(&self.shared, program, instance),
             HostCommand::Signal { program, instance, signal } => self.shared.signal(program, instance, signal),
         }
+    }
+}
+
+impl Living {
+    fn find(&mut self, program: ProgramId, instance: InstanceId) -> Option<(i32, &mut Process)> {
+        let pid = *self.pid_of.get(&program)?;
+        let process = self.by_pid.get_mut(&pid).filter(|process| process.instance == instance)?;
+        Some((pid, process))
     }
 }
 
@@ -132,30 +144,55 @@ impl Shared {
         (self.report)(Observed { program: process.program, instance: process.instance, fact });
     }
 
-    /// TERM and KILL go to the whole group, anything else to the main process.
+    fn stop(&self, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
+        if let Some((pid, process)) = table.find(program, instance) {
+            process.stopping = true;
+            signal_group(pid, process, nix::sys::signal::SIGTERM);
+            // One that stands still could not hear it.
+            signal_group(pid, process, nix::sys::signal::SIGCONT);
+        }
+    }
+
+    fn kill(shared: &Arc<Self>, program: ProgramId, instance: InstanceId) {
+        let mut table = shared.table();
+        let Some((pid, process)) = table.find(program, instance) else { return };
+        process.killed = true;
+        if process.ended.is_none() {
+            return signal_group(pid, process, nix::sys::signal::SIGKILL);
+        }
+        // Its main process has gone, so nothing more will be heard of it. To count the rest takes a look at all
+        // processes, for which the actors do not wait.
+        let later = shared.clone();
+        let counting = thread::Builder::new().name("counter".into()).spawn(move || later.sweep(pid));
+        if counting.is_err() {
+            signal_group(pid, process, nix::sys::signal::SIGKILL);
+            if let Some(status) = process.ended {
+                shared.finish(&mut table, pid, status, 0);
+            }
+        }
+    }
+
+    /// An operator's signal: TERM and KILL go to the whole group, anything else to the main process.
     fn signal(&self, program: ProgramId, instance: InstanceId, signal: Signal) {
         let mut table = self.table();
-        let Some(pid) = table.pid_of.get(&program).copied() else { return };
-        let Some(process) = table.by_pid.get_mut(&pid).filter(|process| process.instance == instance) else { return };
-        let number = nix::sys::signal::Signal::try_from(signal.0).ok();
-        match (signal, number) {
-            (Signal::KILL, _) => {
-                let left = process.ended.map(|status| (status, count_group(pid)));
-                kill_group(pid, process, Signal::KILL);
-                if let Some((status, left_behind)) = left {
-                    self.finish(&mut table, pid, status, left_behind);
-                }
-            }
-            (Signal::TERM, _) => {
-                process.stopping = true;
-                kill_group(pid, process, Signal::TERM);
-                // One that stands still could not hear it.
-                kill_group(pid, process, Signal(libc::SIGCONT));
-            }
-            (_, Some(number)) if process.ended.is_none() => {
-                let _ = kill(Pid::from_raw(pid), number);
-            }
-            _ => {}
+        let Some((pid, process)) = table.find(program, instance) else { return };
+        let Ok(number) = nix::sys::signal::Signal::try_from(signal.0) else { return };
+        if [Signal::TERM, Signal::KILL].contains(&signal) {
+            signal_group(pid, process, number);
+        } else if process.ended.is_none() {
+            let _ = kill(Pid::from_raw(pid), number);
+        }
+    }
+
+    /// Counts and kills what the main process of an instance has left behind, and reports its end.
+    fn sweep(&self, pid: i32) {
+        let left_behind = count_group(pid);
+        let mut table = self.table();
+        let Some(process) = table.by_pid.get(&pid) else { return };
+        if let Some(status) = process.ended {
+            signal_group(pid, process, nix::sys::signal::SIGKILL);
+            self.finish(&mut table, pid, status, left_behind);
         }
     }
 
@@ -184,9 +221,13 @@ impl Shared {
         }
     }
 
-    /// Without a child there is nobody else to wait for: the descendants of a child are ours only after it has ended.
+    /// Without a child nothing is left of an instance whose main process has ended: what that left behind became ours.
     fn await_child(&self) {
         let mut table = self.table();
+        let ended = table.by_pid.iter().filter_map(|(pid, process)| Some((*pid, process.ended?)));
+        for (pid, status) in ended.collect::<Vec<_>>() {
+            self.finish(&mut table, pid, status, 0);
+        }
         while table.by_pid.is_empty() {
             table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
@@ -203,12 +244,15 @@ impl Shared {
         match table.by_pid.get_mut(&pid) {
             Some(process) if process.ended.is_none() => {
                 process.ended = Some(status);
-                if !group_lives(pid, process) {
-                    self.finish(&mut table, pid, status, 0);
-                } else if !process.stopping {
-                    let left_behind = count_group(pid);
-                    kill_group(pid, process, Signal::KILL);
-                    self.finish(&mut table, pid, status, left_behind);
+                let lives = group_lives(pid, process);
+                let waits = process.stopping && !process.killed;
+                match (lives, waits) {
+                    (false, _) => self.finish(&mut table, pid, status, 0),
+                    (true, true) => {}
+                    (true, false) => {
+                        drop(table);
+                        self.sweep(pid);
+                    }
                 }
             }
             _ => {
@@ -221,11 +265,9 @@ impl Shared {
     }
 }
 
-fn kill_group(pid: i32, process: &Process, signal: Signal) {
-    if group_lives(pid, process)
-        && let Ok(number) = nix::sys::signal::Signal::try_from(signal.0)
-    {
-        let _ = killpg(Pid::from_raw(pid), number);
+fn signal_group(pid: i32, process: &Process, signal: nix::sys::signal::Signal) {
+    if group_lives(pid, process) {
+        let _ = killpg(Pid::from_raw(pid), signal);
     }
 }
 
@@ -272,7 +314,7 @@ struct Starter {
     variables: Vec<(String, CString)>,
     search: Vec<String>,
     epoch: EpochId,
-    ignored: Vec<i32>,
+    keep_ignored: Vec<i32>,
     stdin: OwnedFd,
     stack: Stack,
     shared: Arc<Shared>,
@@ -282,14 +324,12 @@ impl Starter {
     fn new(launches: Table<ProgramId, Launch>, environment: Environment, shared: Arc<Shared>) -> io::Result<Self> {
         let variables =
             environment.variables.iter().filter_map(|(name, value)| Some((name.clone(), variable(name, value)?)));
-        let mut ignored = kernel::ignored_signals();
-        ignored.retain(|signal| !environment.keep_ignored.contains(signal));
         Ok(Self {
             launches,
             variables: variables.collect(),
             search: environment.search,
             epoch: environment.epoch,
-            ignored,
+            keep_ignored: environment.keep_ignored,
             stdin: File::open("/dev/null")?.into(),
             stack: Stack::new()?,
             shared,
@@ -300,7 +340,8 @@ impl Starter {
         for (program, instance) in orders {
             match self.start(program, instance) {
                 Ok(pid) => {
-                    self.shared.register(pid, Process { program, instance, stopping: false, ended: None });
+                    self.shared
+                        .register(pid, Process { program, instance, stopping: false, killed: false, ended: None });
                 }
                 Err(SpawnError { stage, errno }) => {
                     let table = self.shared.table();
@@ -345,7 +386,7 @@ impl Starter {
             wd: wd.as_deref(),
             stdin: &self.stdin,
             output: output.as_ref(),
-            ignored: &self.ignored,
+            keep_ignored: &self.keep_ignored,
         };
         kernel::spawn(&plan, &mut self.stack, &self.shared.in_flight)
     }

@@ -59,7 +59,14 @@ async fn live(world: &World) -> Vec<Envelope> {
     };
     let host = host.start();
     let address = HostAddress { perform: host.clone().recipient(), connect: host.recipient() };
-    let journal = root::start(world.graph.clone().into(), EpochId(world.seed), clock, &address, vec![Box::new(sink)]);
+    let journal = root::start(
+        world.graph.clone().into(),
+        EpochId(world.seed),
+        clock,
+        &address,
+        vec![Box::new(sink)],
+        Box::new(|_, _| {}),
+    );
     root::open(&journal, "simulated", world.graph.programs.len());
     let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
     wishes.push((world.shutdown_at, World::shutdown()));

@@ -49,6 +49,8 @@ impl SimHost {
     pub fn perform(&mut self, now: Instant, command: HostCommand) -> Vec<(Instant, Fate)> {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
+            HostCommand::Stop { program, instance } => self.signal(now, program, instance, Signal::TERM),
+            HostCommand::Kill { program, instance } => self.signal(now, program, instance, Signal::KILL),
             HostCommand::Signal { program, instance, signal } => self.signal(now, program, instance, signal),
         }
     }

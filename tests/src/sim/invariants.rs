@@ -106,8 +106,11 @@ impl Checker<'_> {
         self.last = envelope.seq;
         match &envelope.event {
             Event::Program(program, event) => self.program(*program, event, envelope),
-            Event::Dependency(edge, DependencyEvent::RestartDue { fall }) => {
+            Event::Dependency(edge, DependencyEvent::RestartDue { fall, planned }) => {
                 let of = self.graph.edges[*edge].of;
+                if *planned {
+                    self.leaves(of, envelope);
+                }
                 *self.falls.entry((*edge, *fall)).or_default() += 1;
                 self.restarts.push((of, envelope.seq));
                 self.seen(of).replaced = true;
@@ -124,7 +127,7 @@ impl Checker<'_> {
     }
 
     fn program(&mut self, id: ProgramId, event: &ProgramEvent, envelope: &Envelope) {
-        let (at, seq) = (envelope.at, envelope.seq);
+        let at = envelope.at;
         match event {
             ProgramEvent::Starting { instance } => self.starts(id, *instance, envelope),
             ProgramEvent::Started { .. } => self.seen(id).up_since = Some(at),
@@ -145,11 +148,7 @@ impl Checker<'_> {
                 let seen = self.seen(id);
                 seen.operator_down = stays_down;
                 seen.planned = true;
-                let falls = seen.running && seen.operator_fall.is_none() && !seen.replaced && seen.stopping.is_none();
-                if falls {
-                    seen.operator_fall = Some((seq, at));
-                    self.falls(id, seq);
-                }
+                self.leaves(id, envelope);
                 self.seen(id).replaced |= !stays_down;
             }
             ProgramEvent::OperatorStarted => {
@@ -158,6 +157,15 @@ impl Checker<'_> {
                 seen.planned = true;
             }
             ProgramEvent::Signalled { .. } => {}
+        }
+    }
+
+    /// It is about to be stopped although what it depends on is up: a fall, of which its dependents hear first.
+    fn leaves(&mut self, id: ProgramId, envelope: &Envelope) {
+        let seen = self.seen(id);
+        if seen.running && seen.operator_fall.is_none() && !seen.replaced && seen.stopping.is_none() {
+            seen.operator_fall = Some((envelope.seq, envelope.at));
+            self.falls(id, envelope.seq);
         }
     }
 
@@ -249,7 +257,9 @@ impl Checker<'_> {
         let up_since = self.programs[&id].up_since.unwrap_or_default();
         let (since, killwait) = match (reason, self.shutdown, self.programs[&id].operator_fall) {
             (StopReason::Shutdown, Some(begun), _) => (begun, self.graph.killwait),
-            (StopReason::Operator, _, Some((_, since))) => (since, self.graph.programs[id].killwait),
+            (StopReason::Operator | StopReason::Propagated, _, Some((_, since))) => {
+                (since, self.graph.programs[id].killwait)
+            }
             _ => return,
         };
         if at >= since.max(up_since) + killwait.half() {

@@ -3,7 +3,7 @@
 use gaggled_core::{
     event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
     graph::ActorId,
-    host::{HostCommand, Signal},
+    host::HostCommand,
     journal::Journal,
     machine::{Input, Output, Timer},
     rules::Refusal,
@@ -174,7 +174,7 @@ impl Mutant {
             }
             Self::StartAgainstOperator | Self::StartInShutdown => Self::start_anyway(input, &mut outputs),
             Self::LoseRestart => outputs.retain(|output| {
-                !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { fall }), _) if fall.0 % 5 == 0)
+                !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { fall, .. }), _) if fall.0 % 5 == 0)
             }),
             Self::RestartTwice => {
                 let again: Vec<Output> = outputs
@@ -193,7 +193,7 @@ impl Mutant {
                 }
             }
             Self::NeverTerm => outputs.retain(|output| {
-                !matches!(output, Output::Perform(HostCommand::Signal { signal: Signal::TERM | Signal::KILL, .. }))
+                !matches!(output, Output::Perform(HostCommand::Stop { .. } | HostCommand::Kill { .. }))
             }),
             Self::NeverBroken => outputs.retain(|output| {
                 !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::Broken), _))
