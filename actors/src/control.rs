@@ -199,7 +199,8 @@ impl ControlActor {
 
     /// What a command proposes, what it waits for after that, and for how long.
     fn plan(&self, action: Action) -> Result<(Vec<Event>, Option<Target>, Millis), ReplyError> {
-        if self.state.shutdown.is_some() && !matches!(action, Action::Down(_)) {
+        let again = matches!(action, Action::Shutdown { wait: true, .. });
+        if self.state.shutdown.is_some() && !again && !matches!(action, Action::Down(_)) {
             let message = "gaggled is shutting down".to_owned();
             return Err(ReplyError { code: ErrorCode::ShuttingDown, message });
         }
@@ -230,7 +231,12 @@ impl ControlActor {
             Action::Shutdown { wait, timeout_ms } => {
                 let programs = self.state.graph.programs.ids().map(|id| (id, 0)).collect();
                 let target = wait.then_some(Target { programs, goal: Goal::Down });
-                Ok((vec![Event::System(SystemEvent::ShutdownBegun)], target, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
+                let events = if self.state.shutdown.is_some() {
+                    Vec::new()
+                } else {
+                    vec![Event::System(SystemEvent::ShutdownBegun)]
+                };
+                Ok((events, target, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
             }
             Action::Wait { .. }
             | Action::Dump { .. }

@@ -62,6 +62,17 @@ pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagn
                     .help("correct the command or the path, install what is missing, or set enabled: false"),
             );
         }
+        let folder = program.log.as_deref().and_then(|log| Path::new(log).parent());
+        if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+            found.push(
+                Diagnostic::warning(format!(
+                    "directory \"{}\" for the log of program \"{name}\" is not there now",
+                    folder.display()
+                ))
+                .at(place("log"))
+                .help("the program cannot start before there is one"),
+            );
+        }
         if let Some(wd) = program.wd.as_deref().filter(|wd| !Path::new(wd).is_dir()) {
             found.push(
                 Diagnostic::warning(format!("working directory \"{wd}\" of program \"{name}\" is not a directory now"))

@@ -27,7 +27,7 @@ pub enum Mode {
 /// The first restart is at once. After that two starts are at least `initial`, then twice that, and so on up to `max`
 /// apart. An instance that stayed up for `reset` begins anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename = "backoff", deny_unknown_fields, default)]
 pub struct Backoff {
     /// The space between the second and the third start.
     pub initial: Millis,

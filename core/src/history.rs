@@ -84,6 +84,12 @@ impl History {
             });
             chains.extend(end.map(|end| self.chain(state, end.envelope.seq)));
         }
+        if now.phase == Phase::Down && now.due {
+            // What it waits for is why it is down.
+            let unmet = state.graph.edges_of(program).iter().find(|edge| state.edges[**edge].satisfied.is_none());
+            let on = unmet.map(|edge| state.graph.edges[*edge].on);
+            chains.extend(on.into_iter().flat_map(|on| self.why(state, on).into_iter().take(1)));
+        }
         chains.retain(|chain| !chain.is_empty());
         chains
     }
@@ -117,6 +123,9 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
                 ProgramEvent::Stopping { reason, .. } => format!("{program} was told to stop, because {reason}"),
                 ProgramEvent::StopEscalated { .. } => format!("{program} did not stop in time and was killed"),
                 ProgramEvent::Exited { status, left_behind: 0, .. } => format!("{program} {status}"),
+                ProgramEvent::Exited { status, left_behind: 1, .. } => {
+                    format!("{program} {status}, and a process that it left behind was killed")
+                }
                 ProgramEvent::Exited { status, left_behind, .. } => {
                     format!("{program} {status}, and {left_behind} processes that it left behind were killed")
                 }

@@ -68,6 +68,11 @@ impl Caller {
         Ok(Self { socket, url: url.to_owned() })
     }
 
+    /// Where it asks.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     fn socket() -> nng::Result<Socket> {
         let socket = Socket::new(Protocol::Req0)?;
         socket.set_opt::<RecvMaxSize>(0)?;

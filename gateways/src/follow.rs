@@ -207,7 +207,16 @@ impl Follower {
             return None;
         }
         let reply = self.caller.call(&Request::new("", action), Caller::TIMEOUT).ok();
-        self.unanswered = reply.is_none();
+        if reply.is_none() {
+            self.unanswered = true;
+            if self.mirror.state().is_none() {
+                let why = format!(
+                    "gaggled publishes, but the control channel at {} does not answer: give its url",
+                    self.caller.url()
+                );
+                self.heard.push_back(Heard::Garbled(why));
+            }
+        }
         reply.filter(|reply| reply.ok)?.body
     }
 

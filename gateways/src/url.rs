@@ -51,7 +51,7 @@ pub enum UrlError {
         what: &'static str,
     },
     /// The directory of a socket is not there, or is not safe.
-    #[error("directory {path} {why}")]
+    #[error("{path} {why}")]
     Directory {
         /// The path.
         path: String,
@@ -145,6 +145,10 @@ impl Url {
                 };
                 Err(UrlError::NotASocket { path: path.display().to_string(), what })
             }
+            Ok(there) if there.uid() != own && own != 0 => Err(UrlError::Directory {
+                path: path.display().to_string(),
+                why: "is the socket of another user: use another path".to_owned(),
+            }),
             _ => Ok(()),
         }
     }

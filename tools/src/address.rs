@@ -30,7 +30,9 @@ pub struct Where {
 pub enum Nowhere {
     /// The configuration cannot be used, as has been said.
     Rejected,
-    /// A url cannot be used.
+    /// A url that was given cannot be used.
+    Given(UrlError),
+    /// Nothing was given, and there is no default, or it cannot be used.
     Url(UrlError),
 }
 
@@ -74,7 +76,7 @@ impl Where {
     fn find(&self, variable: &str, pick: fn(&Urls) -> String) -> Result<String, Nowhere> {
         if let Some(url) = &self.url {
             // What listens beyond this machine was accepted where it was configured.
-            Url::parse(url, std::slice::from_ref(url)).map_err(Nowhere::Url)?;
+            Url::parse(url, std::slice::from_ref(url)).map_err(Nowhere::Given)?;
             return Ok(url.clone());
         }
         if let Some(path) = &self.config {
@@ -89,11 +91,20 @@ impl Where {
 }
 
 impl Nowhere {
+    /// The exit status of a tool that does not know where to go.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Rejected => 1,
+            Self::Given(_) => 2,
+            Self::Url(_) => 4,
+        }
+    }
+
     /// Says so.
     pub fn print(&self) {
         match self {
             Self::Rejected => {}
-            Self::Url(error) => eprintln!("Error: {error}"),
+            Self::Given(error) | Self::Url(error) => eprintln!("Error: {error}"),
         }
     }
 }

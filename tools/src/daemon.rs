@@ -70,15 +70,14 @@ impl System {
         let search = launch::search_path(&config, &std::env::var("PATH").unwrap_or_default());
         let mut found = launch::check(&config, &locator, &search);
         found.extend(check_gate(&config, &locator));
-        let urls = match address::of_settings(&config.gaggled) {
-            Ok(urls) => Some(urls),
-            Err(error) => {
-                let at =
-                    locator.nearest(&["gaggled", "controlurl"]).or_else(|| locator.nearest(&["gaggled", "eventurl"]));
-                found.push(Diagnostic::error(error.to_string()).at(at));
-                None
-            }
-        };
+        let urls = address::of_settings(&config.gaggled);
+        if let Err(error) = &urls {
+            let settings = &config.gaggled;
+            let wrong = |url: &String| Url::parse(url, &settings.insecure).is_err();
+            let field = if settings.eventurl.as_ref().is_some_and(wrong) { "eventurl" } else { "controlurl" };
+            found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", field])));
+        }
+        let urls = urls.ok();
         if urls.as_ref().is_some_and(|urls| urls.event == urls.control) {
             let at = locator.find(&["gaggled", "controlurl"]);
             found.push(
@@ -112,9 +111,14 @@ impl System {
                 return ExitCode::from(CANNOT_RUN);
             }
         };
+        let socket = Url::parse(&self.urls.control, &self.config.gaggled.insecure);
         let ended = actix::System::new().block_on(self.live(publisher, &server, &control));
         // The contexts of the server belong to threads of nng that end with the process.
         std::mem::forget(server);
+        if let Ok(Url::Ipc(path)) = socket {
+            // Whoever looks for gaggled now is told at once that it is not there.
+            let _ = std::fs::remove_file(path);
+        }
         match ended {
             Ok(0) => ExitCode::SUCCESS,
             Ok(survivors) => {

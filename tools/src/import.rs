@@ -5,6 +5,8 @@ use std::{path::Path, process::ExitCode};
 use clap::ValueEnum;
 use gaggled_core::config::Config;
 
+use crate::output;
+
 mod info;
 mod original;
 
@@ -45,11 +47,9 @@ pub fn run(format: Format, file: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    println!("// Imported from {}.", file.display());
-    for note in &imported.notes {
-        eprintln!("Note: {note}");
-        println!("// {note}");
-    }
-    println!("{printed}");
-    ExitCode::SUCCESS
+    imported.notes.iter().for_each(|note| eprintln!("Note: {note}"));
+    let notes: Vec<String> = imported.notes.iter().map(|note| format!("// {note}")).collect();
+    let heading = format!("// Imported from {}.", file.display());
+    let lines = [vec![heading], notes, vec![printed]].concat();
+    output::end(output::line(&lines.join("\n")))
 }

@@ -6,6 +6,7 @@ pub mod diagnostics;
 pub mod dump;
 pub mod import;
 pub mod journal_log;
+pub mod output;
 pub mod render;
 pub mod smtpgate;
 

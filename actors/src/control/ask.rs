@@ -86,8 +86,9 @@ impl ControlActor {
     }
 
     pub(super) fn why(&self, id: &str, program: &str) -> Result<Reply, ReplyError> {
-        let Some(&program) = self.select(&[program.to_owned()])?.first() else {
-            return Err(ReplyError { code: ErrorCode::NoSuchProgram, message: "no program is meant".to_owned() });
+        let &[program] = self.select(&[program.to_owned()])?.as_slice() else {
+            let message = format!("{program:?} means several programs: ask for one");
+            return Err(ReplyError { code: ErrorCode::BadRequest, message });
         };
         let chains = self.history.why(&self.state, program);
         let why = Why {

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
+use crate::graph::Mode;
+
 use super::{Config, Diagnostic, Locator, Ordered, ProgramConfig, SmtpgateConfig, Tls};
 
 /// The longest name of a program.
@@ -17,12 +19,15 @@ pub(super) const SMTPGATE: &str = "smtpgate";
 pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     settings(config, locator, &mut found);
+    let once = |program: &ProgramConfig| program.effective_mode() == Mode::Once;
+    let once: BTreeSet<&str> =
+        config.programs.iter().filter(|(_, program)| once(program)).map(|(name, _)| name).collect();
     let enabled: BTreeMap<&str, bool> = config.programs.iter().map(|(name, program)| (name, program.enabled)).collect();
     let mut seen = BTreeSet::new();
     for (name, program) in config.programs.iter() {
         if seen.insert(name) {
             check_name(name, locator, &mut found);
-            check_program(name, program, &enabled, locator, &mut found);
+            check_program(name, program, &enabled, &once, locator, &mut found);
         }
     }
     cycles(config, locator, &mut found);
@@ -105,6 +110,7 @@ fn check_program(
     name: &str,
     program: &ProgramConfig,
     enabled: &BTreeMap<&str, bool>,
+    once: &BTreeSet<&str>,
     locator: &Locator,
     found: &mut Vec<Diagnostic>,
 ) {
@@ -154,7 +160,7 @@ fn check_program(
         );
     }
     check_env(&["programs", name], name, &program.env, locator, found);
-    check_depends(name, program, enabled, locator, found);
+    check_depends(name, program, enabled, once, locator, found);
 }
 
 fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locator, found: &mut Vec<Diagnostic>) {
@@ -182,6 +188,7 @@ fn check_depends(
     name: &str,
     program: &ProgramConfig,
     enabled: &BTreeMap<&str, bool>,
+    once: &BTreeSet<&str>,
     locator: &Locator,
     found: &mut Vec<Diagnostic>,
 ) {
@@ -199,6 +206,10 @@ fn check_depends(
             Some(_) if places.len() > 1 => {
                 Diagnostic::error(format!("program \"{name}\" depends on \"{on}\" twice")).help("keep one of the two")
             }
+            Some(_) if once.contains(on) => Diagnostic::warning(format!(
+                "program \"{name}\" depends on \"{on}\", which runs once: \"{name}\" can start only while \"{on}\" runs"
+            ))
+            .help(format!("if \"{on}\" is to have ended first, start \"{name}\" from its command")),
             Some(_) => continue,
         };
         found.push(error.at(places.last().cloned()));

@@ -10,7 +10,7 @@ use crate::{
 
 /// A whole configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename = "configuration", deny_unknown_fields, default)]
 pub struct Config {
     /// Settings of gaggled itself.
     #[serde(skip_serializing_if = "is_default")]
@@ -21,7 +21,7 @@ pub struct Config {
 
 /// Settings of gaggled itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename = "gaggled", deny_unknown_fields, default)]
 pub struct Settings {
     /// How long a program may take to end after a TERM before it is killed.
     #[serde(skip_serializing_if = "is_default_killwait")]
@@ -57,7 +57,7 @@ pub struct Settings {
 
 /// One program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename = "program", deny_unknown_fields, default)]
 pub struct ProgramConfig {
     /// The executable: a path, or a name that is looked for in `path` and `$PATH`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,7 +102,7 @@ pub struct ProgramConfig {
 
 /// One dependency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename = "depends", deny_unknown_fields, default)]
 pub struct DependsConfig {
     /// How long the other must have been up.
     #[serde(skip_serializing_if = "is_default")]
@@ -126,7 +126,7 @@ pub enum Tls {
 
 /// Mail about what happens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(rename = "smtpgate", deny_unknown_fields, default)]
 pub struct SmtpgateConfig {
     /// The mail server.
     pub mx: String,

@@ -218,6 +218,12 @@ impl<'a> View<'a> {
         }
     }
 
+    fn has_run_once(self, id: ProgramId) -> bool {
+        let program = &self.state.programs[id];
+        let once = self.state.graph.programs[id].mode == Mode::Once;
+        once && program.phase == Phase::Down && program.outcome.is_some() && !program.due
+    }
+
     /// What the start of a program waits for.
     fn waiting(self, id: ProgramId, program: &ProgramState) -> (String, Option<Millis>) {
         let unmet = self.state.graph.edges_of(id).iter().find(|edge| self.state.edges[**edge].satisfied.is_none());
@@ -229,6 +235,9 @@ impl<'a> View<'a> {
                     let wait = self.now.until(at).min(dependency.delay);
                     let passed = dependency.delay.0 - wait.0;
                     (format!("waiting for {on}: {passed} ms of {} ms", dependency.delay.0), Some(wait))
+                }
+                _ if self.has_run_once(dependency.on) => {
+                    (format!("waiting for {on}, which has run once: ask it up"), None)
                 }
                 _ => (format!("waiting for {on}"), None),
             };

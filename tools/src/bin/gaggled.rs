@@ -6,7 +6,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use gaggled_tools::{
     VERSION,
     daemon::{BAD_CONFIGURATION, System},
-    import,
+    import, output,
 };
 
 /// Runs programs that depend on each other
@@ -56,13 +56,15 @@ fn main() -> ExitCode {
     match arguments.command {
         Some(Command::Import { format, file }) => import::run(format, &file),
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Arguments::command(), "gaggled", &mut std::io::stdout());
-            ExitCode::SUCCESS
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "gaggled", &mut script);
+            output::end(output::line(String::from_utf8_lossy(&script).trim_end()))
         }
-        Some(Command::Man) => match clap_mangen::Man::new(Arguments::command()).render(&mut std::io::stdout()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        },
+        Some(Command::Man) => {
+            let mut page = Vec::new();
+            let rendered = clap_mangen::Man::new(Arguments::command()).render(&mut page);
+            output::end(rendered.and_then(|()| output::line(String::from_utf8_lossy(&page).trim_end())))
+        }
         None => {
             let path = arguments.config.unwrap_or_default();
             let Some(system) = System::check(&path, arguments.no_interrupt) else {
@@ -70,8 +72,8 @@ fn main() -> ExitCode {
             };
             if arguments.test {
                 let (programs, dependencies) = system.size();
-                println!("{}: ok, {programs} programs, {dependencies} dependencies", path.display());
-                return ExitCode::SUCCESS;
+                let summary = format!("{}: ok, {programs} programs, {dependencies} dependencies", path.display());
+                return output::end(output::line(&summary));
             }
             system.run()
         }

@@ -1,10 +1,6 @@
 //! Looks at a running gaggled, and tells it what to do.
 
-use std::{
-    io::{IsTerminal, Write},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gaggled_core::{
@@ -14,7 +10,7 @@ use gaggled_core::{
     wire::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
 };
 use gaggled_gateways::call::{CallError, Caller};
-use gaggled_tools::{VERSION, address::Where, dump};
+use gaggled_tools::{VERSION, address::Where, dump, output};
 use serde_json::Value;
 
 /// Looks at a running gaggled, and tells it what to do
@@ -36,6 +32,11 @@ struct Arguments {
     command: Command,
 }
 
+/// A time on the command line: with a unit, or a number of milliseconds.
+fn span(text: &str) -> Result<Millis, String> {
+    text.parse().map(Millis).or_else(|_| Millis::parse(text))
+}
+
 #[derive(Args, Clone)]
 struct Chosen {
     /// Names or patterns; none means all
@@ -47,7 +48,7 @@ struct Chosen {
     no_wait: bool,
 
     /// How long to wait, for instance 500ms or 2m
-    #[arg(short, long, value_name = "TIME", value_parser = Millis::parse, default_value = "30s")]
+    #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
     timeout: Millis,
 }
 
@@ -102,7 +103,7 @@ enum Command {
         #[arg(long = "for", value_name = "STATE", default_value = "up")]
         goal: Goals,
         /// How long
-        #[arg(short, long, value_name = "TIME", value_parser = Millis::parse, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
         timeout: Millis,
     },
     /// Show what has happened
@@ -124,7 +125,7 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
         /// How long to wait
-        #[arg(short, long, value_name = "TIME", value_parser = Millis::parse, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
         timeout: Millis,
     },
 }
@@ -134,7 +135,7 @@ enum Failure {
     Call(CallError),
     Refused(ReplyError),
     Garbled(String),
-    Closed,
+    Output(std::io::Error),
 }
 
 impl Failure {
@@ -152,8 +153,7 @@ impl Failure {
                 | ErrorCode::Failed
                 | ErrorCode::Busy => 1,
             },
-            Self::Call(CallError::Garbled { .. }) | Self::Garbled(_) => 1,
-            Self::Closed => 0,
+            Self::Call(CallError::Garbled { .. }) | Self::Garbled(_) | Self::Output(_) => 1,
         }
     }
 }
@@ -164,18 +164,19 @@ fn main() -> ExitCode {
         Ok(url) => url,
         Err(nowhere) => {
             nowhere.print();
-            return ExitCode::from(if arguments.place.config.is_some() { 1 } else { 4 });
+            return ExitCode::from(nowhere.code());
         }
     };
     let controller = Controller { url, json: arguments.json };
     match controller.run(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) => output::end(Err(error)),
         Err(failure) => {
             match &failure {
                 Failure::Call(error) => eprintln!("Error: {error}"),
                 Failure::Refused(error) => eprintln!("Error: {}", error.message),
                 Failure::Garbled(why) => eprintln!("Error: the answer of gaggled is not understood: {why}"),
-                Failure::Closed => {}
+                Failure::Output(_) => {}
             }
             ExitCode::from(failure.code())
         }
@@ -330,8 +331,7 @@ impl Controller {
 
     fn print(&self, text: &str) -> Result<(), Failure> {
         let _ = self;
-        let mut out = std::io::stdout().lock();
-        writeln!(out, "{text}").and_then(|()| out.flush()).map_err(|_| Failure::Closed)
+        output::line(text).map_err(Failure::Output)
     }
 }
 

@@ -1,14 +1,15 @@
 //! Watches what happens.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{self, IsTerminal},
     process::ExitCode,
 };
 
 use clap::Parser;
-use gaggled_core::{event::Envelope, ids::Seq, state::State, wire::View};
+use gaggled_core::{event::Envelope, ids::Seq, state::State, time::WallTime, wire::View};
 use gaggled_gateways::follow::{Follower, Heard};
-use gaggled_tools::{VERSION, address::Where, dump, render};
+use gaggled_tools::{VERSION, address::Where, dump, output, render};
+use globset::{Glob, GlobMatcher};
 
 /// Prints what happens in a running gaggled, from now on or from an event on
 ///
@@ -28,7 +29,7 @@ struct Arguments {
     #[arg(short, long)]
     json: bool,
 
-    /// Print only what concerns this program; may be given several times
+    /// Print only what concerns this program, or those of this pattern; may be given several times
     #[arg(short, long, value_name = "NAME")]
     program: Vec<String>,
 
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         Ok(urls) => urls,
         Err(nowhere) => {
             nowhere.print();
-            return ExitCode::from(4);
+            return ExitCode::from(nowhere.code());
         }
     };
     let follower = match Follower::new(&urls.event, &urls.control, arguments.since.map(Seq)) {
@@ -53,83 +54,84 @@ fn main() -> ExitCode {
             return ExitCode::from(4);
         }
     };
-    let listener = Listener { follower, coloured: std::io::stdout().is_terminal() && !arguments.json, arguments };
-    listener.run();
-    ExitCode::SUCCESS
+    let programs: Result<Vec<GlobMatcher>, _> =
+        arguments.program.iter().map(|word| Glob::new(word).map(|glob| glob.compile_matcher())).collect();
+    let programs = match programs {
+        Ok(programs) => programs,
+        Err(error) => {
+            eprintln!("Error: pattern is not understood: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let coloured = io::stdout().is_terminal() && !arguments.json;
+    output::end(Listener { follower, programs, json: arguments.json, coloured }.run())
 }
 
 struct Listener {
     follower: Follower,
-    arguments: Arguments,
+    /// Which programs are wanted; all if there is none.
+    programs: Vec<GlobMatcher>,
+    json: bool,
     coloured: bool,
 }
 
 impl Listener {
     /// Works until the output is closed.
-    fn run(mut self) {
+    fn run(mut self) -> io::Result<()> {
         let mut first = true;
         loop {
-            let heard = self.follower.next(None);
-            let go_on = match heard {
+            match self.follower.next(None) {
                 Heard::Synchronised { missed } => {
-                    let go_on = self.synchronised(first, missed);
+                    self.synchronised(first, missed)?;
                     first = false;
-                    go_on
                 }
-                Heard::Event(envelope, text) => self.event(&envelope, &text),
-                Heard::Silent if first => self.notice("waiting for gaggled"),
-                Heard::Silent => self.notice("nothing is heard of gaggled"),
-                Heard::Back => self.notice("gaggled is heard again"),
-                Heard::Garbled(why) => self.notice(&why),
-                Heard::Nothing => true,
-            };
-            if !go_on {
-                return;
+                Heard::Event(envelope, text) => self.event(&envelope, &text)?,
+                Heard::Silent if first => notice("waiting for gaggled"),
+                Heard::Silent => notice("nothing is heard of gaggled"),
+                Heard::Back => notice("gaggled is heard again"),
+                Heard::Garbled(why) => notice(&why),
+                Heard::Nothing => {}
             }
         }
     }
 
-    fn synchronised(&self, first: bool, missed: bool) -> bool {
+    fn synchronised(&self, first: bool, missed: bool) -> io::Result<()> {
         if missed {
-            self.notice("some events were missed and are no longer kept; this is the state now");
+            notice("some events were missed and are no longer kept; this is the state now");
         } else if !first {
-            self.notice("gaggled has begun anew; this is the state now");
+            notice("gaggled has begun anew; this is the state now");
         }
-        self.follower.state().is_none_or(|state| self.state(state))
+        let Some(state) = self.follower.state() else { return Ok(()) };
+        for wanted in &self.programs {
+            if !state.graph.programs.values().any(|policy| wanted.is_match(&*policy.name)) {
+                notice(&format!("gaggled has no program \"{}\"", wanted.glob()));
+            }
+        }
+        if self.json { Ok(()) } else { output::line(&summary(state)) }
     }
 
-    /// Prints the state, so that the events that follow say something.
-    fn state(&self, state: &State) -> bool {
-        let dump = View::at(state, state.at).dump(gaggled_core::time::WallTime::default(), 0, usize::MAX);
-        if self.arguments.json {
-            return true;
-        }
-        let dump = serde_json::to_value(&dump).ok().and_then(|dump| serde_json::from_value::<dump::Dump>(dump).ok());
-        dump.is_none_or(|dump| self.print(&format!("following from event {}: {}", state.seq, dump::summary(&dump))))
-    }
-
-    fn event(&self, envelope: &Envelope, text: &str) -> bool {
-        let Some(state) = self.follower.state() else { return true };
+    fn event(&self, envelope: &Envelope, text: &str) -> io::Result<()> {
+        let Some(state) = self.follower.state() else { return Ok(()) };
         let subject = state.graph.subject(&envelope.event).map(|id| &*state.graph.programs[id].name);
-        let wanted = &self.arguments.program;
-        if !wanted.is_empty() && !subject.is_some_and(|name| wanted.iter().any(|wanted| wanted == name)) {
-            return true;
+        let wanted = |name: &str| self.programs.iter().any(|wanted| wanted.is_match(name));
+        if !self.programs.is_empty() && !subject.is_some_and(wanted) {
+            return Ok(());
         }
-        if self.arguments.json {
-            return self.print(text);
+        if self.json {
+            return output::line(text);
         }
-        self.print(&render::line(envelope, &state.graph, self.coloured))
+        output::line(&render::line(envelope, &state.graph, self.coloured))
     }
+}
 
-    fn notice(&self, text: &str) -> bool {
-        eprintln!("-- {text}");
-        let _ = self;
-        true
-    }
+/// What is said of the state before the events that follow it.
+fn summary(state: &State) -> String {
+    let dump = View::at(state, state.at).dump(WallTime::default(), 0, usize::MAX);
+    let dump = serde_json::to_value(&dump).and_then(serde_json::from_value::<dump::Dump>);
+    let counts = dump.map_or_else(|_| String::new(), |dump| dump::summary(&dump));
+    format!("following from event {}: {counts}", state.seq)
+}
 
-    fn print(&self, line: &str) -> bool {
-        let mut out = std::io::stdout().lock();
-        let _ = self;
-        writeln!(out, "{line}").and_then(|()| out.flush()).is_ok()
-    }
+fn notice(text: &str) {
+    eprintln!("-- {text}");
 }
