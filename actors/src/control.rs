@@ -7,7 +7,11 @@ mod ask;
 mod selection;
 mod waiter;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use gaggled_core::{
@@ -26,7 +30,7 @@ use self::waiter::{Target, Waiter, Waiters};
 use crate::{
     clock::Clock,
     journal::{JournalActor, Propose},
-    shell::Committed,
+    shell::{Committed, panic_message},
 };
 
 /// Sends the answer to a request. It may be called at any time, from any thread, once.
@@ -338,7 +342,13 @@ impl Handler<Committed> for ControlActor {
 impl Handler<Ask> for ControlActor {
     type Result = ();
     fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
-        self.ask(ask, ctx);
+        // A request that meets a bug costs its own answer and no other: the answer that is dropped says so.
+        let asked = catch_unwind(AssertUnwindSafe(|| self.ask(ask, ctx)));
+        if let Err(panic) = asked {
+            let message = panic_message(panic.as_ref());
+            let event = Event::System(SystemEvent::ActorPanicked { actor: "Control".to_owned(), message });
+            self.journal.do_send(Propose { from: None, event, cause: Cause::Os });
+        }
     }
 }
 

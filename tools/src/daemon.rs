@@ -1,10 +1,10 @@
 //! The daemon: a checked configuration becomes actors, channels and a log, until everything has stopped.
 
+mod outlets;
+
 use std::{
-    cell::RefCell,
     path::{Path, PathBuf},
     process::ExitCode,
-    rc::Rc,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -12,12 +12,12 @@ use std::{
 use actix::{Actor, Arbiter, Recipient};
 use gaggled_actors::{
     clock::Clock,
-    control::{About, Ask, ControlActor, Declined, Farewell},
+    control::{About, Ask, ControlActor, Farewell},
     host::{self, Environment, HostActor, LinuxHost},
-    journal::{Decline, JournalActor, Propose, Sink},
+    journal::{JournalActor, Propose},
     launch,
     root::{self, HostAddress},
-    shell::{Committed, Saw},
+    shell::Saw,
 };
 use gaggled_core::{
     config::{Config, Diagnostic, Locator, Parsed, ProgramConfig, Severity},
@@ -36,6 +36,7 @@ use tokio::{
     sync::oneshot,
 };
 
+use self::outlets::{ControlSlot, Threads};
 use crate::{
     VERSION,
     address::{self, CONTROL_VARIABLE, EVENT_VARIABLE, Urls},
@@ -173,43 +174,17 @@ impl System {
         let host = self.start_host(epoch).map_err(in_words)?;
 
         let (completed, completion) = oneshot::channel();
-        let mut outlets = Some((events, log.clone(), completed));
-        let control_address: Rc<RefCell<Option<actix::Addr<ControlActor>>>> = Rc::default();
-        let to_control = control_address.clone();
-        let sinks: Vec<Sink> = vec![
-            Box::new(move |envelope| {
-                if let Some(control) = &*to_control.borrow() {
-                    control.do_send(Committed(envelope.clone()));
-                }
-            }),
-            Box::new(move |envelope| {
-                if let Some((events, log, _)) = &outlets {
-                    let _ = events.send(envelope.clone());
-                    log.event(envelope);
-                }
-                if let Event::System(SystemEvent::ShutdownCompleted { survivors }) = envelope.event
-                    && let Some((_, log, completed)) = outlets.take()
-                {
-                    log.end();
-                    let _ = completed.send(survivors);
-                }
-            }),
-        ];
+        let slot = ControlSlot::default();
+        let sinks = vec![slot.sink(), Threads { events, log: log.clone(), completed }.sink()];
         let programs = graph.programs.len();
-        let declined = control_address.clone();
-        let decline: Decline = Box::new(move |cause, refusal| {
-            if let Some(control) = &*declined.borrow() {
-                control.do_send(Declined { cause: cause.clone(), refusal: refusal.clone() });
-            }
-        });
-        let journal = root::start(graph, epoch, clock, &host, sinks, decline);
+        let journal = root::start(graph, epoch, clock, &host, sinks, slot.decline());
         // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
         let (about, to_journal) = (self.about(), journal.clone());
         let clients = Arbiter::new();
         let actor = ControlActor::start_in_arbiter(&clients.handle(), move |_| {
             ControlActor::new(state, clock, to_journal, about)
         });
-        *control_address.borrow_mut() = Some(actor.clone());
+        slot.fill(actor.clone());
         let _ = control.set(actor.clone().recipient());
         server.serve().map_err(|error| error.to_string())?;
         root::open(&journal, VERSION, programs);
