@@ -15,7 +15,7 @@ use gaggled_core::{
     wire::{Action, ErrorCode, Request},
 };
 use gaggled_gateways::call::Caller;
-use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, code, directory, exists, free_port};
+use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, born, code, directory, free_port};
 use nix::sys::signal::Signal;
 
 const SLEEPER: &str = "(command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"])";
@@ -130,6 +130,7 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
     daemon.wait_up("a", 1);
     let main = daemon.pid_of("a");
     let child = wait_for_child(&mut daemon, main);
+    let birth = born(child);
     daemon.kill("a", Signal::SIGKILL);
     daemon.wait_down("a", 1);
     let left = daemon.heard.iter().find_map(|envelope| match envelope.event {
@@ -137,7 +138,7 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
         _ => None,
     });
     assert_eq!(left, Some(1));
-    daemon.wait("the child to be reaped", |_, _| !exists(child));
+    daemon.wait("the child to be reaped", |_, _| born(child) != birth);
 }
 
 fn wait_for_child(daemon: &mut Daemon, parent: i32) -> i32 {
