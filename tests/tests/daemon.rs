@@ -141,10 +141,14 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
     daemon.wait("the child to be reaped", |_, _| born(child) != birth);
 }
 
+/// The child that a puppet has made; on its way there it makes others that are gone at once.
 fn wait_for_child(daemon: &mut Daemon, parent: i32) -> i32 {
-    let path = format!("/proc/{parent}/task/{parent}/children");
-    let child =
-        || fs::read_to_string(&path).unwrap_or_default().split_whitespace().next().and_then(|pid| pid.parse().ok());
+    let child = || {
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
+        let sleeps =
+            |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("sleep"));
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).find(sleeps)
+    };
     daemon.wait("a child", |_, _| child().is_some());
     child().expect("it is there")
 }
