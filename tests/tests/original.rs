@@ -49,8 +49,8 @@ fn s01_respawn() {
         "s01_respawn",
         "
         a-1 < a+2 < a-2 < a+3
-        a-1 ~60 a+2
-        a-2 ~60 a+3
+        a-1 ~400 a+2
+        a-2 ~400 a+3
         b-1 < b+2
         type a-1 KILL
         type b-1 EXIT
@@ -95,7 +95,7 @@ fn s03_start_order() {
 
 #[test]
 fn s04_start_order_fwd() {
-    scenario("s04_start_order_fwd", "a+1 < b+1 < c+1\n a+1 ~100 d+1");
+    scenario("s04_start_order_fwd", "a+1 < b+1 < c+1\n a+1 ~400 d+1");
 }
 
 #[test]
@@ -105,9 +105,9 @@ fn s05_delay() {
         "
         a+1 < b+1 < c+1
         a+1 +400 <= b+1
-        a+1 ~450 b+1
+        a+1 ~800 b+1
         b+1 +300 <= c+1
-        b+1 ~350 c+1
+        b+1 ~700 c+1
         dump 2 c up false
         dump 2 c dependencies_satisfied false
         dump 3 c up true
@@ -122,7 +122,7 @@ fn s06_delay_reset() {
         "
         a-1 < a+2 < a-2 < a+3 < b+1
         a+3 +600 <= b+1
-        a+3 ~650 b+1
+        a+3 ~1000 b+1
     ",
     );
 }
@@ -148,8 +148,8 @@ fn s08_propagate() {
         "
         a-1 < b!1 < b-1
         a-1 < a+2
-        a-1 ~60 a+2
-        a-1 ~60 b!1
+        a-1 ~400 a+2
+        a-1 ~400 b!1
         a+2 +300 <= b+2
         b-1 < b+2
     ",
@@ -207,11 +207,11 @@ fn s14_stubborn() {
         "s14_stubborn",
         "
         a-1 < b!1
-        a-1 ~60 a+2
+        a-1 ~400 a+2
         dump 1 b up true
         dump 1 b instance 1
         b!1 +1000 <= b*1
-        b!1 ~1050 b*1
+        b!1 ~1400 b*1
         b*1 < b-1 < b+2
         type b-1 KILL
         b!2 +1000 <= b*2
@@ -313,7 +313,7 @@ fn s24_shutdown_dependents_first() {
         "
         c!1 < c-1 < b!1 < b-1 < a!1 < a-1
         d!1 +1000 <= d*1
-        d!1 ~1050 d*1
+        d!1 ~1400 d*1
         d*1 < d-1
         no a+2
         no d+2
