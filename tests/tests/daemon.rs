@@ -138,7 +138,7 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
         _ => None,
     });
     assert_eq!(left, Some(1));
-    daemon.wait("the child to be reaped", |_, _| born(child) != birth);
+    daemon.wait("the child to be reaped", |_, _| born(child).is_none_or(|now| Some(now) != birth));
 }
 
 /// The child that a puppet has made; on its way there it makes others that are gone at once.
