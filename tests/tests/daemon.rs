@@ -139,7 +139,7 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
     assert_eq!(left, Some(1));
 }
 
-/// The child that a puppet has made; on its way there it makes others that are gone at once.
+/// Waits until the child that a puppet makes has become the one that stays.
 fn wait_for_child(daemon: &mut Daemon, parent: i32) {
     let child = || {
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
