@@ -136,6 +136,15 @@ impl Daemon {
         }
     }
 
+    /// Waits until something outside gaggled has come about. Nothing tells of that, so it is looked at again and again.
+    pub fn wait_outside(&mut self, what: &str, done: impl Fn() -> bool) {
+        let deadline = now() + PATIENCE;
+        while !done() {
+            assert!(now() < deadline, "waited in vain for {what}\n{}\n{}", self.timeline(), self.log());
+            self.listen_until(now() + Duration::from_millis(20));
+        }
+    }
+
     /// Waits until a program has come up in this run.
     pub fn wait_up(&mut self, program: &str, run: u64) {
         self.wait(&format!("{program} to be up in run {run}"), |_, state| {

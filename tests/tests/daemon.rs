@@ -15,7 +15,7 @@ use gaggled_core::{
     wire::{Action, ErrorCode, Request},
 };
 use gaggled_gateways::call::Caller;
-use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, code, directory, free_port};
+use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, code, directory, exists, free_port};
 use nix::sys::signal::Signal;
 
 const SLEEPER: &str = "(command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"])";
@@ -49,7 +49,7 @@ fn a_program_gets_a_clean_start() {
     let mut daemon = Daemon::with(config, directory.clone(), &Start { variables: &variables, ..Start::default() });
     daemon.wait_up("a", 1);
     let path = directory.path().join("report");
-    daemon.wait("the report", |_, _| fs::read_to_string(&path).is_ok_and(|text| text.contains("Env:\tINHERITED")));
+    daemon.wait_outside("the report", || fs::read_to_string(&path).is_ok_and(|text| text.contains("Env:\tINHERITED")));
     let report = report(&fs::read_to_string(&path).expect("a report"));
     assert_eq!(report["SigBlk"], ["0000000000000000"]);
     assert_eq!(report["SigIgn"], ["0000000000001000"], "only what the runtime of the puppet itself ignores");
@@ -129,7 +129,7 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"spawn\"], mode: Once),");
     daemon.wait_up("a", 1);
     let main = daemon.pid_of("a");
-    wait_for_child(&mut daemon, main);
+    let child = wait_for_child(&mut daemon, main);
     daemon.kill("a", Signal::SIGKILL);
     daemon.wait_down("a", 1);
     let left = daemon.heard.iter().find_map(|envelope| match envelope.event {
@@ -137,17 +137,20 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
         _ => None,
     });
     assert_eq!(left, Some(1));
+    // Not even a zombie is left: an orphan is gaggled's own child, and is reaped.
+    daemon.wait_outside("the end of the orphan", || !exists(child));
 }
 
 /// Waits until the child that a puppet makes has become the one that stays.
-fn wait_for_child(daemon: &mut Daemon, parent: i32) {
+fn wait_for_child(daemon: &mut Daemon, parent: i32) -> i32 {
     let child = || {
         let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap_or_default();
         let sleeps =
             |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("sleep"));
         children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).find(sleeps)
     };
-    daemon.wait("a child", |_, _| child().is_some());
+    daemon.wait_outside("a child", || child().is_some());
+    child().expect("it stays")
 }
 
 #[test]
