@@ -2,10 +2,11 @@
 
 use gaggled_core::time::{Instant, WallTime};
 
-/// A clock that counts from the moment at which it was made.
+/// A monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    origin: tokio::time::Instant,
+    /// A moment, and how long the clock had run then.
+    origin: (tokio::time::Instant, Instant),
     wall: Wall,
 }
 
@@ -18,20 +19,24 @@ enum Wall {
 }
 
 impl Clock {
-    /// The clock of this machine, beginning now.
+    /// The clock of this machine, which is the same for every process since the machine was booted.
     pub fn real() -> Self {
-        Self { origin: tokio::time::Instant::now(), wall: Wall::Real }
+        let run = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+        let micros = run.map_or(0, |run| run.tv_sec().saturating_mul(1_000_000).saturating_add(run.tv_nsec() / 1000));
+        let run = Instant::from_micros(u64::try_from(micros).unwrap_or(0));
+        Self { origin: (tokio::time::Instant::now(), run), wall: Wall::Real }
     }
 
-    /// A clock whose wall time is the time since its beginning.
+    /// A clock that begins now, and whose wall time is the time since its beginning.
     pub fn simulated() -> Self {
-        Self { wall: Wall::Virtual, ..Self::real() }
+        Self { origin: (tokio::time::Instant::now(), Instant::default()), wall: Wall::Virtual }
     }
 
     /// Now.
     pub fn now(&self) -> Instant {
-        let since = self.origin.elapsed().as_micros();
-        Instant::from_micros(u64::try_from(since).unwrap_or(u64::MAX))
+        let (origin, run) = self.origin;
+        let since = u64::try_from(origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Instant::from_micros(run.as_micros().saturating_add(since))
     }
 
     /// The time of day for people.

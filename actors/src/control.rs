@@ -4,6 +4,8 @@
 //! why. A command is answered when its events are committed, or, if its sender waits, when the programs are there.
 
 mod ask;
+mod librarian;
+mod past;
 mod selection;
 mod waiter;
 
@@ -16,18 +18,22 @@ use std::{
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use gaggled_core::{
     command::{DEFAULT_TIMEOUT, Peer, Role, Selection},
-    event::{Cause, Envelope, Event, ProgramEvent, SystemEvent},
-    history::History,
+    event::{Cause, Envelope, Event, Handover, ProgramEvent, SystemEvent},
+    history::{Entry, History},
     host::Signal,
     ids::ProgramId,
     rules::Refusal,
     state::{ProgramState, State},
-    time::Millis,
+    time::{Instant, Millis},
     wire::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
 };
 
-use self::waiter::{Target, Waiter, Waiters};
+use self::{
+    librarian::{Conclude, Concluded, Job, Librarian},
+    waiter::{Target, Waiter, Waiters},
+};
 use crate::{
+    archive::Archive,
     clock::Clock,
     journal::{JournalActor, Propose},
     shell::{Committed, panic_message},
@@ -74,6 +80,96 @@ pub struct About {
     pub eventurl: String,
     /// Where requests are answered.
     pub controlurl: String,
+    /// The directory of the journal, if there is one.
+    pub state: Option<String>,
+}
+
+/// What changes gaggled as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renew {
+    /// Only say what another configuration would change.
+    Plan {
+        /// The file, if it is not the one that gaggled was started with.
+        file: Option<String>,
+    },
+    /// Take another configuration.
+    Reload {
+        /// The file, if it is not the one that gaggled was started with.
+        file: Option<String>,
+    },
+    /// Go on as another version.
+    Upgrade {
+        /// The binary, if it is not the one that gaggled was started from.
+        binary: Option<String>,
+    },
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Renewed {
+    /// What is to be told.
+    pub body: serde_json::Value,
+    /// What the next life is to begin for; everything that it needs has been left for it.
+    pub handover: Option<Handover>,
+}
+
+/// Prepares a change of gaggled as a whole, given the state. It may take its time.
+pub type Renewal = Arc<dyn Fn(Renew, &State) -> Result<Renewed, ReplyError> + Send + Sync>;
+
+/// What the actor works with besides the state.
+#[derive(Clone)]
+pub struct Means {
+    /// The time.
+    pub clock: Clock,
+    /// Where commands are proposed.
+    pub journal: Addr<JournalActor>,
+    /// What is past.
+    pub archive: Archive,
+    /// What changes gaggled as a whole.
+    pub renewal: Renewal,
+    /// What gaggled says of itself.
+    pub about: About,
+}
+
+/// A request that is answered later.
+struct Asked {
+    peer: Peer,
+    id: String,
+    /// For finding the same request again; empty if it may be done twice.
+    key: String,
+}
+
+/// What a request leads to.
+enum Course {
+    Answer(Reply),
+    /// Programs have to reach a state.
+    Await(Target, Millis),
+    /// Events have to be committed.
+    Propose(Proposal),
+    /// It takes its time, and another thread.
+    Elsewhere(Job),
+}
+
+/// What a command proposes, what it waits for after that, and for how long.
+struct Proposal {
+    events: Vec<Event>,
+    target: Option<Target>,
+    timeout: Millis,
+    /// What is answered, if not which programs it was about.
+    body: Option<serde_json::Value>,
+}
+
+impl Default for Proposal {
+    fn default() -> Self {
+        Self { events: Vec::new(), target: None, timeout: DEFAULT_TIMEOUT, body: None }
+    }
+}
+
+impl Proposal {
+    /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
+    fn after(self, state: &State, good: impl Fn(&ProgramState) -> bool) -> Self {
+        Self { target: self.target.map(|target| target.after(state, good)), ..self }
+    }
 }
 
 /// The actor of the control channel.
@@ -82,12 +178,17 @@ pub struct ControlActor {
     names: gaggled_core::wire::Names,
     history: History,
     clock: Clock,
+    /// When this life of the daemon began.
+    began: Instant,
     journal: Addr<JournalActor>,
     waiters: Waiters,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
     /// Commands that go without an id of their own are numbered.
     commands: u64,
+    archive: Archive,
+    librarian: Librarian,
+    renewal: Renewal,
     about: About,
 }
 
@@ -105,33 +206,44 @@ impl ControlActor {
     /// How many requests may wait to be read.
     pub const MAILBOX: usize = 1024;
 
-    /// The actor, with the state before the first event.
-    pub fn new(state: State, clock: Clock, journal: Addr<JournalActor>, about: About) -> Self {
+    /// The actor, with the state before the first event and what is known of the events before that.
+    pub fn new(state: State, entries: Vec<Entry>, means: Means) -> Self {
+        let Means { clock, journal, archive, renewal, about } = means;
         Self {
             names: state.graph.names(),
+            began: clock.now(),
             state,
-            history: History::new(Self::HISTORY),
+            history: History::with(Self::HISTORY, entries),
             clock,
             journal,
             waiters: Waiters::default(),
             answered: VecDeque::new(),
             commands: 0,
+            archive,
+            librarian: Librarian::start(),
+            renewal,
             about,
         }
     }
 
     fn ask(&mut self, Ask { peer, request, answer }: Ask, ctx: &mut Context<Self>) {
+        if self.state.handover.is_some() {
+            // The next life will be asked: the client's socket sends again what was not answered when this one has gone.
+            return std::mem::forget(answer);
+        }
         let Request { id, action, .. } = request;
-        if peer.role < action.role() {
+        let role = action.role();
+        if peer.role < role {
             let why = format!("{} may not ask for this", peer.who);
             self.refuse_aloud(&peer, &id, ErrorCode::Forbidden, &why);
             return answer(Reply::refused(&id, ErrorCode::Forbidden, why));
         }
-        if action.role() == Role::Observe {
-            return self.observe(&id, action, answer, ctx);
-        }
-        let key = format!("{} {id} {action:?}", peer.who);
-        if !id.is_empty() {
+        let key = if role == Role::Observe || id.is_empty() {
+            String::new()
+        } else {
+            format!("{} {id} {action:?}", peer.who)
+        };
+        if !key.is_empty() {
             if let Some((_, reply)) = self.answered.iter().find(|(known, _)| *known == key) {
                 return answer(reply.clone());
             }
@@ -139,128 +251,126 @@ impl ControlActor {
                 return waiter.answers.push(answer);
             }
         }
-        if let Err(error) = self.command(&peer, &id, &key, action, answer, ctx) {
-            let (answer, error) = *error;
-            answer(Reply::refused(&id, error.code, error.message));
+        match self.course(&id, action) {
+            Ok(Course::Answer(reply)) => answer(reply),
+            Ok(Course::Await(target, timeout)) if self.waiters.len() < Self::WATCHERS => {
+                self.wait(Waiter::new(&id, String::new(), Some(target), answer), timeout, ctx);
+            }
+            Ok(Course::Propose(proposal)) if self.waiters.len() < Self::WAITERS => {
+                self.propose(&Asked { peer, id, key }, proposal, answer, ctx);
+            }
+            Ok(Course::Elsewhere(job)) => self.librarian.give(Asked { peer, id, key }, job, answer, ctx.address()),
+            Ok(Course::Await(..) | Course::Propose(_)) => {
+                let error = busy();
+                answer(Reply::refused(&id, error.code, error.message));
+            }
+            Err(error) => answer(Reply::refused(&id, error.code, error.message)),
         }
     }
 
-    /// Questions that change nothing.
-    fn observe(&mut self, id: &str, action: Action, answer: Answer, ctx: &mut Context<Self>) {
-        let reply = match action {
-            Action::Dump { programs, from, limit } => self.dump(id, &programs, from, limit),
-            Action::Why { program } => self.why(id, &program),
-            Action::Events { epoch, since, limit, program } => self.events(id, epoch, since, limit, program.as_deref()),
-            Action::Snapshot => Ok(Reply::done(id, &self.state)),
-            Action::Status => Ok(self.status(id)),
+    /// What a request leads to.
+    fn course(&self, id: &str, action: Action) -> Result<Course, ReplyError> {
+        match action {
+            Action::Dump { at: Some(at), programs, .. } => Ok(self.past_dump(at, programs)),
+            Action::Dump { programs, from, limit, at: None } => {
+                self.dump(id, &programs, from, limit).map(Course::Answer)
+            }
+            Action::Why { program, at } => self.why(id, &program, at),
+            Action::Events { epoch, since, limit, program, from, until } => {
+                Ok(self.events(id, epoch, since, limit, past::Filter { program, from, until }))
+            }
+            Action::Snapshot => Ok(Course::Answer(Reply::done(id, &self.state))),
+            Action::Status => Ok(Course::Answer(self.status(id))),
             Action::Wait { programs, goal, timeout_ms } => {
-                let selected = if self.waiters.len() < Self::WATCHERS { self.select(&programs) } else { Err(busy()) };
-                return match selected {
-                    Ok(programs) => {
-                        let target = Target { programs: programs.into_iter().map(|id| (id, 0)).collect(), goal };
-                        let waiter = Waiter::new(id, String::new(), Some(target), answer);
-                        self.wait(waiter, timeout_ms.unwrap_or(DEFAULT_TIMEOUT), ctx);
-                    }
-                    Err(error) => answer(Reply::refused(id, error.code, error.message)),
-                };
+                let programs = self.select(&programs)?.into_iter().map(|id| (id, 0)).collect();
+                Ok(Course::Await(Target { programs, goal }, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
             }
-            Action::Up(_) | Action::Down(_) | Action::Restart(_) | Action::Signal { .. } | Action::Shutdown { .. } => {
-                Err(ReplyError { code: ErrorCode::BadRequest, message: "this is a command".to_owned() })
+            Action::Up(selection) => {
+                self.refuse_in_shutdown()?;
+                let proposal = self.planned(&selection, &ProgramEvent::OperatorStarted, Goal::Up)?;
+                Ok(Course::Propose(proposal.after(&self.state, ProgramState::is_steady)))
             }
-        };
-        answer(reply.unwrap_or_else(|error| Reply::refused(id, error.code, error.message)));
+            Action::Down(selection) => {
+                self.planned(&selection, &ProgramEvent::OperatorStopped, Goal::Down).map(Course::Propose)
+            }
+            Action::Restart(selection) => {
+                self.refuse_in_shutdown()?;
+                let proposal = self.planned(&selection, &ProgramEvent::OperatorRestarted, Goal::Up)?;
+                Ok(Course::Propose(proposal.after(&self.state, |_| false)))
+            }
+            Action::Signal { programs, signal } => {
+                self.refuse_in_shutdown()?;
+                let signal = Signal::parse(&signal).ok_or_else(|| ReplyError {
+                    code: ErrorCode::BadRequest,
+                    message: format!(
+                        "signal {signal:?} is not known: write a name such as HUP, or a number from 1 to 64"
+                    ),
+                })?;
+                let events = self.signals(&self.select(&programs)?, signal)?;
+                Ok(Course::Propose(Proposal { events, ..Proposal::default() }))
+            }
+            Action::Shutdown { wait, timeout_ms } => self.shutdown(wait, timeout_ms).map(Course::Propose),
+            Action::Plan { file } => Ok(self.renew(Renew::Plan { file })),
+            Action::Reload { file } => {
+                self.refuse_in_shutdown()?;
+                Ok(self.renew(Renew::Reload { file }))
+            }
+            Action::Upgrade { binary } => {
+                self.refuse_in_shutdown()?;
+                Ok(self.renew(Renew::Upgrade { binary }))
+            }
+        }
     }
 
-    fn command(
-        &mut self,
-        peer: &Peer,
-        id: &str,
-        key: &str,
-        action: Action,
-        answer: Answer,
-        ctx: &mut Context<Self>,
-    ) -> Result<(), Box<(Answer, ReplyError)>> {
-        let planned = self.plan(action);
-        let (events, target, timeout) = match planned {
-            Ok(plan) => plan,
-            Err(error) => return Err(Box::new((answer, error))),
-        };
-        if self.waiters.len() >= Self::WAITERS {
-            return Err(Box::new((answer, busy())));
+    fn renew(&self, what: Renew) -> Course {
+        let (renewal, state) = (self.renewal.clone(), self.state.clone());
+        Course::Elsewhere(Box::new(move |id| match renewal(what, &state) {
+            Ok(Renewed { body, handover: None }) => Concluded::Answer(Reply::done(id, &body)),
+            Ok(Renewed { body, handover: Some(to) }) => Concluded::Handover(to, body),
+            Err(error) => Concluded::Answer(Reply::refused(id, error.code, error.message)),
+        }))
+    }
+
+    fn shutdown(&self, wait: bool, timeout_ms: Option<Millis>) -> Result<Proposal, ReplyError> {
+        let begun = self.state.shutdown.is_some();
+        if !wait {
+            self.refuse_in_shutdown()?;
         }
+        let programs = self.state.graph.programs.ids().map(|id| (id, 0)).collect();
+        let events = if begun { Vec::new() } else { vec![Event::System(SystemEvent::ShutdownBegun)] };
+        let target = wait.then_some(Target { programs, goal: Goal::Down });
+        Ok(Proposal { events, target, timeout: timeout_ms.unwrap_or(DEFAULT_TIMEOUT), body: None })
+    }
+
+    fn refuse_in_shutdown(&self) -> Result<(), ReplyError> {
+        if self.state.shutdown.is_some() {
+            let message = "gaggled is shutting down".to_owned();
+            return Err(ReplyError { code: ErrorCode::ShuttingDown, message });
+        }
+        Ok(())
+    }
+
+    fn propose(&mut self, asked: &Asked, proposal: Proposal, answer: Answer, ctx: &mut Context<Self>) {
+        let Asked { peer, id, key } = asked;
+        let Proposal { events, target, timeout, body } = proposal;
         self.commands += 1;
-        let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.into() };
+        let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.as_str().into() };
         let cause = Cause::Operator { who: peer.who.as_str().into(), command };
-        let key = if id.is_empty() { String::new() } else { key.to_owned() };
-        let mut waiter = Waiter::new(id, key, target, answer);
+        let mut waiter = Waiter::new(id, key.clone(), target, answer);
+        waiter.body = body;
         waiter.expect(cause.clone(), events.len());
         for event in events {
             self.journal.do_send(Propose { from: None, event, cause: cause.clone() });
         }
         self.wait(waiter, timeout, ctx);
-        Ok(())
     }
 
-    /// What a command proposes, what it waits for after that, and for how long.
-    fn plan(&self, action: Action) -> Result<(Vec<Event>, Option<Target>, Millis), ReplyError> {
-        let again = matches!(action, Action::Shutdown { wait: true, .. });
-        if self.state.shutdown.is_some() && !again && !matches!(action, Action::Down(_)) {
-            let message = "gaggled is shutting down".to_owned();
-            return Err(ReplyError { code: ErrorCode::ShuttingDown, message });
-        }
-        let timeout = |selection: &Selection| selection.timeout_ms.unwrap_or(DEFAULT_TIMEOUT);
-        match action {
-            Action::Up(selection) => {
-                let (events, target) = self.planned(&selection, &ProgramEvent::OperatorStarted, Goal::Up)?;
-                let target = target.map(|target| target.after(&self.state, ProgramState::is_steady));
-                Ok((events, target, timeout(&selection)))
-            }
-            Action::Down(selection) => {
-                let (events, target) = self.planned(&selection, &ProgramEvent::OperatorStopped, Goal::Down)?;
-                Ok((events, target, timeout(&selection)))
-            }
-            Action::Restart(selection) => {
-                let (events, target) = self.planned(&selection, &ProgramEvent::OperatorRestarted, Goal::Up)?;
-                Ok((events, target.map(|target| target.after(&self.state, |_| false)), timeout(&selection)))
-            }
-            Action::Signal { programs, signal } => {
-                let Some(signal) = Signal::parse(&signal) else {
-                    let message =
-                        format!("signal {signal:?} is not known: write a name such as HUP, or a number from 1 to 64");
-                    return Err(ReplyError { code: ErrorCode::BadRequest, message });
-                };
-                let events = self.signals(&self.select(&programs)?, signal)?;
-                Ok((events, None, DEFAULT_TIMEOUT))
-            }
-            Action::Shutdown { wait, timeout_ms } => {
-                let programs = self.state.graph.programs.ids().map(|id| (id, 0)).collect();
-                let target = wait.then_some(Target { programs, goal: Goal::Down });
-                let events = if self.state.shutdown.is_some() {
-                    Vec::new()
-                } else {
-                    vec![Event::System(SystemEvent::ShutdownBegun)]
-                };
-                Ok((events, target, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
-            }
-            Action::Wait { .. }
-            | Action::Dump { .. }
-            | Action::Why { .. }
-            | Action::Events { .. }
-            | Action::Snapshot
-            | Action::Status => Ok((Vec::new(), None, DEFAULT_TIMEOUT)),
-        }
-    }
-
-    fn planned(
-        &self,
-        selection: &Selection,
-        event: &ProgramEvent,
-        goal: Goal,
-    ) -> Result<(Vec<Event>, Option<Target>), ReplyError> {
+    fn planned(&self, selection: &Selection, event: &ProgramEvent, goal: Goal) -> Result<Proposal, ReplyError> {
         let programs = self.select(&selection.programs)?;
         let events = programs.iter().map(|id| Event::Program(*id, event.clone())).collect();
         let target = Target { programs: programs.into_iter().map(|id| (id, 0)).collect(), goal };
-        Ok((events, selection.wait.then_some(target)))
+        let timeout = selection.timeout_ms.unwrap_or(DEFAULT_TIMEOUT);
+        Ok(Proposal { events, target: selection.wait.then_some(target), timeout, body: None })
     }
 
     fn signals(&self, programs: &[ProgramId], signal: Signal) -> Result<Vec<Event>, ReplyError> {
@@ -348,6 +458,19 @@ impl Handler<Ask> for ControlActor {
             let message = panic_message(panic.as_ref());
             let event = Event::System(SystemEvent::ActorPanicked { actor: "Control".to_owned(), message });
             self.journal.do_send(Propose { from: None, event, cause: Cause::Os });
+        }
+    }
+}
+
+impl Handler<Conclude> for ControlActor {
+    type Result = ();
+    fn handle(&mut self, Conclude { asked, concluded, answer }: Conclude, ctx: &mut Context<Self>) {
+        match concluded {
+            Concluded::Answer(reply) => answer(reply),
+            Concluded::Handover(to, body) => {
+                let events = vec![Event::System(SystemEvent::HandoverBegun { to })];
+                self.propose(&asked, Proposal { events, body: Some(body), ..Proposal::default() }, answer, ctx);
+            }
         }
     }
 }

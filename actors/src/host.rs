@@ -5,16 +5,27 @@
 
 mod kernel;
 mod linux;
+mod proc;
+mod recorder;
+mod starter;
+mod survivors;
+mod token;
+mod watch;
 
-use actix::{Actor, Context, Handler};
+use std::time::Duration;
+
+use actix::{Actor, Context, Handler, Message};
 use gaggled_core::{
     host::Processes,
     ids::{ProgramId, Table},
 };
 
 pub use self::{
-    kernel::ignore_interrupts,
-    linux::{Environment, LinuxHost, become_subreaper, close_on_exec},
+    kernel::{ignore_interrupts, peek_ended, reap},
+    linux::{Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec},
+    recorder::Recorder,
+    survivors::look,
+    watch::{drain, encode_reaped},
 };
 use crate::{
     root::Connect,
@@ -43,10 +54,23 @@ impl<P: Unpin + 'static> Actor for HostActor<P> {
     }
 }
 
-impl<P: Unpin + 'static> Handler<Connect> for HostActor<P> {
+/// Carry out what was asked for, and leave everything else to the next life.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct HandOver(pub Duration);
+
+impl Handler<HandOver> for HostActor<LinuxHost> {
+    type Result = ();
+    fn handle(&mut self, HandOver(within): HandOver, _: &mut Context<Self>) {
+        self.processes.hand_over(within);
+    }
+}
+
+impl<P: Processes + Unpin + 'static> Handler<Connect> for HostActor<P> {
     type Result = ();
     fn handle(&mut self, Connect(programs): Connect, _: &mut Context<Self>) {
         self.programs = programs;
+        self.processes.begin();
     }
 }
 

@@ -1,5 +1,7 @@
 //! The journal actor: every event passes here, is admitted, numbered and applied, and then sent on.
 
+pub mod file;
+
 use std::sync::Arc;
 
 use actix::{Actor, Addr, Context, Handler, Message};
@@ -13,11 +15,12 @@ use gaggled_core::{
     program::Program,
     rules::Refusal,
     shutdown::Shutdown,
+    state::State,
 };
 
 use crate::{
     clock::Clock,
-    shell::{Committed, DependencyActor, ProgramActor, Rebuilt, Refused, ShutdownActor},
+    shell::{Begin, Committed, DependencyActor, Flush, ProgramActor, Rebuilt, Refused, ShutdownActor},
 };
 
 /// A fact that somebody takes for the next one.
@@ -43,7 +46,7 @@ pub struct Panicked {
 }
 
 /// The addresses of all shells.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Routes {
     /// The programs.
     pub programs: Table<ProgramId, Addr<ProgramActor>>,
@@ -53,8 +56,13 @@ pub struct Routes {
     pub shutdown: Option<Addr<ShutdownActor>>,
 }
 
-/// Hears every event in order, after everybody whom it concerns.
-pub type Sink = Box<dyn FnMut(&Arc<Envelope>)>;
+/// The life of the daemon may begin.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Open;
+
+/// Hears every event in order, after everybody whom it concerns, with the fold up to it.
+pub type Sink = Box<dyn FnMut(&Arc<Envelope>, &State)>;
 
 /// Hears what was refused to those who are no actors of their own.
 pub type Decline = Box<dyn FnMut(&Cause, &Refusal)>;
@@ -62,6 +70,8 @@ pub type Decline = Box<dyn FnMut(&Cause, &Refusal)>;
 /// The actor of the journal.
 pub struct JournalActor {
     journal: Journal,
+    /// What was committed before there was anybody to hear it.
+    opening: Vec<Envelope>,
     clock: Clock,
     routes: Routes,
     sinks: Vec<Sink>,
@@ -69,9 +79,15 @@ pub struct JournalActor {
 }
 
 impl JournalActor {
-    /// The actor of a journal that has committed nothing.
-    pub fn new(journal: Journal, clock: Clock, routes: Routes, sinks: Vec<Sink>, decline: Decline) -> Self {
-        Self { journal, clock, routes, sinks, decline }
+    /// The actor of a journal that has committed only the opening.
+    pub fn new(
+        (journal, opening): (Journal, Vec<Envelope>),
+        clock: Clock,
+        routes: Routes,
+        sinks: Vec<Sink>,
+        decline: Decline,
+    ) -> Self {
+        Self { journal, opening, clock, routes, sinks, decline }
     }
 
     fn commit(&mut self, event: Event, cause: Cause, from: Option<ActorId>) {
@@ -103,13 +119,47 @@ impl JournalActor {
             }
         });
         for sink in &mut self.sinks {
-            sink(&envelope);
+            sink(&envelope, self.journal.state());
+        }
+    }
+}
+
+impl Routes {
+    /// Waits until every shell has handled what was sent to it so far.
+    pub async fn flush(&self) {
+        for program in self.programs.values() {
+            let _ = program.send(Flush).await;
+        }
+        for dependency in self.dependencies.values() {
+            let _ = dependency.send(Flush).await;
         }
     }
 }
 
 impl Actor for JournalActor {
     type Context = Context<Self>;
+}
+
+impl Handler<Open> for JournalActor {
+    type Result = ();
+    fn handle(&mut self, _: Open, _: &mut Context<Self>) {
+        let opening = std::mem::take(&mut self.opening);
+        let Some(first) = opening.first().map(|envelope| envelope.seq) else { return };
+        for envelope in opening.into_iter().map(Arc::new) {
+            for sink in &mut self.sinks {
+                sink(&envelope, self.journal.state());
+            }
+        }
+        let begin = Begin(first);
+        self.routes.programs.values().for_each(|program| program.do_send(begin));
+        self.routes.dependencies.values().for_each(|dependency| dependency.do_send(begin));
+        self.routes.shutdown.iter().for_each(|end| end.do_send(begin));
+    }
+}
+
+impl Handler<Flush> for JournalActor {
+    type Result = ();
+    fn handle(&mut self, _: Flush, _: &mut Context<Self>) {}
 }
 
 impl Handler<Propose> for JournalActor {
@@ -125,13 +175,15 @@ impl Handler<Panicked> for JournalActor {
         let event = SystemEvent::ActorPanicked { actor: format!("{actor:?}"), message };
         self.commit(Event::System(event), Cause::Os, None);
         let state = self.journal.state();
+        let since = state.seq;
         match actor {
-            ActorId::Program(id) => self.routes.programs[id].do_send(Rebuilt(Box::new(Program::new(state, id)))),
+            ActorId::Program(id) => self.routes.programs[id].do_send(Rebuilt(Box::new(Program::new(state, id)), since)),
             ActorId::Dependency(id) => {
-                self.routes.dependencies[id].do_send(Rebuilt(Box::new(Dependency::new(state, id))));
+                self.routes.dependencies[id].do_send(Rebuilt(Box::new(Dependency::new(state, id)), since));
             }
             ActorId::Shutdown => {
-                self.routes.shutdown.iter().for_each(|end| end.do_send(Rebuilt(Box::new(Shutdown::new(state, ())))));
+                let end = || Rebuilt(Box::new(Shutdown::new(state, ())), since);
+                self.routes.shutdown.iter().for_each(|actor| actor.do_send(end()));
             }
         }
     }

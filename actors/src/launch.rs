@@ -4,13 +4,20 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
 
 use gaggled_core::{
     config::{Config, Diagnostic, Locator, ProgramConfig},
+    graph::Graph,
     host::{Launch, Log},
     ids::{ProgramId, Table},
 };
 
-/// What the host needs of each program, in the order of the configuration.
-pub fn launches(config: &Config) -> Table<ProgramId, Launch> {
-    config.programs.iter().map(|(name, program)| launch(name, program)).collect()
+/// What the host needs of each program of a graph. Of one that is no longer configured it needs only the name: it is
+/// never started again.
+pub fn launches(config: &Config, graph: &Graph) -> Table<ProgramId, Launch> {
+    let configured: BTreeMap<&str, &ProgramConfig> = config.programs.iter().collect();
+    let launch = |name: &str| match configured.get(name) {
+        Some(program) => launch(name, program),
+        None => Launch { name: name.to_owned(), ..Launch::default() },
+    };
+    graph.programs.values().map(|policy| launch(&policy.name)).collect()
 }
 
 fn launch(name: &str, program: &ProgramConfig) -> Launch {
@@ -22,7 +29,7 @@ fn launch(name: &str, program: &ProgramConfig) -> Launch {
         program.env.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
     env.push(("GAGGLED_PROGRAM_NAME".to_owned(), name.to_owned()));
     let log = program.log.clone().map_or(Log::Inherit, Log::File);
-    Launch { command, argv, env, wd: program.wd.clone(), log }
+    Launch { name: name.to_owned(), command, argv, env, wd: program.wd.clone(), log }
 }
 
 /// The directories in which commands are looked for: those of the configuration, then those of `$PATH`.

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 #![deny(clippy::wildcard_enum_match_arm)]
 
+pub mod archive;
 pub mod clock;
 pub mod control;
 pub mod host;
@@ -14,3 +15,4 @@ pub mod journal;
 pub mod launch;
 pub mod root;
 pub mod shell;
+pub mod state_directory;

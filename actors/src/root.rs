@@ -1,13 +1,11 @@
 //! Builds the actors of a graph and connects them.
 
-use std::sync::Arc;
-
 use actix::{Actor, Addr, AsyncContext, Context, Message, Recipient};
 use gaggled_core::{
     dependency::Dependency,
-    event::{Cause, Event, SystemEvent},
-    graph::{ActorId, Graph},
-    ids::{EpochId, ProgramId, Table},
+    event::Envelope,
+    graph::ActorId,
+    ids::{ProgramId, Table},
     journal::Journal,
     machine::Machine,
     program::Program,
@@ -16,7 +14,7 @@ use gaggled_core::{
 
 use crate::{
     clock::Clock,
-    journal::{Decline, JournalActor, Propose, Routes, Sink},
+    journal::{Decline, JournalActor, Open, Routes, Sink},
     shell::{Perform, Saw, Shell, Wiring},
 };
 
@@ -34,29 +32,37 @@ pub struct HostAddress {
     pub connect: Recipient<Connect>,
 }
 
-/// Starts all actors of a graph; nothing happens before [`open`].
+/// All actors of a life of the daemon.
+#[derive(Clone, Debug)]
+pub struct Actors {
+    /// The journal.
+    pub journal: Addr<JournalActor>,
+    /// Everybody else.
+    pub routes: Routes,
+}
+
+/// Starts all actors; nothing happens before [`open`].
 pub fn start(
-    graph: Arc<Graph>,
-    epoch: EpochId,
+    (journal, opening): (Journal, Vec<Envelope>),
     clock: Clock,
     host: &HostAddress,
     sinks: Vec<Sink>,
     decline: Decline,
-) -> Addr<JournalActor> {
-    let journal = Journal::new(graph, epoch);
-    JournalActor::create(|ctx: &mut Context<JournalActor>| {
+) -> Actors {
+    let mut made = Routes::default();
+    let actor = JournalActor::create(|ctx: &mut Context<JournalActor>| {
         let wiring = Wiring { clock, journal: ctx.address(), host: host.perform.clone() };
         let routes = shells(&journal, &wiring);
+        made = routes.clone();
         host.connect.do_send(Connect(routes.programs.values().map(|program| program.clone().recipient()).collect()));
-        JournalActor::new(journal, clock, routes, sinks, decline)
-    })
+        JournalActor::new((journal, opening), clock, routes, sinks, decline)
+    });
+    Actors { journal: actor, routes: made }
 }
 
-/// Opens the epoch: everything that is wanted begins to come up.
-pub fn open(journal: &Addr<JournalActor>, version: &str, programs: usize) {
-    let programs = u32::try_from(programs).unwrap_or(u32::MAX);
-    let event = Event::System(SystemEvent::EpochOpened { version: version.to_owned(), programs });
-    journal.do_send(Propose { from: None, event, cause: Cause::Boot });
+/// Lets everything begin: what is wanted comes up, and what was under way goes on.
+pub fn open(journal: &Addr<JournalActor>) {
+    journal.do_send(Open);
 }
 
 fn shells(journal: &Journal, wiring: &Wiring) -> Routes {

@@ -14,6 +14,7 @@ use gaggled_core::{
     event::{Envelope, Event},
     graph::ActorId,
     host::{HostCommand, Observed},
+    ids::Seq,
     machine::{Input, Machine, Output, Outputs, Timers},
     program::Program,
     rules::Refusal,
@@ -56,10 +57,20 @@ pub struct Saw(pub Observed);
 #[rtype(result = "()")]
 pub struct Perform(pub HostCommand);
 
-/// A machine built anew after a panic.
+/// The machine may begin to want something, because of this event.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Begin(pub Seq);
+
+/// A machine built anew after a panic, which is this event.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Rebuilt<M>(pub Box<M>);
+pub struct Rebuilt<M>(pub Box<M>, pub Seq);
+
+/// Answered when everything that was sent before has been handled.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Flush;
 
 /// What every shell is connected to.
 #[derive(Clone, Debug)]
@@ -187,14 +198,26 @@ impl<M: Machine + Unpin + 'static> Handler<Saw> for Shell<M> {
     }
 }
 
+impl<M: Machine + Unpin + 'static> Handler<Begin> for Shell<M> {
+    type Result = ();
+    fn handle(&mut self, Begin(since): Begin, ctx: &mut Context<Self>) {
+        self.step(&Input::Rebuilt(since), ctx);
+    }
+}
+
+impl<M: Machine + Unpin + 'static> Handler<Flush> for Shell<M> {
+    type Result = ();
+    fn handle(&mut self, _: Flush, _: &mut Context<Self>) {}
+}
+
 impl<M: Machine + Unpin + 'static> Handler<Rebuilt<M>> for Shell<M> {
     type Result = ();
-    fn handle(&mut self, Rebuilt(machine): Rebuilt<M>, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Rebuilt(machine, since): Rebuilt<M>, ctx: &mut Context<Self>) {
         if self.panics > MOST_PANICS {
             return;
         }
         self.machine = Some(*machine);
-        self.step(&Input::Rebuilt, ctx);
+        self.step(&Input::Rebuilt(since), ctx);
         for observed in std::mem::take(&mut self.kept) {
             self.step(&Input::Observed(observed), ctx);
         }

@@ -25,7 +25,7 @@ pub enum Role {
     Observe,
     /// Start and stop programs.
     Operate,
-    /// End gaggled.
+    /// End gaggled, change its configuration or its version.
     Admin,
 }
 
@@ -40,7 +40,7 @@ impl Action {
             | Self::Status
             | Self::Wait { .. } => Role::Observe,
             Self::Up(_) | Self::Down(_) | Self::Restart(_) | Self::Signal { .. } => Role::Operate,
-            Self::Shutdown { .. } => Role::Admin,
+            Self::Plan { .. } | Self::Reload { .. } | Self::Upgrade { .. } | Self::Shutdown { .. } => Role::Admin,
         }
     }
 }

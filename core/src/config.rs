@@ -14,7 +14,7 @@ use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
     locate::Locator,
-    model::{Config, DependsConfig, ProgramConfig, Settings, SmtpgateConfig, Tls},
+    model::{Config, DependsConfig, JournalConfig, ProgramConfig, Settings, SmtpgateConfig, Tls},
     order::Ordered,
 };
 

@@ -7,7 +7,7 @@ use crate::{
     event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent},
     graph::{self, Policy},
     ids::{EdgeId, EpochId, Seq},
-    machine::{Input, Machine, Outputs, Timer},
+    machine::{Input, Machine, Outputs, Timer, follows_from},
     rules::Refusal,
     state::{EdgeState, ProgramState, State},
     time::Instant,
@@ -132,7 +132,7 @@ impl Machine for Dependency {
             }
             Input::Due(_) => self.decide(now, Cause::Timer(self.armed_by), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
-            Input::Rebuilt => self.decide(now, Cause::Event(self.on.last_seq), out),
+            Input::Rebuilt(since) => self.decide(now, follows_from(self.on.last_seq, *since), out),
             Input::Observed(_) => {}
         }
     }

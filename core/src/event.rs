@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    host::{ExecStage, ExitStatus, Signal},
+    host::{ExecStage, ExitStatus, Signal, StartTime},
     ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq},
     time::{Instant, WallTime},
 };
@@ -16,7 +16,7 @@ use crate::{
 /// An event with its number, its time and its cause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// Its number in this epoch.
+    /// Its number.
     pub seq: Seq,
     /// The life of the daemon it belongs to.
     pub epoch: EpochId,
@@ -79,6 +79,18 @@ pub enum ProgramEvent {
         instance: InstanceId,
         /// Its process id.
         pid: i32,
+        /// When that process began: with the process id it is known for sure.
+        birth: StartTime,
+    },
+    /// It was found running when this life of the daemon began: it has survived the one before.
+    #[serde(rename = "ProgramAdopted")]
+    Adopted {
+        /// The run.
+        instance: InstanceId,
+        /// Its process id.
+        pid: i32,
+        /// When that process began.
+        birth: StartTime,
     },
     /// It could not be started.
     #[serde(rename = "ProgramSpawnFailed")]
@@ -182,6 +194,17 @@ pub enum SystemEvent {
         version: String,
         /// The number of configured programs.
         programs: u32,
+        /// What went before.
+        beginning: Beginning,
+        /// Programs that were found running.
+        adopted: u32,
+        /// Programs that have ended since the life before.
+        ended: u32,
+    },
+    /// This life of the daemon gives everything to the next one; no program notices.
+    HandoverBegun {
+        /// What for.
+        to: Handover,
     },
     /// Everything is being stopped.
     ShutdownBegun,
@@ -189,6 +212,23 @@ pub enum SystemEvent {
     ShutdownCompleted {
         /// How many programs could not be ended.
         survivors: u32,
+    },
+    /// The journal cannot be written; everything else goes on.
+    JournalDegraded {
+        /// Why, in words.
+        why: String,
+    },
+    /// The journal is written again, beginning with a snapshot.
+    JournalRestored {
+        /// How many events are on no disk.
+        missed: u64,
+    },
+    /// A part of the journal could not be read when this life of the daemon began.
+    JournalDamaged {
+        /// The file that was put aside.
+        file: String,
+        /// What is wrong with it.
+        why: String,
     },
     /// A command was refused.
     CommandRefused {
@@ -206,6 +246,34 @@ pub enum SystemEvent {
     },
 }
 
+/// What went before a life of the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Beginning {
+    /// Nothing: there was no journal.
+    First,
+    /// A life that ended as it should.
+    Orderly,
+    /// A life that ended without a word.
+    Crash,
+    /// Another boot of the machine, with which all programs ended.
+    Reboot,
+    /// A life that gave everything to this one.
+    Handover(Handover),
+}
+
+/// What one life of the daemon gives everything to the next for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Handover {
+    /// A changed configuration.
+    Reload,
+    /// Another version of gaggled.
+    Upgrade,
+    /// The launcher has died, and this life takes its place.
+    Launcher,
+}
+
 impl ProgramEvent {
     /// Whether the program has a process, or is about to, from this event on; `None` if that stays as it is.
     pub fn makes_running(&self) -> Option<bool> {
@@ -213,6 +281,7 @@ impl ProgramEvent {
             Self::Starting { .. } => Some(true),
             Self::SpawnFailed { .. } | Self::Exited { .. } => Some(false),
             Self::Started { .. }
+            | Self::Adopted { .. }
             | Self::Stopping { .. }
             | Self::StopEscalated { .. }
             | Self::Signalled { .. }
@@ -230,6 +299,7 @@ impl Event {
             Self::Program(_, event) => match event {
                 ProgramEvent::Starting { .. } => "ProgramStarting",
                 ProgramEvent::Started { .. } => "ProgramStarted",
+                ProgramEvent::Adopted { .. } => "ProgramAdopted",
                 ProgramEvent::SpawnFailed { .. } => "ProgramSpawnFailed",
                 ProgramEvent::Stopping { .. } => "ProgramStopping",
                 ProgramEvent::StopEscalated { .. } => "ProgramStopEscalated",
@@ -246,6 +316,10 @@ impl Event {
             },
             Self::System(event) => match event {
                 SystemEvent::EpochOpened { .. } => "EpochOpened",
+                SystemEvent::HandoverBegun { .. } => "HandoverBegun",
+                SystemEvent::JournalDegraded { .. } => "JournalDegraded",
+                SystemEvent::JournalRestored { .. } => "JournalRestored",
+                SystemEvent::JournalDamaged { .. } => "JournalDamaged",
                 SystemEvent::ShutdownBegun => "ShutdownBegun",
                 SystemEvent::ShutdownCompleted { .. } => "ShutdownCompleted",
                 SystemEvent::CommandRefused { .. } => "CommandRefused",
@@ -274,6 +348,27 @@ impl fmt::Display for Cause {
             Self::Timer(seq) => write!(f, "timer of event {seq}"),
             Self::Os => f.write_str("operating system"),
         }
+    }
+}
+
+impl fmt::Display for Beginning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::First | Self::Orderly => Ok(()),
+            Self::Crash => f.write_str(" again after it had died"),
+            Self::Reboot => f.write_str(" after a boot of the machine"),
+            Self::Handover(to) => write!(f, " its next life, for {to},"),
+        }
+    }
+}
+
+impl fmt::Display for Handover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Reload => "a changed configuration",
+            Self::Upgrade => "another version of gaggled",
+            Self::Launcher => "a launcher that has died",
+        })
     }
 }
 

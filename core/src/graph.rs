@@ -56,6 +56,12 @@ pub struct Policy {
     pub killwait: Millis,
     /// How its starts are spaced.
     pub backoff: Backoff,
+    /// Whether everything is to end when it ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub essential: bool,
+    /// Whether the configuration no longer has it: it is there only until it has stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
 }
 
 /// A dependency: `of` needs `on`.
@@ -170,14 +176,20 @@ impl Graph {
                     }
                 }
             }
-            Event::System(SystemEvent::EpochOpened { .. } | SystemEvent::ShutdownBegun) => {
+            Event::System(SystemEvent::ShutdownBegun) => {
                 for program in self.programs.ids() {
                     tell(ActorId::Program(program));
                 }
                 tell(ActorId::Shutdown);
             }
+            // Committed before there is anybody to hear it.
             Event::System(
-                SystemEvent::ShutdownCompleted { .. }
+                SystemEvent::EpochOpened { .. }
+                | SystemEvent::HandoverBegun { .. }
+                | SystemEvent::ShutdownCompleted { .. }
+                | SystemEvent::JournalDegraded { .. }
+                | SystemEvent::JournalRestored { .. }
+                | SystemEvent::JournalDamaged { .. }
                 | SystemEvent::CommandRefused { .. }
                 | SystemEvent::ActorPanicked { .. },
             ) => {}

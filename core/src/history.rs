@@ -5,9 +5,10 @@ use std::{collections::VecDeque, sync::Arc};
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, SystemEvent},
     graph::Graph,
-    ids::{ProgramId, Seq},
+    ids::{Position, ProgramId, Seq},
     state::{Outcome, Phase, ProgramState, State},
-    wire::describe,
+    time::WallTime,
+    wire::{describe, encode_past},
 };
 
 /// An event, and the state of its program after it.
@@ -17,6 +18,27 @@ pub struct Entry {
     pub envelope: Arc<Envelope>,
     /// The state of the program that it concerns.
     pub after: Option<ProgramState>,
+    /// What its ids stand for.
+    pub graph: Arc<Graph>,
+}
+
+impl Entry {
+    /// The program that it concerns, by name.
+    pub fn program(&self) -> Option<&str> {
+        self.graph.subject(&self.envelope.event).map(|id| &*self.graph.programs[id].name)
+    }
+
+    /// Where it stands among the events of all lives of the daemon.
+    pub fn position(&self) -> Position {
+        Position { epoch: self.envelope.epoch, seq: self.envelope.seq }
+    }
+
+    /// The event as JSON, with the state of its program after it.
+    pub fn encode(&self) -> String {
+        let subject = self.graph.subject(&self.envelope.event);
+        let state = subject.zip(self.after.as_ref());
+        encode_past(&self.envelope, &self.graph, state)
+    }
 }
 
 /// A link in the chain of causes.
@@ -28,7 +50,7 @@ pub struct Link {
     pub words: String,
 }
 
-/// The last events of this epoch, as many as are kept.
+/// The last events, as many as are kept.
 #[derive(Clone, Debug)]
 pub struct History {
     entries: VecDeque<Entry>,
@@ -41,33 +63,45 @@ impl History {
         Self { entries: VecDeque::new(), capacity }
     }
 
+    /// A history that begins with these events.
+    pub fn with(capacity: usize, entries: Vec<Entry>) -> Self {
+        let skip = entries.len().saturating_sub(capacity);
+        Self { entries: entries.into_iter().skip(skip).collect(), capacity }
+    }
+
+    /// All that is kept.
+    pub fn into_entries(self) -> Vec<Entry> {
+        self.entries.into()
+    }
+
     /// Keeps an event, just after it was applied to `state`.
     pub fn push(&mut self, envelope: Arc<Envelope>, state: &State) {
         if self.entries.len() == self.capacity {
             self.entries.pop_front();
         }
         let after = state.graph.subject(&envelope.event).map(|id| state.programs[id].clone());
-        self.entries.push_back(Entry { envelope, after });
+        self.entries.push_back(Entry { envelope, after, graph: state.graph.clone() });
     }
 
-    /// The events after a number, or `None` if some of them are no longer kept.
-    pub fn since(&self, seq: Seq) -> Option<impl Iterator<Item = &Entry>> {
-        let first = self.entries.front().map_or(Seq(1), |entry| entry.envelope.seq);
-        (seq.0.saturating_add(1) >= first.0).then(|| {
-            let skip = usize::try_from(seq.0.saturating_add(1) - first.0).unwrap_or(usize::MAX);
-            self.entries.iter().skip(skip)
-        })
+    /// The events after a position, as far as they are kept.
+    pub fn after(&self, position: Position) -> impl Iterator<Item = &Entry> {
+        let skip = self.entries.partition_point(|entry| entry.position() <= position);
+        self.entries.iter().skip(skip)
     }
 
-    /// The number of the first event that is kept.
-    pub fn first(&self) -> Option<Seq> {
-        self.entries.front().map(|entry| entry.envelope.seq)
+    /// Whether the first event that is kept came after a time.
+    pub fn starts_after(&self, time: WallTime) -> bool {
+        self.entries.front().is_none_or(|entry| entry.envelope.wall.0 > time.0)
     }
 
-    /// An event by its number, if it is kept.
+    /// Where the first event that is kept stands.
+    pub fn first(&self) -> Option<Position> {
+        self.entries.front().map(Entry::position)
+    }
+
+    /// An event by its number, if it is kept: the last of that number, should a crash have lost some.
     pub fn get(&self, seq: Seq) -> Option<&Entry> {
-        let first = self.entries.front()?.envelope.seq;
-        self.entries.get(usize::try_from(seq.0.checked_sub(first.0)?).ok()?)
+        self.entries.iter().rfind(|entry| entry.envelope.seq <= seq).filter(|entry| entry.envelope.seq == seq)
     }
 
     /// The chains of causes that made a program what it is: how it came to its phase, and before that, if it is up
@@ -77,12 +111,17 @@ impl History {
         let mut chains = Vec::new();
         let last = if now.phase == Phase::Down && now.operator_down { now.last_seq } else { now.changed_by };
         let last = if last == Seq(0) { now.last_seq } else { last };
-        chains.push(self.chain(state, last));
+        chains.push(self.chain(last));
         if matches!(now.phase, Phase::Up | Phase::Starting) && now.instance.0 > 1 {
+            let name = &*state.graph.programs[program].name;
             let end = self.entries.iter().rev().find(|entry| {
-                matches!(&entry.envelope.event, Event::Program(id, ProgramEvent::Exited { .. } | ProgramEvent::SpawnFailed { .. }) if *id == program)
+                let ends = matches!(
+                    &entry.envelope.event,
+                    Event::Program(_, ProgramEvent::Exited { .. } | ProgramEvent::SpawnFailed { .. })
+                );
+                ends && entry.program() == Some(name)
             });
-            chains.extend(end.map(|end| self.chain(state, end.envelope.seq)));
+            chains.extend(end.map(|end| self.chain(end.envelope.seq)));
         }
         if now.phase == Phase::Down && now.due {
             // What it waits for is why it is down.
@@ -94,11 +133,12 @@ impl History {
         chains
     }
 
-    fn chain(&self, state: &State, from: Seq) -> Vec<Link> {
+    /// An event and what led to it, as far as that is kept.
+    pub fn chain(&self, from: Seq) -> Vec<Link> {
         let mut links = Vec::new();
         let mut next = Some(from);
         while let Some(entry) = next.and_then(|seq| self.get(seq)) {
-            links.push(Link { envelope: entry.envelope.clone(), words: in_words(&entry.envelope, &state.graph) });
+            links.push(Link { envelope: entry.envelope.clone(), words: in_words(&entry.envelope, &entry.graph) });
             next = entry.envelope.cause.event();
         }
         links
@@ -114,6 +154,7 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
             match event {
                 ProgramEvent::Starting { instance } => format!("{program} is being started (run {instance})"),
                 ProgramEvent::Started { pid, .. } => format!("{program} came up with pid {pid}"),
+                ProgramEvent::Adopted { pid, .. } => format!("{program} was found running with pid {pid}"),
                 ProgramEvent::SpawnFailed { stage, errno, .. } => {
                     format!(
                         "{program} could not be started: {}",
@@ -137,9 +178,21 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
         }
         Event::Dependency(id, event) => dependency_in_words(graph, *id, event),
         Event::System(event) => match event {
-            SystemEvent::EpochOpened { version, programs } => {
-                format!("gaggled {version} began with {programs} programs")
+            SystemEvent::EpochOpened { version, programs, beginning, adopted, ended } => {
+                let found = match (adopted, ended) {
+                    (0, 0) => String::new(),
+                    (adopted, 0) => format!(", {adopted} of them still running"),
+                    (0, ended) => format!(", {ended} of them ended meanwhile"),
+                    (adopted, ended) => format!(", {adopted} of them still running and {ended} ended meanwhile"),
+                };
+                format!("gaggled {version} began{beginning} with {programs} programs{found}")
             }
+            SystemEvent::HandoverBegun { to } => format!("gaggled hands over to its next life, for {to}"),
+            SystemEvent::JournalDegraded { why } => format!("the journal is not written: {why}"),
+            SystemEvent::JournalRestored { missed } => {
+                format!("the journal is written again; {missed} events are missing in it")
+            }
+            SystemEvent::JournalDamaged { file, why } => format!("{file} was put aside, because {why}"),
             SystemEvent::ShutdownBegun => "gaggled was asked to shut down".to_owned(),
             SystemEvent::ShutdownCompleted { survivors: 0 } => "everything has stopped".to_owned(),
             SystemEvent::ShutdownCompleted { survivors } => format!("{survivors} programs could not be stopped"),

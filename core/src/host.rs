@@ -11,6 +11,8 @@ use crate::ids::{InstanceId, ProgramId};
 /// Everything needed to start a program, decided before the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Launch {
+    /// The name of the program.
+    pub name: String,
     /// The executable: a path if it contains a slash, else a name to look for.
     pub command: String,
     /// The arguments after the command.
@@ -104,6 +106,13 @@ impl fmt::Display for ExitStatus {
         }
     }
 }
+
+/// When a process began, as the kernel counts it: clock ticks since the machine was booted. 0 if it is not known.
+///
+/// A process id is given to another process sooner or later; together with this it is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StartTime(pub u64);
 
 /// A signal, by its number on Linux.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,6 +225,38 @@ pub struct Observed {
     pub fact: Fact,
 }
 
+/// What is found of the last instance of a program when a life of the daemon begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// It runs.
+    Alive {
+        /// The run. It may be one that the life before did not live to write down.
+        instance: InstanceId,
+        /// Its process id.
+        pid: i32,
+        /// When that process began.
+        birth: StartTime,
+    },
+    /// Nothing of it is left.
+    Ended {
+        /// The run.
+        instance: InstanceId,
+        /// How its main process ended.
+        status: ExitStatus,
+        /// How many processes of its group had to be killed.
+        left_behind: u16,
+    },
+}
+
+impl Found {
+    /// The run.
+    pub fn instance(self) -> InstanceId {
+        match self {
+            Self::Alive { instance, .. } | Self::Ended { instance, .. } => instance,
+        }
+    }
+}
+
 /// What can be seen of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
@@ -223,6 +264,8 @@ pub enum Fact {
     Spawned {
         /// Its process id, which is also its process group and session.
         pid: i32,
+        /// When it began.
+        birth: StartTime,
     },
     /// There is no process.
     SpawnFailed {
@@ -244,4 +287,7 @@ pub enum Fact {
 pub trait Processes {
     /// Carries out an effect. Must not block.
     fn perform(&mut self, command: HostCommand);
+
+    /// From now on there is somebody to report to.
+    fn begin(&mut self) {}
 }

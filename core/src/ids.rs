@@ -26,7 +26,7 @@ macro_rules! id {
 }
 
 id!(
-    /// The number of an event within its epoch: 1, 2, 3 and so on, without a gap.
+    /// The number of an event: 1, 2, 3 and so on, without a gap, and across epochs as long as the journal is kept.
     Seq(u64)
 );
 id!(
@@ -45,6 +45,18 @@ id!(
     /// A dependency edge, by its place in the configuration.
     EdgeId(u32)
 );
+
+/// The place of an event among those of all lives of the daemon.
+///
+/// The number alone would do, but for the last events before a crash that never reached the disk: their numbers are
+/// given again in the next epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// The life of the daemon.
+    pub epoch: EpochId,
+    /// The event.
+    pub seq: Seq,
+}
 
 /// An id that is the index of a dense table.
 pub trait Dense: Copy {

@@ -25,6 +25,11 @@ impl Journal {
         Self { state: State::new(graph, epoch) }
     }
 
+    /// The journal of an epoch that goes on from a state.
+    pub fn resume(state: State) -> Self {
+        Self { state }
+    }
+
     /// Commits an event, or says why it may not be.
     pub fn commit(
         &mut self,

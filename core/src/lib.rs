@@ -10,7 +10,9 @@
 //! 2. [`event`] is what can have happened, [`state`] is the one fold over it, [`rules`] says what may be committed, and
 //!    [`journal`] numbers it;
 //! 3. [`program`], [`dependency`] and [`shutdown`] are the machines that propose events and ask for effects;
-//! 4. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it.
+//! 4. [`segment`] is how the journal lies on disk, and [`succession`] how one life of the daemon
+//!    follows another, with [`plan`] for a changed configuration;
+//! 5. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -27,9 +29,12 @@ pub mod journal;
 pub mod machine;
 pub mod mirror;
 pub mod notifier;
+pub mod plan;
 pub mod program;
 pub mod rules;
+pub mod segment;
 pub mod shutdown;
 pub mod state;
+pub mod succession;
 pub mod time;
 pub mod wire;

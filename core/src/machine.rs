@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::{
     event::{Cause, Envelope, Event},
     host::{HostCommand, Observed},
-    ids::InstanceId,
+    ids::{InstanceId, Seq},
     rules::Refusal,
     state::State,
     time::Instant,
@@ -25,8 +25,9 @@ pub enum Input<'a> {
     Observed(Observed),
     /// A timer that this machine armed has come.
     Due(Timer),
-    /// The machine was built anew from the fold; what it had armed is gone.
-    Rebuilt,
+    /// The machine was built from the fold, at the beginning or after a panic, and nothing is armed. What follows from
+    /// that follows from this event, unless the fold knows better.
+    Rebuilt(Seq),
 }
 
 /// A timer of a machine. Arming one of the same name again replaces it.
@@ -104,6 +105,11 @@ impl Timers {
         }
         due
     }
+}
+
+/// The cause of what a machine wants when it has just been built: the last event that concerned it, if there was one.
+pub(crate) fn follows_from(last: Seq, since: Seq) -> Cause {
+    Cause::Event(if last > Seq(0) { last } else { since })
 }
 
 /// The rules of one program, one dependency, or the end.

@@ -85,11 +85,12 @@ impl Change {
         }
     }
 
-    /// What the state in an event's own text says, heard now.
-    pub fn in_event(event: &str, at: Instant) -> Option<Self> {
+    /// What the state in an event's own text says, heard now, and of which program.
+    pub fn in_event(event: &str, at: Instant) -> Option<(String, Self)> {
         #[derive(Deserialize)]
         struct Heard {
             epoch: EpochId,
+            program: String,
             state: State,
         }
         #[derive(Deserialize)]
@@ -101,8 +102,8 @@ impl Change {
             pid: i32,
             last_seq: Seq,
         }
-        let Heard { epoch, state } = serde_json::from_str(event).ok()?;
-        Some(Self {
+        let Heard { epoch, program, state } = serde_json::from_str(event).ok()?;
+        let change = Self {
             up: state.up,
             operator_down: state.is_operator_shutdown,
             down_type: state.down_type,
@@ -111,7 +112,8 @@ impl Change {
             epoch,
             seq: state.last_seq,
             at,
-        })
+        };
+        Some((program, change))
     }
 
     fn same(&self, other: &Self) -> bool {

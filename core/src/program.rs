@@ -14,7 +14,7 @@ use crate::{
     graph::Policy,
     host::{Fact, HostCommand, Observed},
     ids::{EpochId, InstanceId, ProgramId, Seq},
-    machine::{Input, Machine, Outputs, Timer},
+    machine::{Input, Machine, Outputs, Timer, follows_from},
     rules::Refusal,
     state::{Phase, ProgramState, State},
     time::{Instant, Millis},
@@ -55,6 +55,9 @@ impl Program {
     }
 
     fn own(&mut self, envelope: &Envelope, event: &ProgramEvent, out: &mut Outputs) {
+        if self.policy.essential && self.shutdown.is_none() && self.state.verdict(event).is_some() {
+            out.propose(Event::System(SystemEvent::ShutdownBegun), Cause::Event(envelope.seq));
+        }
         self.state.apply(&self.policy, self.epoch, envelope.seq, envelope.at, event);
         let program = self.id;
         match event {
@@ -75,6 +78,7 @@ impl Program {
             }
             ProgramEvent::Exited { .. } => self.asked = false,
             ProgramEvent::Started { .. }
+            | ProgramEvent::Adopted { .. }
             | ProgramEvent::SpawnFailed { .. }
             | ProgramEvent::OperatorStopped
             | ProgramEvent::OperatorStarted
@@ -171,7 +175,7 @@ impl Program {
     fn observed(&self, observed: Observed, out: &mut Outputs) {
         let instance = observed.instance;
         let event = match observed.fact {
-            Fact::Spawned { pid } => ProgramEvent::Started { instance, pid },
+            Fact::Spawned { pid, birth } => ProgramEvent::Started { instance, pid, birth },
             Fact::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
             Fact::Exited { status, left_behind } => ProgramEvent::Exited { instance, status, left_behind },
         };
@@ -206,11 +210,19 @@ impl Program {
         }
     }
 
-    fn rebuilt(&mut self, now: Instant, out: &mut Outputs) {
-        if let (Phase::Stopping, Some(deadline)) = (self.state.phase, self.state.deadline) {
-            out.arm(Timer::Kill(self.state.instance), deadline);
+    /// An effect may have been lost with the life before, and it does no harm to ask for it twice: a stop.
+    fn rebuilt(&mut self, now: Instant, since: Seq, out: &mut Outputs) {
+        let (program, instance) = (self.id, self.state.instance);
+        if self.state.phase == Phase::Stopping {
+            match self.state.deadline {
+                Some(deadline) => {
+                    out.perform(HostCommand::Stop { program, instance });
+                    out.arm(Timer::Kill(instance), deadline);
+                }
+                None => out.perform(HostCommand::Kill { program, instance }),
+            }
         }
-        self.decide(now, Cause::Event(self.state.last_seq), out);
+        self.decide(now, follows_from(self.state.last_seq, since), out);
     }
 }
 
@@ -243,7 +255,7 @@ impl Machine for Program {
             Input::Due(Timer::Kill(instance)) => self.kill(*instance, out),
             Input::Due(_) => self.decide(now, Cause::Timer(self.armed_by), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
-            Input::Rebuilt => self.rebuilt(now, out),
+            Input::Rebuilt(since) => self.rebuilt(now, *since, out),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::fmt;
 
 use crate::{
     event::{DependencyEvent, Event, ProgramEvent, StopReason, SystemEvent},
-    ids::{EdgeId, InstanceId, ProgramId, Seq},
+    ids::{EdgeId, InstanceId, ProgramId},
     state::{Phase, ProgramState, State},
     time::Instant,
 };
@@ -30,8 +30,12 @@ pub enum Refusal {
         /// When to ask again.
         ready_at: Instant,
     },
+    /// The configuration no longer has the program.
+    Retired,
     /// Everything is being stopped.
     ShuttingDown,
+    /// This life of the daemon gives everything to the next, and only takes down what it still sees.
+    HandingOver,
 }
 
 impl fmt::Display for Refusal {
@@ -41,7 +45,9 @@ impl fmt::Display for Refusal {
             Self::NotWanted => f.write_str("the program is not wanted"),
             Self::DependencyUnmet { edge } => write!(f, "dependency {edge} is not satisfied"),
             Self::TooEarly { ready_at } => write!(f, "too early, ready at {} ms", ready_at.as_millis()),
+            Self::Retired => f.write_str("the configuration no longer has the program"),
             Self::ShuttingDown => f.write_str("gaggled is shutting down"),
+            Self::HandingOver => f.write_str("gaggled is handing over to its next life: ask again"),
         }
     }
 }
@@ -49,6 +55,9 @@ impl fmt::Display for Refusal {
 impl State {
     /// Whether an event may be committed now.
     pub fn admit(&self, now: Instant, event: &Event) -> Result<(), Refusal> {
+        if self.handover.is_some() && !is_observation(event) {
+            return Err(Refusal::HandingOver);
+        }
         match event {
             Event::Program(id, event) => self.admit_program(now, *id, event),
             Event::Dependency(id, event) => self.admit_dependency(now, *id, event),
@@ -76,10 +85,15 @@ impl State {
                     None => Err(Refusal::Stale),
                 }
             }
+            // Committed only when a life of the daemon begins, without being asked for.
+            ProgramEvent::Adopted { .. } => Err(Refusal::Stale),
             ProgramEvent::Exited { instance, .. } | ProgramEvent::Signalled { instance, .. } => {
                 is_in(program, *instance, &[Phase::Up, Phase::Stopping])
             }
             ProgramEvent::OperatorStopped => Ok(()),
+            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted if self.graph.programs[id].retired => {
+                Err(Refusal::Retired)
+            }
             ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => self.refuse_in_shutdown(),
         }
     }
@@ -136,13 +150,15 @@ impl State {
 
     fn admit_system(&self, event: &SystemEvent) -> Result<(), Refusal> {
         match event {
-            SystemEvent::EpochOpened { .. } if self.seq > Seq(0) => Err(Refusal::Stale),
-            SystemEvent::ShutdownBegun => self.refuse_in_shutdown(),
+            SystemEvent::ShutdownBegun | SystemEvent::HandoverBegun { .. } => self.refuse_in_shutdown(),
             SystemEvent::ShutdownCompleted { .. } if self.shutdown.is_none() || self.survivors.is_some() => {
                 Err(Refusal::Stale)
             }
             SystemEvent::EpochOpened { .. }
             | SystemEvent::ShutdownCompleted { .. }
+            | SystemEvent::JournalDegraded { .. }
+            | SystemEvent::JournalRestored { .. }
+            | SystemEvent::JournalDamaged { .. }
             | SystemEvent::CommandRefused { .. }
             | SystemEvent::ActorPanicked { .. } => Ok(()),
         }
@@ -150,6 +166,17 @@ impl State {
 
     fn refuse_in_shutdown(&self) -> Result<(), Refusal> {
         if self.shutdown.is_some() { Err(Refusal::ShuttingDown) } else { Ok(()) }
+    }
+}
+
+/// Whether an event only tells what has been seen, which is true whoever is to act on it.
+fn is_observation(event: &Event) -> bool {
+    match event {
+        Event::Program(_, event) => matches!(
+            event,
+            ProgramEvent::Started { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. }
+        ),
+        Event::Dependency(..) | Event::System(_) => false,
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Shutdown {
     running: BTreeSet<ProgramId>,
     begun: Option<(Seq, Instant)>,
     patience: Millis,
+    /// Whether an essential program has ended.
+    doomed: bool,
     completed: bool,
 }
 
@@ -49,6 +51,7 @@ impl Machine for Shutdown {
             running: state.running.clone(),
             begun: state.shutdown.map(|at| (state.seq, at)),
             patience: Millis(longest.max(state.graph.killwait).0 + Self::UNKILLABLE.0),
+            doomed: state.verdict.is_some(),
             completed: state.survivors.is_some(),
         }
     }
@@ -75,7 +78,10 @@ impl Machine for Shutdown {
                     self.decide(now, Cause::Timer(seq), out);
                 }
             }
-            Input::Rebuilt => {
+            Input::Rebuilt(since) => {
+                if self.doomed && self.begun.is_none() {
+                    out.propose(Event::System(SystemEvent::ShutdownBegun), Cause::Event(*since));
+                }
                 if let Some((seq, begun)) = self.begun {
                     out.arm(Timer::GiveUp, begun + self.patience);
                     self.decide(now, Cause::Event(seq), out);

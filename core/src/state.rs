@@ -16,9 +16,9 @@ use std::{collections::BTreeSet, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    event::{DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
+    event::{DependencyEvent, Envelope, Event, Handover, ProgramEvent, StopReason, SystemEvent},
     graph::{Backoff, Dependency, Graph, Mode, Policy},
-    host::{ExecStage, ExitStatus},
+    host::{ExecStage, ExitStatus, StartTime},
     ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq, Table},
     time::{Instant, Millis},
 };
@@ -73,6 +73,8 @@ pub struct ProgramState {
     pub instance: InstanceId,
     /// The process id while there is a process.
     pub pid: Option<i32>,
+    /// When that process began.
+    pub birth: StartTime,
     /// When the instance came up.
     pub up_since: Option<Instant>,
     /// When the phase last changed.
@@ -137,6 +139,10 @@ pub struct State {
     pub running: BTreeSet<ProgramId>,
     /// How many programs outlived the shutdown, once it is complete.
     pub survivors: Option<u32>,
+    /// How an essential program has ended, with which everything ends.
+    pub verdict: Option<ExitStatus>,
+    /// That this life of the daemon gives everything to the next.
+    pub handover: Option<Handover>,
 }
 
 impl ProgramState {
@@ -146,6 +152,7 @@ impl ProgramState {
             phase: Phase::Down,
             instance: InstanceId(0),
             pid: None,
+            birth: StartTime::default(),
             up_since: None,
             changed_at: Instant::default(),
             changed_by: Seq(0),
@@ -175,16 +182,27 @@ impl ProgramState {
         self.phase == Phase::Up && self.leaving.is_none()
     }
 
+    /// How it ends with this event, if nobody has wanted that.
+    pub fn verdict(&self, event: &ProgramEvent) -> Option<ExitStatus> {
+        if let ProgramEvent::Exited { status, .. } = event {
+            return self.leaving.is_none().then_some(*status);
+        }
+        let ProgramEvent::SpawnFailed { stage, errno, .. } = event else { return None };
+        (!stage.is_transient(*errno)).then_some(ExitStatus::Unknown)
+    }
+
     /// Folds an event of the program itself.
     pub fn apply(&mut self, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant, event: &ProgramEvent) {
         let before = self.phase;
         match event {
             ProgramEvent::Starting { instance } => self.starting(*instance, policy.backoff),
-            ProgramEvent::Started { pid, .. } => {
-                self.phase = Phase::Up;
+            ProgramEvent::Started { pid, birth, .. } => self.started(*pid, *birth, at),
+            ProgramEvent::Adopted { pid, birth, .. } if self.phase == Phase::Starting => {
+                self.started(*pid, *birth, at);
+            }
+            ProgramEvent::Adopted { pid, birth, .. } => {
                 self.pid = Some(*pid);
-                self.up_since = Some(at);
-                self.state_sequence += 1;
+                self.birth = *birth;
             }
             ProgramEvent::SpawnFailed { stage, errno, .. } => {
                 self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
@@ -259,6 +277,14 @@ impl ProgramState {
         self.leaving = None;
         self.signalled = false;
         self.not_before = None;
+    }
+
+    fn started(&mut self, pid: i32, birth: StartTime, at: Instant) {
+        self.phase = Phase::Up;
+        self.pid = Some(pid);
+        self.birth = birth;
+        self.up_since = Some(at);
+        self.state_sequence += 1;
     }
 
     fn exited(&mut self, status: ExitStatus, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant) {
@@ -345,6 +371,8 @@ impl State {
             shutdown: None,
             running: BTreeSet::new(),
             survivors: None,
+            verdict: None,
+            handover: None,
         }
     }
 
@@ -355,6 +383,9 @@ impl State {
         match &envelope.event {
             Event::Program(id, event) => {
                 let program = &mut self.programs[*id];
+                if self.shutdown.is_none() && self.graph.programs[*id].essential && self.verdict.is_none() {
+                    self.verdict = program.verdict(event);
+                }
                 program.apply(&self.graph.programs[*id], self.epoch, envelope.seq, envelope.at, event);
                 match event.makes_running() {
                     Some(true) => drop(self.running.insert(*id)),
@@ -365,8 +396,12 @@ impl State {
             Event::Dependency(id, event) => self.apply_dependency(*id, event, envelope),
             Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
             Event::System(SystemEvent::ShutdownCompleted { survivors }) => self.survivors = Some(*survivors),
+            Event::System(SystemEvent::HandoverBegun { to }) => self.handover = Some(*to),
             Event::System(
                 SystemEvent::EpochOpened { .. }
+                | SystemEvent::JournalDegraded { .. }
+                | SystemEvent::JournalRestored { .. }
+                | SystemEvent::JournalDamaged { .. }
                 | SystemEvent::CommandRefused { .. }
                 | SystemEvent::ActorPanicked { .. },
             ) => {}
@@ -401,7 +436,15 @@ mod tests {
     use super::*;
 
     fn starts_in_first_minute(backoff: Backoff, lifetime: Millis) -> (u32, Millis) {
-        let policy = Policy { name: "a".into(), mode: Mode::Respawn, enabled: true, killwait: Millis(10_000), backoff };
+        let policy = Policy {
+            name: "a".into(),
+            mode: Mode::Respawn,
+            enabled: true,
+            killwait: Millis(10_000),
+            backoff,
+            essential: false,
+            retired: false,
+        };
         let mut program = ProgramState::new(&policy, 0);
         let (mut now, mut starts, mut space) = (Instant::default(), 0, Millis(0));
         for run in 1..200 {
@@ -409,7 +452,7 @@ mod tests {
             let instance = InstanceId(run);
             let mut apply = |at, event| program.apply(&policy, EpochId(7), Seq(run), at, &event);
             apply(now, ProgramEvent::Starting { instance });
-            apply(now, ProgramEvent::Started { instance, pid: 1 });
+            apply(now, ProgramEvent::Started { instance, pid: 1, birth: StartTime(1) });
             now = now + lifetime;
             apply(now, ProgramEvent::Exited { instance, status: ExitStatus::Code(1), left_behind: 0 });
             starts += u32::from(began < Instant::default() + Millis(60_000));
@@ -437,8 +480,15 @@ mod tests {
         let backoff = Backoff::default();
         let seen: BTreeSet<u64> = (1..100)
             .map(|run| {
-                let policy =
-                    Policy { name: "web".into(), mode: Mode::Respawn, enabled: true, killwait: Millis(1), backoff };
+                let policy = Policy {
+                    name: "web".into(),
+                    mode: Mode::Respawn,
+                    enabled: true,
+                    killwait: Millis(1),
+                    backoff,
+                    essential: false,
+                    retired: false,
+                };
                 backoff.space(20, jitter(EpochId(1), &policy, InstanceId(run))).0
             })
             .collect();

@@ -10,23 +10,24 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A monotonic instant: microseconds since the daemon's epoch began.
+/// A monotonic instant: microseconds on the machine's own clock, which is the same for every life of the daemon within
+/// one boot, and means nothing in another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Instant(u64);
 
 impl Instant {
-    /// The instant so many microseconds after the epoch began.
+    /// The instant so many microseconds after the beginning of the clock.
     pub const fn from_micros(micros: u64) -> Self {
         Self(micros)
     }
 
-    /// Microseconds since the epoch began.
+    /// Microseconds since the beginning of the clock.
     pub const fn as_micros(self) -> u64 {
         self.0
     }
 
-    /// Whole milliseconds since the epoch began.
+    /// Whole milliseconds since the beginning of the clock.
     pub const fn as_millis(self) -> u64 {
         self.0 / 1000
     }

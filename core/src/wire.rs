@@ -7,8 +7,8 @@ mod request;
 mod state;
 
 pub use self::{
-    event::{Beat, EventText, Names, decode_event, encode_event, encode_message},
-    request::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
+    event::{Beat, EventText, Names, decode_event, encode_event, encode_message, encode_past},
+    request::{Action, ErrorCode, Goal, Moment, Reply, ReplyError, Request},
     state::{DependencyView, Dump, ProgramView, View, describe},
 };
 

@@ -39,6 +39,8 @@ pub enum Heard {
     },
     /// An event, which the mirror has already applied, and its text.
     Event(Box<Envelope>, String),
+    /// An event of an earlier life of gaggled, about programs that there are no longer.
+    Past(String),
     /// Nothing was heard of gaggled for some heartbeats.
     Silent,
     /// It is heard again.
@@ -47,6 +49,15 @@ pub enum Heard {
     Garbled(String),
     /// Nothing, until the moment that was given.
     Nothing,
+}
+
+/// The last event that is known already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// The life of gaggled that it belongs to; whichever it is if this is not known.
+    pub epoch: Option<EpochId>,
+    /// Its number.
+    pub seq: Seq,
 }
 
 /// A follower of one gaggled.
@@ -59,7 +70,7 @@ pub struct Follower {
     last_heard: Instant,
     silent: bool,
     /// What happened after this is told before anything else.
-    since: Option<Seq>,
+    since: Option<Since>,
     /// Whether the last question was not answered: the next heartbeat shows that there is somebody to ask again.
     unanswered: bool,
 }
@@ -69,7 +80,7 @@ const SILENCE: Duration = HEARTBEAT.saturating_mul(3);
 
 impl Follower {
     /// Begins to follow; gaggled may come later. With `since`, what has happened after that event is told first.
-    pub fn new(eventurl: &str, controlurl: &str, since: Option<Seq>) -> Result<Self, CallError> {
+    pub fn new(eventurl: &str, controlurl: &str, since: Option<Since>) -> Result<Self, CallError> {
         let unreachable = |why| CallError::Unreachable { url: eventurl.to_owned(), why };
         let events = subscribe(eventurl).map_err(unreachable)?;
         let caller = Caller::dial_whenever(controlurl)?;
@@ -163,7 +174,7 @@ impl Follower {
 
     /// Asks for what was missed, or, if that is no longer to be had, for everything.
     fn fetch(&mut self, epoch: EpochId, since: Seq) {
-        let action = Action::Events { epoch: Some(epoch), since, limit: None, program: None };
+        let action = events(Since { epoch: Some(epoch), seq: since });
         let Some(body) = self.ask(action) else { return };
         match texts(&body) {
             Some(texts) => texts.iter().for_each(|text| {
@@ -176,28 +187,28 @@ impl Follower {
     }
 
     /// Tells what has happened after an event, up to a state; false if some of that is no longer kept.
-    fn recount(&mut self, since: Seq, state: &State) -> bool {
+    fn recount(&mut self, since: Since, state: &State) -> bool {
         let names = state.graph.names();
         let mut since = since;
         let mut complete = true;
         loop {
-            let action = Action::Events { epoch: None, since, limit: None, program: None };
-            let Some(body) = self.ask(action) else { return false };
+            let Some(body) = self.ask(events(since)) else { return false };
             let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return false };
-            complete &= body["first"].as_u64().is_some_and(|first| first <= since.0.saturating_add(1));
+            complete &= body["gap"] == Value::Bool(false);
             for event in body["events"].as_array().into_iter().flatten() {
                 let text = event.to_string();
-                match decode_event(&text, &names, state) {
-                    Ok(envelope) if envelope.seq <= state.seq => {
-                        self.heard.push_back(Heard::Event(Box::new(envelope), text));
-                    }
-                    Ok(_) => {}
-                    Err(why) => self.heard.push_back(Heard::Garbled(why)),
+                let place = (event["epoch"].as_u64(), event["seq"].as_u64());
+                if place > (Some(state.epoch.0), Some(state.seq.0)) {
+                    return complete;
                 }
+                self.heard.push_back(match decode_event(&text, &names, state) {
+                    Ok(envelope) => Heard::Event(Box::new(envelope), text),
+                    Err(_) => Heard::Past(text),
+                });
             }
-            match body["next"].as_u64() {
-                Some(next) => since = Seq(next),
-                None => return complete,
+            match (body["next"].as_u64(), body["next_epoch"].as_u64()) {
+                (Some(seq), epoch) => since = Since { epoch: epoch.map(EpochId), seq: Seq(seq) },
+                (None, _) => return complete,
             }
         }
     }
@@ -225,10 +236,10 @@ impl Follower {
         let Some(body) = self.ask(Action::Snapshot) else { return };
         match serde_json::from_str::<State>(body.get()) {
             Ok(state) => {
-                let before = self.mirror.state().map(|state| state.epoch);
-                let missed = before == Some(state.epoch);
-                // Of a new life everything is news.
-                let since = self.since.take().or(before.filter(|_| !missed).map(|_| Seq(0)));
+                let before = self.mirror.state().map(|state| Since { epoch: Some(state.epoch), seq: state.seq });
+                let missed = before.is_some_and(|before| before.epoch == Some(state.epoch));
+                // What the lives between have left is told as well.
+                let since = self.since.take().or(before.filter(|_| !missed));
                 let complete = since.is_none_or(|since| self.recount(since, &state));
                 self.mirror.restore(state);
                 self.heard.push_back(Heard::Synchronised { missed: missed || !complete });
@@ -249,6 +260,12 @@ fn subscribe(url: &str) -> nng::Result<Socket> {
     socket.set_opt::<Subscribe>(BEAT_TOPIC.as_bytes().to_vec())?;
     socket.dial_async(url)?;
     Ok(socket)
+}
+
+/// The question for the events after one.
+fn events(since: Since) -> Action {
+    let Since { epoch, seq } = since;
+    Action::Events { epoch, since: seq, limit: None, program: None, from: None, until: None }
 }
 
 /// The events of an answer, as text; `None` for a gap.

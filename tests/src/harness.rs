@@ -10,6 +10,7 @@ use std::{
 };
 
 use gaggled_core::{
+    config::Config,
     event::{Envelope, Event, ProgramEvent, SystemEvent},
     ids::Seq,
     state::State,
@@ -17,7 +18,7 @@ use gaggled_core::{
 };
 use gaggled_gateways::{
     call::Caller,
-    follow::{Follower, Heard},
+    follow::{Follower, Heard, Since},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -81,7 +82,7 @@ impl Daemon {
     /// Starts one with a whole configuration.
     pub fn with(text: &str, directory: Arc<TempDir>, start: &Start<'_>) -> Self {
         let path = directory.path();
-        let text = substitute(text, path);
+        let text = with_state(&substitute(text, path), path);
         let config = path.join("system.ron");
         fs::write(&config, &text).expect("a configuration");
         let log = fs::File::create(path.join("log")).expect("a log");
@@ -106,7 +107,7 @@ impl Daemon {
         let answer = caller.call(&Request::new("", Action::Status), PATIENCE);
         let log = || fs::read_to_string(path.join("log")).unwrap_or_default();
         assert!(answer.is_ok(), "gaggled does not answer: {answer:?}\n{}", log());
-        let follower = Follower::new(&event, &control, Some(Seq(0))).expect("urls");
+        let follower = Follower::new(&event, &control, Some(Since { epoch: None, seq: Seq(0) })).expect("urls");
         Self { child, directory, control, event, follower, heard: Vec::new(), texts: Vec::new(), ended: None }
     }
 
@@ -115,9 +116,30 @@ impl Daemon {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// Its process id.
+    /// The process id of its launcher.
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a small number")
+    }
+
+    /// The process id of the daemon itself.
+    pub fn core(&self) -> i32 {
+        let pid = self.must(Action::Status)["pid"].as_i64().expect("a number");
+        i32::try_from(pid).expect("a small number")
+    }
+
+    /// Kills the launcher and the daemon, and leaves the programs.
+    pub fn kill_all(&mut self) {
+        let core = self.core();
+        // The launcher first, or it would start another daemon.
+        for pid in [self.pid(), core] {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
+                .expect("it runs");
+        }
+        self.await_end();
+        let gone = || {
+            !exists(core) || fs::read_to_string(format!("/proc/{core}/stat")).is_ok_and(|stat| stat.contains(") Z "))
+        };
+        self.wait_outside("the end of the daemon", gone);
     }
 
     /// The folded state.
@@ -182,7 +204,7 @@ impl Daemon {
                 assert!(!missed, "events were lost for good");
                 false
             }
-            Heard::Silent | Heard::Back | Heard::Garbled(_) => now() >= until,
+            Heard::Past(_) | Heard::Silent | Heard::Back | Heard::Garbled(_) => now() >= until,
         }
     }
 
@@ -201,7 +223,7 @@ impl Daemon {
 
     /// The state of every program, by name.
     pub fn dump(&self) -> Value {
-        let body = self.must(Action::Dump { programs: Vec::new(), from: 0, limit: None });
+        let body = self.must(Action::Dump { programs: Vec::new(), from: 0, limit: None, at: None });
         body["programs"]
             .as_array()
             .expect("programs")
@@ -279,6 +301,16 @@ impl Drop for Daemon {
             let _ = self.child.wait();
         }
     }
+}
+
+/// The same configuration, with a journal in the directory if it names none.
+fn with_state(text: &str, directory: &Path) -> String {
+    let Ok(mut parsed) = Config::parse(text) else { return text.to_owned() };
+    if parsed.config.gaggled.state.is_some() {
+        return text.to_owned();
+    }
+    parsed.config.gaggled.state = Some(directory.join("state").display().to_string());
+    parsed.config.print().expect("it can be printed")
 }
 
 /// Replaces what stands for the directory of a test and for the puppet.

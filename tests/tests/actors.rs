@@ -9,10 +9,9 @@ use std::{
     },
 };
 
-use actix::{Actor, Addr, Context, Handler};
+use actix::{Actor, Context, Handler};
 use gaggled_actors::{
     clock::Clock,
-    journal::JournalActor,
     root::{self, Connect, HostAddress},
     shell::{Committed, Perform, Rebuilt, Shell, Wiring},
 };
@@ -22,6 +21,7 @@ use gaggled_core::{
     ids::{EpochId, ProgramId, Seq},
     machine::{Input, Machine, Outputs},
     state::State,
+    succession::Opening,
     time::{Instant, Millis, WallTime},
 };
 
@@ -81,32 +81,42 @@ fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
             enabled: true,
             killwait: Millis(1000),
             backoff: Backoff::default(),
+            essential: false,
+            retired: false,
         });
         let envelopes: Rc<RefCell<Vec<Envelope>>> = Rc::default();
         let seen = envelopes.clone();
         let host = Nobody.start();
         let address = HostAddress { perform: host.clone().recipient(), connect: host.clone().recipient() };
         let clock = Clock::simulated();
-        let sink = Box::new(move |envelope: &Arc<Envelope>| seen.borrow_mut().push((**envelope).clone()));
-        let journal: Addr<JournalActor> =
-            root::start(Arc::new(graph), EpochId(1), clock, &address, vec![sink], Box::new(|_, _| {}));
+        let sink = Box::new(move |envelope: &Arc<Envelope>, _: &State| seen.borrow_mut().push((**envelope).clone()));
+        let opening = Opening::new(None, &graph, EpochId(1), clock.now(), clock.wall());
+        let committed = opening.commit("test", Vec::new(), Vec::new());
+        let journal = root::start(committed, clock, &address, vec![sink], Box::new(|_, _| {})).journal;
 
         let wiring = Wiring { clock, journal: journal.clone(), host: host.recipient() };
         let faulty = Shell::new(ActorId::Program(ProgramId(0)), Faulty::default(), wiring).start();
         faulty.send(beginning()).await.expect("the actor lives on");
         let heard: Arc<AtomicU32> = Arc::default();
         faulty.send(beginning()).await.expect("it hears nothing until it is rebuilt");
-        faulty.send(Rebuilt(Box::new(Faulty { heard: heard.clone(), sound: true }))).await.expect("the actor lives on");
+        faulty
+            .send(Rebuilt(Box::new(Faulty { heard: heard.clone(), sound: true }), Seq(1)))
+            .await
+            .expect("the actor lives on");
         faulty.send(beginning()).await.expect("the actor lives on");
         assert_eq!(heard.load(Ordering::Relaxed), 2, "the rebuilding and one event");
 
-        root::open(&journal, "test", 1);
+        root::open(&journal);
         journal
             .send(gaggled_actors::journal::Panicked { actor: ActorId::Shutdown, message: "again".into() })
             .await
             .expect("the journal");
         let names: Vec<&str> = envelopes.borrow().iter().map(|envelope| envelope.event.name()).collect();
-        assert_eq!(names, ["ActorPanicked", "ProgramStarting", "ActorPanicked"], "what was rebuilt goes on");
+        assert_eq!(
+            names,
+            ["ActorPanicked", "ProgramStarting", "EpochOpened", "ActorPanicked"],
+            "what was rebuilt goes on"
+        );
         let first = envelopes.borrow()[0].event.clone();
         let Event::System(SystemEvent::ActorPanicked { actor, message }) = first else { panic!("{first:?}") };
         assert_eq!((actor.as_str(), message.as_str()), ("Program(ProgramId(0))", "a bug on purpose"));

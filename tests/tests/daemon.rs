@@ -63,7 +63,7 @@ fn a_program_gets_a_clean_start() {
     assert_eq!(variables["GAGGLED_CONTROL_URL"], daemon.control);
     assert_eq!(variables["GAGGLED_EVENT_URL"], daemon.event);
     assert!(variables.contains_key("GAGGLED_HOST"));
-    assert!(variables["GAGGLED_INSTANCE"].ends_with(".0.1"));
+    assert!(variables["GAGGLED_INSTANCE"].ends_with(":1:a"));
     assert_eq!((variables["FOR_ALL"], variables["OWN"], variables["BOTH"]), ("1", "x y", "own"));
     assert_eq!(variables["INHERITED"], "yes");
 }
@@ -183,9 +183,8 @@ fn a_socket_left_by_a_kill_is_replaced_and_nothing_else_is() {
     let mut daemon = Daemon::new(&sleeper("a"));
     daemon.wait_up("a", 1);
     let pid = daemon.pid_of("a");
-    daemon.signal(Signal::SIGKILL);
-    daemon.await_end();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).expect("it lives on");
+    daemon.kill_all();
+    assert!(exists(pid), "it lives on");
     let directory = daemon.directory.clone();
     let config = fs::read_to_string(directory.path().join("system.ron")).expect("a configuration");
     let mut again = Daemon::with(&config, directory.clone(), &Start::default());
@@ -288,9 +287,10 @@ fn a_log_that_nobody_reads_stops_nothing() {
     let config = directory.path().join("system.ron");
     let url = |name: &str| format!("ipc://{}/{name}.ipc", directory.path().display());
     let text = format!(
-        "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", backoff: (initial: 0, max: 0)), programs: {{\"a\": (command: \"true\")}})",
+        "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", state: \"{}/state\", backoff: (initial: 0, max: 0)), programs: {{\"a\": (command: \"true\")}})",
         url("events"),
         url("control"),
+        directory.path().display(),
     );
     fs::write(&config, text).expect("a configuration");
     let mut child =
@@ -299,7 +299,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
     let caller = Caller::dial_whenever(&url("control")).expect("a url");
     let restarts = |least: u64| loop {
         let reply = caller
-            .call(&Request::new("", Action::Dump { programs: Vec::new(), from: 0, limit: None }), PATIENCE)
+            .call(&Request::new("", Action::Dump { programs: Vec::new(), from: 0, limit: None, at: None }), PATIENCE)
             .expect("an answer");
         let body: serde_json::Value = serde_json::from_str(reply.body.expect("a body").get()).expect("JSON");
         if body["programs"][0]["restarts"].as_u64().expect("a number") >= least {

@@ -3,9 +3,9 @@
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use gaggled_core::{
-    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
+    event::{Beginning, Cause, DependencyEvent, Envelope, Event, Handover, ProgramEvent, StopReason, SystemEvent},
     graph::{Backoff, Dependency, Graph, Mode, Policy},
-    host::{ExecStage, ExitStatus, Signal},
+    host::{ExecStage, ExitStatus, Signal, StartTime},
     ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq},
     state::State,
     time::{Instant, Millis, WallTime},
@@ -23,6 +23,8 @@ fn everything() -> (State, Vec<Envelope>) {
         enabled: true,
         killwait: Millis(3000),
         backoff: Backoff::default(),
+        essential: false,
+        retired: false,
     };
     let (db, web) = (graph.add_program(policy("db", Mode::Respawn)), graph.add_program(policy("web", Mode::Once)));
     graph.add_dependency(Dependency { of: web, on: db, delay: Millis(500), propagate: true });
@@ -30,9 +32,18 @@ fn everything() -> (State, Vec<Envelope>) {
     let (one, two) = (InstanceId(1), InstanceId(2));
     let program = |id: ProgramId, event| Event::Program(id, event);
     let script = [
-        (Event::System(SystemEvent::EpochOpened { version: "1.2.3".into(), programs: 2 }), Cause::Boot),
+        (
+            Event::System(SystemEvent::EpochOpened {
+                version: "1.2.3".into(),
+                programs: 2,
+                beginning: Beginning::First,
+                adopted: 0,
+                ended: 0,
+            }),
+            Cause::Boot,
+        ),
         (program(db, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(1))),
-        (program(db, ProgramEvent::Started { instance: one, pid: 100 }), Cause::Event(Seq(2))),
+        (program(db, ProgramEvent::Started { instance: one, pid: 100, birth: StartTime(4711) }), Cause::Event(Seq(2))),
         (Event::Dependency(EdgeId(0), DependencyEvent::Satisfied { instance: one }), Cause::Timer(Seq(3))),
         (program(web, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(4))),
         (
@@ -41,7 +52,7 @@ fn everything() -> (State, Vec<Envelope>) {
         ),
         (program(web, ProgramEvent::OperatorStarted), operator.clone()),
         (program(web, ProgramEvent::Starting { instance: two }), Cause::Event(Seq(7))),
-        (program(web, ProgramEvent::Started { instance: two, pid: 101 }), Cause::Event(Seq(8))),
+        (program(web, ProgramEvent::Started { instance: two, pid: 101, birth: StartTime(4712) }), Cause::Event(Seq(8))),
         (program(web, ProgramEvent::Signalled { instance: two, signal: Signal(1) }), operator.clone()),
         (program(db, ProgramEvent::Exited { instance: one, status: ExitStatus::Core(11), left_behind: 2 }), Cause::Os),
         (
@@ -75,8 +86,16 @@ fn everything() -> (State, Vec<Envelope>) {
             operator.clone(),
         ),
         (Event::System(SystemEvent::ActorPanicked { actor: "Program(web)".into(), message: "oops".into() }), Cause::Os),
+        (Event::System(SystemEvent::JournalDegraded { why: "no space left on device".into() }), Cause::Os),
+        (Event::System(SystemEvent::JournalRestored { missed: 7 }), Cause::Os),
+        (
+            Event::System(SystemEvent::JournalDamaged { file: "1-0.damaged".into(), why: "it is damaged".into() }),
+            Cause::Os,
+        ),
+        (program(db, ProgramEvent::Adopted { instance: one, pid: 100, birth: StartTime(4711) }), Cause::Event(Seq(1))),
         (Event::System(SystemEvent::ShutdownBegun), operator),
-        (Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Event(Seq(21))),
+        (Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Event(Seq(25))),
+        (Event::System(SystemEvent::HandoverBegun { to: Handover::Upgrade }), Cause::Os),
     ];
     let epoch = EpochId(1_795_169_933_570);
     let envelopes = script.into_iter().zip(1_u64..).map(|((event, cause), number)| Envelope {

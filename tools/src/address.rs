@@ -37,7 +37,7 @@ pub enum Nowhere {
 }
 
 /// The urls of both channels.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Urls {
     /// Where events are published.
     pub event: String,
@@ -58,6 +58,21 @@ pub fn of_settings(settings: &Settings) -> Result<Urls, UrlError> {
     Url::parse(&urls.event, &settings.insecure)?;
     Url::parse(&urls.control, &settings.insecure)?;
     Ok(urls)
+}
+
+/// The directory of the journal that a configuration means: `/var/lib/gaggled` for root, `$XDG_STATE_HOME/gaggled` for
+/// others.
+pub fn state_directory(settings: &Settings) -> Result<PathBuf, String> {
+    if let Some(path) = &settings.state {
+        return Ok(PathBuf::from(path));
+    }
+    if nix::unistd::geteuid().is_root() {
+        return Ok("/var/lib/gaggled".into());
+    }
+    let set = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let base = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
+    base.map(|base| base.join("gaggled"))
+        .ok_or_else(|| "neither XDG_STATE_HOME nor HOME is set: set one, or give gaggled.state".to_owned())
 }
 
 impl Where {

@@ -1,29 +1,26 @@
 //! The daemon: a checked configuration becomes actors, channels and a log, until everything has stopped.
 
+mod life;
 mod outlets;
+mod renewal;
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::{Arc, OnceLock},
-    time::Duration,
 };
 
-use actix::{Actor, Arbiter, Recipient};
+use actix::Recipient;
 use gaggled_actors::{
-    clock::Clock,
-    control::{About, Ask, ControlActor, Farewell},
-    host::{self, Environment, HostActor, LinuxHost},
-    journal::{JournalActor, Propose},
-    launch,
-    root::{self, HostAddress},
-    shell::Saw,
+    control::{Ask, ControlActor},
+    host, launch,
+    state_directory::{Remains, StateDirectory, StateError},
 };
 use gaggled_core::{
     config::{Config, Diagnostic, Locator, Parsed, ProgramConfig, Severity},
-    event::{Cause, Event, SystemEvent},
-    ids::EpochId,
-    state::State,
+    event::Handover,
+    host::ExitStatus,
+    segment::ConfigText,
     wire::Reply,
 };
 use gaggled_gateways::{
@@ -31,17 +28,13 @@ use gaggled_gateways::{
     control::{Handler, Server},
     url::{Url, default_directory, make_default_directory},
 };
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
 
-use self::outlets::{ControlSlot, Threads};
+use self::life::{Ended, Launched, Life};
 use crate::{
     VERSION,
-    address::{self, CONTROL_VARIABLE, EVENT_VARIABLE, Urls},
+    address::{self, Urls},
     diagnostics,
-    journal_log::JournalLog,
+    launcher::{self, Position},
 };
 
 /// Exit status: the configuration cannot be used.
@@ -51,15 +44,24 @@ pub const SURVIVORS: u8 = 3;
 /// Exit status: gaggled cannot work here, for instance because another one does.
 pub const CANNOT_RUN: u8 = 100;
 
-/// How long a log that is not read may hold up the end.
-const PATIENCE_WITH_LOG: Duration = Duration::from_millis(200);
-
 /// A configuration that can be run here.
 pub struct System {
     config: Config,
+    text: ConfigText,
     urls: Urls,
     search: Vec<String>,
     ignore_interrupts: bool,
+}
+
+/// How gaggled is started.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The configuration.
+    pub config: PathBuf,
+    /// Whether the interrupt of the terminal is ignored.
+    pub ignore_interrupts: bool,
+    /// What the launcher gives.
+    pub launched: Option<Position>,
 }
 
 impl System {
@@ -67,6 +69,36 @@ impl System {
     /// been printed when this returns `None`.
     pub fn check(path: &Path, ignore_interrupts: bool) -> Option<Self> {
         let (parsed, text) = diagnostics::load(path).ok()?;
+        let text = ConfigText { path: absolute(path), text };
+        let (system, found) = Self::examine(parsed, text, ignore_interrupts);
+        diagnostics::show(path, &system.text.text, &found);
+        let usable = found.iter().all(|finding| finding.severity != Severity::Error);
+        usable.then_some(system)
+    }
+
+    /// Reads and checks a configuration; what is wrong with it is returned in words.
+    fn load(path: &Path, ignore_interrupts: bool) -> Result<Self, String> {
+        let text = diagnostics::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
+        let in_words = |found: &[Diagnostic]| {
+            let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
+            let lines: Vec<String> = errors.map(|finding| diagnostics::line(path, &text, finding)).collect();
+            lines.join("\n")
+        };
+        let parsed = Config::parse(&text).map_err(|found| in_words(&found))?;
+        let place = ConfigText { path: absolute(path), text: text.clone() };
+        let (system, found) = Self::examine(parsed, place, ignore_interrupts);
+        let wrong = in_words(&found);
+        if wrong.is_empty() { Ok(system) } else { Err(wrong) }
+    }
+
+    /// The configuration that was in force already. What it needs may be gone by now; that is no reason to leave the
+    /// programs alone.
+    fn in_force(text: ConfigText, ignore_interrupts: bool) -> Option<Self> {
+        let parsed = Config::parse(&text.text).ok()?;
+        Some(Self::examine(parsed, text, ignore_interrupts).0)
+    }
+
+    fn examine(parsed: Parsed, text: ConfigText, ignore_interrupts: bool) -> (Self, Vec<Diagnostic>) {
         let Parsed { mut config, locator, .. } = parsed;
         let search = launch::search_path(&config, &std::env::var("PATH").unwrap_or_default());
         let mut found = launch::check(&config, &locator, &search);
@@ -78,59 +110,21 @@ impl System {
             let field = if settings.eventurl.as_ref().is_some_and(wrong) { "eventurl" } else { "controlurl" };
             found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", field])));
         }
-        let urls = urls.ok();
-        if urls.as_ref().is_some_and(|urls| urls.event == urls.control) {
+        let urls = urls.unwrap_or_default();
+        if !urls.event.is_empty() && urls.event == urls.control {
             let at = locator.find(&["gaggled", "controlurl"]);
             found.push(
                 Diagnostic::error("eventurl and controlurl are the same").at(at).help("give each a url of its own"),
             );
         }
-        diagnostics::show(path, &text, &found);
-        if found.iter().any(|finding| finding.severity == Severity::Error) {
-            return None;
-        }
-        add_gate(&mut config, path);
-        Some(Self { config, urls: urls?, search, ignore_interrupts })
+        add_gate(&mut config, Path::new(&text.path));
+        (Self { config, text, urls, search, ignore_interrupts }, found)
     }
 
     /// How many programs and dependencies there are.
     pub fn size(&self) -> (usize, usize) {
         let graph = self.config.graph();
         (graph.programs.len(), graph.edges.len())
-    }
-
-    /// Runs until everything has stopped.
-    pub fn run(self) -> ExitCode {
-        if self.ignore_interrupts {
-            host::ignore_interrupts();
-        }
-        let opened = self.open_channels();
-        let (publisher, server, control) = match opened {
-            Ok(channels) => channels,
-            Err(why) => {
-                eprintln!("Error: {why}");
-                return ExitCode::from(CANNOT_RUN);
-            }
-        };
-        let socket = Url::parse(&self.urls.control, &self.config.gaggled.insecure);
-        let ended = actix::System::new().block_on(self.live(publisher, &server, &control));
-        // The contexts of the server belong to threads of nng that end with the process.
-        std::mem::forget(server);
-        if let Ok(Url::Ipc(path)) = socket {
-            // Whoever looks for gaggled now is told at once that it is not there.
-            let _ = std::fs::remove_file(path);
-        }
-        match ended {
-            Ok(0) => ExitCode::SUCCESS,
-            Ok(survivors) => {
-                eprintln!("Error: {survivors} programs could not be ended; they wait in the kernel for a device");
-                ExitCode::from(SURVIVORS)
-            }
-            Err(why) => {
-                eprintln!("Error: {why}");
-                ExitCode::from(CANNOT_RUN)
-            }
-        }
     }
 
     /// Opens everything that could be refused, before anything is started.
@@ -155,114 +149,138 @@ impl System {
         let publisher = Publisher::bind(&url(&self.urls.event)?).map_err(|error| error.to_string())?;
         Ok((publisher, server, control))
     }
+}
 
-    async fn live(
-        &self,
-        publisher: Publisher,
-        server: &Arc<Server>,
-        control: &Arc<OnceLock<Recipient<Ask>>>,
-    ) -> Result<u32, String> {
-        let clock = Clock::real();
-        let epoch = EpochId(u64::try_from(clock.wall().0 / 1000).unwrap_or(1));
-        let graph = Arc::new(self.config.graph());
-        let state = State::new(graph.clone(), epoch);
-        let in_words = |error: std::io::Error| error.to_string();
-
-        let (events, envelopes) = crossbeam_channel::unbounded();
-        let publishing = publisher.publish(state.clone(), envelopes).map_err(in_words)?;
-        let (log, logged) = JournalLog::start(graph.clone()).map_err(in_words)?;
-        let host = self.start_host(epoch).map_err(in_words)?;
-
-        let (completed, completion) = oneshot::channel();
-        let slot = ControlSlot::default();
-        let sinks = vec![slot.sink(), Threads { events, log: log.clone(), completed }.sink()];
-        let programs = graph.programs.len();
-        let journal = root::start(graph, epoch, clock, &host, sinks, slot.decline());
-        // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
-        let (about, to_journal) = (self.about(), journal.clone());
-        let clients = Arbiter::new();
-        let actor = ControlActor::start_in_arbiter(&clients.handle(), move |_| {
-            ControlActor::new(state, clock, to_journal, about)
-        });
-        slot.fill(actor.clone());
-        let _ = control.set(actor.clone().recipient());
-        server.serve().map_err(|error| error.to_string())?;
-        root::open(&journal, VERSION, programs);
-        self.watch_signals(&journal, &log).map_err(in_words)?;
-
-        let survivors = completion.await.map_err(|_| "the journal ended early".to_owned())?;
-        let _ = actor.send(Farewell).await;
-        // The last event was the last message to both threads; a log that is stuck is not waited for long.
-        let _ = publishing.join();
-        let _ = logged.recv_timeout(PATIENCE_WITH_LOG);
-        Ok(survivors)
+/// Runs until everything has stopped, or another life follows.
+pub fn run(options: &Options) -> ExitCode {
+    let _ = nix::sys::prctl::set_name(c"gaggled");
+    if options.ignore_interrupts {
+        host::ignore_interrupts();
     }
-
-    fn about(&self) -> About {
-        About {
-            version: VERSION,
-            pid: std::process::id(),
-            eventurl: self.urls.event.clone(),
-            controlurl: self.urls.control.clone(),
+    match begin(options) {
+        Ok((code, None)) => ExitCode::from(code),
+        Ok((_, Some(state))) => {
+            let error = launcher::take_its_place(&state);
+            eprintln!("Error: gaggled cannot take the place of its launcher: {error}");
+            ExitCode::from(CANNOT_RUN)
+        }
+        Err(Refused::Configuration) => ExitCode::from(BAD_CONFIGURATION),
+        Err(Refused::Here(why)) => {
+            eprintln!("Error: {why}");
+            ExitCode::from(CANNOT_RUN)
         }
     }
+}
 
-    fn start_host(&self, epoch: EpochId) -> std::io::Result<HostAddress> {
-        let about = [
-            (EVENT_VARIABLE, self.urls.event.clone()),
-            (CONTROL_VARIABLE, self.urls.control.clone()),
-            (
-                "GAGGLED_HOST",
-                nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
-            ),
-        ];
-        let own =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let environment = Environment {
-            variables: launch::variables(&self.config, own, &self.search, about),
-            search: self.search.clone(),
-            epoch,
-            keep_ignored: if self.ignore_interrupts { vec![nix::libc::SIGINT] } else { Vec::new() },
-        };
-        let saw: Arc<OnceLock<Recipient<Saw>>> = Arc::default();
-        let to_actor = saw.clone();
-        let report = move |observed| {
-            if let Some(actor) = to_actor.get() {
-                actor.do_send(Saw(observed));
-            }
-        };
-        let host = LinuxHost::new(launch::launches(&self.config), environment, Box::new(report))?;
-        let address = HostActor::new(host).start();
-        let _ = saw.set(address.clone().recipient());
-        Ok(HostAddress { perform: address.clone().recipient(), connect: address.recipient() })
+/// Why a life cannot begin.
+enum Refused {
+    /// The configuration cannot be used, as has been said.
+    Configuration,
+    /// Something here does not let it.
+    Here(String),
+}
+
+impl<E: std::fmt::Display> From<E> for Refused {
+    fn from(why: E) -> Self {
+        Self::Here(why.to_string())
     }
+}
 
-    fn watch_signals(&self, journal: &actix::Addr<JournalActor>, log: &JournalLog) -> std::io::Result<()> {
-        let mut wanted = vec![(SignalKind::terminate(), "SIGTERM")];
-        if !self.ignore_interrupts {
-            wanted.push((SignalKind::interrupt(), "SIGINT"));
-        }
-        for (kind, name) in wanted {
-            let (mut stream, journal) = (signal(kind)?, journal.downgrade());
-            actix::spawn(async move {
-                while stream.recv().await.is_some() {
-                    let cause = Cause::Operator { who: name.into(), command: "".into() };
-                    let event = Event::System(SystemEvent::ShutdownBegun);
-                    if let Some(journal) = journal.upgrade() {
-                        journal.do_send(Propose { from: None, event, cause });
-                    }
+/// Begins a life and lives it; the exit status, and, if this process is to take the place of its launcher, the directory
+/// of the journal.
+fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
+    let launched = options.launched.map(Launched::new).transpose()?;
+    let before =
+        launched.as_ref().and_then(|launched| launched.before.as_ref()).filter(|before| !before.state.is_empty());
+    let resumed =
+        before.map(|before| resume(Path::new(&before.state), options.ignore_interrupts)).transpose()?.flatten();
+    let (system, directory, homeless, remains) = if let Some((system, directory, remains)) = resumed {
+        (system, Some(directory), None, remains)
+    } else {
+        let system = System::check(&options.config, options.ignore_interrupts).ok_or(Refused::Configuration)?;
+        let (directory, homeless, remains) = find_state(&system)?;
+        (system, directory, homeless, remains)
+    };
+    let channels = system.open_channels()?;
+    let server = channels.1.clone();
+    let sockets =
+        [&system.urls.control, &system.urls.event].map(|url| Url::parse(url, &system.config.gaggled.insecure));
+    let place = directory.as_ref().map(|directory| directory.path().display().to_string());
+    let life = Life { system: &system, directory, homeless, remains, launched, channels };
+    let ended = actix::System::new().block_on(life.live())?;
+    // The contexts of the server belong to threads of nng that end with the process.
+    std::mem::forget(server);
+    Ok(match ended {
+        Ended::HandedOver(Handover::Launcher) => (0, place),
+        Ended::HandedOver(Handover::Reload | Handover::Upgrade) => (0, None),
+        Ended::Stopped { survivors, verdict } => {
+            for socket in sockets {
+                if let Ok(Url::Ipc(path)) = socket {
+                    // Whoever looks for gaggled now is told at once that it is not there.
+                    let _ = std::fs::remove_file(path);
                 }
-            });
-        }
-        let (mut hangups, log) = (signal(SignalKind::hangup())?, log.clone());
-        actix::spawn(async move {
-            while hangups.recv().await.is_some() {
-                log.warning(
-                    "SIGHUP has no effect: to take a changed configuration, shut gaggled down and start it again",
-                );
             }
-        });
-        Ok(())
+            if survivors > 0 {
+                eprintln!("Error: {survivors} programs could not be ended; they wait in the kernel for a device");
+                (SURVIVORS, None)
+            } else {
+                (verdict.map_or(0, status_of), None)
+            }
+        }
+    })
+}
+
+/// The exit status of gaggled when an essential program has ended so.
+fn status_of(verdict: ExitStatus) -> u8 {
+    match verdict {
+        ExitStatus::Code(code) => u8::try_from(code).unwrap_or(1),
+        ExitStatus::Signal(signal) | ExitStatus::Core(signal) => u8::try_from(128 + signal).unwrap_or(1),
+        ExitStatus::Unknown => 1,
+    }
+}
+
+/// Goes on with the configuration that the life before has left; `None` if it has left none.
+fn resume(state: &Path, ignore_interrupts: bool) -> Result<Option<(System, StateDirectory, Remains)>, StateError> {
+    let directory = StateDirectory::open(state)?;
+    let remains = directory.recover(ControlActor::HISTORY)?;
+    let in_force = remains.last.as_ref().map(|(head, _)| head.config.clone());
+    let text = remains.next_config.clone().or(in_force);
+    Ok(text.and_then(|text| System::in_force(text, ignore_interrupts)).map(|system| (system, directory, remains)))
+}
+
+type Found = (Option<StateDirectory>, Option<String>, Remains);
+
+/// Opens the directory of the journal. Without a disk that can be written gaggled works all the same, and says so.
+fn find_state(system: &System) -> Result<Found, Refused> {
+    let path = address::state_directory(&system.config.gaggled)?;
+    match StateDirectory::open(&path) {
+        Ok(directory) => {
+            let remains = directory.recover(ControlActor::HISTORY)?;
+            Ok((Some(directory), None, remains))
+        }
+        Err(StateError::Io { path, error }) if is_disk(&error) => {
+            Ok((None, Some(format!("{path} cannot be written: {error}")), Remains::default()))
+        }
+        Err(why) => Err(why.into()),
+    }
+}
+
+fn is_disk(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::EROFS | nix::libc::ENOSPC | nix::libc::EDQUOT | nix::libc::EIO))
+}
+
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
+}
+
+/// What another gaggled asks before it lets this one go on: whether it can read the journal, and which version it is.
+pub fn succeed(state: &Path) -> ExitCode {
+    match gaggled_actors::state_directory::last_segment(state) {
+        Ok(()) => crate::output::end(crate::output::line(&format!("gaggled {VERSION}"))),
+        Err(why) => {
+            eprintln!("Error: {why}");
+            ExitCode::from(CANNOT_RUN)
+        }
     }
 }
 

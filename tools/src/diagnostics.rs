@@ -27,7 +27,8 @@ pub fn load(path: &Path) -> Result<(Parsed, String), Rejected> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejected;
 
-fn read(path: &Path) -> Result<String, String> {
+/// Reads a file; what is wrong with it in words.
+pub fn read(path: &Path) -> Result<String, String> {
     let metadata = fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
     if !metadata.is_file() {
         return Err("is not a file: give the path of a configuration".to_owned());
@@ -54,6 +55,16 @@ fn place(text: &str, at: usize) -> (usize, usize, usize) {
     let begin = before.rfind('\n').map_or(0, |end| end + 1);
     let line = text.get(begin..).and_then(|rest| rest.lines().next()).unwrap_or_default();
     (before.matches('\n').count() + 1, before.get(begin..).unwrap_or_default().chars().count() + 1, line.len())
+}
+
+/// A finding as one line.
+pub fn line(path: &Path, text: &str, finding: &Diagnostic) -> String {
+    let at = finding.span.as_ref().map_or_else(String::new, |span| {
+        let (row, column, _) = place(text, span.start);
+        format!(":{row}:{column}")
+    });
+    let help = finding.help.as_ref().map_or_else(String::new, |help| format!(" ({help})"));
+    format!("{}{at}: {}{help}", path.display(), finding.message)
 }
 
 /// Shows findings on standard error.

@@ -3,7 +3,12 @@
 use std::collections::BTreeMap;
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
-use gaggled_core::{state::Phase, time::Millis, wire::DependencyView};
+use gaggled_core::{
+    plan::{Change, Plan},
+    state::Phase,
+    time::Millis,
+    wire::DependencyView,
+};
 use serde::Deserialize;
 use termtree::Tree;
 
@@ -85,6 +90,31 @@ pub fn table(dump: &Dump, coloured: bool) -> String {
     }
     let text = table.to_string();
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+/// What another configuration changes, one line for each program that it touches.
+pub fn plan(plan: &Plan) -> String {
+    let touched = plan.steps.iter().filter(|step| step.change != Change::Keep);
+    let width = plan.steps.iter().map(|step| step.program.len()).max().unwrap_or(0);
+    let word = |change: Change| match change {
+        Change::Start => "start",
+        Change::Stop => "stop",
+        Change::Restart => "restart",
+        Change::Update => "update",
+        Change::Keep => "keep",
+    };
+    let mut lines: Vec<String> =
+        touched.map(|step| format!("{:<8} {:<width$}  {}", word(step.change), step.program, step.why)).collect();
+    let kept = plan.steps.len() - lines.len();
+    if !lines.is_empty() {
+        lines.push(String::new());
+    }
+    lines.push(match (lines.is_empty(), kept) {
+        (true, _) => "nothing changes".to_owned(),
+        (false, 1) => "1 program stays as it is".to_owned(),
+        (false, kept) => format!("{kept} programs stay as they are"),
+    });
+    lines.join("\n")
 }
 
 /// How many programs are in which state, in one line.

@@ -101,7 +101,11 @@ fn log_event(logger: &Logger, envelope: &Envelope, graph: &Graph) {
     let why = if why.is_empty() { why } else { format!(" ({why})") };
     match &envelope.event {
         Event::System(SystemEvent::ActorPanicked { .. }) => error!(logger, "{} {}{}", envelope.seq, words, why),
-        Event::System(SystemEvent::CommandRefused { .. }) => warn!(logger, "{} {}{}", envelope.seq, words, why),
+        Event::System(
+            SystemEvent::CommandRefused { .. }
+            | SystemEvent::JournalDegraded { .. }
+            | SystemEvent::JournalDamaged { .. },
+        ) => warn!(logger, "{} {}{}", envelope.seq, words, why),
         Event::Program(..) | Event::Dependency(..) | Event::System(_) => {
             info!(logger, "{} {}{}", envelope.seq, words, why);
         }

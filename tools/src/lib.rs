@@ -6,9 +6,11 @@ pub mod diagnostics;
 pub mod dump;
 pub mod import;
 pub mod journal_log;
+pub mod launcher;
 pub mod output;
 pub mod render;
 pub mod smtpgate;
+pub mod when;
 
 /// The version of gaggled.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -10,6 +10,7 @@ use gaggled_core::{
     time::WallTime,
 };
 use owo_colors::{AnsiColors, OwoColorize};
+use serde_json::Value;
 
 /// The time of day on this machine.
 pub fn clock_time(wall: WallTime) -> String {
@@ -26,14 +27,20 @@ pub fn date_time(wall: WallTime) -> String {
 /// Which colour an event has, and whether it is worth one.
 pub fn colour(event: &Event) -> AnsiColors {
     match event {
-        Event::Program(_, ProgramEvent::Started { .. }) => AnsiColors::Green,
+        Event::Program(_, ProgramEvent::Started { .. } | ProgramEvent::Adopted { .. })
+        | Event::System(SystemEvent::JournalRestored { .. }) => AnsiColors::Green,
         Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Code(0), .. } | ProgramEvent::Stopping { .. })
         | Event::Dependency(_, DependencyEvent::RestartDue { .. } | DependencyEvent::Broken) => AnsiColors::Yellow,
         Event::Program(
             _,
             ProgramEvent::Exited { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::StopEscalated { .. },
         )
-        | Event::System(SystemEvent::ActorPanicked { .. } | SystemEvent::CommandRefused { .. }) => AnsiColors::Red,
+        | Event::System(
+            SystemEvent::ActorPanicked { .. }
+            | SystemEvent::CommandRefused { .. }
+            | SystemEvent::JournalDegraded { .. }
+            | SystemEvent::JournalDamaged { .. },
+        ) => AnsiColors::Red,
         Event::Program(
             _,
             ProgramEvent::OperatorStarted
@@ -42,7 +49,10 @@ pub fn colour(event: &Event) -> AnsiColors {
             | ProgramEvent::Signalled { .. },
         )
         | Event::System(
-            SystemEvent::EpochOpened { .. } | SystemEvent::ShutdownBegun | SystemEvent::ShutdownCompleted { .. },
+            SystemEvent::EpochOpened { .. }
+            | SystemEvent::HandoverBegun { .. }
+            | SystemEvent::ShutdownBegun
+            | SystemEvent::ShutdownCompleted { .. },
         ) => AnsiColors::Cyan,
         Event::Program(_, ProgramEvent::Starting { .. }) | Event::Dependency(_, DependencyEvent::Satisfied { .. }) => {
             AnsiColors::Default
@@ -77,4 +87,19 @@ pub fn line(envelope: &Envelope, graph: &Graph, coloured: bool) -> String {
             if coloured { write!(line, "  {}", format_args!("({why})").dimmed()) } else { write!(line, "  ({why})") };
     }
     line
+}
+
+/// An event that was not folded, as a line.
+pub fn raw_line(event: &Value) -> String {
+    let text = |name: &str| event[name].as_str().unwrap_or_default();
+    let time: Option<jiff::Timestamp> = event["time"].as_str().and_then(|time| time.parse().ok());
+    let wall = WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
+    let time = clock_time(wall);
+    let on = if text("on").is_empty() { String::new() } else { format!(" -> {}", text("on")) };
+    let known = ["v", "epoch", "seq", "at_ms", "at_us", "time", "cause", "program", "on", "event", "state"];
+    let more = event.as_object().into_iter().flatten().filter(|(name, _)| !known.contains(&name.as_str()));
+    let more: Vec<String> = more.map(|(name, value)| format!("{name}={value}")).collect();
+    format!("{time} {:>6}  {:<20} {}{on} {}", event["seq"], text("event"), text("program"), more.join(" "))
+        .trim_end()
+        .to_owned()
 }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant as Moment};
 
 use gaggled_core::{
     config::SmtpgateConfig,
-    event::Envelope,
     ids::ProgramId,
     notifier::{Change, Notifier, Statement},
     state::State,
@@ -75,7 +74,7 @@ impl Gate {
                     }
                 }
             }
-            Heard::Event(envelope, text) => self.event(&envelope, &text),
+            Heard::Event(_, text) | Heard::Past(text) => self.event(&text),
             Heard::Silent => warn!(self.logger, "nothing is heard of gaggled"),
             Heard::Back => info!(self.logger, "gaggled is heard again"),
             Heard::Garbled(why) => warn!(self.logger, "{}", why),
@@ -84,13 +83,10 @@ impl Gate {
     }
 
     /// The event tells the state just after it, which the mirror may have left behind already.
-    fn event(&mut self, envelope: &Envelope, text: &str) {
-        let Some(state) = self.follower.state() else { return };
-        let Some(id) = state.graph.subject(&envelope.event) else { return };
-        let name = state.graph.programs[id].name.clone();
-        debug!(self.logger, "{} {} of {}", envelope.seq, envelope.event.name(), name);
-        if let Some(change) = Change::in_event(text, self.now()) {
-            self.notifier.observe(&name, change);
+    fn event(&mut self, text: &str) {
+        if let Some((program, change)) = Change::in_event(text, self.now()) {
+            debug!(self.logger, "event {} of {}", change.seq, program);
+            self.notifier.observe(&program, change);
         }
     }
 

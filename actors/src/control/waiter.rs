@@ -46,6 +46,8 @@ pub(super) struct Waiter {
     /// The command whose events are not all committed, and how many of them are not.
     uncommitted: Option<(Cause, usize)>,
     alarm: Option<SpawnHandle>,
+    /// What is answered, if not which programs it was about.
+    pub body: Option<serde_json::Value>,
     /// Where the answer goes: more than one if the request was sent again.
     pub answers: Vec<Answer>,
 }
@@ -67,6 +69,7 @@ impl Waiter {
             target,
             uncommitted: None,
             alarm: None,
+            body: None,
             answers: vec![answer],
         }
     }
@@ -107,6 +110,9 @@ impl Waiter {
     }
 
     fn done(&self, state: &State) -> Reply {
+        if let Some(body) = &self.body {
+            return Reply::done(&self.id, body);
+        }
         let programs = self.target.iter().flat_map(|target| target.programs.keys());
         let programs = programs.map(|id| &*state.graph.programs[*id].name).collect();
         Reply::done(&self.id, &Done { epoch: state.epoch, seq: state.seq, programs })

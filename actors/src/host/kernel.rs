@@ -13,12 +13,14 @@
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     ptr,
     sync::atomic::{AtomicI32, Ordering},
 };
 
 use gaggled_core::host::{ExecStage, ExitStatus};
+
+use super::recorder::{Slot, SlotBytes};
 
 /// A start that did not come to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub struct Plan<'a> {
     pub output: Option<&'a OwnedFd>,
     /// The signals that the child ignores if the daemon does; all others do what they do by default.
     pub keep_ignored: &'a [c_int],
+    /// Where the child writes down who it is before it executes its command, and what, but for its process id.
+    pub record: Option<(RawFd, i64, SlotBytes)>,
 }
 
 /// The stack that children run on until they have executed their command. One at a time: the parent stands still.
@@ -105,6 +109,9 @@ struct Child {
     wd: *const c_char,
     stdin: c_int,
     output: c_int,
+    recorder: c_int,
+    record_at: i64,
+    record: SlotBytes,
     reset: *const c_int,
     reset_len: usize,
     failed_stage: ExecStage,
@@ -129,6 +136,9 @@ pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32,
         wd: plan.wd.map_or(ptr::null(), CStr::as_ptr),
         stdin: plan.stdin.as_raw_fd(),
         output: plan.output.map_or(-1, AsRawFd::as_raw_fd),
+        recorder: plan.record.map_or(-1, |(file, _, _)| file),
+        record_at: plan.record.map_or(0, |(_, at, _)| at),
+        record: plan.record.map_or_else(SlotBytes::default, |(_, _, bytes)| bytes),
         reset: reset.as_ptr(),
         reset_len: reset.len(),
         failed_stage: ExecStage::Fork,
@@ -164,6 +174,12 @@ extern "C" fn run(child: *mut c_void) -> c_int {
     // lists end with a null pointer. Only functions that are safe after vfork are called: each is one system call.
     unsafe {
         let me = &mut *child;
+        if me.recorder >= 0 {
+            let pid = libc::getpid().to_le_bytes();
+            ptr::copy_nonoverlapping(pid.as_ptr(), me.record.as_mut_ptr().add(Slot::PID), pid.len());
+            // Memory that cannot be written costs a status at worst.
+            libc::syscall(libc::SYS_pwrite64, me.recorder, me.record.as_ptr(), me.record.len(), me.record_at);
+        }
         if libc::setsid() < 0 {
             fail(me, ExecStage::Session);
         }
@@ -266,8 +282,13 @@ unsafe fn rt_sigaction(signal: c_int, new: *const KernelAction) -> libc::c_long 
 
 /// Waits until any child has ended, and leaves it as it is, so that its process id cannot be used again before
 /// [`reap`]. `None` if there is no child.
-pub fn wait_for_any() -> Option<i32> {
-    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT).map(|(pid, _)| pid)
+pub fn wait_for_any() -> Option<(i32, ExitStatus)> {
+    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)
+}
+
+/// A child that has ended, if there is one now; it is left as it is.
+pub fn peek_ended() -> Option<(i32, ExitStatus)> {
+    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT | libc::WNOHANG).filter(|(pid, _)| *pid > 0)
 }
 
 /// Takes the status of a child that has ended, and with it its process id.
@@ -297,6 +318,56 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> Option<(i32, Ex
         if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
             return None;
         }
+    }
+}
+
+/// What the kernel tells of a process that is held by a pidfd and is no child.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitInfo {
+    /// It has ended and its parent has reaped it.
+    Ended(ExitStatus),
+    /// Its parent has not reaped it.
+    NotYet,
+    /// This kernel does not tell (Linux before 6.15).
+    Unsupported,
+}
+
+/// The first version of the kernel's `struct pidfd_info`, 64 bytes.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// Asks how a process has ended.
+pub fn exit_info(pidfd: &OwnedFd) -> ExitInfo {
+    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const EXIT: u64 = 1 << 3;
+    let mut info = PidfdInfo { mask: EXIT, ..PidfdInfo::default() };
+    // SAFETY: the request tells the size of the structure, which is a local that the call fills with plain numbers.
+    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+    if result == 0 {
+        if info.mask & EXIT == 0 { ExitInfo::NotYet } else { ExitInfo::Ended(of_wait_status(info.exit_code)) }
+    } else if io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
+        ExitInfo::NotYet
+    } else {
+        ExitInfo::Unsupported
+    }
+}
+
+/// What the status of `wait` says.
+fn of_wait_status(status: c_int) -> ExitStatus {
+    if libc::WIFEXITED(status) {
+        ExitStatus::Code(libc::WEXITSTATUS(status))
+    } else if libc::WIFSIGNALED(status) && libc::WCOREDUMP(status) {
+        ExitStatus::Core(libc::WTERMSIG(status))
+    } else if libc::WIFSIGNALED(status) {
+        ExitStatus::Signal(libc::WTERMSIG(status))
+    } else {
+        ExitStatus::Unknown
     }
 }
 

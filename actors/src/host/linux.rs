@@ -8,33 +8,36 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::{CStr, CString},
-    fs::{File, OpenOptions},
+    fs::File,
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::fd::OwnedFd,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI32, Ordering},
     },
     thread,
+    time::Duration,
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use gaggled_core::{
-    host::{ExecStage, ExitStatus, Fact, HostCommand, Launch, Log, Observed, Processes, Signal},
-    ids::{EpochId, InstanceId, ProgramId, Table},
+    host::{ExitStatus, Fact, HostCommand, Launch, Observed, Processes, Signal, StartTime},
+    ids::{InstanceId, ProgramId, Table},
 };
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, OFlag, fcntl},
     sys::signal::{kill, killpg},
-    unistd::{Pid, getpgid},
+    unistd::{Pid, getpgid, getpid, getppid},
 };
 
-use super::kernel::{self, Plan, SpawnError, Stack};
+use super::{
+    kernel::{self, SpawnError},
+    proc,
+    recorder::{Recorder, Slot},
+    starter::{Order, Starter},
+    token::Token,
+    watch::Watch,
+};
 
 /// What every program gets.
 #[derive(Clone, Debug, Default)]
@@ -43,27 +46,64 @@ pub struct Environment {
     pub variables: BTreeMap<String, String>,
     /// The directories in which a command without a slash is looked for.
     pub search: Vec<String>,
-    /// The life of the daemon, for the token that each instance carries.
-    pub epoch: EpochId,
+    /// The id of the journal, for the token that each instance carries.
+    pub journal: String,
     /// Signals that programs ignore as the daemon does.
     pub keep_ignored: Vec<i32>,
+}
+
+/// What a life of the daemon has from the one before and from its launcher.
+pub struct Inheritance {
+    /// The launcher's pipe, if there is a launcher.
+    pub pipe: Option<File>,
+    /// The programs that were found running.
+    pub survivors: Vec<Survivor>,
+    /// What the launcher has told so far.
+    pub reaped: Vec<(i32, ExitStatus)>,
+    /// Is called when the launcher has died.
+    pub gone: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for Inheritance {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inheritance").field("survivors", &self.survivors).finish_non_exhaustive()
+    }
+}
+
+/// A program that was found running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survivor {
+    /// The program.
+    pub program: ProgramId,
+    /// Its run.
+    pub instance: InstanceId,
+    /// Its process id.
+    pub pid: i32,
+    /// When it began.
+    pub birth: StartTime,
 }
 
 /// The processes of this machine.
 #[derive(Debug)]
 pub struct LinuxHost {
     shared: Arc<Shared>,
-    starts: Sender<(ProgramId, InstanceId)>,
+    orders: Sender<Order>,
+    /// What is taken over as soon as there is somebody to report to.
+    inheritance: Option<Inheritance>,
 }
 
 /// Takes what the host sees.
 pub type Report = Box<dyn Fn(Observed) + Send + Sync>;
 
-struct Shared {
+pub(super) struct Shared {
     table: Mutex<Living>,
     registered: Condvar,
     /// The process that is being started and is not yet in the table.
-    in_flight: AtomicI32,
+    pub(super) in_flight: AtomicI32,
+    pub(super) recorder: Recorder,
+    /// For the tokens of strays.
+    journal: String,
+    names: Table<ProgramId, String>,
     report: Report,
 }
 
@@ -80,6 +120,8 @@ struct Living {
     by_pid: BTreeMap<i32, Process>,
     /// The main process of each program.
     pid_of: BTreeMap<ProgramId, i32>,
+    /// Whether nothing is reaped any more: it is left to the next life.
+    handed_over: bool,
 }
 
 /// One instance.
@@ -87,6 +129,9 @@ struct Living {
 struct Process {
     program: ProgramId,
     instance: InstanceId,
+    birth: StartTime,
+    /// Whether it is our child, or has survived the life before.
+    own: bool,
     /// Whether it was asked to end: what it leaves behind then has time to end as well.
     stopping: bool,
     /// Whether that time is over.
@@ -96,29 +141,59 @@ struct Process {
 }
 
 impl LinuxHost {
-    /// Starts the two threads.
-    pub fn new(launches: Table<ProgramId, Launch>, environment: Environment, report: Report) -> io::Result<Self> {
+    /// Starts the threads that start and reap.
+    pub fn new(
+        launches: Table<ProgramId, Launch>,
+        environment: Environment,
+        recorder: Recorder,
+        inheritance: Inheritance,
+        report: Report,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             table: Mutex::new(Living::default()),
             registered: Condvar::new(),
             in_flight: AtomicI32::new(0),
+            recorder,
+            journal: environment.journal.clone(),
+            names: launches.values().map(|launch| launch.name.clone()).collect(),
             report,
         });
-        let (starts, orders) = crossbeam_channel::unbounded();
+        let (orders, received) = crossbeam_channel::unbounded();
         let starter = Starter::new(launches, environment, shared.clone())?;
-        thread::Builder::new().name("starter".into()).spawn(move || starter.run(&orders))?;
+        thread::Builder::new().name("starter".into()).spawn(move || starter.run(&received))?;
         let reaper = shared.clone();
         thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap_for_ever())?;
-        Ok(Self { shared, starts })
+        Ok(Self { shared, orders, inheritance: Some(inheritance) })
+    }
+
+    /// Carries out what was asked for so far, and then leaves everything as it is: whatever ends from now on is left for
+    /// the next life to hear of. False if a start takes longer than `within`.
+    pub fn hand_over(&self, within: Duration) -> bool {
+        let (reached, mark) = crossbeam_channel::bounded(1);
+        let _ = self.orders.send(Order::Mark(reached));
+        let done = mark.recv_timeout(within).is_ok();
+        self.shared.table().handed_over = true;
+        done
     }
 }
 
 impl Processes for LinuxHost {
+    fn begin(&mut self) {
+        let Some(Inheritance { pipe, survivors, reaped, gone }) = self.inheritance.take() else { return };
+        let launcher = pipe.as_ref().map(|_| getppid().as_raw());
+        let orphans = survivors.into_iter().filter_map(|survivor| self.shared.adopt(survivor, launcher)).collect();
+        for (pid, status) in reaped {
+            self.shared.ended_elsewhere(pid, status);
+        }
+        // Without this thread the ends of survivors are not heard of, and everything else works.
+        let _ = Watch { pipe, orphans }.start(self.shared.clone(), gone);
+    }
+
     fn perform(&mut self, command: HostCommand) {
         match command {
             HostCommand::Spawn { program, instance } => {
                 // The starter lives as long as the sender.
-                let _ = self.starts.send((program, instance));
+                let _ = self.orders.send(Order::Start(program, instance));
             }
             HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
             HostCommand::Kill { program, instance } => Shared::kill(&self.shared, program, instance),
@@ -128,6 +203,11 @@ impl Processes for LinuxHost {
 }
 
 impl Living {
+    fn insert(&mut self, pid: i32, process: Process) {
+        self.pid_of.insert(process.program, pid);
+        self.by_pid.insert(pid, process);
+    }
+
     fn find(&mut self, program: ProgramId, instance: InstanceId) -> Option<(i32, &mut Process)> {
         let pid = *self.pid_of.get(&program)?;
         let process = self.by_pid.get_mut(&pid).filter(|process| process.instance == instance)?;
@@ -180,14 +260,14 @@ impl Shared {
         let Ok(number) = nix::sys::signal::Signal::try_from(signal.0) else { return };
         if [Signal::TERM, Signal::KILL].contains(&signal) {
             signal_group(pid, process, number);
-        } else if process.ended.is_none() {
+        } else if process.ended.is_none() && (process.own || proc::birth(pid) == process.birth) {
             let _ = kill(Pid::from_raw(pid), number);
         }
     }
 
     /// Counts and kills what the main process of an instance has left behind, and reports its end.
     fn sweep(&self, pid: i32) {
-        let left_behind = count_group(pid);
+        let left_behind = proc::count_group(pid);
         let mut table = self.table();
         let Some(process) = table.by_pid.get(&pid) else { return };
         if let Some(status) = process.ended {
@@ -199,23 +279,70 @@ impl Shared {
     fn finish(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
         if let Some(process) = table.by_pid.remove(&pid) {
             table.pid_of.remove(&process.program);
-            self.report(&process, Fact::Exited { status, left_behind });
+            let escaped = self.kill_strays(table, &process);
+            self.report(&process, Fact::Exited { status, left_behind: left_behind.saturating_add(escaped) });
         }
     }
 
-    fn register(&self, pid: i32, process: Process) {
+    /// Kills what has escaped from the group of an instance by making a session of its own: when it lost its parent it
+    /// became a child of the first thread of this process, or of the launcher's.
+    fn kill_strays(&self, table: &Living, process: &Process) -> u16 {
+        let parent = if process.own { getpid() } else { getppid() }.as_raw();
+        let name = self.names.get(process.program);
+        let escaped = proc::children(parent, parent).into_iter().filter(|child| {
+            let token = if table.by_pid.contains_key(child) { None } else { Token::of(*child, &self.journal) };
+            token.is_some_and(|token| token.instance == process.instance && Some(&token.program) == name)
+        });
+        let killed = escaped.filter(|stray| kill(Pid::from_raw(*stray), nix::sys::signal::SIGKILL).is_ok()).count();
+        u16::try_from(killed).unwrap_or(u16::MAX)
+    }
+
+    /// Takes a process of the life before into the table. What neither we nor the launcher will reap is returned, to be
+    /// watched.
+    fn adopt(&self, survivor: Survivor, launcher: Option<i32>) -> Option<(i32, OwnedFd)> {
+        let Survivor { program, instance, pid, birth } = survivor;
+        let process = Process { program, instance, birth, own: false, stopping: false, killed: false, ended: None };
+        self.table().insert(pid, process);
+        let parent = proc::stat(pid).filter(|stat| stat.birth == birth).map(|stat| stat.parent);
+        if launcher.is_some() && (parent == launcher || parent.is_none()) {
+            // The launcher tells of its end, or has told it already.
+            return None;
+        }
+        let held = Pid::from_raw(pid).as_raw();
+        let held = rustix::process::Pid::from_raw(held);
+        let held = held.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+        // It may have ended, and its id been given away, before it could be held.
+        if let Some(held) = held.filter(|_| proc::birth(pid) == birth) {
+            Some((pid, held))
+        } else {
+            self.ended_elsewhere(pid, ExitStatus::Unknown);
+            None
+        }
+    }
+
+    pub(super) fn register(&self, pid: i32, birth: StartTime, program: ProgramId, instance: InstanceId) {
+        let process = Process { program, instance, birth, own: true, stopping: false, killed: false, ended: None };
         let mut table = self.table();
-        self.report(&process, Fact::Spawned { pid });
-        table.pid_of.insert(process.program, pid);
-        table.by_pid.insert(pid, process);
+        self.report(&process, Fact::Spawned { pid, birth });
+        table.insert(pid, process);
         self.in_flight.store(0, Ordering::SeqCst);
         self.registered.notify_all();
+    }
+
+    pub(super) fn failed(&self, program: ProgramId, instance: InstanceId, error: SpawnError) {
+        self.recorder.clear(program, instance);
+        let table = self.table();
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+        drop(table);
+        let SpawnError { stage, errno } = error;
+        (self.report)(Observed { program, instance, fact: Fact::SpawnFailed { stage, errno } });
     }
 
     fn reap_for_ever(&self) {
         loop {
             match kernel::wait_for_any() {
-                Some(pid) => self.ended(pid),
+                Some((pid, status)) => self.ended(pid, status),
                 None => self.await_child(),
             }
         }
@@ -224,43 +351,75 @@ impl Shared {
     /// Without a child nothing is left of an instance whose main process has ended: what that left behind became ours.
     fn await_child(&self) {
         let mut table = self.table();
-        let ended = table.by_pid.iter().filter_map(|(pid, process)| Some((*pid, process.ended?)));
+        let own = table.by_pid.iter().filter(|(_, process)| process.own);
+        let ended = own.filter_map(|(pid, process)| Some((*pid, process.ended?)));
         for (pid, status) in ended.collect::<Vec<_>>() {
             self.finish(&mut table, pid, status, 0);
         }
-        while table.by_pid.is_empty() {
+        while !table.by_pid.values().any(|process| process.own) {
             table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     /// A child has ended: the main process of an instance, or a stray that became ours when its parent ended.
-    fn ended(&self, pid: i32) {
+    fn ended(&self, pid: i32, status: ExitStatus) {
         let mut table = self.table();
-        while self.in_flight.load(Ordering::SeqCst) == pid {
+        while table.handed_over || self.in_flight.load(Ordering::SeqCst) == pid {
             table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
         let group = getpgid(Some(Pid::from_raw(pid))).map_or(pid, Pid::as_raw);
-        let status = kernel::reap(pid);
-        match table.by_pid.get_mut(&pid) {
-            Some(process) if process.ended.is_none() => {
-                process.ended = Some(status);
-                let lives = group_lives(pid, process);
-                let waits = process.stopping && !process.killed;
-                match (lives, waits) {
-                    (false, _) => self.finish(&mut table, pid, status, 0),
-                    (true, true) => {}
-                    (true, false) => {
-                        drop(table);
-                        self.sweep(pid);
-                    }
+        if let Some(process) = table.by_pid.get(&pid).filter(|process| process.own) {
+            // Before it is taken from the kernel, which tells it only once.
+            self.recorder.write(process.program, Slot { instance: process.instance, pid, ended: Some(status) });
+        }
+        kernel::reap(pid);
+        match table.by_pid.get(&pid) {
+            Some(process) if process.own && process.ended.is_none() => self.main_ended(table, pid, status),
+            _ => self.finish_if_empty(&mut table, group),
+        }
+    }
+
+    /// A process that is not our child has ended and was reaped.
+    pub(super) fn ended_elsewhere(&self, pid: i32, status: ExitStatus) {
+        let mut table = self.table();
+        match table.by_pid.get(&pid) {
+            Some(process) if !process.own && process.ended.is_none() => {
+                // What was told of an earlier process of the same id is not about this one.
+                if proc::stat(pid).is_some_and(|stat| stat.birth == process.birth && stat.state != 'Z') {
+                    return;
                 }
+                self.recorder.write(process.program, Slot { instance: process.instance, pid, ended: Some(status) });
+                self.main_ended(table, pid, status);
             }
+            // A stray; nobody can tell any more to which group it belonged.
             _ => {
-                let last_of = table.by_pid.get(&group).filter(|process| !group_lives(group, process));
-                if let Some(status) = last_of.and_then(|process| process.ended) {
-                    self.finish(&mut table, group, status, 0);
+                let foreign = table.by_pid.iter().filter(|(_, process)| !process.own && process.ended.is_some());
+                for group in foreign.map(|(pid, _)| *pid).collect::<Vec<_>>() {
+                    self.finish_if_empty(&mut table, group);
                 }
             }
+        }
+    }
+
+    fn main_ended(&self, mut table: MutexGuard<'_, Living>, pid: i32, status: ExitStatus) {
+        let Some(process) = table.by_pid.get_mut(&pid) else { return };
+        process.ended = Some(status);
+        let lives = group_lives(pid, process);
+        let waits = process.stopping && !process.killed;
+        match (lives, waits) {
+            (false, _) => self.finish(&mut table, pid, status, 0),
+            (true, true) => {}
+            (true, false) => {
+                drop(table);
+                self.sweep(pid);
+            }
+        }
+    }
+
+    fn finish_if_empty(&self, table: &mut Living, group: i32) {
+        let last_of = table.by_pid.get(&group).filter(|process| !group_lives(group, process));
+        if let Some(status) = last_of.and_then(|process| process.ended) {
+            self.finish(table, group, status, 0);
         }
     }
 }
@@ -271,25 +430,17 @@ fn signal_group(pid: i32, process: &Process, signal: nix::sys::signal::Signal) {
     }
 }
 
-/// Whether anything is left of a group.
+/// Whether anything is left of a group that belongs to it.
+///
+/// The end of one that is not our child may not have been heard of yet, so its start time tells whether it is still
+/// the same.
 ///
 /// A number is not given to a new process while there is a group of that number. So once the main process has been
 /// reaped, a process of that number means that the group was empty before.
 fn group_lives(pid: i32, process: &Process) -> bool {
     let reused = process.ended.is_some() && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH);
-    !reused && killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
-}
-
-/// How many processes there are in a group.
-fn count_group(group: i32) -> u16 {
-    let in_group = |entry: io::Result<std::fs::DirEntry>| {
-        let stat = std::fs::read_to_string(entry.ok()?.path().join("stat")).ok()?;
-        let fields = stat.rsplit_once(") ")?.1;
-        let of: i32 = fields.split(' ').nth(2)?.parse().ok()?;
-        (of == group && !fields.starts_with('Z')).then_some(())
-    };
-    let count = std::fs::read_dir("/proc").map_or(0, |entries| entries.filter_map(in_group).count());
-    u16::try_from(count).unwrap_or(u16::MAX)
+    let unheard = !process.own && process.ended.is_none() && proc::birth(pid) != process.birth;
+    !reused && !unheard && killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
 /// Makes this process the parent of what its descendants leave behind, so that nothing escapes by losing its parent.
@@ -306,114 +457,4 @@ pub fn close_on_exec() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Starts processes, one after the other.
-struct Starter {
-    launches: Table<ProgramId, Launch>,
-    variables: Vec<(String, CString)>,
-    search: Vec<String>,
-    epoch: EpochId,
-    keep_ignored: Vec<i32>,
-    stdin: OwnedFd,
-    stack: Stack,
-    shared: Arc<Shared>,
-}
-
-impl Starter {
-    fn new(launches: Table<ProgramId, Launch>, environment: Environment, shared: Arc<Shared>) -> io::Result<Self> {
-        let variables =
-            environment.variables.iter().filter_map(|(name, value)| Some((name.clone(), variable(name, value)?)));
-        Ok(Self {
-            launches,
-            variables: variables.collect(),
-            search: environment.search,
-            epoch: environment.epoch,
-            keep_ignored: environment.keep_ignored,
-            stdin: File::open("/dev/null")?.into(),
-            stack: Stack::new()?,
-            shared,
-        })
-    }
-
-    fn run(mut self, orders: &Receiver<(ProgramId, InstanceId)>) {
-        for (program, instance) in orders {
-            match self.start(program, instance) {
-                Ok(pid) => {
-                    self.shared
-                        .register(pid, Process { program, instance, stopping: false, killed: false, ended: None });
-                }
-                Err(SpawnError { stage, errno }) => {
-                    let table = self.shared.table();
-                    self.shared.in_flight.store(0, Ordering::SeqCst);
-                    self.shared.registered.notify_all();
-                    drop(table);
-                    (self.shared.report)(Observed { program, instance, fact: Fact::SpawnFailed { stage, errno } });
-                }
-            }
-        }
-    }
-
-    fn start(&mut self, program: ProgramId, instance: InstanceId) -> Result<i32, SpawnError> {
-        let Some(launch) = self.launches.get(program) else {
-            return Err(SpawnError { stage: ExecStage::Exec, errno: libc::ENOENT });
-        };
-        let nul = |_| SpawnError { stage: ExecStage::Exec, errno: libc::EINVAL };
-        let candidates = candidates(&launch.command, &self.search).map_err(nul)?;
-        let argv0 = candidates.first().cloned().unwrap_or_default();
-        let arguments: Result<Vec<CString>, _> = launch.argv.iter().map(|word| CString::new(word.as_str())).collect();
-        let argv: Vec<CString> = [argv0].into_iter().chain(arguments.map_err(nul)?).collect();
-        let token = variable("GAGGLED_INSTANCE", &format!("{}.{program}.{instance}", self.epoch));
-        let own: Vec<CString> =
-            launch.env.iter().filter_map(|(name, value)| variable(name, value)).chain(token).collect();
-        let replaced = |name: &str| launch.env.iter().any(|(own, _)| own == name);
-        let env: Vec<&CStr> = self
-            .variables
-            .iter()
-            .filter(|(name, _)| !replaced(name))
-            .map(|(_, text)| text.as_c_str())
-            .chain(own.iter().map(CString::as_c_str))
-            .collect();
-        let wd = launch.wd.as_deref().map(CString::new).transpose().map_err(nul)?;
-        let output = match &launch.log {
-            Log::Inherit => None,
-            Log::File(path) => Some(open_log(path)?),
-        };
-        let plan = Plan {
-            candidates: &candidates,
-            argv: &argv,
-            env: &env,
-            wd: wd.as_deref(),
-            stdin: &self.stdin,
-            output: output.as_ref(),
-            keep_ignored: &self.keep_ignored,
-        };
-        kernel::spawn(&plan, &mut self.stack, &self.shared.in_flight)
-    }
-}
-
-fn variable(name: &str, value: &str) -> Option<CString> {
-    CString::new(format!("{name}={value}")).ok()
-}
-
-/// The paths that a command may stand for.
-fn candidates(command: &str, search: &[String]) -> Result<Vec<CString>, std::ffi::NulError> {
-    if command.contains('/') {
-        return Ok(vec![CString::new(command)?]);
-    }
-    search.iter().map(|directory| CString::new(format!("{directory}/{command}"))).collect()
-}
-
-fn open_log(path: &str) -> Result<OwnedFd, SpawnError> {
-    let failed = |errno| SpawnError { stage: ExecStage::Log, errno };
-    // Not to wait for the reader of a fifo; the program itself gets a descriptor that waits as usual.
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path);
-    let file = file.map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_APPEND)).map_err(|errno| failed(errno as i32))?;
-    Ok(file.into())
 }

@@ -44,6 +44,12 @@ pub struct Settings {
     /// Urls that are used although anybody who reaches them can do everything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub insecure: Vec<String>,
+    /// The directory of the journal; the default place if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// How much of the journal is kept.
+    #[serde(skip_serializing_if = "is_default")]
+    pub journal: JournalConfig,
     /// Mail about what happens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smtpgate: Option<SmtpgateConfig>,
@@ -53,6 +59,22 @@ pub struct Settings {
     /// Accepted from files of the original; nothing polls here.
     #[serde(skip_serializing)]
     pub startwait: Option<i64>,
+}
+
+/// How much of the journal is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "journal", deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// How much of the disk it may take.
+    pub megabytes: u64,
+    /// How long it is kept at most.
+    pub age: Millis,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { megabytes: 256, age: Millis(30 * 24 * 3600 * 1000) }
+    }
 }
 
 /// One program.
@@ -92,6 +114,9 @@ pub struct ProgramConfig {
     /// How its starts are spaced, if that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Backoff>,
+    /// Whether gaggled ends with it, and with its exit status.
+    #[serde(skip_serializing_if = "is_default")]
+    pub essential: bool,
     /// A file that its output is appended to, instead of gaggled's own output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
@@ -181,6 +206,8 @@ impl Default for Settings {
             eventurl: None,
             controlurl: None,
             insecure: Vec::new(),
+            state: None,
+            journal: JournalConfig::default(),
             smtpgate: None,
             tick: None,
             startwait: None,
@@ -202,6 +229,7 @@ impl Default for ProgramConfig {
             manual: false,
             killwait: None,
             backoff: None,
+            essential: false,
             log: None,
             depends: Ordered::default(),
         }
@@ -251,6 +279,8 @@ impl Config {
                 enabled: program.enabled && !program.manual,
                 killwait: program.killwait.unwrap_or(self.gaggled.killwait),
                 backoff: program.backoff.unwrap_or(self.gaggled.backoff),
+                essential: program.essential,
+                retired: false,
             });
         }
         let ids = graph.names();

@@ -8,8 +8,9 @@ use serde_json::Value;
 use super::{BEAT_TOPIC, EVENT_TOPIC, ProgramView, VERSION, View};
 use crate::{
     event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    graph::Graph,
     ids::{EpochId, ProgramId, Seq},
-    state::State,
+    state::{ProgramState, State},
     time::{Instant, WallTime},
 };
 
@@ -96,19 +97,17 @@ impl<'a> EventText<'a> {
     }
 }
 
-/// An event as JSON, with the state of its program after it.
-///
-/// `state` is the fold up to this event, or, for `None`, the event goes without.
-pub fn encode_event(envelope: &Envelope, names: &State, view: Option<ProgramView<'_>>) -> String {
+/// An event as JSON, with the state of its program after it, or, for `None`, without.
+pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView<'_>>) -> String {
     let (program, on) = match &envelope.event {
         Event::Program(program, _) => (Some(*program), None),
         Event::Dependency(edge, _) => {
-            let edge = &names.graph.edges[*edge];
+            let edge = &graph.edges[*edge];
             (Some(edge.of), Some(edge.on))
         }
         Event::System(_) => (None, None),
     };
-    let name = |id: ProgramId| &*names.graph.programs[id].name;
+    let name = |id: ProgramId| &*graph.programs[id].name;
     let message = Message {
         v: VERSION,
         epoch: envelope.epoch,
@@ -129,12 +128,18 @@ pub fn encode_event(envelope: &Envelope, names: &State, view: Option<ProgramView
     serde_json::to_string(&message).unwrap_or_default()
 }
 
+/// An event that is past as JSON, with the state that its program had after it.
+pub fn encode_past(envelope: &Envelope, graph: &Graph, after: Option<(ProgramId, &ProgramState)>) -> String {
+    let view = after.map(|(id, state)| ProgramView::past(&graph.programs[id].name, state, envelope.at));
+    encode_event(envelope, graph, view)
+}
+
 /// An event as a message of the bus, after it was applied to `state`.
 pub fn encode_message(envelope: &Envelope, state: &State) -> String {
     let subject = state.graph.subject(&envelope.event);
     let view = subject.map(|id| View::at(state, envelope.at).program(id));
     let name = subject.map_or("", |id| &*state.graph.programs[id].name);
-    format!("{EVENT_TOPIC}{name}\n{}", encode_event(envelope, state, view))
+    format!("{EVENT_TOPIC}{name}\n{}", encode_event(envelope, &state.graph, view))
 }
 
 /// Programs by name.

@@ -7,7 +7,7 @@ use super::VERSION;
 use crate::{
     command::Selection,
     ids::{EpochId, Seq},
-    time::Millis,
+    time::{Millis, WallTime},
 };
 
 /// A request.
@@ -67,15 +67,21 @@ pub enum Action {
         /// How many at most.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<usize>,
+        /// As it was at a moment of the past, without pages; as it is if this is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Moment>,
     },
     /// Why a program is as it is.
     Why {
         /// Which.
         program: String,
+        /// Why it was as it was at a moment of the past.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<Moment>,
     },
     /// Events after a number.
     Events {
-        /// The life of the daemon that the number belongs to; this one if it is not given.
+        /// The life of the daemon that the number belongs to; whichever it is if this is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<EpochId>,
         /// The last one known; 0 for all that there are.
@@ -87,11 +93,35 @@ pub enum Action {
         /// Only those of one program.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         program: Option<String>,
+        /// Only those from this time on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<WallTime>,
+        /// Only those up to this time.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<WallTime>,
     },
     /// The whole fold, for followers that go on from it.
     Snapshot,
     /// What gaggled itself is and does.
     Status,
+    /// What another configuration would change.
+    Plan {
+        /// The file, as gaggled would read it; the one it was started with if this is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+    },
+    /// Another configuration is to be taken.
+    Reload {
+        /// The file, as for the plan.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+    },
+    /// Another version of gaggled is to go on.
+    Upgrade {
+        /// The binary; the one that stands where this one was started from if it is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binary: Option<String>,
+    },
     /// Everything is to be stopped, and gaggled to end.
     Shutdown {
         /// Whether to answer when everything has stopped, rather than when it is accepted.
@@ -101,6 +131,16 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_ms: Option<Millis>,
     },
+}
+
+/// A moment of the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    /// Just after this event.
+    Seq(Seq),
+    /// At this time.
+    Time(WallTime),
 }
 
 /// What to wait for.

@@ -63,6 +63,47 @@ pub struct ProgramView<'a> {
     pub wait_ms: Option<u64>,
 }
 
+impl<'a> ProgramView<'a> {
+    /// A program of this name as it was at a moment, when this was its state; why is not known any more.
+    pub fn past(name: &'a str, program: &ProgramState, now: Instant) -> Self {
+        let up = matches!(program.phase, Phase::Up | Phase::Stopping);
+        let (down_type, exit_code, exit_signal) = match program.outcome {
+            _ if up => ("NONE", None, None),
+            None => ("", None, None),
+            Some(Outcome::SpawnFailed { .. }) => ("EXIT", None, None),
+            Some(Outcome::Exited(ExitStatus::Code(code))) => ("EXIT", Some(code), None),
+            Some(Outcome::Exited(ExitStatus::Signal(signal))) => ("KILL", None, Some(signal)),
+            Some(Outcome::Exited(ExitStatus::Core(signal))) => ("DUMP", None, Some(signal)),
+            Some(Outcome::Exited(ExitStatus::Unknown)) => ("UNK", None, None),
+        };
+        let failed = match program.outcome {
+            Some(Outcome::SpawnFailed { stage, errno }) if !up => Some((stage, errno)),
+            _ => None,
+        };
+        Self {
+            program: name,
+            up,
+            phase: program.phase,
+            pid: program.pid.unwrap_or(0),
+            uptime_ms: program.up_since.filter(|_| up).map_or(0, |since| now.since(since).0),
+            instance: program.instance,
+            restarts: program.restarts,
+            dependencies_satisfied: program.unmet == 0,
+            is_operator_shutdown: program.operator_down,
+            during_shutdown: program.signalled && program.phase == Phase::Down,
+            state_sequence: program.state_sequence,
+            down_type,
+            exit_code,
+            exit_signal,
+            failed_stage: failed.map(|(stage, _)| stage),
+            errno: failed.map(|(_, errno)| errno),
+            last_seq: program.last_seq,
+            reason: String::new(),
+            wait_ms: None,
+        }
+    }
+}
+
 /// A dependency as a client sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DependencyView {
@@ -115,47 +156,10 @@ impl<'a> View<'a> {
 
     /// One program.
     pub fn program(self, id: ProgramId) -> ProgramView<'a> {
-        self.program_as(id, &self.state.programs[id])
-    }
-
-    /// One program as it was when this was its state.
-    pub fn program_as(self, id: ProgramId, program: &ProgramState) -> ProgramView<'a> {
-        let up = matches!(program.phase, Phase::Up | Phase::Stopping);
-        let (down_type, exit_code, exit_signal) = match program.outcome {
-            _ if up => ("NONE", None, None),
-            None => ("", None, None),
-            Some(Outcome::SpawnFailed { .. }) => ("EXIT", None, None),
-            Some(Outcome::Exited(ExitStatus::Code(code))) => ("EXIT", Some(code), None),
-            Some(Outcome::Exited(ExitStatus::Signal(signal))) => ("KILL", None, Some(signal)),
-            Some(Outcome::Exited(ExitStatus::Core(signal))) => ("DUMP", None, Some(signal)),
-            Some(Outcome::Exited(ExitStatus::Unknown)) => ("UNK", None, None),
-        };
-        let failed = match program.outcome {
-            Some(Outcome::SpawnFailed { stage, errno }) if !up => Some((stage, errno)),
-            _ => None,
-        };
+        let program = &self.state.programs[id];
         let (reason, wait) = self.reason(id, program);
-        ProgramView {
-            program: &self.state.graph.programs[id].name,
-            up,
-            phase: program.phase,
-            pid: program.pid.unwrap_or(0),
-            uptime_ms: program.up_since.filter(|_| up).map_or(0, |since| self.now.since(since).0),
-            instance: program.instance,
-            restarts: program.restarts,
-            dependencies_satisfied: program.unmet == 0,
-            is_operator_shutdown: program.operator_down,
-            during_shutdown: program.signalled && program.phase == Phase::Down,
-            state_sequence: program.state_sequence,
-            down_type,
-            exit_code,
-            exit_signal,
-            failed_stage: failed.map(|(stage, _)| stage),
-            errno: failed.map(|(_, errno)| errno),
-            last_seq: program.last_seq,
-            reason,
-            wait_ms: wait.map(|wait| wait.0),
-        }
+        let view = ProgramView::past(&self.state.graph.programs[id].name, program, self.now);
+        ProgramView { reason, wait_ms: wait.map(|wait| wait.0), ..view }
     }
 
     /// All programs from the one at `from`, at most `limit` of them.

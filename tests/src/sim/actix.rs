@@ -19,13 +19,16 @@ use gaggled_actors::{
 };
 use gaggled_core::{
     event::{Cause, Envelope, Event, SystemEvent},
-    ids::{EpochId, ProgramId, Table},
+    ids::{ProgramId, Table},
+    state::State,
     time::Instant,
 };
 use tokio::sync::oneshot;
 
 use super::{
+    crash::Life,
     host::{Fate, SimHost},
+    scheduler::epoch_of,
     world::World,
 };
 
@@ -43,7 +46,7 @@ async fn live(world: &World) -> Vec<Envelope> {
     let (ended, end) = oneshot::channel();
     let mut ended = Some(ended);
     let seen = envelopes.clone();
-    let sink = move |envelope: &std::sync::Arc<Envelope>| {
+    let sink = move |envelope: &std::sync::Arc<Envelope>, _: &State| {
         seen.borrow_mut().push((**envelope).clone());
         if let Event::System(SystemEvent::ShutdownCompleted { .. }) = envelope.event {
             ended.take().map(|ended| ended.send(()));
@@ -59,15 +62,10 @@ async fn live(world: &World) -> Vec<Envelope> {
     };
     let host = host.start();
     let address = HostAddress { perform: host.clone().recipient(), connect: host.recipient() };
-    let journal = root::start(
-        world.graph.clone().into(),
-        EpochId(world.seed),
-        clock,
-        &address,
-        vec![Box::new(sink)],
-        Box::new(|_, _| {}),
-    );
-    root::open(&journal, "simulated", world.graph.programs.len());
+    let (_, journal, opening) = Life::first(world, epoch_of(world));
+    let actors = root::start((journal, opening), clock, &address, vec![Box::new(sink)], Box::new(|_, _| {}));
+    let journal = actors.journal;
+    root::open(&journal);
     let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
     wishes.push((world.shutdown_at, World::shutdown()));
     wishes.sort_by_key(|(at, _)| *at);

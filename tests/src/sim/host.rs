@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use gaggled_core::{
-    host::{ExecStage, ExitStatus, Fact, HostCommand, Observed, Signal},
+    host::{ExecStage, ExitStatus, Fact, HostCommand, Observed, Signal, StartTime},
     ids::{Dense, InstanceId, ProgramId},
     time::{Instant, Millis},
 };
@@ -23,7 +23,9 @@ pub enum Fate {
 #[derive(Debug)]
 pub struct SimHost {
     world: World,
-    live: BTreeMap<ProgramId, InstanceId>,
+    live: BTreeMap<ProgramId, (InstanceId, i32)>,
+    /// How runs ended, as whoever has reaped them knows.
+    ended: BTreeMap<(ProgramId, InstanceId), ExitStatus>,
     next_pid: i32,
     /// What a real host would have done wrong.
     pub violations: Vec<String>,
@@ -32,7 +34,13 @@ pub struct SimHost {
 impl SimHost {
     /// The host of a world.
     pub fn new(world: &World) -> Self {
-        Self { world: world.clone(), live: BTreeMap::new(), next_pid: 2, violations: Vec::new() }
+        Self {
+            world: world.clone(),
+            live: BTreeMap::new(),
+            ended: BTreeMap::new(),
+            next_pid: 2,
+            violations: Vec::new(),
+        }
     }
 
     /// How many processes there are.
@@ -43,6 +51,27 @@ impl SimHost {
     /// Whether this program has a process.
     pub fn lives(&self, program: ProgramId) -> bool {
         self.live.contains_key(&program)
+    }
+
+    /// The run of a program that has a process, and its process id.
+    pub fn alive(&self, program: ProgramId) -> Option<(InstanceId, i32)> {
+        self.live.get(&program).copied()
+    }
+
+    /// How a run ended.
+    pub fn ended(&self, program: ProgramId, instance: InstanceId) -> Option<ExitStatus> {
+        self.ended.get(&(program, instance)).copied()
+    }
+
+    /// The last run of a program that has ended.
+    pub fn last_ended(&self, program: ProgramId) -> Option<(InstanceId, ExitStatus)> {
+        let runs = self.ended.range((program, InstanceId(0))..=(program, InstanceId(u64::MAX)));
+        runs.last().map(|((_, instance), status)| (*instance, *status))
+    }
+
+    /// Whoever has reaped has died: nobody can tell any more how anything ended.
+    pub fn forget(&mut self) {
+        self.ended.clear();
     }
 
     /// Carries out a command; says what follows, and when.
@@ -59,12 +88,17 @@ impl SimHost {
     pub fn meet(&mut self, fate: Fate) -> Option<Observed> {
         match fate {
             Fate::Report(observed) => Some(observed),
-            Fate::End(program, instance, status) if self.live.get(&program) == Some(&instance) => {
+            Fate::End(program, instance, status) if self.runs(program, instance) => {
                 self.live.remove(&program);
+                self.ended.insert((program, instance), status);
                 Some(Observed { program, instance, fact: Fact::Exited { status, left_behind: 0 } })
             }
             Fate::End(..) => None,
         }
+    }
+
+    fn runs(&self, program: ProgramId, instance: InstanceId) -> bool {
+        self.live.get(&program).is_some_and(|(own, _)| *own == instance)
     }
 
     fn spawn(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
@@ -77,11 +111,15 @@ impl SimHost {
             let fact = Fact::SpawnFailed { stage: ExecStage::Fork, errno: 11 };
             return vec![(up, Fate::Report(Observed { program, instance, fact }))];
         }
-        if let Some(other) = self.live.insert(program, instance) {
+        self.next_pid = self.next_pid % 50 + 2;
+        if let Some((other, _)) = self.live.insert(program, (instance, self.next_pid)) {
             self.violations.push(format!("I6: {program:?} run {instance} was started beside run {other}"));
         }
-        self.next_pid = self.next_pid % 50 + 2;
-        let started = Fate::Report(Observed { program, instance, fact: Fact::Spawned { pid: self.next_pid } });
+        let started = Fate::Report(Observed {
+            program,
+            instance,
+            fact: Fact::Spawned { pid: self.next_pid, birth: StartTime(instance.0) },
+        });
         let mut fates = vec![(up, started)];
         let lifetime = behaviour.lifetime.0 / 2 + random.below(behaviour.lifetime.0 / 2 + 1);
         let end = up + Millis(lifetime);
@@ -100,7 +138,7 @@ impl SimHost {
         instance: InstanceId,
         signal: Signal,
     ) -> Vec<(Instant, Fate)> {
-        if self.live.get(&program) != Some(&instance) {
+        if !self.runs(program, instance) {
             return Vec::new();
         }
         let end = |after: Millis, status| vec![(now + after, Fate::End(program, instance, status))];

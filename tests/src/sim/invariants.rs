@@ -3,7 +3,9 @@
 //! | | |
 //! |---|---|
 //! | I1 | the numbers of events rise by one |
+//! | I2 | each life of the daemon begins where the one before has ended on the disk |
 //! | I3 | the fold of the envelopes is the state that the journal kept |
+//! | I4 | a snapshot and the events after it fold to the same |
 //! | I6 | a program has at most one process (the simulated host watches this) |
 //! | I7 | a program starts only while each dependency has been up, in one instance, for its delay |
 //! | I8 | nothing starts after the shutdown began, nor while an operator wants it down |
@@ -18,12 +20,13 @@
 //! | I18 | the event that a cause names came before |
 //! | I20 | no queue, no row of refusals and no stretch without an event is long (the scheduler watches this) |
 //! | I21 | a program's state changes only with an event that concerns it |
+//! | I23 | when an essential program ends by itself, everything is shut down at once |
 //! | I22 | in a planned stop dependents go first, unless half of the killwait is over |
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
-    event::{DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
+    event::{Beginning, DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
     graph::{Graph, Mode},
     host::ExitStatus,
     ids::{EdgeId, InstanceId, ProgramId, Seq},
@@ -32,6 +35,7 @@ use gaggled_core::{
 };
 
 use super::{
+    crash::Life,
     scheduler::Run,
     world::{SETTLING, World},
 };
@@ -67,6 +71,11 @@ struct Checker<'a> {
     falls: BTreeMap<(EdgeId, Seq), u32>,
     restarts: Vec<(ProgramId, Seq)>,
     shutdown: Option<Instant>,
+    /// The event with which this life of the daemon began, if it is not the first.
+    opened: Option<Seq>,
+    openings: Vec<Instant>,
+    /// The end of an essential program.
+    doomed: Option<(Seq, Instant)>,
     last: Seq,
     found: Vec<String>,
 }
@@ -84,6 +93,9 @@ pub fn check(world: &World, run: &Run) -> Vec<String> {
         falls: BTreeMap::new(),
         restarts: Vec::new(),
         shutdown: None,
+        opened: None,
+        openings: Vec::new(),
+        doomed: None,
         last: Seq(0),
         found: run.violations.clone(),
     };
@@ -116,10 +128,38 @@ impl Checker<'_> {
                 self.seen(of).replaced = true;
                 self.seen(of).planned = true;
             }
-            Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
+            Event::System(SystemEvent::EpochOpened { beginning, .. }) if *beginning != Beginning::First => {
+                self.begins(envelope);
+            }
+            Event::System(SystemEvent::ShutdownBegun) => {
+                self.shutdown = Some(envelope.at);
+                self.spared(envelope.at);
+            }
             Event::System(SystemEvent::ShutdownCompleted { .. }) => self.shutdown_ends(envelope),
             Event::Dependency(..) | Event::System(_) => {}
         }
+    }
+
+    /// I23: how long everything has gone on without an essential program.
+    fn spared(&mut self, until: Instant) {
+        if let Some((end, since)) = self.doomed
+            && until > since.max(self.openings.last().copied().unwrap_or_default()) + SLACK
+        {
+            self.found.push(format!("I23: an essential program ended with event {end}, and everything else went on"));
+        }
+    }
+
+    /// What was to be done in time while nobody was there is to be done now.
+    fn begins(&mut self, envelope: &Envelope) {
+        let now = envelope.at;
+        self.opened = Some(envelope.seq);
+        self.openings.push(now);
+        for seen in self.programs.values_mut() {
+            if let Some((_, deadline)) = &mut seen.stopping {
+                *deadline = (*deadline).max(now);
+            }
+        }
+        self.shutdown = self.shutdown.map(|_| now);
     }
 
     fn seen(&mut self, program: ProgramId) -> &mut Seen {
@@ -131,6 +171,7 @@ impl Checker<'_> {
         match event {
             ProgramEvent::Starting { instance } => self.starts(id, *instance, envelope),
             ProgramEvent::Started { .. } => self.seen(id).up_since = Some(at),
+            ProgramEvent::Adopted { .. } => self.seen(id).up_since = self.seen(id).up_since.or(Some(at)),
             ProgramEvent::SpawnFailed { .. } => {
                 let seen = self.seen(id);
                 seen.running = false;
@@ -170,6 +211,15 @@ impl Checker<'_> {
     }
 
     fn starts(&mut self, id: ProgramId, instance: InstanceId, envelope: &Envelope) {
+        // What was found running was started in a life that did not live to write it down.
+        let found = self.opened.is_some() && envelope.cause.event() == self.opened;
+        if found && instance.0 > self.seen(id).instance && !self.seen(id).running {
+            let seen = self.seen(id);
+            *seen = Seen { running: true, instance: instance.0, last_start: envelope.seq, ..seen.clone() };
+            (seen.up_since, seen.operator_fall, seen.stopping) = (None, None, None);
+            (seen.replaced, seen.escalated, seen.planned) = (false, false, true);
+            return;
+        }
         for edge in self.graph.edges_of(id) {
             let edge = self.graph.edges[*edge];
             let on = &self.programs[&edge.on];
@@ -216,6 +266,7 @@ impl Checker<'_> {
     }
 
     fn ends(&mut self, id: ProgramId, instance: InstanceId, status: ExitStatus, envelope: &Envelope) {
+        let (essential, shutdown) = (self.graph.programs[id].essential, self.shutdown.is_some());
         let seen = self.seen(id);
         let mut wrong = Vec::new();
         if instance.0 != seen.instance || !seen.exits.insert(instance.0) {
@@ -231,6 +282,7 @@ impl Checker<'_> {
             ));
         }
         let fell_before = seen.operator_fall.is_some();
+        let ends_everything = essential && !shutdown && seen.stopping.is_none() && !seen.replaced && !fell_before;
         seen.planned |= seen.stopping.is_some() || seen.replaced || fell_before;
         seen.running = false;
         seen.up_since = None;
@@ -239,6 +291,9 @@ impl Checker<'_> {
         seen.finished = Some(status);
         if !fell_before {
             self.falls(id, envelope.seq);
+        }
+        if ends_everything && self.doomed.is_none() {
+            self.doomed = Some((envelope.seq, envelope.at));
         }
         self.found.append(&mut wrong);
     }
@@ -300,11 +355,16 @@ impl Checker<'_> {
         for ((edge, fall), count) in &self.falls {
             let interrupted = *count == 0 && shutdown_seq.is_some();
             let late = interrupted && near_end(run, *fall, shutdown_seq);
-            if *count != 1 && !late {
+            // Of falls that nobody was there to answer the last is answered.
+            let answered = |(other, later): (&(EdgeId, Seq), &u32)| other.0 == *edge && other.1 > *fall && *later == 1;
+            let together = *count == 0
+                && self.openings.iter().any(|opening| *opening >= at(run, *fall))
+                && self.falls.iter().any(answered);
+            if *count != 1 && !late && !together {
                 self.found.push(format!("I9: {edge:?} answered the fall {fall} with {count} restarts"));
             }
         }
-        let settled = before_shutdown(world, run);
+        let settled = before_shutdown(run);
         for (program, due) in &self.restarts {
             let seen = &self.programs[program];
             let excused = waits_for_finished(world, &settled, *program)
@@ -334,12 +394,27 @@ impl Checker<'_> {
         }
     }
 
-    /// I3 and I21.
+    /// I2, I3, I4 and I21.
     fn folds(&mut self, world: &World, run: &Run) {
-        let mut state = State::new(world.graph.clone().into(), run.state.epoch);
-        let watch = world.seed.is_multiple_of(16);
-        for envelope in &run.envelopes {
-            let before = watch.then(|| state.programs.clone());
+        let mut last: Option<State> = None;
+        for life in &run.lives {
+            if last.as_ref().is_some_and(|last| last.epoch >= life.start.epoch || last.seq != life.start.seq) {
+                self.found.push(format!("I2: epoch {} does not follow", life.start.epoch));
+            }
+            let state = self.fold(world, life);
+            last = Some(state);
+        }
+        if last.as_ref() != Some(&run.state) {
+            self.found.push("I3: the fold of the envelopes is not the state of the journal".into());
+        }
+    }
+
+    fn fold(&mut self, world: &World, life: &Life) -> State {
+        let mut state = life.start.clone();
+        let middle = life.envelopes.len() / 2;
+        let mut copy = None;
+        for (at, envelope) in life.envelopes.iter().enumerate() {
+            let before = world.seed.is_multiple_of(16).then(|| state.programs.clone());
             state.apply(envelope);
             if let Some(before) = before {
                 let subject = world.graph.subject(&envelope.event);
@@ -347,25 +422,35 @@ impl Checker<'_> {
                     state.programs.iter().filter(|(id, program)| Some(*id) != subject && before[*id] != **program);
                 self.found.extend(strangers.map(|(id, _)| format!("I21: event {} changed {id:?}", envelope.seq)));
             }
+            if at == middle && world.seed.is_multiple_of(64) {
+                let text = serde_json::to_string(&state).expect("a snapshot can be written");
+                copy = Some(serde_json::from_str::<State>(&text).expect("a snapshot can be read"));
+            } else if let Some(copy) = &mut copy {
+                copy.apply(envelope);
+            }
         }
-        if state != run.state {
-            self.found.push("I3: the fold of the envelopes is not the state of the journal".into());
+        if copy.is_some_and(|copy| copy != state) {
+            self.found.push(format!("I4: a snapshot in epoch {} does not fold to the same state", state.epoch));
         }
+        state
     }
 }
 
 /// Whether an event is so close to the shutdown that its consequences may have been cut off by it.
 fn near_end(run: &Run, event: Seq, end: Option<Seq>) -> bool {
-    let at = |seq: Seq| {
-        run.envelopes.iter().find(|envelope| envelope.seq == seq).map_or(Instant::default(), |envelope| envelope.at)
-    };
-    end.is_some_and(|end| event > end || at(event) + Millis(30_000) + SLACK > at(end))
+    end.is_some_and(|end| event > end || at(run, event) + Millis(30_000) + SLACK > at(run, end))
+}
+
+fn at(run: &Run, seq: Seq) -> Instant {
+    run.envelopes.iter().find(|envelope| envelope.seq == seq).map_or(Instant::default(), |envelope| envelope.at)
 }
 
 /// The state just before the shutdown was asked for.
-fn before_shutdown(world: &World, run: &Run) -> State {
-    let mut state = State::new(world.graph.clone().into(), run.state.epoch);
-    for envelope in run.envelopes.iter().take_while(|envelope| envelope.event != World::shutdown()) {
+fn before_shutdown(run: &Run) -> State {
+    let life = run.lives.iter().find(|life| life.envelopes.iter().any(|envelope| envelope.event == World::shutdown()));
+    let Some(life) = life.or(run.lives.last()) else { return run.state.clone() };
+    let mut state = life.start.clone();
+    for envelope in life.envelopes.iter().take_while(|envelope| envelope.event != World::shutdown()) {
         state.apply(envelope);
     }
     state

@@ -3,10 +3,12 @@
 use gaggled_core::{
     event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
     graph::ActorId,
-    host::HostCommand,
+    host::{ExitStatus, Found, HostCommand},
+    ids::{InstanceId, ProgramId},
     journal::Journal,
     machine::{Input, Output, Timer},
     rules::Refusal,
+    state::{Phase, State},
     time::{Instant, Millis, WallTime},
 };
 
@@ -55,11 +57,31 @@ pub enum Mutant {
     DeafToShutdown,
     /// A timer for the space between starts is never armed.
     ForgetBackoffTimer,
+    /// A survivor of a crash is taken for dead.
+    AdoptNobody,
+    /// A process that the disk has not heard of is not looked for.
+    OverlookUnwritten,
+    /// What has ended during the outage is not noticed.
+    MissTheEnd,
+    /// What operators wanted is forgotten with a crash.
+    ForgetWishes,
+    /// Restarts that were answered are answered again after a crash.
+    AnswerAgain,
+    /// What was being stopped is not, after a crash.
+    ForgetDeadline,
+    /// After a crash instances are counted from 1.
+    CountAnew,
+    /// A delay is taken to be over after a crash.
+    OpenAfterCrash,
+    /// An essential program ends, and that means nothing.
+    GoOnWithoutEssential,
+    /// A shutdown that was under way is forgotten with a crash.
+    ForgetShutdown,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 31] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -81,6 +103,16 @@ impl Mutant {
         Self::WrongRun,
         Self::DeafToShutdown,
         Self::ForgetBackoffTimer,
+        Self::AdoptNobody,
+        Self::OverlookUnwritten,
+        Self::MissTheEnd,
+        Self::ForgetWishes,
+        Self::AnswerAgain,
+        Self::ForgetDeadline,
+        Self::CountAnew,
+        Self::OpenAfterCrash,
+        Self::GoOnWithoutEssential,
+        Self::ForgetShutdown,
     ];
 
     /// The journal with the defect.
@@ -109,6 +141,62 @@ impl Mutant {
                 Ok(Envelope { seq: gaggled_core::ids::Seq(envelope.seq.0 - 1), ..envelope })
             }
             result => result,
+        }
+    }
+
+    /// The state that a life begins with, with the defect.
+    pub fn carries(self, state: &mut State) {
+        let graph = state.graph.clone();
+        match self {
+            Self::ForgetWishes => {
+                for (id, policy) in graph.programs.iter() {
+                    state.programs[id].operator_down = !policy.enabled;
+                    state.programs[id].due |= policy.enabled && !state.programs[id].is_running();
+                }
+            }
+            Self::AnswerAgain => graph.edges.ids().for_each(|id| state.edges[id].last_fall = None),
+            Self::ForgetDeadline => {
+                for id in graph.programs.ids() {
+                    if state.programs[id].phase == Phase::Stopping {
+                        state.programs[id].phase = Phase::Up;
+                        state.programs[id].leaving = None;
+                    }
+                }
+            }
+            Self::CountAnew => {
+                for id in graph.programs.ids() {
+                    if !state.programs[id].is_running() {
+                        state.programs[id].instance = InstanceId(0);
+                    }
+                }
+            }
+            Self::OpenAfterCrash => {
+                for (id, edge) in graph.edges.iter() {
+                    if state.programs[edge.on].is_steady() {
+                        state.edges[id].satisfied = Some(state.programs[edge.on].instance);
+                        state.programs[edge.on].up_since = Some(Instant::default());
+                    }
+                }
+                for id in graph.programs.ids() {
+                    let unmet = graph.edges_of(id).iter().filter(|edge| state.edges[**edge].satisfied.is_none());
+                    state.programs[id].unmet = u32::try_from(unmet.count()).unwrap_or(0);
+                }
+            }
+            Self::ForgetShutdown => state.shutdown = None,
+            _ => {}
+        }
+    }
+
+    /// What is found of a program when a life begins, with the defect.
+    pub fn finds(self, id: ProgramId, found: Found, state: &State) -> Option<(ProgramId, Found)> {
+        let known = state.programs[id].instance;
+        match (self, found) {
+            (Self::AdoptNobody, Found::Alive { .. }) => {
+                Some((id, Found::Ended { instance: known, status: ExitStatus::Unknown, left_behind: 0 }))
+            }
+            (Self::OverlookUnwritten, Found::Alive { instance, .. }) if instance > known => None,
+            (Self::MissTheEnd, Found::Ended { .. }) => None,
+            _ => Some((id, found)),
         }
     }
 
@@ -184,6 +272,9 @@ impl Mutant {
                     .collect();
                 outputs.extend(again);
             }
+            Self::GoOnWithoutEssential => outputs.retain(|output| {
+                !matches!(output, Output::Propose(Event::System(SystemEvent::ShutdownBegun), _))
+            }),
             Self::NeverKill => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Kill(_), _))),
             Self::KillLate => {
                 for output in &mut outputs {
@@ -202,13 +293,12 @@ impl Mutant {
                 let started = matches!(input, Input::Committed(Envelope { event: Event::Program(_, ProgramEvent::Started { .. }), .. }));
                 !(started && matches!(output, Output::Propose(Event::Program(_, ProgramEvent::Stopping { .. }), _)))
             }),
-            Self::EndEarly => {
+            Self::EndEarly
                 if matches!(input, Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownBegun), .. }))
                     && outputs.iter().any(|output| matches!(output, Output::Arm(Timer::GiveUp, _)))
-                {
+                => {
                     outputs.push(Output::Propose(Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Boot));
                 }
-            }
             Self::ForgetFailedStart => outputs.retain(|output| {
                 let failed = matches!(input, Input::Committed(Envelope { event: Event::Program(_, ProgramEvent::SpawnFailed { .. }), .. }));
                 !(failed && matches!(output, Output::Arm(..) | Output::Propose(..)))
@@ -226,7 +316,7 @@ impl Mutant {
             }
             Self::ForgetBackoffTimer => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Start, _))),
             Self::StartWithoutDependencies => Self::start_unmet(input, &mut outputs),
-            Self::NumberTwice | Self::NoCause | Self::DependentsLast | Self::DeafToShutdown => {}
+            _ => {}
         }
         outputs
     }
@@ -238,7 +328,7 @@ impl Mutant {
             ..
         }) = input
         {
-            let instance = gaggled_core::ids::InstanceId(instance.0 + 1);
+            let instance = InstanceId(instance.0 + 1);
             outputs.push(Output::Propose(
                 Event::Program(*program, ProgramEvent::Starting { instance }),
                 Cause::Event(*seq),

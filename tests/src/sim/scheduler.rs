@@ -12,10 +12,10 @@ use std::{
 
 use gaggled_core::{
     dependency,
-    event::{Cause, Envelope, Event, SystemEvent},
+    event::{Cause, Envelope, Event},
     graph::{ActorId, Graph},
     host::{HostCommand, Observed},
-    ids::EpochId,
+    ids::{EpochId, Seq},
     journal::Journal,
     machine::{Input, Machine, Output, Outputs, Timers},
     program::Program,
@@ -26,6 +26,7 @@ use gaggled_core::{
 };
 
 use super::{
+    crash::{self, Life, Plan},
     host::{Fate, SimHost},
     mutants::Mutant,
     random::Random,
@@ -74,6 +75,7 @@ enum Message {
     Refused(Event, Refusal),
     Perform(HostCommand),
     Observed(Observed),
+    Begin(Seq),
 }
 
 /// The rules of one actor, whichever it is.
@@ -104,8 +106,10 @@ impl Rules {
 /// What a run has shown.
 #[derive(Debug)]
 pub struct Run {
-    /// Every event.
+    /// Every event that the disk has.
     pub envelopes: Vec<Envelope>,
+    /// The same, by the lives of the daemon.
+    pub lives: Vec<Life>,
     /// The fold that the journal kept.
     pub state: State,
     /// What the host saw go wrong, and what the scheduler did.
@@ -144,19 +148,27 @@ pub struct Simulation {
     run: Run,
 }
 
+/// The epoch of the first life in a world; there is room for others after it.
+pub fn epoch_of(world: &World) -> EpochId {
+    EpochId((world.seed + 1) << 8)
+}
+
 impl Simulation {
     /// A run of this world in this order, with or without a defect.
     pub fn new(world: &World, policy: Policy, mutant: Option<Mutant>) -> Self {
-        let journal = Journal::new(world.graph.clone().into(), EpochId(world.seed));
+        let (life, journal, opening) = Life::first(world, epoch_of(world));
         let state = journal.state();
-        let programs = world.graph.programs.ids().map(ActorId::Program);
-        let edges = world.graph.edges.ids().map(ActorId::Dependency);
-        let actors = programs.chain(edges).chain([ActorId::Shutdown]);
-        let rules = actors.map(|actor| (actor, (Rules::new(state, actor), Timers::default()))).collect();
         let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
         wishes.push((world.shutdown_at, World::shutdown()));
         wishes.sort_by_key(|(at, _)| *at);
-        let run = Run { envelopes: Vec::new(), state: state.clone(), violations: Vec::new(), steps: 0, left_alive: 0 };
+        let run = Run {
+            envelopes: opening,
+            lives: vec![life],
+            state: state.clone(),
+            violations: Vec::new(),
+            steps: 0,
+            left_alive: 0,
+        };
         Self {
             world: world.clone(),
             graph: Rc::new(world.graph.clone()),
@@ -164,7 +176,7 @@ impl Simulation {
             mutant,
             random: Random::new(world.seed ^ 0x5c4e_d01e),
             now: Instant::default(),
-            rules,
+            rules: BTreeMap::new(),
             host: SimHost::new(world),
             journal,
             fates: BinaryHeap::new(),
@@ -185,14 +197,25 @@ impl Simulation {
 
     /// Runs until the shutdown is complete.
     pub fn run(mut self) -> Run {
-        let programs = u32::try_from(self.world.graph.programs.len()).unwrap_or(u32::MAX);
-        let opened = SystemEvent::EpochOpened { version: "simulated".into(), programs };
-        self.post(Party::World, Party::Journal, Message::Propose(Event::System(opened), Cause::Boot));
+        self.begin(Seq(1));
         if let Some((at, _)) = self.wishes.front() {
             let at = *at;
             self.set_alarm(Party::World, Some(at));
         }
+        let mut crashes: VecDeque<Plan> = self.world.crashes.clone().into();
+        let mut steps = 0;
         while self.run.state.survivors.is_none() && self.run.violations.is_empty() {
+            if let Some(plan) = crashes.front().copied()
+                && self.life().envelopes.len() > plan.after
+                && self.now < self.world.healed_at
+            {
+                steps += 1;
+                if steps > plan.steps {
+                    steps = 0;
+                    crashes.pop_front();
+                    self.crash(plan);
+                }
+            }
             if !self.turn() {
                 self.run.violations.push("everything stands still before the shutdown is complete".into());
             }
@@ -200,7 +223,71 @@ impl Simulation {
         self.run.violations.append(&mut self.host.violations);
         self.run.state = self.journal.state().clone();
         self.run.left_alive = self.host.living();
+        self.run.envelopes = self.run.lives.iter().flat_map(|life| life.envelopes.clone()).collect();
         self.run
+    }
+
+    fn life(&mut self) -> &mut Life {
+        self.run.lives.last_mut().expect("there is always one")
+    }
+
+    /// Builds the rules from the fold, and lets them begin to want something.
+    fn begin(&mut self, since: Seq) {
+        let programs = self.graph.programs.ids().map(ActorId::Program);
+        let edges = self.graph.edges.ids().map(ActorId::Dependency);
+        let actors: Vec<ActorId> = programs.chain(edges).chain([ActorId::Shutdown]).collect();
+        let state = self.journal.state();
+        self.rules = actors.iter().map(|actor| (*actor, (Rules::new(state, *actor), Timers::default()))).collect();
+        for actor in actors {
+            self.post(Party::Journal, Party::Actor(actor), Message::Begin(since));
+        }
+    }
+
+    /// The daemon dies, and another begins after a while.
+    fn crash(&mut self, plan: Plan) {
+        let envelopes = &mut self.life().envelopes;
+        let lost = envelopes.split_off(envelopes.len().saturating_sub(plan.lost));
+        // Whoever has not been answered asks again.
+        let proposed = self.mailboxes.remove(&Party::Journal).unwrap_or_default();
+        let proposed = proposed.into_iter().filter_map(|(from, message)| match message {
+            Message::Propose(event, _) if from == Party::World => Some(event),
+            _ => None,
+        });
+        let forgotten = lost.into_iter().filter(|envelope| matches!(envelope.cause, Cause::Operator { .. }));
+        let again = forgotten.map(|envelope| envelope.event).chain(proposed).collect::<Vec<_>>();
+        again.into_iter().rev().for_each(|event| self.wishes.push_front((self.now, event)));
+        self.set_alarm(Party::World, self.wishes.front().map(|(at, _)| *at));
+        if !plan.launcher {
+            self.host.forget();
+        }
+        self.mailboxes.clear();
+        self.ready.clear();
+        self.queued.clear();
+        self.due.clear();
+        self.refused_in_a_row.clear();
+        let parties: Vec<Party> = self.rules.keys().copied().map(Party::Actor).collect();
+        for party in parties {
+            self.alarms.cancel(party);
+        }
+        // What the host would have reported nobody hears; what happens to processes happens all the same.
+        let fates: Vec<_> = std::mem::take(&mut self.fates).into_vec();
+        let ends = fates.into_iter().filter(|Reverse((_, _, fate))| matches!(self.fate_store[*fate], Fate::End(..)));
+        self.fates = ends.collect();
+        self.now = self.now + plan.outage;
+        self.meet_fates();
+        self.mailboxes.clear();
+        self.ready.clear();
+        self.queued.clear();
+        if !plan.launcher {
+            self.host.forget();
+        }
+        let before = self.run.lives.last().expect("there is always one");
+        let (life, journal, opening) = crash::next(before, &self.world, &self.host, self.now, self.mutant);
+        let since = opening.first().expect("it begins").seq;
+        self.journal = journal;
+        self.run.lives.push(life);
+        self.run.state.survivors = None;
+        self.begin(since);
     }
 
     /// Delivers a message or lets time pass; false if there is nothing to do.
@@ -210,7 +297,7 @@ impl Simulation {
         if self.steps_since_commit > 2000 + 20 * self.rules.len() as u64 {
             self.run.violations.push("I20: a great many steps without an event".into());
         }
-        if self.run.envelopes.len() > 200_000 {
+        if self.life().envelopes.len() > 200_000 {
             self.run.violations.push("I20: no end of events".into());
         }
         let overtakes = self.policy != Policy::Fifo && self.random.below(64) == 0 && self.next_alarm_is_near();
@@ -286,6 +373,7 @@ impl Simulation {
             (Party::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
             (Party::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
             (Party::Actor(actor), Message::Observed(observed)) => self.step(actor, &Input::Observed(observed)),
+            (Party::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Rebuilt(since)),
             (Party::Host, Message::Perform(command)) => {
                 for (at, fate) in self.host.perform(self.now, command) {
                     self.created += 1;
@@ -314,7 +402,7 @@ impl Simulation {
                     self.refused_in_a_row.remove(&Party::Actor(actor));
                     self.post(Party::Journal, Party::Actor(actor), Message::Committed(envelope.clone()));
                 });
-                self.run.envelopes.push((*envelope).clone());
+                self.life().envelopes.push((*envelope).clone());
             }
             Err((event, refusal)) => {
                 let row = self.refused_in_a_row.entry(from).or_insert_with(|| (event.clone(), 0));

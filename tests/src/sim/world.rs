@@ -7,7 +7,7 @@ use gaggled_core::{
     time::{Instant, Millis},
 };
 
-use super::random::Random;
+use super::{crash, random::Random};
 
 /// How a program behaves once it runs.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +42,8 @@ pub struct World {
     pub behaviours: Vec<Behaviour>,
     /// What operators do, in the order of time.
     pub wishes: Vec<Wish>,
+    /// When the daemon dies, one after the other.
+    pub crashes: Vec<crash::Plan>,
     /// From when on nothing bad happens.
     pub healed_at: Instant,
     /// When the shutdown is asked for.
@@ -60,15 +62,24 @@ impl World {
         let mut random = Random::new(seed);
         let size = if random.percent(70) { 1 + random.below(8) } else { 1 + random.below(40) };
         let size = usize::try_from(size).expect("a small number");
-        let graph = draw_graph(&mut random, size);
+        let essential = random.percent(5);
+        let graph = draw_graph(&mut random, size, essential);
         let storm = random.percent(30);
         let behaviours = (0..size).map(|_| draw_behaviour(&mut random, storm)).collect();
         let healed_at = Instant::from_micros(1000 * (20_000 + random.below(400_000)));
-        let early_shutdown = random.percent(25);
+        // An essential program may end everything at any time.
+        let early_shutdown = random.percent(25) || essential;
         let wishes = draw_wishes(&mut random, &graph, healed_at);
         let shutdown_at =
             if early_shutdown { Instant::from_micros(1000 * (1 + random.below(30_000))) } else { healed_at + SETTLING };
-        Self { seed, graph, behaviours, wishes, healed_at, shutdown_at }
+        let crashes = crash::Plan::draw(&mut random);
+        Self { seed, graph, behaviours, wishes, crashes, healed_at, shutdown_at }
+    }
+
+    /// The same world, in which the daemon never dies.
+    #[must_use]
+    pub fn without_crashes(self) -> Self {
+        Self { crashes: Vec::new(), ..self }
     }
 
     /// The wish that ends everything.
@@ -77,7 +88,7 @@ impl World {
     }
 }
 
-fn draw_graph(random: &mut Random, size: usize) -> Graph {
+fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
     let mut graph = Graph::new(random.pick(&[Millis(100), Millis(3000), Millis(10_000)]));
     for i in 0..size {
         graph.add_program(Policy {
@@ -90,6 +101,8 @@ fn draw_graph(random: &mut Random, size: usize) -> Graph {
             } else {
                 Backoff { initial: Millis(10), max: Millis(1000), reset: Millis(5000) }
             },
+            essential: essential && random.percent(20),
+            retired: false,
         });
     }
     for of in 1..size {

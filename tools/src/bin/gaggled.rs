@@ -1,12 +1,18 @@
 //! The daemon.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, Parser, Subcommand};
 use gaggled_tools::{
     VERSION,
-    daemon::{BAD_CONFIGURATION, System},
-    import, output,
+    daemon::{self, BAD_CONFIGURATION, Options, System},
+    import,
+    launcher::{self, Position},
+    output,
 };
 
 /// Runs programs that depend on each other
@@ -28,6 +34,14 @@ struct Arguments {
     #[arg(short, long)]
     no_interrupt: bool,
 
+    /// What the launcher gives to the daemon
+    #[arg(long, hide = true)]
+    launched: Option<Position>,
+
+    /// The journal that the first daemon of a launcher goes on with
+    #[arg(long, hide = true)]
+    resume: Option<String>,
+
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -45,6 +59,12 @@ enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Say whether this gaggled could go on with a journal
+    #[command(hide = true)]
+    Succeed {
+        /// The directory of the journal
+        state: PathBuf,
     },
     /// Print the manual page
     #[command(hide = true)]
@@ -65,17 +85,38 @@ fn main() -> ExitCode {
             let rendered = clap_mangen::Man::new(Arguments::command()).render(&mut page);
             output::end(rendered.and_then(|()| output::line(String::from_utf8_lossy(&page).trim_end())))
         }
+        Some(Command::Succeed { state }) => daemon::succeed(&state),
         None => {
-            let path = arguments.config.unwrap_or_default();
-            let Some(system) = System::check(&path, arguments.no_interrupt) else {
-                return ExitCode::from(BAD_CONFIGURATION);
-            };
+            let config = arguments.config.unwrap_or_default();
             if arguments.test {
-                let (programs, dependencies) = system.size();
-                let summary = format!("{}: ok, {programs} programs, {dependencies} dependencies", path.display());
-                return output::end(output::line(&summary));
+                return check(&config);
             }
-            system.run()
+            if arguments.launched.is_none() {
+                return launcher::run(own_arguments(), arguments.resume);
+            }
+            let Arguments { no_interrupt: ignore_interrupts, launched, .. } = arguments;
+            daemon::run(&Options { config, ignore_interrupts, launched })
         }
     }
+}
+
+fn check(config: &Path) -> ExitCode {
+    let Some(system) = System::check(config, false) else { return ExitCode::from(BAD_CONFIGURATION) };
+    let (programs, dependencies) = system.size();
+    let summary = format!("{}: ok, {programs} programs, {dependencies} dependencies", config.display());
+    output::end(output::line(&summary))
+}
+
+/// The arguments for the daemon: those of this process, but for what only the launcher is to know.
+fn own_arguments() -> Vec<OsString> {
+    let mut words = std::env::args_os().skip(1);
+    let mut kept = Vec::new();
+    while let Some(word) = words.next() {
+        if word == "--resume" {
+            words.next();
+        } else {
+            kept.push(word);
+        }
+    }
+    kept
 }

@@ -1,16 +1,22 @@
 //! Looks at a running gaggled, and tells it what to do.
 
-use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use std::{
+    io::IsTerminal,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gaggled_core::{
     command::Selection,
-    ids::Seq,
+    ids::{EpochId, Seq},
+    plan::Plan,
     time::Millis,
-    wire::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
+    wire::{Action, ErrorCode, Goal, Moment, Reply, ReplyError, Request},
 };
 use gaggled_gateways::call::{CallError, Caller};
-use gaggled_tools::{VERSION, address::Where, dump, output};
+use gaggled_tools::{VERSION, address::Where, dump, output, render, when};
 use serde_json::Value;
 
 /// Looks at a running gaggled, and tells it what to do
@@ -88,11 +94,17 @@ enum Command {
         /// Draw the dependencies
         #[arg(long, conflicts_with = "json")]
         tree: bool,
+        /// As it was after an event, or at a time: 42, 14:03:07, "2026-11-20 14:03", 10m ago
+        #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
+        at: Option<Moment>,
     },
     /// Tell why a program is as it is
     Why {
         /// Its name
         program: String,
+        /// Why it was as it was after an event, or at a time
+        #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
+        at: Option<Moment>,
     },
     /// Wait until programs are up, or down
     Wait {
@@ -108,9 +120,12 @@ enum Command {
     },
     /// Show what has happened
     Events {
-        /// After the event of this number
-        #[arg(short, long, value_name = "SEQ", default_value_t = 0)]
-        since: u64,
+        /// After the event of this number, or from this time on: 42, 14:03:07, "2026-11-20 14:03", 10m ago
+        #[arg(short, long, value_name = "MOMENT", value_parser = when::parse, default_value = "0")]
+        since: Moment,
+        /// Up to the event of this number, or this time
+        #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
+        until: Option<Moment>,
         /// Only what concerns this program
         #[arg(short, long, value_name = "NAME")]
         program: Option<String>,
@@ -119,6 +134,27 @@ enum Command {
     Snapshot,
     /// Show what gaggled itself is and does
     Status,
+    /// Show what another configuration would change, and change nothing
+    Plan {
+        /// The configuration; the one that gaggled was started with if it is not given
+        file: Option<PathBuf>,
+    },
+    /// Take another configuration, whole or not at all; what has not changed is not touched
+    Reload {
+        /// The configuration; the one that gaggled was started with if it is not given
+        file: Option<PathBuf>,
+        /// How long to wait until gaggled has begun anew with it
+        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        timeout: Millis,
+    },
+    /// Go on as another version of gaggled; no program notices
+    Upgrade {
+        /// The binary; the one that stands where gaggled was started from if it is not given
+        binary: Option<PathBuf>,
+        /// How long to wait until it has taken over
+        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        timeout: Millis,
+    },
     /// Stop everything, dependents first, and end gaggled
     Shutdown {
         /// Do not wait until everything has stopped
@@ -203,9 +239,12 @@ impl Controller {
                 };
                 self.change(timeout, Action::Wait { programs, goal, timeout_ms: Some(timeout) })
             }
-            Command::Dump { programs, tree } => self.dump(&programs, tree),
-            Command::Why { program } => self.why(program),
-            Command::Events { since, program } => self.events(Seq(since), program),
+            Command::Dump { programs, tree, at } => self.dump(&programs, tree, at),
+            Command::Why { program, at } => self.why(program, at),
+            Command::Events { since, until, program } => self.events(since, until, program),
+            Command::Plan { file } => self.plan(file),
+            Command::Reload { file, timeout } => self.reload(file, timeout),
+            Command::Upgrade { binary, timeout } => self.upgrade(binary, timeout),
             Command::Snapshot => self.show(&self.call(Action::Snapshot, Millis(0))?),
             Command::Status => self.status(),
             Command::Shutdown { no_wait, timeout } => self.shutdown((!no_wait).then_some(timeout)),
@@ -219,8 +258,11 @@ impl Controller {
 
     /// Asks. The id makes a request that is sent twice act once.
     fn ask(caller: &Caller, action: Action, wait: Millis) -> Result<Value, Failure> {
+        Self::ask_within(caller, action, Caller::TIMEOUT + Duration::from_millis(wait.0))
+    }
+
+    fn ask_within(caller: &Caller, action: Action, within: Duration) -> Result<Value, Failure> {
         let id = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
-        let within = Caller::TIMEOUT + Duration::from_millis(wait.0);
         match caller.call(&Request::new(id, action), within).map_err(Failure::Call)? {
             Reply { ok: true, body, .. } => match body {
                 Some(body) => serde_json::from_str(body.get()).map_err(|why| Failure::Garbled(why.to_string())),
@@ -242,9 +284,9 @@ impl Controller {
         self.print(&text)
     }
 
-    fn dump(&self, programs: &[String], tree: bool) -> Result<(), Failure> {
+    fn dump(&self, programs: &[String], tree: bool, at: Option<Moment>) -> Result<(), Failure> {
         let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
-        let page = |from| Action::Dump { programs: programs.to_vec(), from, limit: None };
+        let page = |from| Action::Dump { programs: programs.to_vec(), from, limit: None, at };
         let mut body = Self::ask(&caller, page(0), Millis(0))?;
         // What does not fit on one page is put together here.
         while let Some(from) = body["next"].as_u64() {
@@ -268,22 +310,23 @@ impl Controller {
         self.print(&format!("{text}\n\n{}", dump::summary(&dump)))
     }
 
-    fn why(&self, program: String) -> Result<(), Failure> {
-        let body = self.call(Action::Why { program }, Millis(0))?;
+    fn why(&self, program: String, at: Option<Moment>) -> Result<(), Failure> {
+        let body = self.call(Action::Why { program, at }, Millis(0))?;
         if self.json {
             return self.show(&body);
         }
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let (phase, reason) = (text(&body["state"]["phase"]), text(&body["state"]["reason"]));
         let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
-        let mut lines = vec![format!("{} is {phase}{reason}", text(&body["program"]))];
+        let is = if at.is_some() { "was" } else { "is" };
+        let mut lines = vec![format!("{} {is} {phase}{reason}", text(&body["program"]))];
         for (number, chain) in body["chains"].as_array().into_iter().flatten().enumerate() {
             lines.push(if number == 0 { String::new() } else { "\nbefore that".to_owned() });
             for (depth, link) in chain.as_array().into_iter().flatten().enumerate() {
                 let because = if depth == 0 { "" } else { "because " };
                 let time: Option<jiff::Timestamp> = link["time"].as_str().and_then(|time| time.parse().ok());
                 let wall = gaggled_core::time::WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
-                let time = gaggled_tools::render::date_time(wall);
+                let time = render::date_time(wall);
                 lines.push(format!("  {time} {:>6}  {because}{}", link["seq"], text(&link["words"])));
                 if let Some(origin) = link["origin"].as_str() {
                     lines.push(format!("  {:>30}  and {origin}", ""));
@@ -294,20 +337,68 @@ impl Controller {
         self.print(&lines.join("\n"))
     }
 
-    fn events(&self, since: Seq, program: Option<String>) -> Result<(), Failure> {
+    fn events(&self, since: Moment, until: Option<Moment>, program: Option<String>) -> Result<(), Failure> {
         let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
-        let mut since = since;
+        let (mut after, from) = match since {
+            Moment::Seq(seq) => (seq, None),
+            Moment::Time(time) => (Seq(0), Some(time)),
+        };
+        let (last, until) = match until {
+            Some(Moment::Seq(seq)) => (seq.0, None),
+            Some(Moment::Time(time)) => (u64::MAX, Some(time)),
+            None => (u64::MAX, None),
+        };
+        let mut epoch = None;
         loop {
-            let action = Action::Events { epoch: None, since, limit: None, program: program.clone() };
+            let action = Action::Events { epoch, since: after, limit: None, program: program.clone(), from, until };
             let body = Self::ask(&caller, action, Millis(0))?;
             for event in body["events"].as_array().into_iter().flatten() {
-                self.print(&if self.json { event.to_string() } else { event_line(event) })?;
+                if event["seq"].as_u64() > Some(last) {
+                    return Ok(());
+                }
+                self.print(&if self.json { event.to_string() } else { render::raw_line(event) })?;
             }
             match body["next"].as_u64() {
-                Some(next) => since = Seq(next),
+                Some(next) => (after, epoch) = (Seq(next), body["next_epoch"].as_u64().map(EpochId)),
                 None => return Ok(()),
             }
         }
+    }
+
+    fn plan(&self, file: Option<PathBuf>) -> Result<(), Failure> {
+        let body = self.call(Action::Plan { file: file.map(|file| absolute(&file)) }, Millis(0))?;
+        self.show_plan(body)
+    }
+
+    fn show_plan(&self, body: Value) -> Result<(), Failure> {
+        if self.json {
+            return self.show(&body);
+        }
+        let plan: Plan = serde_json::from_value(body).map_err(|why| Failure::Garbled(why.to_string()))?;
+        self.print(&dump::plan(&plan))
+    }
+
+    fn reload(&self, file: Option<PathBuf>, timeout: Millis) -> Result<(), Failure> {
+        let body = self.renew(Action::Reload { file: file.map(|file| absolute(&file)) }, timeout)?;
+        self.show_plan(body)
+    }
+
+    fn upgrade(&self, binary: Option<PathBuf>, timeout: Millis) -> Result<(), Failure> {
+        let body = self.renew(Action::Upgrade { binary: binary.map(|binary| absolute(&binary)) }, timeout)?;
+        let after = self.call(Action::Status, Millis(0))?;
+        let (wanted, is) = (body["to"].as_str().unwrap_or_default(), after["version"].as_str().unwrap_or_default());
+        if wanted != is {
+            return Err(Failure::Garbled(format!("gaggled {wanted} did not come up, and gaggled {is} goes on")));
+        }
+        if self.json { self.show(&body) } else { self.print(&format!("gaggled {is} has taken over")) }
+    }
+
+    /// Asks for another life, and waits until it answers: what this one has no time to answer is sent again to the next.
+    fn renew(&self, action: Action, timeout: Millis) -> Result<Value, Failure> {
+        let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
+        let body = Self::ask(&caller, action, timeout)?;
+        Self::ask(&caller, Action::Status, timeout)?;
+        Ok(body)
     }
 
     fn status(&self) -> Result<(), Failure> {
@@ -335,17 +426,7 @@ impl Controller {
     }
 }
 
-/// An event that was not folded, as a line.
-fn event_line(event: &Value) -> String {
-    let text = |name: &str| event[name].as_str().unwrap_or_default();
-    let time: Option<jiff::Timestamp> = event["time"].as_str().and_then(|time| time.parse().ok());
-    let wall = gaggled_core::time::WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
-    let time = gaggled_tools::render::clock_time(wall);
-    let on = if text("on").is_empty() { String::new() } else { format!(" -> {}", text("on")) };
-    let known = ["v", "epoch", "seq", "at_ms", "at_us", "time", "cause", "program", "on", "event", "state"];
-    let more = event.as_object().into_iter().flatten().filter(|(name, _)| !known.contains(&name.as_str()));
-    let more: Vec<String> = more.map(|(name, value)| format!("{name}={value}")).collect();
-    format!("{time} {:>6}  {:<20} {}{on} {}", event["seq"], text("event"), text("program"), more.join(" "))
-        .trim_end()
-        .to_owned()
+/// A path as gaggled finds it, wherever that runs.
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }

@@ -6,8 +6,14 @@ use std::{
 };
 
 use clap::Parser;
-use gaggled_core::{event::Envelope, ids::Seq, state::State, time::WallTime, wire::View};
-use gaggled_gateways::follow::{Follower, Heard};
+use gaggled_core::{
+    event::Envelope,
+    ids::{EpochId, Seq},
+    state::State,
+    time::WallTime,
+    wire::View,
+};
+use gaggled_gateways::follow::{Follower, Heard, Since};
 use gaggled_tools::{VERSION, address::Where, dump, output, render};
 use globset::{Glob, GlobMatcher};
 
@@ -33,9 +39,17 @@ struct Arguments {
     #[arg(short, long, value_name = "NAME")]
     program: Vec<String>,
 
-    /// Begin after the event of this number, 0 for the first that is kept
-    #[arg(short, long, value_name = "SEQ")]
-    since: Option<u64>,
+    /// Begin after the event of this number, 0 for the first that is kept; with its epoch, EPOCH:SEQ, for sure
+    #[arg(short, long, value_name = "SEQ", value_parser = since)]
+    since: Option<Since>,
+}
+
+fn since(text: &str) -> Result<Since, String> {
+    let number = |word: &str| word.parse::<u64>().map_err(|_| format!("\"{word}\" is not a number"));
+    match text.split_once(':') {
+        Some((epoch, seq)) => Ok(Since { epoch: Some(EpochId(number(epoch)?)), seq: Seq(number(seq)?) }),
+        None => Ok(Since { epoch: None, seq: Seq(number(text)?) }),
+    }
 }
 
 fn main() -> ExitCode {
@@ -47,7 +61,7 @@ fn main() -> ExitCode {
             return ExitCode::from(nowhere.code());
         }
     };
-    let follower = match Follower::new(&urls.event, &urls.control, arguments.since.map(Seq)) {
+    let follower = match Follower::new(&urls.event, &urls.control, arguments.since) {
         Ok(follower) => follower,
         Err(error) => {
             eprintln!("Error: {error}");
@@ -86,6 +100,7 @@ impl Listener {
                     first = false;
                 }
                 Heard::Event(envelope, text) => self.event(&envelope, &text)?,
+                Heard::Past(text) => self.past(&text)?,
                 Heard::Silent if first => notice("waiting for gaggled"),
                 Heard::Silent => notice("nothing is heard of gaggled"),
                 Heard::Back => notice("gaggled is heard again"),
@@ -121,6 +136,18 @@ impl Listener {
             return output::line(text);
         }
         output::line(&render::line(envelope, &state.graph, self.coloured))
+    }
+
+    /// An event about programs that there are no longer is shown as it was written.
+    fn past(&self, text: &str) -> io::Result<()> {
+        let Ok(event) = serde_json::from_str::<serde_json::Value>(text) else { return Ok(()) };
+        let name = event["program"].as_str();
+        if !self.programs.is_empty()
+            && !name.is_some_and(|name| self.programs.iter().any(|wanted| wanted.is_match(name)))
+        {
+            return Ok(());
+        }
+        if self.json { output::line(text) } else { output::line(&render::raw_line(&event)) }
     }
 }
 

@@ -9,7 +9,10 @@ use gaggled_actors::{
     journal::{Decline, Sink},
     shell::Committed,
 };
-use gaggled_core::event::{Envelope, Event, SystemEvent};
+use gaggled_core::{
+    event::{Envelope, Event, Handover, SystemEvent},
+    host::ExitStatus,
+};
 use tokio::sync::oneshot;
 
 use crate::journal_log::JournalLog;
@@ -26,7 +29,7 @@ impl ControlSlot {
 
     pub(super) fn sink(&self) -> Sink {
         let slot = self.clone();
-        Box::new(move |envelope| slot.tell(|control| control.do_send(Committed(envelope.clone()))))
+        Box::new(move |envelope, _| slot.tell(|control| control.do_send(Committed(envelope.clone()))))
     }
 
     pub(super) fn decline(&self) -> Decline {
@@ -43,26 +46,44 @@ impl ControlSlot {
     }
 }
 
+/// How the events of a life end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
+    Stopped { survivors: u32, verdict: Option<ExitStatus> },
+    /// Another life follows.
+    HandedOver(Handover),
+}
+
 /// The threads that end with the last event.
 pub(super) struct Threads {
     pub events: Sender<Arc<Envelope>>,
     pub log: JournalLog,
-    /// Is told how many programs outlived the shutdown.
-    pub completed: oneshot::Sender<u32>,
+    /// Is told how it ends.
+    pub ended: oneshot::Sender<End>,
 }
 
 impl Threads {
     pub(super) fn sink(self) -> Sink {
-        let mut threads = Some(self);
-        Box::new(move |envelope| {
-            let Some(Self { events, log, .. }) = &threads else { return };
-            let _ = events.send(envelope.clone());
+        let Self { events, log, ended } = self;
+        let (mut events, mut ended) = (Some(events), Some(ended));
+        Box::new(move |envelope, state| {
+            let Some(bus) = &events else { return };
+            let _ = bus.send(envelope.clone());
             log.event(envelope);
-            if let Event::System(SystemEvent::ShutdownCompleted { survivors }) = envelope.event {
-                log.end();
-                if let Some(Self { completed, .. }) = threads.take() {
-                    let _ = completed.send(survivors);
+            let end = match envelope.event {
+                Event::System(SystemEvent::ShutdownCompleted { survivors }) => {
+                    // Nothing comes after this, and with the sender the thread of the bus ends.
+                    events = None;
+                    log.end();
+                    End::Stopped { survivors, verdict: state.verdict }
                 }
+                // What is still seen comes after this.
+                Event::System(SystemEvent::HandoverBegun { to }) => End::HandedOver(to),
+                Event::System(_) | Event::Program(..) | Event::Dependency(..) => return,
+            };
+            if let Some(ended) = ended.take() {
+                let _ = ended.send(end);
             }
         })
     }

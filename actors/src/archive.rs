@@ -1,0 +1,205 @@
+//! What is past, read from the segments on disk.
+//!
+//! Nothing here is quick: whoever asks does so from a thread that nobody waits for.
+
+use std::path::{Path, PathBuf};
+
+use gaggled_core::{
+    event::Envelope,
+    history::{Link, in_words},
+    ids::{Position, Seq},
+    segment::{Broken, How, Replay},
+    state::State,
+    time::WallTime,
+    wire::{Moment, View, encode_event},
+};
+
+use crate::state_directory::{SegmentFile, StateError, read_own, segments};
+
+/// Which events are wanted.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Those after this one.
+    pub after: Position,
+    /// Not before this time.
+    pub from: Option<WallTime>,
+    /// Not after this time.
+    pub until: Option<WallTime>,
+    /// Only those of this program.
+    pub program: Option<String>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// Events that were found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The events as JSON, each with the state of its program after it.
+    pub events: Vec<String>,
+    /// Whether some of what was asked for is not there.
+    pub gap: bool,
+    /// Where the first event that is kept stands.
+    pub first: Position,
+    /// How far the search has come; there may be more after it.
+    pub end: Position,
+    /// Whether it has ended because there were enough.
+    pub full: bool,
+}
+
+/// The segments of a directory.
+#[derive(Clone, Debug)]
+pub struct Archive {
+    directory: PathBuf,
+}
+
+/// One segment as it is passed through: an event, the fold after it, and its JSON. False ends the passage.
+type Visit<'a> = dyn FnMut(&Envelope, &State) -> bool + 'a;
+
+impl Archive {
+    /// The archive in a directory.
+    pub fn new(directory: &Path) -> Self {
+        Self { directory: directory.to_owned() }
+    }
+
+    /// The events after a position.
+    pub fn events(&self, wanted: &Wanted) -> Found {
+        let segments = segments(&self.directory);
+        let mut found = Found { end: wanted.after, ..Found::default() };
+        let Some(oldest) = segments.first() else { return Found { gap: true, ..found } };
+        found.first = Position { epoch: oldest.epoch, seq: Seq(oldest.after.0 + 1) };
+        found.gap = wanted.after.seq < oldest.after;
+        let begin = segments.iter().rposition(|segment| segment.position() <= wanted.after).unwrap_or(0);
+        for segment in segments.iter().skip(begin) {
+            // Events that were never written are between two segments.
+            found.gap |= segment.after > found.end.seq && found.end.seq >= oldest.after;
+            let passed = pass(segment, &mut |envelope, state| {
+                let position = Position { epoch: envelope.epoch, seq: envelope.seq };
+                if position <= wanted.after {
+                    return true;
+                }
+                if wanted.until.is_some_and(|until| envelope.wall.0 > until.0) {
+                    found.full = true;
+                    return false;
+                }
+                let subject = state.graph.subject(&envelope.event);
+                let name = subject.map(|id| &*state.graph.programs[id].name);
+                let right = wanted.program.as_deref().is_none_or(|program| name == Some(program))
+                    && wanted.from.is_none_or(|from| envelope.wall.0 >= from.0);
+                if right {
+                    if found.events.len() == wanted.limit {
+                        found.full = true;
+                        return false;
+                    }
+                    let view = subject.map(|id| View::at(state, envelope.at).program(id));
+                    found.events.push(encode_event(envelope, &state.graph, view));
+                }
+                found.end = position;
+                true
+            });
+            if found.full {
+                break;
+            }
+            found.gap |= passed.is_err();
+            found.end = found.end.max(segment.position());
+        }
+        found
+    }
+
+    /// The state at a moment, and when its last event was; `None` if that is not kept.
+    pub fn state_at(&self, moment: Moment) -> Option<(State, WallTime)> {
+        let is_past = |envelope: &Envelope| match moment {
+            Moment::Seq(seq) => envelope.seq > seq,
+            Moment::Time(time) => envelope.wall.0 > time.0,
+        };
+        let segments = segments(&self.directory);
+        let candidates = segments.iter().rev().filter(|segment| match moment {
+            Moment::Seq(seq) => segment.after < seq,
+            Moment::Time(_) => true,
+        });
+        candidates.filter_map(|segment| read_own(&segment.path).ok()).find_map(|bytes| {
+            let mut events = 0;
+            let mut last = WallTime::default();
+            let mut search = Replay::open(&bytes).ok()?;
+            while let Some(Ok((envelope, _))) = search.next_event() {
+                if is_past(&envelope) {
+                    break;
+                }
+                (events, last) = (events + 1, envelope.wall);
+            }
+            let mut replay = Replay::open(&bytes).ok().filter(|_| events > 0)?;
+            (0..events).for_each(|_| drop(replay.next_event()));
+            Some((replay.state, last))
+        })
+    }
+
+    /// The chain of causes that leads to an event.
+    pub fn chain(&self, from: Seq) -> Vec<Link> {
+        let segments = segments(&self.directory);
+        let mut links: Vec<Link> = Vec::new();
+        let mut next = Some(from);
+        for segment in segments.iter().rev() {
+            let Some(wanted) = next else { break };
+            if segment.after >= wanted {
+                continue;
+            }
+            let mut seen: Vec<Link> = Vec::new();
+            let _ = pass(segment, &mut |envelope, state| {
+                if envelope.seq > wanted {
+                    return false;
+                }
+                let words = in_words(envelope, &state.graph);
+                seen.push(Link { envelope: envelope.clone().into(), words });
+                true
+            });
+            while let Some(seq) = next {
+                let Ok(at) = seen.binary_search_by_key(&seq, |link| link.envelope.seq) else { break };
+                let link = seen[at].clone();
+                next = link.envelope.cause.event();
+                links.push(link);
+            }
+        }
+        links
+    }
+}
+
+impl SegmentFile {
+    fn position(&self) -> Position {
+        Position { epoch: self.epoch, seq: self.after }
+    }
+}
+
+/// Passes through a segment as far as it holds.
+fn pass(segment: &SegmentFile, visit: &mut Visit<'_>) -> Result<(), Unreadable> {
+    let bytes = read_own(&segment.path)?;
+    let mut replay = match Replay::open(&bytes) {
+        Err(Broken { how: How::Torn, .. }) => return Ok(()),
+        opened => opened?,
+    };
+    while let Some(next) = replay.next_event() {
+        let envelope = match next {
+            Ok((envelope, _)) => envelope,
+            // It may be written just now.
+            Err(Broken { how: How::Torn, .. }) => break,
+            Err(broken) => return Err(broken.into()),
+        };
+        if !visit(&envelope, &replay.state) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A segment that cannot be read, or not to its end.
+struct Unreadable;
+
+impl From<StateError> for Unreadable {
+    fn from(_: StateError) -> Self {
+        Self
+    }
+}
+
+impl From<Broken> for Unreadable {
+    fn from(_: Broken) -> Self {
+        Self
+    }
+}

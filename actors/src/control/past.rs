@@ -1,0 +1,222 @@
+//! Questions about what is past, which memory answers as far as it goes, and the disk beyond that.
+
+use gaggled_core::{
+    history::{Link, origin_in_words},
+    ids::{EpochId, Position, Seq},
+    time::WallTime,
+    wire::{ErrorCode, Moment, ProgramView, Reply, ReplyError, View},
+};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{ControlActor, Course, librarian::Concluded};
+use crate::archive::{Archive, Wanted};
+
+/// The most events in one answer.
+const EVENTS_PAGE: usize = 5_000;
+
+/// Which events are meant.
+pub(super) struct Filter {
+    pub program: Option<String>,
+    pub from: Option<WallTime>,
+    pub until: Option<WallTime>,
+}
+
+#[derive(Serialize)]
+struct Events {
+    epoch: EpochId,
+    /// Whether some of what was asked for is no longer kept, so that only a snapshot helps.
+    gap: bool,
+    /// The first event that is kept.
+    first: Seq,
+    /// The last event there is.
+    last: Seq,
+    #[serde(rename = "events")]
+    found: Vec<Box<RawValue>>,
+    /// What to ask for next, if there are more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<Seq>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_epoch: Option<EpochId>,
+}
+
+#[derive(Serialize)]
+struct Why<'a> {
+    program: &'a str,
+    state: ProgramView<'a>,
+    chains: Vec<Vec<WhyLink<'a>>>,
+}
+
+#[derive(Serialize)]
+struct WhyLink<'a> {
+    seq: Seq,
+    time: WallTime,
+    event: &'static str,
+    words: &'a str,
+    /// Where the chain ends, at its last link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
+}
+
+impl ControlActor {
+    pub(super) fn events(
+        &self,
+        id: &str,
+        epoch: Option<EpochId>,
+        since: Seq,
+        limit: Option<usize>,
+        filter: Filter,
+    ) -> Course {
+        let limit = limit.unwrap_or(EVENTS_PAGE).min(EVENTS_PAGE);
+        // Without an epoch the question is for what there is, and what there is not is no gap.
+        let after = match epoch {
+            Some(epoch) => Position { epoch, seq: since },
+            None => self.latest_of(since),
+        };
+        let first = self.history.first().unwrap_or_default();
+        let last = Position { epoch: self.state.epoch, seq: self.state.seq };
+        let early = after < first && after.seq.0 + 1 < first.seq.0 && first.seq > Seq(1);
+        let before = filter.from.is_some_and(|from| self.history.starts_after(from));
+        if !early && (filter.from.is_none() || !before || first.seq <= Seq(1)) {
+            return Course::Answer(self.recent_events(id, after, last, limit, &filter));
+        }
+        let Filter { program, from, until } = filter;
+        let wanted = Wanted { after, from, until, program, limit };
+        let archive = self.archive.clone();
+        let exact = epoch.is_some();
+        Course::Elsewhere(Box::new(move |id| Concluded::Answer(archived_events(id, &archive, &wanted, last, exact))))
+    }
+
+    /// The last position of a number, whichever the epoch.
+    fn latest_of(&self, seq: Seq) -> Position {
+        let epoch = self.history.get(seq).map(|entry| entry.envelope.epoch);
+        let oldest =
+            if Some(seq) < self.history.first().map(|first| first.seq) { EpochId(0) } else { self.state.epoch };
+        Position { epoch: epoch.unwrap_or(oldest), seq }
+    }
+
+    fn recent_events(&self, id: &str, after: Position, last: Position, limit: usize, filter: &Filter) -> Reply {
+        let first = self.history.first().map_or(Seq(1), |first| first.seq);
+        let mut answer = Events {
+            epoch: last.epoch,
+            gap: after > last,
+            first,
+            last: last.seq,
+            found: Vec::new(),
+            next: None,
+            next_epoch: None,
+        };
+        for entry in self.history.after(after) {
+            let position = entry.position();
+            let right = filter.program.as_deref().is_none_or(|program| entry.program() == Some(program))
+                && filter.from.is_none_or(|from| entry.envelope.wall.0 >= from.0)
+                && filter.until.is_none_or(|until| entry.envelope.wall.0 <= until.0);
+            if !right {
+                continue;
+            }
+            if answer.found.len() == limit {
+                answer.next = position.seq.0.checked_sub(1).map(Seq);
+                answer.next_epoch = Some(position.epoch);
+                break;
+            }
+            answer.found.extend(RawValue::from_string(entry.encode()).ok());
+        }
+        Reply::done(id, &answer)
+    }
+
+    pub(super) fn past_dump(&self, at: Moment, programs: Vec<String>) -> Course {
+        let archive = self.archive.clone();
+        Course::Elsewhere(Box::new(move |id| {
+            Concluded::Answer(match archive.state_at(at) {
+                Some((state, wall)) => {
+                    let mut dump = View::at(&state, state.at).dump(wall, 0, usize::MAX);
+                    dump.programs
+                        .retain(|program| programs.is_empty() || programs.iter().any(|name| name == program.program));
+                    Reply::done(id, &dump)
+                }
+                None => Reply::refused(id, ErrorCode::Failed, "the journal does not reach back to that moment"),
+            })
+        }))
+    }
+
+    pub(super) fn why(&self, id: &str, program: &str, at: Option<Moment>) -> Result<Course, ReplyError> {
+        let archive = self.archive.clone();
+        if let Some(at) = at {
+            let program = program.to_owned();
+            return Ok(Course::Elsewhere(Box::new(move |id| Concluded::Answer(past_why(id, &archive, &program, at)))));
+        }
+        let &[program] = self.select(&[program.to_owned()])?.as_slice() else {
+            let message = format!("{program:?} means several programs: ask for one");
+            return Err(ReplyError { code: ErrorCode::BadRequest, message });
+        };
+        let chains = self.history.why(&self.state, program);
+        let now = self.clock.now();
+        let whole = |chain: &Vec<Link>| chain.last().is_none_or(|link| link.envelope.cause.event().is_none());
+        if chains.iter().all(whole) {
+            return Ok(Course::Answer(explain(id, View::at(&self.state, now).program(program), &chains)));
+        }
+        let state = self.state.clone();
+        Ok(Course::Elsewhere(Box::new(move |id| {
+            let chains: Vec<_> = chains.into_iter().map(|chain| completed(chain, &archive)).collect();
+            Concluded::Answer(explain(id, View::at(&state, now).program(program), &chains))
+        })))
+    }
+}
+
+/// A chain that goes back beyond what is in memory.
+fn completed(mut chain: Vec<Link>, archive: &Archive) -> Vec<Link> {
+    let before = chain.last().and_then(|link| link.envelope.cause.event());
+    chain.extend(before.into_iter().flat_map(|seq| archive.chain(seq)));
+    chain
+}
+
+fn past_why(id: &str, archive: &Archive, name: &str, at: Moment) -> Reply {
+    let Some((state, _)) = archive.state_at(at) else {
+        return Reply::refused(id, ErrorCode::Failed, "the journal does not reach back to that moment");
+    };
+    let Some(program) = state.graph.names().get(name).copied() else {
+        return Reply::refused(id, ErrorCode::NoSuchProgram, format!("there was no program {name:?} then"));
+    };
+    let known = &state.programs[program];
+    let from = if known.changed_by > Seq(0) { known.changed_by } else { known.last_seq };
+    let chains = vec![archive.chain(from)];
+    explain(id, View::at(&state, state.at).program(program), &chains)
+}
+
+fn explain(id: &str, state: ProgramView<'_>, chains: &[Vec<Link>]) -> Reply {
+    let chains = chains.iter().map(|chain| links(chain)).collect();
+    Reply::done(id, &Why { program: state.program, state, chains })
+}
+
+fn links(chain: &[Link]) -> Vec<WhyLink<'_>> {
+    let last = chain.len().saturating_sub(1);
+    let link = |(at, link): (usize, &'_ Link)| (at == last).then(|| origin_in_words(&link.envelope.cause));
+    chain
+        .iter()
+        .enumerate()
+        .map(|(at, this)| WhyLink {
+            seq: this.envelope.seq,
+            time: this.envelope.wall,
+            event: this.envelope.event.name(),
+            words: &this.words,
+            origin: link((at, this)),
+        })
+        .collect()
+}
+
+fn archived_events(id: &str, archive: &Archive, wanted: &Wanted, last: Position, exact: bool) -> Reply {
+    let found = archive.events(wanted);
+    // What the disk does not have yet, memory has: the next question goes there.
+    let until = wanted.until.is_some() && found.full && found.events.len() < wanted.limit;
+    let more = found.end < last && !until;
+    let events = Events {
+        epoch: last.epoch,
+        gap: found.gap && exact,
+        first: found.first.seq,
+        last: last.seq,
+        found: found.events.into_iter().filter_map(|text| RawValue::from_string(text).ok()).collect(),
+        next: more.then_some(found.end.seq),
+        next_epoch: more.then_some(found.end.epoch),
+    };
+    Reply::done(id, &events)
+}

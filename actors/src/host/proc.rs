@@ -1,0 +1,65 @@
+//! What `/proc` tells of processes.
+
+use std::fs;
+
+use gaggled_core::host::StartTime;
+
+/// Some fields of `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    /// `Z` for one that has ended and has not been reaped.
+    pub state: char,
+    pub parent: i32,
+    pub group: i32,
+    pub session: i32,
+    pub birth: StartTime,
+}
+
+/// The fields of a process; `None` if there is none.
+pub(super) fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may hold anything.
+    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    let number = |at: usize| fields.get(at)?.parse::<i32>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: number(1)?,
+        group: number(2)?,
+        session: number(3)?,
+        birth: StartTime(fields.get(19)?.parse().ok()?),
+    })
+}
+
+/// When a process began; unknown if there is none.
+pub(super) fn birth(pid: i32) -> StartTime {
+    stat(pid).map_or_else(StartTime::default, |stat| stat.birth)
+}
+
+/// All processes.
+pub(super) fn all() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// How many processes there are in a group that have not ended.
+pub(super) fn count_group(group: i32) -> u16 {
+    let count = all().filter_map(stat).filter(|stat| stat.group == group && stat.state != 'Z').count();
+    u16::try_from(count).unwrap_or(u16::MAX)
+}
+
+/// The processes that a thread of a process is the parent of. What loses its parent becomes the child of the first
+/// thread of a subreaper.
+pub(super) fn children(pid: i32, thread: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The value of a variable in the environment that a process was started with.
+pub(super) fn variable(pid: i32, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+
+    environment.split(|byte| *byte == 0).find_map(|pair| {
+        let (found, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
+        (found == name).then(|| value.to_owned())
+    })
+}

@@ -1,0 +1,160 @@
+//! Hears of the ends of processes that are not our children: those that have survived the life before.
+//!
+//! They belong to the launcher now, which tells how each has ended through a pipe. If the launcher has died with that
+//! life they belong to init, and the kernel is asked: since Linux 6.15 it tells how a process has ended to whoever held
+//! a pidfd of it.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use gaggled_core::host::ExitStatus;
+use nix::{
+    errno::Errno,
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+};
+
+use super::{kernel, linux::Shared};
+
+/// The end of a process, as the launcher writes it: process id, kind, value; each four bytes, little-endian.
+pub const REAPED: usize = 12;
+
+/// How soon the kernel is asked again for the status of a process that init has not reaped, at first and at most.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// Encodes the end of a process.
+pub fn encode_reaped(pid: i32, status: ExitStatus) -> [u8; REAPED] {
+    let (kind, value): (i32, i32) = match status {
+        ExitStatus::Code(code) => (1, code),
+        ExitStatus::Signal(signal) => (2, signal),
+        ExitStatus::Core(signal) => (3, signal),
+        ExitStatus::Unknown => (0, 0),
+    };
+    let mut bytes = [0; REAPED];
+    for (place, word) in bytes.chunks_exact_mut(4).zip([pid, kind, value]) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// Decodes the ends of processes.
+pub fn decode_reaped(bytes: &[u8]) -> impl Iterator<Item = (i32, ExitStatus)> {
+    bytes.chunks_exact(REAPED).map(|record| {
+        let mut words = record.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default()));
+        let mut next = || words.next().unwrap_or(0);
+        let (pid, kind, value) = (next(), next(), next());
+        let status = match kind {
+            1 => ExitStatus::Code(value),
+            2 => ExitStatus::Signal(value),
+            3 => ExitStatus::Core(value),
+            _ => ExitStatus::Unknown,
+        };
+        (pid, status)
+    })
+}
+
+/// The token of the pipe among those of the orphans.
+const PIPE: u64 = 0;
+
+/// What is watched.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// The launcher's pipe.
+    pub pipe: Option<File>,
+    /// Processes that init reaps.
+    pub orphans: Vec<(i32, OwnedFd)>,
+}
+
+impl Watch {
+    /// Begins to watch; `gone` is called when the launcher has died.
+    pub(super) fn start(self, shared: Arc<Shared>, gone: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        if let Some(pipe) = &self.pipe {
+            epoll.add(pipe, EpollEvent::new(EpollFlags::EPOLLIN, PIPE))?;
+        }
+        for (pid, orphan) in &self.orphans {
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            epoll.add(orphan, EpollEvent::new(flags, u64::try_from(*pid).unwrap_or(0)))?;
+        }
+        thread::Builder::new().name("watcher".into()).spawn(move || self.run(&epoll, &shared, gone))?;
+        Ok(())
+    }
+
+    fn run(mut self, epoll: &Epoll, shared: &Shared, gone: impl FnOnce()) {
+        let mut gone = Some(gone);
+        let mut dying: Vec<i32> = Vec::new();
+        let mut again = AGAIN.0;
+        while self.pipe.is_some() || !self.orphans.is_empty() {
+            let timeout = if dying.is_empty() {
+                EpollTimeout::NONE
+            } else {
+                EpollTimeout::try_from(again).unwrap_or(EpollTimeout::NONE)
+            };
+            let mut events = [EpollEvent::empty(); 64];
+            let count = match epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return,
+            };
+            again = if count == 0 { again.saturating_mul(2).min(AGAIN.1) } else { AGAIN.0 };
+            for event in events.iter().take(count) {
+                match i32::try_from(event.data()) {
+                    Ok(0) if self.hear_launcher(shared) => {}
+                    Ok(0) => {
+                        self.pipe.take().map(|pipe| epoll.delete(pipe));
+                        gone.take().into_iter().for_each(|gone| gone());
+                    }
+                    Ok(pid) => dying.push(pid),
+                    Err(_) => {}
+                }
+            }
+            dying.sort_unstable();
+            dying.dedup();
+            dying.retain(|pid| !self.ask_kernel(*pid, shared));
+        }
+    }
+
+    /// Reads what the launcher tells; false if it is no more.
+    fn hear_launcher(&mut self, shared: &Shared) -> bool {
+        let Some(pipe) = &mut self.pipe else { return false };
+        let mut bytes = [0; 256 * REAPED];
+        match pipe.read(&mut bytes) {
+            Ok(0) => false,
+            // Records are written whole, and the buffer holds whole ones.
+            Ok(length) => {
+                let told = bytes.get(..length).unwrap_or_default();
+                decode_reaped(told).for_each(|(pid, status)| shared.ended_elsewhere(pid, status));
+                true
+            }
+            Err(error) => matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock),
+        }
+    }
+
+    /// Asks how an orphan has ended; false if that has to be asked again.
+    fn ask_kernel(&mut self, pid: i32, shared: &Shared) -> bool {
+        let Some(at) = self.orphans.iter().position(|(orphan, _)| *orphan == pid) else { return true };
+        let status = match kernel::exit_info(&self.orphans[at].1) {
+            kernel::ExitInfo::Ended(status) => status,
+            kernel::ExitInfo::NotYet => return false,
+            kernel::ExitInfo::Unsupported => ExitStatus::Unknown,
+        };
+        self.orphans.swap_remove(at);
+        shared.ended_elsewhere(pid, status);
+        true
+    }
+}
+
+/// Reads what has gathered in the launcher's pipe, without waiting.
+pub fn drain(pipe: &mut File) -> Vec<(i32, ExitStatus)> {
+    let mut gathered = Vec::new();
+    let mut bytes = [0; 256 * REAPED];
+    while let Ok(length @ 1..) = pipe.read(&mut bytes) {
+        gathered.extend(decode_reaped(bytes.get(..length).unwrap_or_default()));
+    }
+    gathered
+}

@@ -1,0 +1,311 @@
+//! The directory that the journal lies in: whether it is safe, whether it is ours, and what the last life has left.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use gaggled_core::{
+    history::{Entry, History},
+    ids::{EpochId, Seq},
+    segment::{Broken, ConfigText, Head, How, Replay},
+    state::State,
+};
+use nix::{
+    fcntl::{Flock, FlockArg, OFlag},
+    unistd::geteuid,
+};
+use thiserror::Error;
+
+/// Why a directory cannot hold the journal.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// It is not what it should be, or somebody else could change it.
+    #[error("{path} {why}")]
+    Unsafe {
+        /// What is wrong.
+        path: String,
+        /// How, and the cure.
+        why: String,
+    },
+    /// Another gaggled writes there.
+    #[error(
+        "{path} is in use by another gaggled{pid}: end that one, or give this one a directory of its own (gaggled.state)"
+    )]
+    InUse {
+        /// The directory.
+        path: String,
+        /// Which, as far as it is known.
+        pid: String,
+    },
+    /// The system refuses.
+    #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state)")]
+    Io {
+        /// What was tried.
+        path: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// A later version has written it.
+    #[error("{path}: {how}: run that version, or move the file away and lose what it tells")]
+    Newer {
+        /// The file.
+        path: String,
+        /// Which version.
+        how: How,
+    },
+}
+
+/// The directory of one gaggled. As long as this value lives, no other gaggled gets it.
+#[derive(Debug)]
+pub struct StateDirectory {
+    path: PathBuf,
+    /// The id of the journal, drawn once.
+    pub identity: String,
+    _lock: Flock<File>,
+}
+
+/// What the lives before have left.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// The head of the last segment and the state at its end.
+    pub last: Option<(Head, State)>,
+    /// A configuration that the life before has left for this one.
+    pub next_config: Option<ConfigText>,
+    /// The last events.
+    pub entries: Vec<Entry>,
+    /// Files that were put aside, and why.
+    pub damaged: Vec<(String, String)>,
+}
+
+/// A segment by its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentFile {
+    /// The life of the daemon that wrote it.
+    pub epoch: EpochId,
+    /// The last event before its first.
+    pub after: Seq,
+    /// The file.
+    pub path: PathBuf,
+}
+
+const SUFFIX: &str = ".journal";
+
+impl StateDirectory {
+    /// Makes the directory if it is not there, looks whether it is safe, and takes it.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        let failed = |path: &Path, error| StateError::Io { path: path.display().to_string(), error };
+        if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+            && error.kind() != io::ErrorKind::AlreadyExists
+        {
+            return Err(failed(path, error));
+        }
+        check_directory(path)?;
+        let lock_path = path.join("lock");
+        let file = open_own(&lock_path, OpenOptions::new().read(true).write(true).create(true))?;
+        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, _)| {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            let pid = if pid.is_empty() { pid } else { format!(", pid {}", pid.trim()) };
+            StateError::InUse { path: path.display().to_string(), pid }
+        })?;
+        // For people only; a disk that is full is none of the lock's business.
+        let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        let identity = identity(path)?;
+        Ok(Self { path: path.to_owned(), identity, _lock: lock })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads what the lives before have left. What is damaged is put aside, and what stood before the damage is taken.
+    pub fn recover(&self, history: usize) -> Result<Remains, StateError> {
+        let mut remains = Remains::default();
+        let segments = segments(&self.path);
+        for segment in segments.iter().rev() {
+            let bytes = read_own(&segment.path)?;
+            let (replayed, broken) = replay(&bytes, history);
+            if let Some(Broken { how, at }) = broken {
+                match how {
+                    How::Newer(_) => {
+                        return Err(StateError::Newer { path: segment.path.display().to_string(), how });
+                    }
+                    How::Torn => cut(&segment.path, at),
+                    How::Damaged(_) => {
+                        let file = put_aside(&segment.path);
+                        remains.damaged.push((file, how.to_string()));
+                    }
+                }
+            }
+            if let Some((replay, entries)) = replayed {
+                remains.next_config = replay.next_config;
+                remains.last = Some((replay.head, replay.state));
+                remains.entries = entries;
+                break;
+            }
+        }
+        remains.entries = with_earlier(&segments, remains.entries, history);
+        Ok(remains)
+    }
+}
+
+/// Looks whether the last segment of a directory can be read, without taking the directory.
+pub fn last_segment(directory: &Path) -> Result<(), StateError> {
+    for segment in segments(directory).iter().rev() {
+        match Replay::open(&read_own(&segment.path)?) {
+            Ok(_) => return Ok(()),
+            Err(Broken { how: how @ How::Newer(_), .. }) => {
+                return Err(StateError::Newer { path: segment.path.display().to_string(), how });
+            }
+            Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The segments of a directory, in order.
+pub fn segments(directory: &Path) -> Vec<SegmentFile> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut found: Vec<SegmentFile> = entries.filter_map(|entry| SegmentFile::of(&entry.path())).collect();
+    found.sort();
+    found
+}
+
+impl SegmentFile {
+    /// The segment that begins after this event.
+    pub fn new(directory: &Path, epoch: EpochId, after: Seq) -> Self {
+        Self {
+            epoch,
+            after,
+            path: directory.join(format!("{epoch:016}-{after:016}{SUFFIX}", epoch = epoch.0, after = after.0)),
+        }
+    }
+
+    fn of(path: &Path) -> Option<Self> {
+        let (epoch, after) = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?.split_once('-')?;
+        Some(Self { epoch: EpochId(epoch.parse().ok()?), after: Seq(after.parse().ok()?), path: path.to_owned() })
+    }
+}
+
+/// Replays a segment as far as it holds, and keeps the last events of it.
+fn replay(bytes: &[u8], keep: usize) -> (Option<(Replay<'_>, Vec<Entry>)>, Option<Broken>) {
+    let mut replay = match Replay::open(bytes) {
+        Ok(replay) => replay,
+        Err(broken) => return (None, Some(broken)),
+    };
+    let mut history = History::new(keep);
+    let mut broken = None;
+    while let Some(next) = replay.next_event() {
+        match next {
+            Ok((envelope, _)) => history.push(envelope.into(), &replay.state),
+            Err(found) => {
+                broken = Some(found);
+                break;
+            }
+        }
+    }
+    (Some((replay, history.into_entries())), broken)
+}
+
+/// Fills up the last events from the segments before, so that a question about last night can be answered at once.
+fn with_earlier(segments: &[SegmentFile], entries: Vec<Entry>, history: usize) -> Vec<Entry> {
+    let mut entries = entries;
+    for segment in segments.iter().rev().skip(1) {
+        let missing = history.saturating_sub(entries.len());
+        if missing == 0 {
+            break;
+        }
+        let Ok(bytes) = read_own(&segment.path) else { break };
+        let Some((_, mut earlier)) = replay(&bytes, missing).0 else { break };
+        earlier.append(&mut entries);
+        entries = earlier;
+    }
+    entries
+}
+
+/// Takes away what a crash has left of a frame. If that fails it is read past again next time.
+fn cut(path: &Path, at: usize) {
+    if at == 0 {
+        let _ = fs::remove_file(path);
+    } else if let Ok(file) = OpenOptions::new().write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path) {
+        let _ = file.set_len(at as u64);
+    }
+}
+
+fn put_aside(path: &Path) -> String {
+    let aside = path.with_extension("damaged");
+    match fs::rename(path, &aside) {
+        Ok(()) => aside.display().to_string(),
+        Err(_) => path.display().to_string(),
+    }
+}
+
+fn check_directory(path: &Path) -> Result<(), StateError> {
+    let wrong = |why: &str| StateError::Unsafe { path: path.display().to_string(), why: why.to_owned() };
+    let metadata =
+        fs::symlink_metadata(path).map_err(|error| StateError::Io { path: path.display().to_string(), error })?;
+    if metadata.is_symlink() {
+        return Err(wrong("is a symbolic link: give the directory itself (gaggled.state)"));
+    }
+    if !metadata.is_dir() {
+        return Err(wrong("is not a directory: move it away, or give another directory (gaggled.state)"));
+    }
+    if metadata.uid() != geteuid().as_raw() {
+        return Err(wrong("belongs to another user: chown it, or give another directory (gaggled.state)"));
+    }
+    if metadata.permissions().mode() & 0o022 != 0 {
+        return Err(wrong("can be written by others: chmod 700 it, or give another directory (gaggled.state)"));
+    }
+    Ok(())
+}
+
+/// Opens a file of the directory, which must be a file, and ours.
+pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File, StateError> {
+    let wrong = |why: &str| StateError::Unsafe { path: path.display().to_string(), why: why.to_owned() };
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file =
+        options.mode(0o600).custom_flags(flags.bits()).open(path).map_err(|error| match error.raw_os_error() {
+            Some(libc::ELOOP) => wrong("is a symbolic link: move it away"),
+            _ => StateError::Io { path: path.display().to_string(), error },
+        })?;
+    let metadata = file.metadata().map_err(|error| StateError::Io { path: path.display().to_string(), error })?;
+    if !metadata.is_file() {
+        return Err(wrong("is not a file: move it away"));
+    }
+    if metadata.uid() != geteuid().as_raw() {
+        return Err(wrong("belongs to another user: move it away"));
+    }
+    Ok(file)
+}
+
+/// Reads a file of the directory.
+pub fn read_own(path: &Path) -> Result<Vec<u8>, StateError> {
+    let mut bytes = Vec::new();
+    open_own(path, OpenOptions::new().read(true))?
+        .read_to_end(&mut bytes)
+        .map_err(|error| StateError::Io { path: path.display().to_string(), error })?;
+    Ok(bytes)
+}
+
+/// The id of the journal: the kernel draws it when there is none.
+fn identity(directory: &Path) -> Result<String, StateError> {
+    let path = directory.join("identity");
+    let failed = |error| StateError::Io { path: path.display().to_string(), error };
+    let mut file = open_own(&path, OpenOptions::new().read(true).write(true).create(true))?;
+    let mut known = String::new();
+    file.read_to_string(&mut known).map_err(failed)?;
+    if known.trim().is_empty() {
+        known = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?;
+        file.write_all(known.as_bytes()).map_err(failed)?;
+    }
+    Ok(known.trim().to_owned())
+}
+
+/// Which boot of the machine this is; empty if the kernel does not tell.
+pub fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}

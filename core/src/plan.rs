@@ -1,0 +1,209 @@
+//! What another configuration would change: which programs start, stop, restart and stay, and why.
+//!
+//! The plan that is shown is the one that is carried out: [`Plan::wishes`] turns it into events.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    config::{Config, ProgramConfig},
+    event::{Cause, Event, ProgramEvent},
+    state::State,
+};
+
+/// What becomes of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// It is new, or wanted now.
+    Start,
+    /// It is no longer configured, or no longer wanted.
+    Stop,
+    /// It runs with what has changed only if it is started again.
+    Restart,
+    /// It is new or different, and nothing has to be done.
+    Update,
+    /// It stays as it is.
+    Keep,
+}
+
+/// What becomes of one program, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its name.
+    pub program: String,
+    /// What becomes of it.
+    pub change: Change,
+    /// Why, in words; empty if it stays.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// What becomes of every program, in the order of the new configuration; those it no longer has are the last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// One step for each program.
+    pub steps: Vec<Step>,
+}
+
+impl Plan {
+    /// Compares two configurations, the first of which has led to this state.
+    pub fn new(old: &Config, new: &Config, state: &State) -> Self {
+        let before: BTreeMap<&str, &ProgramConfig> = old.programs.iter().collect();
+        let after: BTreeSet<&str> = new.programs.iter().map(|(name, _)| name).collect();
+        let ids = state.graph.names();
+        let runs = |name: &str| ids.get(name).is_some_and(|id| state.programs[*id].is_running());
+        let common = common_changes(old, new);
+        let mut steps = Vec::new();
+        for (name, program) in new.programs.iter() {
+            let (change, why) = match before.get(name) {
+                None if wanted(program) => (Change::Start, "it is new".to_owned()),
+                None => (Change::Update, "it is new, and starts when it is asked up".to_owned()),
+                Some(known) => compare(known, program, &common, runs(name)),
+            };
+            steps.push(Step { program: name.to_owned(), change, why });
+        }
+        for (name, _) in old.programs.iter().filter(|(name, _)| !after.contains(name)) {
+            let change = if runs(name) { Change::Stop } else { Change::Update };
+            steps.push(Step { program: name.to_owned(), change, why: "it is no longer configured".to_owned() });
+        }
+        Self { steps }
+    }
+
+    /// What has to be committed for it, given the state that has been carried over to the new configuration. A new
+    /// program starts by itself.
+    pub fn wishes(&self, state: &State, cause: &Cause) -> Vec<(Event, Cause)> {
+        let ids = state.graph.names();
+        let wish = |step: &Step| {
+            let id = *ids.get(step.program.as_str())?;
+            let known = state.programs[id].state_sequence > 1 || state.programs[id].is_running();
+            let event = match step.change {
+                Change::Start if known || state.programs[id].operator_down => ProgramEvent::OperatorStarted,
+                Change::Stop => ProgramEvent::OperatorStopped,
+                Change::Restart => ProgramEvent::OperatorRestarted,
+                Change::Start | Change::Update | Change::Keep => return None,
+            };
+            Some((Event::Program(id, event), cause.clone()))
+        };
+        self.steps.iter().filter_map(wish).collect()
+    }
+}
+
+fn wanted(program: &ProgramConfig) -> bool {
+    program.enabled && !program.manual
+}
+
+/// What has changed for every program.
+fn common_changes(old: &Config, new: &Config) -> Vec<&'static str> {
+    let (old, new) = (&old.gaggled, &new.gaggled);
+    let mut changed = Vec::new();
+    if old.env != new.env {
+        changed.push("gaggled.env");
+    }
+    if old.path != new.path {
+        changed.push("gaggled.path");
+    }
+    changed
+}
+
+fn compare(old: &ProgramConfig, new: &ProgramConfig, common: &[&'static str], runs: bool) -> (Change, String) {
+    match (wanted(old), wanted(new)) {
+        (true, false) if runs => return (Change::Stop, "it is no longer enabled".to_owned()),
+        (false, true) if !runs => return (Change::Start, "it is enabled now".to_owned()),
+        (true | false, true | false) => {}
+    }
+    let mut launch = common.to_vec();
+    let fields = [
+        ("command", old.command != new.command),
+        ("argv", old.argv != new.argv),
+        ("shell", old.shell != new.shell),
+        ("wd", old.wd != new.wd),
+        ("env", old.env != new.env),
+        ("log", old.log != new.log),
+    ];
+    launch.extend(fields.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field));
+    if !launch.is_empty() {
+        let change = if runs { Change::Restart } else { Change::Update };
+        return (change, format!("{} changed", launch.join(", ")));
+    }
+    if old == new {
+        return (Change::Keep, String::new());
+    }
+    let fields = [
+        ("mode", old.effective_mode() != new.effective_mode()),
+        ("killwait", old.killwait != new.killwait),
+        ("backoff", old.backoff != new.backoff),
+        ("essential", old.essential != new.essential),
+        ("depends", old.depends != new.depends),
+        ("enabled", old.enabled != new.enabled || old.manual != new.manual),
+    ];
+    let changed: Vec<&str> = fields.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field).collect();
+    (Change::Update, format!("{} changed, which needs no restart", changed.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        graph::Graph,
+        ids::EpochId,
+        state::{Phase, State},
+    };
+
+    fn config(text: &str) -> Config {
+        Config::parse(text).expect("it is correct").config
+    }
+
+    /// The state in which every program of a graph runs.
+    fn running(graph: Graph) -> State {
+        let mut state = State::new(Arc::new(graph), EpochId(1));
+        for id in state.graph.clone().programs.ids() {
+            state.programs[id].phase = Phase::Up;
+        }
+        state
+    }
+
+    #[test]
+    fn a_plan_tells_what_changes_and_touches_nothing_else() {
+        let old = config(
+            r#"(programs: {
+                "same": (command: "a"), "moved": (command: "a", wd: "/"), "slower": (command: "a"),
+                "gone": (command: "a"), "off": (command: "a"), "web": (command: "a"),
+            })"#,
+        );
+        let new = config(
+            r#"(programs: {
+                "web": (command: "a", depends: {"same": ()}), "same": (command: "a"), "moved": (command: "a", wd: "/tmp"),
+                "slower": (command: "a", killwait: "1m"), "off": (command: "a", enabled: false), "new": (command: "a"),
+                "spare": (command: "a", manual: true),
+            })"#,
+        );
+        let plan = Plan::new(&old, &new, &running(old.graph()));
+        let told: Vec<String> =
+            plan.steps.iter().map(|step| format!("{} {:?} {}", step.program, step.change, step.why)).collect();
+        assert_eq!(
+            told,
+            [
+                "web Update depends changed, which needs no restart",
+                "same Keep ",
+                "moved Restart wd changed",
+                "slower Update killwait changed, which needs no restart",
+                "off Stop it is no longer enabled",
+                "new Start it is new",
+                "spare Update it is new, and starts when it is asked up",
+                "gone Stop it is no longer configured",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_every_program_gets_concerns_every_program() {
+        let old = config(r#"(programs: {"a": (command: "x"), "b": (command: "x")})"#);
+        let new = config(r#"(gaggled: (env: {"TZ": "UTC"}), programs: {"a": (command: "x"), "b": (command: "x")})"#);
+        let plan = Plan::new(&old, &new, &running(old.graph()));
+        assert!(plan.steps.iter().all(|step| step.change == Change::Restart && step.why == "gaggled.env changed"));
+    }
+}

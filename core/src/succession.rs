@@ -1,0 +1,230 @@
+//! How one life of the daemon follows another: what it takes over, and what it finds.
+//!
+//! There is one way to begin, whatever went before: a crash, a reboot, a changed configuration, another version. The
+//! state that the journal tells is carried over to the programs of the configuration; then the host looks what has
+//! become of every instance that had a process, and that is committed before anything else can happen. (Candea and Fox,
+//! *Crash-only software*, 2003: a program that must be able to recover needs no other way to start.)
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    event::{Beginning, Cause, Envelope, Event, ProgramEvent, SystemEvent},
+    graph::{Graph, Policy},
+    host::{ExitStatus, Found, StartTime},
+    ids::{EdgeId, EpochId, ProgramId, Seq},
+    journal::Journal,
+    state::{EdgeState, Leaving, Outcome, Phase, ProgramState, State},
+    time::{Instant, WallTime},
+};
+
+/// The end of the life before.
+#[derive(Clone, Copy, Debug)]
+pub struct Last<'a> {
+    /// Its last state.
+    pub state: &'a State,
+    /// Whether the machine has not been booted since.
+    pub same_boot: bool,
+    /// Whether a shutdown that was under way goes on: it does when nobody has started gaggled anew.
+    pub resumes: bool,
+}
+
+/// A life of the daemon that is about to begin.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// What went before.
+    pub beginning: Beginning,
+    /// The state before the first event. The programs in `running` have a process, or had one.
+    pub state: State,
+    now: Instant,
+    wall: WallTime,
+}
+
+impl Opening {
+    /// Carries the state of the life before over to the programs of a configuration.
+    ///
+    /// A program that has a process and is no longer configured is kept, as retired, until it has stopped.
+    pub fn new(last: Option<Last<'_>>, graph: &Graph, epoch: EpochId, now: Instant, wall: WallTime) -> Self {
+        let (beginning, state) = match last {
+            None => (Beginning::First, State { at: now, ..State::new(Arc::new(graph.clone()), epoch) }),
+            Some(last) => {
+                let beginning = last.ended();
+                (beginning, succeed(last, graph, beginning, epoch, now))
+            }
+        };
+        Self { beginning, state, now, wall }
+    }
+
+    /// Commits the first events: that this life began, what was found of the instances of the life before, and what a
+    /// changed configuration wants of programs that are there already.
+    pub fn commit(
+        self,
+        version: &str,
+        found: Vec<(ProgramId, Found)>,
+        wishes: Vec<(Event, Cause)>,
+    ) -> (Journal, Vec<Envelope>) {
+        let Self { beginning, state, now, wall } = self;
+        let count = |alive: bool| {
+            let found = found.iter().filter(|(_, found)| matches!(found, Found::Alive { .. }) == alive).count();
+            u32::try_from(found).unwrap_or(u32::MAX)
+        };
+        let configured = state.graph.programs.values().filter(|policy| !policy.retired).count();
+        let opened = SystemEvent::EpochOpened {
+            version: version.to_owned(),
+            programs: u32::try_from(configured).unwrap_or(u32::MAX),
+            beginning,
+            adopted: count(true),
+            ended: count(false),
+        };
+        let since = Seq(state.seq.0 + 1);
+        let mut journal = Journal::resume(state);
+        let mut envelopes = vec![journal.commit_unchecked(now, wall, Event::System(opened), Cause::Boot)];
+        // What is there is there: nothing of it is up to the rules.
+        for (program, found) in found {
+            for event in findings(&journal.state().programs[program], found) {
+                let seen = matches!(event, ProgramEvent::Exited { .. });
+                let cause = if seen { Cause::Os } else { Cause::Event(since) };
+                envelopes.push(journal.commit_unchecked(now, wall, Event::Program(program, event), cause));
+            }
+        }
+        for (event, cause) in wishes {
+            envelopes.extend(journal.commit(now, wall, event, cause));
+        }
+        (journal, envelopes)
+    }
+}
+
+impl Last<'_> {
+    fn ended(self) -> Beginning {
+        match (self.state.handover, self.state.survivors) {
+            (_, Some(_)) => Beginning::Orderly,
+            _ if !self.same_boot => Beginning::Reboot,
+            (Some(to), None) => Beginning::Handover(to),
+            (None, None) => Beginning::Crash,
+        }
+    }
+}
+
+fn succeed(last: Last<'_>, graph: &Graph, beginning: Beginning, epoch: EpochId, now: Instant) -> State {
+    let Last { state: last, resumes, .. } = last;
+    let graph = Arc::new(with_retired(graph, last, beginning));
+    let mut next = State::new(graph.clone(), epoch);
+    next.seq = last.seq;
+    next.at = if beginning == Beginning::Reboot { now } else { now.max(last.at) };
+    let before = last.graph.names();
+    for (id, policy) in graph.programs.iter() {
+        if let Some(old) = before.get(&policy.name) {
+            let was_enabled = last.graph.programs[*old].enabled;
+            next.programs[id] = carried(&last.programs[*old], was_enabled, policy.enabled, beginning);
+            // Whoever has had no time while nobody was there has it now.
+            let since = next.at;
+            next.programs[id].leaving = next.programs[id].leaving.map(|leaving| Leaving { since, ..leaving });
+        }
+        if next.programs[id].is_running() {
+            next.running.insert(id);
+        }
+    }
+    let edges = edges_by_name(&last.graph);
+    let name = |id: ProgramId| graph.programs[id].name.clone();
+    for (id, edge) in graph.edges.iter() {
+        let old = edges.get(&(name(edge.of), name(edge.on)));
+        let on = &next.programs[edge.on];
+        let satisfied = old.and_then(|old| last.edges[*old].satisfied).filter(|_| on.is_steady());
+        // Whoever has not followed `on` so far does not follow it down for what is past.
+        let follows = old.filter(|old| last.graph.edges[**old].propagate && !begins_anew(beginning));
+        let last_fall = follows.map_or(on.fall, |old| last.edges[*old].last_fall);
+        next.edges[id] = EdgeState { satisfied, last_fall };
+    }
+    for id in graph.programs.ids() {
+        let unmet = graph.edges_of(id).iter().filter(|edge| next.edges[**edge].satisfied.is_none()).count();
+        next.programs[id].unmet = u32::try_from(unmet).unwrap_or(u32::MAX);
+    }
+    next.verdict = last.verdict.filter(|_| resumes && !begins_anew(beginning));
+    // This begins again for the same reason.
+    next.shutdown = last.shutdown.filter(|_| resumes && !begins_anew(beginning)).map(|_| next.at);
+    next
+}
+
+/// The graph with the programs that have a process and are no longer configured.
+fn with_retired(graph: &Graph, last: &State, beginning: Beginning) -> Graph {
+    let mut graph = graph.clone();
+    let known = graph.names();
+    for (id, policy) in last.graph.programs.iter() {
+        let lives_on = last.programs[id].is_running() && beginning != Beginning::Reboot;
+        if lives_on && !known.contains_key(&policy.name) {
+            graph.add_program(Policy { enabled: false, retired: true, ..policy.clone() });
+        }
+    }
+    graph
+}
+
+/// Whether everything begins anew, but for what operators want and what is counted.
+fn begins_anew(beginning: Beginning) -> bool {
+    match beginning {
+        Beginning::First | Beginning::Orderly | Beginning::Reboot => true,
+        Beginning::Crash | Beginning::Handover(_) => false,
+    }
+}
+
+fn carried(old: &ProgramState, was_enabled: bool, enabled: bool, beginning: Beginning) -> ProgramState {
+    let lives_on = old.is_running() && beginning != Beginning::Reboot;
+    if lives_on || !begins_anew(beginning) {
+        return old.clone();
+    }
+    // What an operator wants lasts; what only the configuration wanted is for the configuration to say again.
+    let wished = old.operator_down == was_enabled;
+    let operator_down = if wished { old.operator_down } else { !enabled };
+    let lost = old.is_running().then_some(Outcome::Exited(ExitStatus::Unknown));
+    ProgramState {
+        phase: Phase::Down,
+        pid: None,
+        birth: StartTime::default(),
+        up_since: None,
+        changed_at: Instant::default(),
+        changed_by: Seq(0),
+        due: !operator_down,
+        operator_down,
+        leaving: None,
+        deadline: None,
+        fall: None,
+        outcome: lost.or(old.outcome),
+        attempts: 0,
+        not_before: None,
+        last_seq: Seq(0),
+        ..old.clone()
+    }
+}
+
+fn edges_by_name(graph: &Graph) -> BTreeMap<(Arc<str>, Arc<str>), EdgeId> {
+    let name = |id: ProgramId| graph.programs[id].name.clone();
+    graph.edges.iter().map(|(id, edge)| ((name(edge.of), name(edge.on)), id)).collect()
+}
+
+/// The events that tell what was found of an instance, given what is known of its program.
+fn findings(known: &ProgramState, found: Found) -> Vec<ProgramEvent> {
+    let mut events = Vec::new();
+    let unwritten = found.instance() > known.instance;
+    if !unwritten && !known.is_running() {
+        return events;
+    }
+    if unwritten && known.is_running() {
+        // Of the run before nothing is known but that there is none any more.
+        let (instance, status) = (known.instance, ExitStatus::Unknown);
+        events.push(ProgramEvent::Exited { instance, status, left_behind: 0 });
+    }
+    if unwritten {
+        events.push(ProgramEvent::Starting { instance: found.instance() });
+    }
+    match found {
+        Found::Alive { instance, pid, birth } => {
+            events.push(ProgramEvent::Adopted { instance, pid, birth });
+            if unwritten && known.operator_down {
+                // The wish that it was started for was not written either, and the one that was holds.
+                events.push(ProgramEvent::OperatorStopped);
+            }
+        }
+        Found::Ended { instance, status, left_behind } => {
+            events.push(ProgramEvent::Exited { instance, status, left_behind });
+        }
+    }
+    events
+}

@@ -1,0 +1,118 @@
+//! The death of the daemon in the middle of anything, and what the next life makes of it.
+//!
+//! With the daemon everything dies that was on its way: messages, timers, commands to the host, and the last events,
+//! which were numbered and had effects but never reached the disk. The processes live on. The next life begins with what
+//! the disk has, looks what really runs, and goes on.
+
+use gaggled_core::{
+    event::Envelope,
+    host::{ExitStatus, Found, StartTime},
+    ids::{EpochId, InstanceId, ProgramId},
+    journal::Journal,
+    state::{Phase, State},
+    succession::{Last, Opening},
+    time::{Instant, Millis, WallTime},
+};
+
+use super::{host::SimHost, mutants::Mutant, random::Random, world::World};
+
+/// One life of the daemon, as the disk has it.
+#[derive(Clone, Debug)]
+pub struct Life {
+    /// The state before its first event.
+    pub start: State,
+    /// Its events.
+    pub envelopes: Vec<Envelope>,
+}
+
+impl Life {
+    /// The first life in a world.
+    pub fn first(world: &World, epoch: EpochId) -> (Self, Journal, Vec<Envelope>) {
+        let opening = Opening::new(None, &world.graph, epoch, Instant::default(), WallTime(0));
+        let start = opening.state.clone();
+        let (journal, envelopes) = opening.commit("simulated", Vec::new(), Vec::new());
+        (Self { start, envelopes: envelopes.clone() }, journal, envelopes)
+    }
+
+    /// The state at its end.
+    pub fn end(&self) -> State {
+        let mut state = self.start.clone();
+        self.envelopes.iter().for_each(|envelope| state.apply(envelope));
+        state
+    }
+}
+
+/// When the daemon dies, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// After how many events of this life.
+    pub after: usize,
+    /// And then after how many steps, so that it happens in the middle of what follows from an event.
+    pub steps: u64,
+    /// How many of the last events never reach the disk.
+    pub lost: usize,
+    /// How long it takes until the next life begins.
+    pub outage: Millis,
+    /// Whether the launcher lives on, so that every status is known.
+    pub launcher: bool,
+}
+
+impl Plan {
+    /// The deaths of a world.
+    pub fn draw(random: &mut Random) -> Vec<Self> {
+        let count = random.pick(&[0, 1, 1, 2, 5]);
+        (0..count)
+            .map(|_| Self {
+                after: usize::try_from(random.below(60)).expect("a small number"),
+                steps: random.below(12),
+                lost: usize::try_from(random.pick(&[0, 0, 1, 3])).expect("a small number"),
+                outage: Millis(random.pick(&[0, 20, 300, 5000])),
+                launcher: random.percent(70),
+            })
+            .collect()
+    }
+}
+
+/// The life that follows one that has ended with these events on the disk.
+pub fn next(
+    before: &Life,
+    world: &World,
+    host: &SimHost,
+    now: Instant,
+    mutant: Option<Mutant>,
+) -> (Life, Journal, Vec<Envelope>) {
+    let last = before.end();
+    let wall = WallTime(i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
+    let epoch = EpochId(last.epoch.0 + 1);
+    let carried = Last { state: &last, same_boot: true, resumes: true };
+    let mut opening = Opening::new(Some(carried), &world.graph, epoch, now, wall);
+    if let Some(mutant) = mutant {
+        mutant.carries(&mut opening.state);
+    }
+    let start = opening.state.clone();
+    let ids = world.graph.programs.ids();
+    let found = ids.flat_map(|id| look(host, &start, id).into_iter().map(move |found| (id, found)));
+    let found =
+        found.filter_map(|(id, found)| mutant.map_or(Some((id, found)), |mutant| mutant.finds(id, found, &start)));
+    let (journal, envelopes) = opening.commit("simulated", found.collect(), Vec::new());
+    (Life { start, envelopes: envelopes.clone() }, journal, envelopes)
+}
+
+/// What a real host would find: of the run that the disk knows, and then of a later one.
+fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Found> {
+    let known = &state.programs[id];
+    let alive = host.alive(id).map(|(instance, pid)| Found::Alive { instance, pid, birth: StartTime(instance.0) });
+    let told = |run: InstanceId| host.ended(id, run);
+    let mut found = Vec::new();
+    if known.phase != Phase::Down && alive.is_none_or(|alive| alive.instance() != known.instance) {
+        let status = told(known.instance).unwrap_or(ExitStatus::Unknown);
+        found.push(Found::Ended { instance: known.instance, status, left_behind: 0 });
+    }
+    found.extend(alive.filter(|alive| alive.instance() >= known.instance));
+    if alive.is_none()
+        && let Some((instance, status)) = host.last_ended(id).filter(|(instance, _)| *instance > known.instance)
+    {
+        found.push(Found::Ended { instance, status, left_behind: 0 });
+    }
+    found
+}

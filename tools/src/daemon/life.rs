@@ -1,0 +1,392 @@
+//! One life of the daemon: it takes over what the life before has left, begins, and ends.
+
+use std::{
+    fs::{File, OpenOptions},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use actix::{Actor, Arbiter, Recipient};
+use gaggled_actors::{
+    archive::Archive,
+    clock::Clock,
+    control::{About, ControlActor, Farewell, Means},
+    host::{self, Environment, HandOver, HostActor, Inheritance, LinuxHost, Recorder, Survivor},
+    journal::{
+        JournalActor, Propose,
+        file::{Health, JournalFile, Journaled, Retention},
+    },
+    launch,
+    root::{self, Actors, HostAddress},
+    shell::{Flush, Saw},
+    state_directory::{Remains, StateDirectory, boot},
+};
+use gaggled_core::{
+    config::Config,
+    event::{Cause, Event, Handover, SystemEvent},
+    host::{ExitStatus, Found},
+    ids::{EpochId, ProgramId},
+    plan::Plan,
+    segment::{FORMAT, Head},
+    state::State,
+    succession::{Last, Opening},
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+
+use super::{
+    Channels, System,
+    outlets::{ControlSlot, End, Threads},
+    renewal::Renewer,
+};
+use crate::{
+    VERSION,
+    address::{CONTROL_VARIABLE, EVENT_VARIABLE},
+    journal_log::JournalLog,
+    launcher::{Letter, Position, Standing},
+};
+
+/// How long a log that is not read may hold up the end.
+const PATIENCE_WITH_LOG: Duration = Duration::from_millis(200);
+/// How long the disk may hold up the beginning or a handover.
+const PATIENCE_WITH_DISK: Duration = Duration::from_secs(1);
+/// How long starts that are under way may hold up a handover.
+const PATIENCE_WITH_STARTS: Duration = Duration::from_secs(5);
+
+/// What the launcher gives.
+pub(super) struct Launched {
+    pipe: File,
+    recorder: File,
+    letter: File,
+    /// What the life before has written, if there was one under this launcher.
+    pub before: Option<Letter>,
+}
+
+impl Launched {
+    /// Takes what the launcher gives.
+    pub(super) fn new(position: Position) -> std::io::Result<Self> {
+        let open = |fd: i32, write| OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{fd}"));
+        let letter = open(position.letter, true)?;
+        let pipe = open(position.pipe, false)?;
+        nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        let before = if position.again { Letter::read(&letter).ok() } else { None };
+        Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, before })
+    }
+
+    fn write(&self, state: &str, standing: Standing, binary: &str) {
+        let letter = Letter { state: state.to_owned(), binary: binary.to_owned(), standing };
+        // Memory that cannot be written costs the next life its head start, and nothing else.
+        let _ = letter.write(&self.letter);
+    }
+}
+
+/// How a life has ended.
+pub(super) enum Ended {
+    /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
+    Stopped { survivors: u32, verdict: Option<ExitStatus> },
+    /// Another life follows.
+    HandedOver(Handover),
+}
+
+/// What a life begins with.
+pub(super) struct Life<'a> {
+    pub system: &'a System,
+    pub directory: Option<StateDirectory>,
+    /// Why there is no directory, if there is none.
+    pub homeless: Option<String>,
+    pub remains: Remains,
+    pub launched: Option<Launched>,
+    pub channels: Channels,
+}
+
+impl Life<'_> {
+    /// Lives.
+    pub(super) async fn live(self) -> Result<Ended, String> {
+        let Self { system, directory, homeless, mut remains, launched, channels: (publisher, server, control) } = self;
+        let in_words = |error: std::io::Error| error.to_string();
+        let clock = Clock::real();
+        let head = system.head(&clock, &remains, directory.as_ref());
+        let opening = system.opening(&clock, head.epoch, &remains, launched.as_ref());
+        let state = opening.state.clone();
+        let (found, reaped, recorder, pipe) = look(&opening, &head, &remains, launched.as_ref())?;
+        let survivors = found.iter().filter_map(|(program, found)| survivor(*program, *found)).collect();
+        let committed = opening.commit(VERSION, found, system.wishes(&state, &remains, homeless.as_deref()));
+
+        let (health_slot, health) = health();
+        let path = directory.as_ref().map(|directory| directory.path().to_owned());
+        let journaled = match &path {
+            Some(path) => {
+                let journaled = Journaled { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
+                Some(JournalFile::start(path.clone(), journaled, system.retention(), health).map_err(in_words)?)
+            }
+            None => None,
+        };
+        let file = journaled.map(|(file, _)| file);
+        // What the recorder knows must not be forgotten before the journal knows it.
+        let _ = file.as_ref().map(|file| file.written(PATIENCE_WITH_DISK));
+        recorder.reset(head.epoch, state.graph.programs.len()).map_err(in_words)?;
+
+        let (events, envelopes) = crossbeam_channel::unbounded();
+        let publishing = publisher.publish(state.clone(), envelopes).map_err(in_words)?;
+        let (log, logged) = JournalLog::start(state.graph.clone()).map_err(in_words)?;
+        let (gone, launcher_gone) = oneshot::channel();
+        let inheritance = Inheritance {
+            pipe,
+            survivors,
+            reaped,
+            gone: Box::new(move || {
+                let _ = gone.send(());
+            }),
+        };
+        let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance).map_err(in_words)?;
+
+        let (ended, ending) = oneshot::channel();
+        let slot = ControlSlot::default();
+        let mut sinks = vec![slot.sink()];
+        sinks.extend(file.iter().map(JournalFile::sink));
+        sinks.push(Threads { events, log: log.clone(), ended }.sink());
+        let Actors { journal, routes } = root::start(committed, clock, &address, sinks, slot.decline());
+        let _ = health_slot.set(journal.clone());
+        // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
+        let renewer = Renewer::new(system, path.clone(), file.clone(), launched.is_some());
+        let means = Means {
+            clock,
+            journal: journal.clone(),
+            archive: Archive::new(path.as_deref().unwrap_or(std::path::Path::new("/nonexistent"))),
+            renewal: renewer.renewal(),
+            about: system.about(path.as_deref()),
+        };
+        let clients = Arbiter::new();
+        let entries = std::mem::take(&mut remains.entries);
+        let actor = ControlActor::start_in_arbiter(&clients.handle(), {
+            let state = state.clone();
+            move |_| ControlActor::new(state, entries, means)
+        });
+        slot.fill(actor.clone());
+        let _ = control.set(actor.clone().recipient());
+        server.serve().map_err(|error| error.to_string())?;
+        root::open(&journal);
+        watch_signals(system.ignore_interrupts, &journal, actor.clone().recipient()).map_err(in_words)?;
+        watch_launcher(launcher_gone, &journal);
+        let place = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let stand = |standing, binary: &str| {
+            if let Some(launched) = &launched {
+                launched.write(&place, standing, binary);
+            }
+        };
+        stand(Standing::Well, "");
+
+        let end = ending.await.map_err(|_| "the journal ended early".to_owned())?;
+        let ended = match end {
+            End::Stopped { survivors, verdict } => {
+                let _ = actor.send(Farewell).await;
+                stand(Standing::Ending, "");
+                // The last event was the last message to these; a log that is stuck is not waited for long.
+                let _ = publishing.join();
+                let _ = logged.recv_timeout(PATIENCE_WITH_LOG);
+                Ended::Stopped { survivors, verdict }
+            }
+            End::HandedOver(to) => {
+                let _ = host.send(HandOver(PATIENCE_WITH_STARTS)).await;
+                routes.flush().await;
+                let _ = journal.send(Flush).await;
+                let binary = renewer.next_binary().unwrap_or_default();
+                stand(Standing::HandingOver, &binary);
+                Ended::HandedOver(to)
+            }
+        };
+        if let Some(file) = &file {
+            let _ = file.flush(PATIENCE_WITH_DISK);
+        }
+        drop(directory);
+        Ok(ended)
+    }
+}
+
+type Looked = (Vec<(ProgramId, Found)>, Vec<(i32, ExitStatus)>, Recorder, Option<File>);
+
+/// Looks what has become of everything that may still run.
+fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Launched>) -> Result<Looked, String> {
+    let clone = |file: &File| file.try_clone().map_err(|error| error.to_string());
+    let recorder = Recorder::new(launched.map(|launched| clone(&launched.recorder)).transpose()?);
+    let mut pipe = launched.map(|launched| clone(&launched.pipe)).transpose()?;
+    let mut reaped = Vec::new();
+    let found = match &remains.last {
+        Some((before, last)) if before.boot == head.boot => {
+            let runs = recorder.read(before.epoch);
+            host::look(last, &opening.state, &head.journal, &runs, || {
+                reaped = pipe.as_mut().map(host::drain).unwrap_or_default();
+                reaped.clone()
+            })
+        }
+        _ => Vec::new(),
+    };
+    Ok((found, reaped, recorder, pipe))
+}
+
+fn survivor(program: ProgramId, found: Found) -> Option<Survivor> {
+    match found {
+        Found::Alive { instance, pid, birth } => Some(Survivor { program, instance, pid, birth }),
+        Found::Ended { .. } => None,
+    }
+}
+
+/// Where the thread of the journal tells how it is, once there is somebody to tell.
+fn health() -> (Arc<OnceLock<actix::Addr<JournalActor>>>, Health) {
+    let slot: Arc<OnceLock<actix::Addr<JournalActor>>> = Arc::default();
+    let to = slot.clone();
+    let health = move |event| {
+        if let Some(journal) = to.get() {
+            journal.do_send(Propose { from: None, event: Event::System(event), cause: Cause::Os });
+        }
+    };
+    (slot, Arc::new(health))
+}
+
+fn watch_signals(
+    ignore_interrupts: bool,
+    journal: &actix::Addr<JournalActor>,
+    control: Recipient<gaggled_actors::control::Ask>,
+) -> std::io::Result<()> {
+    let mut wanted = vec![(SignalKind::terminate(), "SIGTERM")];
+    if !ignore_interrupts {
+        wanted.push((SignalKind::interrupt(), "SIGINT"));
+    }
+    for (kind, name) in wanted {
+        let (mut stream, journal) = (signal(kind)?, journal.downgrade());
+        actix::spawn(async move {
+            while stream.recv().await.is_some() {
+                let cause = Cause::Operator { who: name.into(), command: "".into() };
+                let event = Event::System(SystemEvent::ShutdownBegun);
+                if let Some(journal) = journal.upgrade() {
+                    journal.do_send(Propose { from: None, event, cause });
+                }
+            }
+        });
+    }
+    let mut hangups = signal(SignalKind::hangup())?;
+    actix::spawn(async move {
+        while hangups.recv().await.is_some() {
+            super::renewal::reload_by_signal(&control);
+        }
+    });
+    // What came before somebody could take it has waited until now.
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(std::io::Error::from)
+}
+
+/// When the launcher has died, this process takes its place, and its programs stay its children.
+fn watch_launcher(gone: oneshot::Receiver<()>, journal: &actix::Addr<JournalActor>) {
+    let journal = journal.downgrade();
+    actix::spawn(async move {
+        if gone.await.is_ok()
+            && let Some(journal) = journal.upgrade()
+        {
+            let event = Event::System(SystemEvent::HandoverBegun { to: Handover::Launcher });
+            journal.do_send(Propose { from: None, event, cause: Cause::Os });
+        }
+    });
+}
+
+impl System {
+    fn head(&self, clock: &Clock, remains: &Remains, directory: Option<&StateDirectory>) -> Head {
+        let now = u64::try_from(clock.wall().0 / 1000).unwrap_or(1);
+        let last = remains.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
+        Head {
+            v: FORMAT,
+            journal: directory.map(|directory| directory.identity.clone()).unwrap_or_default(),
+            boot: boot(),
+            epoch: EpochId(now.max(last + 1)),
+            config: self.text.clone(),
+        }
+    }
+
+    fn opening(&self, clock: &Clock, epoch: EpochId, remains: &Remains, launched: Option<&Launched>) -> Opening {
+        let resumes = launched.is_some_and(|launched| launched.before.is_some());
+        let last = remains.last.as_ref().map(|(head, state)| Last {
+            state,
+            // In another boot, or another time namespace, the clock has begun anew.
+            same_boot: head.boot == boot() && state.at <= clock.now(),
+            resumes,
+        });
+        Opening::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
+    }
+
+    /// What is to be committed besides what was found: what a changed configuration wants, and what is wrong with the
+    /// journal.
+    fn wishes(&self, state: &State, remains: &Remains, homeless: Option<&str>) -> Vec<(Event, Cause)> {
+        let mut wishes = Vec::new();
+        for (file, why) in &remains.damaged {
+            let event = SystemEvent::JournalDamaged { file: file.clone(), why: why.clone() };
+            wishes.push((Event::System(event), Cause::Os));
+        }
+        if let Some(why) = homeless {
+            let event = SystemEvent::JournalDegraded { why: why.to_owned() };
+            wishes.push((Event::System(event), Cause::Os));
+        }
+        if let Some((head, last)) = &remains.last
+            && head.config.text != self.text.text
+            && let Ok(old) = Config::parse(&head.config.text)
+        {
+            let mut old = old.config;
+            super::add_gate(&mut old, std::path::Path::new(&head.config.path));
+            let cause = if last.handover.is_some() { Cause::Event(last.seq) } else { Cause::Boot };
+            wishes.extend(Plan::new(&old, &self.config, last).wishes(state, &cause));
+        }
+        wishes
+    }
+
+    fn retention(&self) -> Retention {
+        let journal = self.config.gaggled.journal;
+        Retention { bytes: journal.megabytes.saturating_mul(1 << 20), age: journal.age }
+    }
+
+    fn about(&self, state: Option<&std::path::Path>) -> About {
+        About {
+            version: VERSION,
+            pid: std::process::id(),
+            eventurl: self.urls.event.clone(),
+            controlurl: self.urls.control.clone(),
+            state: state.map(|path| path.display().to_string()),
+        }
+    }
+
+    fn start_host(
+        &self,
+        journal: &str,
+        state: &State,
+        recorder: Recorder,
+        inheritance: Inheritance,
+    ) -> std::io::Result<(actix::Addr<HostActor<LinuxHost>>, HostAddress)> {
+        let about = [
+            (EVENT_VARIABLE, self.urls.event.clone()),
+            (CONTROL_VARIABLE, self.urls.control.clone()),
+            (
+                "GAGGLED_HOST",
+                nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
+            ),
+        ];
+        let own =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let environment = Environment {
+            variables: launch::variables(&self.config, own, &self.search, about),
+            search: self.search.clone(),
+            journal: journal.to_owned(),
+            keep_ignored: if self.ignore_interrupts { vec![nix::libc::SIGINT] } else { Vec::new() },
+        };
+        let saw: Arc<OnceLock<Recipient<Saw>>> = Arc::default();
+        let to_actor = saw.clone();
+        let report = move |observed| {
+            if let Some(actor) = to_actor.get() {
+                actor.do_send(Saw(observed));
+            }
+        };
+        let launches = launch::launches(&self.config, &state.graph);
+        let host = LinuxHost::new(launches, environment, recorder, inheritance, Box::new(report))?;
+        let address = HostActor::new(host).start();
+        let _ = saw.set(address.clone().recipient());
+        let connected = HostAddress { perform: address.clone().recipient(), connect: address.clone().recipient() };
+        Ok((address, connected))
+    }
+}

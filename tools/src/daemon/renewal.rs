@@ -1,0 +1,187 @@
+//! A changed configuration and another version: looked at, left for the next life, and then handed over to.
+//!
+//! Nothing is changed in a running daemon. What the next life needs is put where it will look, whole or not at all, and
+//! then this one ends and that one begins as after a crash, with every program where it was.
+
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix::Recipient;
+use gaggled_actors::{
+    control::{Ask, Renew, Renewal, Renewed},
+    journal::file::JournalFile,
+};
+use gaggled_core::{
+    command::{Peer, Role},
+    config::Config,
+    event::Handover,
+    plan::{Change, Plan},
+    segment::ConfigText,
+    state::State,
+    wire::{Action, ErrorCode, Reply, ReplyError, Request},
+};
+use serde_json::json;
+
+use super::System;
+use crate::VERSION;
+
+/// How long the disk may take.
+const PATIENCE_WITH_DISK: Duration = Duration::from_secs(10);
+/// How long another binary may take to say that it understands us.
+const PATIENCE_WITH_BINARY: Duration = Duration::from_secs(10);
+
+/// Prepares the next life.
+pub(super) struct Renewer {
+    config: Config,
+    text: ConfigText,
+    ignore_interrupts: bool,
+    state: Option<PathBuf>,
+    file: Option<JournalFile>,
+    launched: bool,
+    binary: Arc<Mutex<Option<String>>>,
+}
+
+impl Renewer {
+    pub(super) fn new(system: &System, state: Option<PathBuf>, file: Option<JournalFile>, launched: bool) -> Self {
+        Self {
+            config: system.config.clone(),
+            text: system.text.clone(),
+            ignore_interrupts: system.ignore_interrupts,
+            state,
+            file,
+            launched,
+            binary: Arc::default(),
+        }
+    }
+
+    /// The binary that the next life is to be, if it is another.
+    pub(super) fn next_binary(&self) -> Option<String> {
+        self.binary.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the control channel calls.
+    pub(super) fn renewal(&self) -> Renewal {
+        let own = Self {
+            config: self.config.clone(),
+            text: self.text.clone(),
+            state: self.state.clone(),
+            file: self.file.clone(),
+            binary: self.binary.clone(),
+            ..*self
+        };
+        Arc::new(move |what, state| match what {
+            Renew::Plan { file } => own.plan(file.as_deref(), state).map(|(plan, _)| told(&plan, None)),
+            Renew::Reload { file } => own.reload(file.as_deref(), state),
+            Renew::Upgrade { binary } => own.upgrade(binary.as_deref()),
+        })
+    }
+
+    fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, ConfigText), ReplyError> {
+        let path = file.unwrap_or(&self.text.path);
+        let system = System::load(Path::new(path), self.ignore_interrupts).map_err(failed)?;
+        Ok((Plan::new(&self.config, &system.config, state), system.text))
+    }
+
+    fn reload(&self, file: Option<&str>, state: &State) -> Result<Renewed, ReplyError> {
+        let (plan, text) = self.plan(file, state)?;
+        if text == self.text {
+            return Ok(told(&plan, None));
+        }
+        let journal = self.journal()?;
+        journal.leave_config(text).and_then(|()| journal.flush(PATIENCE_WITH_DISK)).map_err(|why| {
+            failed(format!("nothing is changed, because the journal cannot take the configuration: {why}"))
+        })?;
+        Ok(told(&plan, Some(Handover::Reload)))
+    }
+
+    fn upgrade(&self, binary: Option<&str>) -> Result<Renewed, ReplyError> {
+        let journal = self.journal()?;
+        let path = match binary {
+            Some(path) => PathBuf::from(path),
+            None => started_from()?,
+        };
+        let version = self.ask_binary(&path)?;
+        journal.flush(PATIENCE_WITH_DISK).map_err(|why| failed(format!("the journal cannot be written: {why}")))?;
+        *self.binary.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.display().to_string());
+        let body = json!({"from": VERSION, "to": version, "binary": path.display().to_string()});
+        Ok(Renewed { body, handover: Some(Handover::Upgrade) })
+    }
+
+    fn journal(&self) -> Result<&JournalFile, ReplyError> {
+        if !self.launched {
+            return Err(failed("this gaggled was started without a launcher, so no other life can follow".to_owned()));
+        }
+        self.file.as_ref().ok_or_else(|| failed("there is no journal to hand over with".to_owned()))
+    }
+
+    /// Has another binary read the journal and the configuration in force, and say which version it is.
+    fn ask_binary(&self, path: &Path) -> Result<String, ReplyError> {
+        let name = path.display();
+        let state = self.state.as_deref().unwrap_or(Path::new(""));
+        let child = Command::new(path)
+            .arg("succeed")
+            .arg(state)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| failed(format!("{name} cannot be run ({error}): this gaggled goes on")))?;
+        let (said, ok) = listen(child, PATIENCE_WITH_BINARY)
+            .ok_or_else(|| failed(format!("{name} does not answer: this gaggled goes on")))?;
+        let version = said.trim().strip_prefix("gaggled ").map(str::to_owned);
+        version.filter(|_| ok).ok_or_else(|| {
+            let why = said.lines().next().unwrap_or("it says nothing").to_owned();
+            failed(format!("{name} is no gaggled that could go on here ({why}): this gaggled goes on"))
+        })
+    }
+}
+
+/// What a child says within a time, and whether it ends well. One that takes longer is killed.
+fn listen(mut child: Child, within: Duration) -> Option<(String, bool)> {
+    let (mut out, mut err) = (child.stdout.take()?, child.stderr.take()?);
+    let (done, ended) = crossbeam_channel::bounded(1);
+    std::thread::spawn(move || {
+        let mut said = String::new();
+        let _ = out.read_to_string(&mut said);
+        let _ = err.read_to_string(&mut said);
+        let _ = done.send(said);
+    });
+    let said = ended.recv_timeout(within).ok();
+    if said.is_none() {
+        let _ = child.kill();
+    }
+    let status = child.wait().ok();
+    // The reaper of the daemon may have been the first to take its status.
+    Some((said?, status.is_none_or(|status| status.success())))
+}
+
+/// The path that the daemon was started from; a package manager may have put another binary there.
+fn started_from() -> Result<PathBuf, ReplyError> {
+    let path = std::env::current_exe().map_err(|error| failed(format!("its own path is not known: {error}")))?;
+    Ok(path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.clone(), PathBuf::from))
+}
+
+fn told(plan: &Plan, handover: Option<Handover>) -> Renewed {
+    let changes = plan.steps.iter().filter(|step| step.change != Change::Keep).count();
+    Renewed { body: json!({"steps": plan.steps, "changes": changes}), handover }
+}
+
+fn failed(message: String) -> ReplyError {
+    ReplyError { code: ErrorCode::Failed, message }
+}
+
+/// A hangup asks for a reload as an operator does.
+pub(super) fn reload_by_signal(control: &Recipient<Ask>) {
+    let peer = Peer { who: "SIGHUP".to_owned(), role: Role::Admin };
+    let answer = Box::new(|reply: Reply| {
+        if let Some(error) = reply.error {
+            eprintln!("Error: the configuration is not reloaded: {}", error.message);
+        }
+    });
+    let _ = control.try_send(Ask { peer, request: Request::new("", Action::Reload { file: None }), answer });
+}

@@ -1,0 +1,297 @@
+//! The launcher: the parent of the daemon, and of whatever the daemon leaves behind when it dies.
+//!
+//! It starts the daemon, hands on the signals that it gets, and reaps. When the daemon dies its programs become the
+//! launcher's children; the launcher starts the daemon again, which finds them, and tells it through a pipe how each of
+//! them ends. As the first process of a container it reaps every stray, too.
+//!
+//! It knows nothing of programs, configurations or the journal, allocates next to nothing, and waits for signals in one
+//! place. If it dies all the same, the daemon takes its place (see [`Position`]).
+
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::{self, Write},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::FileExt, process::CommandExt},
+    },
+    process::{Command, ExitCode},
+    str::FromStr,
+};
+
+use gaggled_actors::host;
+use gaggled_core::host::ExitStatus;
+use nix::{
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        signal::{SigSet, Signal, kill},
+    },
+    unistd::{Pid, alarm, pipe2},
+};
+
+/// A daemon that has lived for so long, in seconds, is no longer counted among those that died soon.
+const SETTLED: u32 = 10;
+/// How many may die soon, one after the other, and be followed at once.
+const SOON: u32 = 16;
+/// The longest time between two starts after that, in seconds.
+const LONGEST: u32 = 30;
+
+/// What the daemon gets from its launcher: descriptors, and whether it is the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Where it hears of the ends of processes.
+    pub pipe: i32,
+    /// The memory of the flight recorder.
+    pub recorder: i32,
+    /// The memory of the letter that one life leaves for the next.
+    pub letter: i32,
+    /// Whether there was a life before this one, under the same launcher.
+    pub again: bool,
+}
+
+impl FromStr for Position {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not what a launcher says");
+        let numbers: Vec<i32> = text.split(':').map(str::parse).collect::<Result<_, _>>().map_err(|_| wrong())?;
+        match numbers.as_slice() {
+            [pipe, recorder, letter, again] => {
+                Ok(Self { pipe: *pipe, recorder: *recorder, letter: *letter, again: *again != 0 })
+            }
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// How a life of the daemon stands, as it has written itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// It has not begun, or was never well.
+    #[default]
+    Beginning,
+    /// Everything has begun.
+    Well,
+    /// It ends so that another can follow.
+    HandingOver,
+    /// It ends for good, as it was told.
+    Ending,
+}
+
+/// What one life of the daemon leaves for the launcher and the next life: three lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Letter {
+    /// The directory of the journal.
+    pub state: String,
+    /// The binary to go on with, if it is another.
+    pub binary: String,
+    /// How the life stands.
+    pub standing: Standing,
+}
+
+impl Standing {
+    const WORDS: [(Self, &str); 4] = [
+        (Self::Beginning, "beginning"),
+        (Self::Well, "well"),
+        (Self::HandingOver, "handing over"),
+        (Self::Ending, "ending"),
+    ];
+}
+
+impl Letter {
+    /// Reads the letter in this memory file.
+    pub fn read(file: &File) -> io::Result<Self> {
+        let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, 0)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.lines();
+        let mut next = || lines.next().unwrap_or_default();
+        let (state, binary, standing) = (next().to_owned(), next().to_owned(), next());
+        let known = Standing::WORDS.into_iter().find(|(_, word)| *word == standing);
+        Ok(Self { state, binary, standing: known.map_or(Standing::Beginning, |(standing, _)| standing) })
+    }
+
+    /// Writes it, in one piece.
+    pub fn write(&self, file: &File) -> io::Result<()> {
+        let word = Standing::WORDS.iter().find(|(standing, _)| *standing == self.standing).map_or("", |(_, word)| word);
+        let text = format!("{}\n{}\n{word}\n", self.state, self.binary);
+        file.write_all_at(text.as_bytes(), 0)?;
+        file.set_len(text.len() as u64)
+    }
+}
+
+/// Starts the daemon with these arguments, again and again, until it ends as it was told. With `resume`, the directory
+/// of a journal, the first is told to go on from there.
+pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
+    match Launcher::new(arguments, resume).and_then(Launcher::run) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: gaggled cannot be launched: {error}");
+            ExitCode::from(100)
+        }
+    }
+}
+
+/// The signals that are handed on.
+const HANDED_ON: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+/// The signals that end a process that does not expect them.
+const IGNORED: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+struct Launcher {
+    arguments: Vec<OsString>,
+    signals: SigSet,
+    /// Where the ends of processes are told, and the end that the daemon gets.
+    tell: File,
+    hear: OwnedFd,
+    recorder: File,
+    letter: File,
+    /// The binary that is run, and the one before it while it is not known to be well.
+    binary: File,
+    proven: Option<File>,
+    daemon: Option<Pid>,
+    again: bool,
+    /// How many have died soon, one after the other.
+    deaths: u32,
+}
+
+impl Launcher {
+    fn new(arguments: Vec<OsString>, resume: Option<String>) -> io::Result<Self> {
+        let own = [Signal::SIGCHLD, Signal::SIGALRM];
+        let signals: SigSet = own.into_iter().chain(HANDED_ON).chain(IGNORED).collect();
+        // The daemon inherits this, and lets them in when it can take them.
+        signals.thread_block()?;
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let (hear, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(&tell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        fcntl(&hear, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        let memory = |name| memfd_create(name, MFdFlags::empty()).map(File::from);
+        let letter = memory(c"gaggled letter")?;
+        let again = resume.is_some();
+        Letter { state: resume.unwrap_or_default(), ..Letter::default() }.write(&letter)?;
+        Ok(Self {
+            arguments,
+            signals,
+            tell: tell.into(),
+            hear,
+            recorder: memory(c"gaggled recorder")?,
+            letter,
+            binary: File::open("/proc/self/exe")?,
+            proven: None,
+            daemon: None,
+            again,
+            deaths: 0,
+        })
+    }
+
+    fn run(mut self) -> io::Result<ExitCode> {
+        self.start()?;
+        loop {
+            match self.signals.wait()? {
+                Signal::SIGCHLD => {
+                    if let Some(code) = self.reap()? {
+                        return Ok(code);
+                    }
+                }
+                Signal::SIGALRM if self.daemon.is_some() => self.settle()?,
+                Signal::SIGALRM => self.start()?,
+                signal if HANDED_ON.contains(&signal) => {
+                    if self.daemon.is_none() {
+                        self.start()?;
+                    }
+                    if let Some(daemon) = self.daemon {
+                        let _ = kill(daemon, signal);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The daemon has lived for a while.
+    fn settle(&mut self) -> io::Result<()> {
+        if Letter::read(&self.letter)?.standing == Standing::Well {
+            self.deaths = 0;
+            self.proven = None;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) -> io::Result<()> {
+        alarm::set(SETTLED);
+        let position = [self.hear.as_raw_fd(), self.recorder.as_raw_fd(), self.letter.as_raw_fd(), self.again.into()];
+        let position = position.map(|number| number.to_string()).join(":");
+        let child = Command::new(format!("/proc/self/fd/{}", self.binary.as_raw_fd()))
+            .arg0("gaggled")
+            .args(&self.arguments)
+            .arg("--launched")
+            .arg(position)
+            // The terminal's interrupt is for the launcher, which hands it on.
+            .process_group(0)
+            .spawn()?;
+        self.daemon = i32::try_from(child.id()).ok().map(Pid::from_raw);
+        self.again = true;
+        Ok(())
+    }
+
+    /// Takes every child that has ended. What the daemon may want to know is told before the process id is given back.
+    fn reap(&mut self) -> io::Result<Option<ExitCode>> {
+        while let Some((pid, ended)) = host::peek_ended() {
+            let daemon = self.daemon.is_some_and(|daemon| daemon.as_raw() == pid);
+            if !daemon {
+                // A pipe that is full costs a status: nobody has read five thousand of them.
+                let _ = self.tell.write_all(&host::encode_reaped(pid, ended));
+            }
+            host::reap(pid);
+            if daemon && let Some(code) = self.daemon_ended(ended)? {
+                return Ok(Some(code));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The daemon has ended: for good, or to be started again.
+    fn daemon_ended(&mut self, ended: ExitStatus) -> io::Result<Option<ExitCode>> {
+        self.daemon = None;
+        let letter = Letter::read(&self.letter)?;
+        // One that was never well, and follows none that was, has left nothing to be taken over.
+        if letter.standing == Standing::Ending || letter.state.is_empty() {
+            return Ok(Some(code(ended)));
+        }
+        if letter.standing == Standing::Beginning {
+            // A new binary that was never well: back to the one that was.
+            if let Some(proven) = self.proven.take() {
+                self.binary = proven;
+            }
+        } else if let Ok(next) = File::open(&letter.binary) {
+            self.proven = Some(std::mem::replace(&mut self.binary, next));
+        }
+        let handed_over = letter.standing == Standing::HandingOver;
+        Letter { binary: String::new(), standing: Standing::Beginning, ..letter }.write(&self.letter)?;
+        self.deaths += u32::from(!handed_over);
+        if self.deaths <= SOON {
+            self.start()?;
+        } else {
+            let doublings = (self.deaths - SOON - 1).min(5);
+            alarm::set((1 << doublings).min(LONGEST));
+        }
+        Ok(None)
+    }
+}
+
+/// How the launcher ends when the daemon has ended so.
+fn code(ended: ExitStatus) -> ExitCode {
+    ExitCode::from(match ended {
+        ExitStatus::Code(code) => u8::try_from(code).unwrap_or(100),
+        ExitStatus::Signal(signal) | ExitStatus::Core(signal) => u8::try_from(128 + signal).unwrap_or(100),
+        ExitStatus::Unknown => 100,
+    })
+}
+
+/// Makes this process, which was the daemon, the launcher of the next: its programs stay its children.
+pub fn take_its_place(state: &str) -> io::Error {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let kept = arguments.iter().position(|word| word == "--launched").unwrap_or(arguments.len());
+    let arguments = arguments.get(..kept).unwrap_or_default();
+    Command::new("/proc/self/exe").arg0("gaggled").arg("--resume").arg(state).args(arguments).exec()
+}
