@@ -13,7 +13,7 @@ use std::{
     fmt,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{EpochId, Seq},
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What was last said of a program.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Said {
     /// Nothing.
     #[default]
@@ -50,7 +50,7 @@ impl fmt::Display for Said {
 }
 
 /// What the tracker needs of a program's state.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
     /// Whether it is up.
     pub up: bool,
@@ -122,7 +122,7 @@ impl Change {
 }
 
 /// Something worth a mail.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
     /// Of whom.
     pub program: String,
@@ -163,7 +163,7 @@ impl Statement {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tracker {
     said: Said,
     said_at: Instant,
@@ -174,7 +174,7 @@ struct Tracker {
 }
 
 /// The rules for all programs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Notifier {
     period: Millis,
     batch: Millis,
@@ -187,6 +187,17 @@ impl Notifier {
     /// The rules, with how long a program must be quiet, and how long statements are collected.
     pub fn new(period: Millis, batch: Millis, now: Instant) -> Self {
         Self { period, batch, trackers: BTreeMap::new(), pending: Vec::new(), last_mail: now }
+    }
+
+    /// The rules that go on from what was said, with these settings, on a clock that may have begun anew since.
+    #[must_use]
+    pub fn resume(self, period: Millis, batch: Millis, now: Instant) -> Self {
+        let mut rules = Self { period, batch, last_mail: self.last_mail.min(now), ..self };
+        for tracker in rules.trackers.values_mut() {
+            tracker.said_at = tracker.said_at.min(now);
+            tracker.queue.iter_mut().for_each(|change| change.at = change.at.min(now));
+        }
+        rules
     }
 
     /// Takes notice of a change of a program.

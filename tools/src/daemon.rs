@@ -298,7 +298,7 @@ fn handler(control: Arc<OnceLock<Recipient<Ask>>>) -> Handler {
 
 fn check_gate(config: &Config, locator: &Locator) -> Option<Diagnostic> {
     let gate = config.gaggled.smtpgate.as_ref()?;
-    let error = crate::smtpgate::check(gate).err()?;
+    let error = gaggled_gateways::smtp::check(gate).err()?;
     Some(Diagnostic::error(error.to_string()).at(locator.find(&["gaggled", "smtpgate"])))
 }
 

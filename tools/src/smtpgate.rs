@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant as Moment};
 
+use gaggled_actors::clock::Clock;
 use gaggled_core::{
     config::SmtpgateConfig,
-    ids::ProgramId,
+    ids::{EpochId, Position, ProgramId, Seq},
     notifier::{Change, Notifier, Statement},
     state::State,
     time::{Instant, Millis},
@@ -12,15 +13,13 @@ use gaggled_core::{
 };
 use gaggled_gateways::{
     follow::{Follower, Heard},
-    smtp::{Composer, MailError, Outbox, Outcome, Report},
+    smtp::{Composer, Ledger, Letter, MailError, Outbox, Outcome, Report, letters},
 };
+use serde::Deserialize;
 use slog::{Logger, debug, error, info, warn};
 
-/// Whether mails could be sent with this configuration.
-pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
-    Composer::new(config, "localhost")?;
-    Outbox::new(config, "localhost", Box::new(|_| {})).map(drop)
-}
+/// For how long what was heard may be unwritten. Nothing is said of it before.
+const UNWRITTEN: Millis = Millis(1000);
 
 /// The gate.
 #[derive(Debug)]
@@ -28,22 +27,42 @@ pub struct Gate {
     follower: Follower,
     notifier: Notifier,
     composer: Composer,
+    ledger: Ledger,
     outbox: Outbox,
     batch: Millis,
-    begun: Moment,
+    clock: Clock,
+    /// The last event that was heard.
+    position: Option<Position>,
+    /// When what was heard is written down, if nothing is said before.
+    write_at: Option<Instant>,
     logger: Logger,
 }
 
 impl Gate {
-    /// The gate of a configuration, on a host of this name.
-    pub fn new(config: &SmtpgateConfig, host: &str, follower: Follower, logger: Logger) -> Result<Self, MailError> {
+    /// The gate of a configuration, on a host of this name, that goes on from where its ledger has it.
+    pub fn new(
+        config: &SmtpgateConfig,
+        host: &str,
+        follower: Follower,
+        ledger: Ledger,
+        logger: Logger,
+    ) -> Result<Self, MailError> {
+        let clock = Clock::real();
+        let (period, batch, now) = (config.period, config.batch, clock.now());
+        let notifier = match ledger.notifier() {
+            Some(notifier) => notifier.resume(period, batch, now),
+            None => Notifier::new(period, batch, now),
+        };
         Ok(Self {
             follower,
-            notifier: Notifier::new(config.period, config.batch, Instant::default()),
+            notifier,
             composer: Composer::new(config, host)?,
-            outbox: Outbox::new(config, host, reporter(logger.clone()))?,
-            batch: config.batch,
-            begun: now(),
+            outbox: Outbox::new(config, host, ledger.clone(), reporter(logger.clone()))?,
+            position: ledger.position(),
+            ledger,
+            batch,
+            clock,
+            write_at: None,
             logger,
         })
     }
@@ -51,8 +70,10 @@ impl Gate {
     /// Works until the process ends.
     pub fn run(mut self) -> ! {
         loop {
-            let deadline = self.notifier.next_deadline(self.now());
-            let until = deadline.map(|deadline| self.begun + Duration::from_micros(deadline.as_micros()));
+            let now = self.clock.now();
+            let deadline = self.notifier.next_deadline(now).into_iter().chain(self.write_at).min();
+            let until =
+                deadline.map(|at| moment() + Duration::from_micros(at.as_micros().saturating_sub(now.as_micros())));
             let heard = self.follower.next(until);
             self.hear(heard);
             self.speak();
@@ -72,6 +93,7 @@ impl Gate {
                     for id in state.graph.programs.ids() {
                         self.observe(&state, id);
                     }
+                    self.heard_up_to(Position { epoch: state.epoch, seq: state.seq });
                 }
             }
             Heard::Event(_, text) | Heard::Past(text) => self.event(&text),
@@ -84,38 +106,63 @@ impl Gate {
 
     /// The event tells the state just after it, which the mirror may have left behind already.
     fn event(&mut self, text: &str) {
-        if let Some((program, change)) = Change::in_event(text, self.now()) {
+        #[derive(Deserialize)]
+        struct Header {
+            epoch: EpochId,
+            seq: Seq,
+        }
+        let Ok(Header { epoch, seq }) = serde_json::from_str(text) else { return };
+        if let Some((program, change)) = Change::in_event(text, self.clock.now()) {
             debug!(self.logger, "event {} of {}", change.seq, program);
             self.notifier.observe(&program, change);
+        }
+        self.heard_up_to(Position { epoch, seq });
+    }
+
+    fn heard_up_to(&mut self, position: Position) {
+        if self.position < Some(position) {
+            self.position = Some(position);
+            self.write_at = self.write_at.or(Some(self.clock.now() + UNWRITTEN));
         }
     }
 
     fn observe(&mut self, state: &State, id: ProgramId) {
-        let change = Change::new(&View::at(state, state.at).program(id), state.epoch, self.now());
+        let change = Change::new(&View::at(state, state.at).program(id), state.epoch, self.clock.now());
         self.notifier.observe(&state.graph.programs[id].name, change);
     }
 
     fn speak(&mut self) {
-        for statements in self.notifier.due(self.now()) {
-            self.mail(&statements);
+        let now = self.clock.now();
+        let said = self.notifier.due(now);
+        let written: Vec<Letter> = said.iter().flat_map(|statements| self.compose(statements)).collect();
+        if written.is_empty() && self.write_at.is_none_or(|at| at > now) {
+            return;
+        }
+        // First what has been heard and what is to be said of it, as one; then the saying.
+        let (letters, kept) = self.ledger.advance(self.position, &self.notifier, written);
+        self.write_at = None;
+        let report = reporter(self.logger.clone());
+        if let Err(error) = kept {
+            report(&Outcome::Unwritten(error.to_string()));
+        }
+        for letter in letters {
+            if let Some(outcome) = self.outbox.send(letter) {
+                report(&outcome);
+            }
         }
     }
 
-    fn mail(&self, statements: &[Statement]) {
+    fn compose(&self, statements: &[Statement]) -> Vec<Letter> {
         match self.composer.compose(statements, self.batch.0 > 0, self.notifier.all_ok()) {
             Ok(mail) => {
                 let subject = statements.iter().map(|statement| statement.text(", ")).collect::<Vec<_>>().join("; ");
-                if let Some(outcome) = self.outbox.send(&subject, &mail) {
-                    reporter(self.logger.clone())(&outcome);
-                }
+                letters(&subject, &mail)
             }
-            Err(why) => error!(self.logger, "{}", why),
+            Err(why) => {
+                error!(self.logger, "{}", why);
+                Vec::new()
+            }
         }
-    }
-
-    fn now(&self) -> Instant {
-        let since = now().saturating_duration_since(self.begun).as_micros();
-        Instant::from_micros(u64::try_from(since).unwrap_or(u64::MAX))
     }
 }
 
@@ -127,11 +174,12 @@ fn reporter(logger: Logger) -> Report {
             warn!(logger, "not delivered, will be tried again in {} s: {}", span.as_secs(), mail);
         }
         Outcome::Refused(mail) => error!(logger, "refused by the server, given up: {}", mail),
+        Outcome::Unwritten(why) => error!(logger, "the ledger cannot be written: {}", why),
         Outcome::Overflow(mail) => error!(logger, "too many mails wait, dropped: {}", mail),
     })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the gate lives in real time")]
-fn now() -> Moment {
+fn moment() -> Moment {
     Moment::now()
 }

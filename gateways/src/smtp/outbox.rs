@@ -1,7 +1,7 @@
 //! Mails on their way: a bounded queue, tried again until the server takes or refuses them.
 //!
 //! A thread of its own speaks to the server, so nothing else ever waits for it. What the server has said yes to is
-//! never sent again.
+//! never sent again, not even by the next gate: the ledger is told first.
 
 use std::{
     collections::VecDeque,
@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use gaggled_core::config::{SmtpgateConfig, Tls};
 use lettre::{
-    AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
+    Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
     address::Envelope,
     transport::smtp::{
         Error,
@@ -24,7 +24,7 @@ use lettre::{
 
 use tokio::runtime::Runtime;
 
-use super::MailError;
+use super::{Composer, Ledger, Letter, MailError};
 
 /// What became of a mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +37,15 @@ pub enum Outcome {
     Refused(String),
     /// There were too many, so it was dropped.
     Overflow(String),
+    /// The ledger cannot be written: a gate that is killed now forgets what has happened since.
+    Unwritten(String),
 }
 
 /// The queue.
 #[derive(Debug)]
 pub struct Outbox {
-    mails: Sender<Mail>,
+    letters: Sender<Letter>,
+    ledger: Ledger,
 }
 
 /// Is told what becomes of mails, as it becomes known.
@@ -57,49 +60,59 @@ const LAST_RETRY: Duration = Duration::from_secs(300);
 /// How often a mail is tried before it is given up: for more than a day.
 const ATTEMPTS: u32 = 300;
 
-/// A mail for one recipient: what one server refuses for one of them the others get all the same.
+/// A mail and when it is tried next.
 #[derive(Debug)]
-struct Mail {
-    subject: String,
-    envelope: Envelope,
-    text: Vec<u8>,
-    attempts: u32,
+struct Waiting {
+    letter: Letter,
     next: Instant,
 }
 
+/// Whether mails could be sent with this configuration.
+pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
+    Composer::new(config, "localhost")?;
+    transport(config, "localhost").map(drop)
+}
+
 impl Outbox {
-    /// Begins to deliver to the server of a configuration.
-    pub fn new(config: &SmtpgateConfig, host: &str, report: Report) -> Result<Self, MailError> {
+    /// Begins to deliver to the server of a configuration, beginning with what the ledger has.
+    pub fn new(config: &SmtpgateConfig, host: &str, ledger: Ledger, report: Report) -> Result<Self, MailError> {
         let transport = transport(config, host)?;
-        let (mails, queue) = crossbeam_channel::bounded(CAPACITY);
+        let (letters, queue) = crossbeam_channel::bounded(CAPACITY);
         let failed = |error: io::Error| MailError::Transport { field: "mx", why: error.to_string() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let mut postman = Postman {
-            transport,
-            timeout: config.timeout.as_duration(),
-            runtime,
-            queue,
-            waiting: VecDeque::new(),
-            report,
-        };
+        let next = now();
+        let waiting = ledger.letters().into_iter().map(|letter| Waiting { letter, next }).collect();
+        let timeout = config.timeout.as_duration();
+        let mut postman = Postman { transport, timeout, runtime, queue, waiting, ledger: ledger.clone(), report };
         thread::Builder::new().name("outbox".into()).spawn(move || while postman.go() {}).map_err(failed)?;
-        Ok(Self { mails })
+        Ok(Self { letters, ledger })
     }
 
-    /// Puts a mail into the queue, once for each recipient.
-    pub fn send(&self, subject: &str, mail: &Message) -> Option<Outcome> {
-        let overflow = || Some(Outcome::Overflow(subject.to_owned()));
-        for to in mail.envelope().to() {
-            let Ok(envelope) = Envelope::new(mail.envelope().from().cloned(), vec![to.clone()]) else {
-                return overflow();
-            };
-            let mail = Mail { subject: subject.to_owned(), envelope, text: mail.formatted(), attempts: 0, next: now() };
-            if self.mails.try_send(mail).is_err() {
-                return overflow();
+    /// Takes a mail that the ledger has.
+    pub fn send(&self, letter: Letter) -> Option<Outcome> {
+        match self.letters.try_send(letter) {
+            Ok(()) => None,
+            Err(TrySendError::Full(letter) | TrySendError::Disconnected(letter)) => {
+                let _ = self.ledger.forget(letter.number);
+                Some(Outcome::Overflow(letter.subject))
             }
         }
-        None
     }
+}
+
+/// A message as letters, one for each recipient: what one server refuses for one of them the others get all the same.
+pub fn letters(subject: &str, mail: &Message) -> Vec<Letter> {
+    let text = String::from_utf8_lossy(&mail.formatted()).into_owned();
+    let from = mail.envelope().from().map(ToString::to_string);
+    let letter = |to: &Address| Letter {
+        number: 0,
+        subject: subject.to_owned(),
+        from: from.clone(),
+        to: to.to_string(),
+        text: text.clone(),
+        attempts: 0,
+    };
+    mail.envelope().to().iter().map(letter).collect()
 }
 
 /// Carries mails to the server, one after the other; what cannot be delivered waits for its turn behind the others.
@@ -107,8 +120,9 @@ struct Postman {
     transport: Transport,
     timeout: Duration,
     runtime: Runtime,
-    queue: Receiver<Mail>,
-    waiting: VecDeque<Mail>,
+    queue: Receiver<Letter>,
+    waiting: VecDeque<Waiting>,
+    ledger: Ledger,
     report: Report,
 }
 
@@ -123,7 +137,7 @@ impl Postman {
             None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match came {
-            Ok(mail) => self.waiting.push_back(mail),
+            Ok(letter) => self.waiting.push_back(Waiting { letter, next: now() }),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return false,
         }
@@ -133,27 +147,57 @@ impl Postman {
         true
     }
 
-    fn deliver(&mut self, mut mail: Mail) {
-        let send = self.transport.send_raw(&mail.envelope, &mail.text);
-        // The transport limits only its connecting, so everything is limited here.
-        let limited = async { tokio::time::timeout(self.timeout, send).await };
-        let why = match self.runtime.block_on(limited) {
-            Ok(Ok(_)) => return (self.report)(&Outcome::Delivered(mail.subject)),
-            Ok(Err(error)) if is_final(&error) => {
-                return (self.report)(&Outcome::Refused(format!("{}: {}", mail.subject, in_words(&error))));
+    fn deliver(&mut self, mut mail: Waiting) {
+        let subject = mail.letter.subject.clone();
+        let why = match self.attempt(&mail.letter) {
+            Ok(()) => return self.done(&mail.letter, &Outcome::Delivered(subject)),
+            Err(Failure { last: true, why }) => {
+                return self.done(&mail.letter, &Outcome::Refused(format!("{subject}: {why}")));
             }
-            Ok(Err(error)) => in_words(&error),
-            Err(_) => format!("the server took longer than {} s", self.timeout.as_secs_f32()),
+            Err(Failure { last: false, why }) => why,
         };
-        mail.attempts += 1;
-        if mail.attempts >= ATTEMPTS {
-            return (self.report)(&Outcome::Refused(format!("{}: tried too often: {why}", mail.subject)));
+        mail.letter.attempts += 1;
+        if mail.letter.attempts >= ATTEMPTS {
+            return self.done(&mail.letter, &Outcome::Refused(format!("{subject}: tried too often: {why}")));
         }
-        let retry = FIRST_RETRY.saturating_mul(1 << (mail.attempts - 1).min(16)).min(LAST_RETRY);
+        let retry = FIRST_RETRY.saturating_mul(1 << (mail.letter.attempts - 1).min(16)).min(LAST_RETRY);
         mail.next = now() + retry;
-        (self.report)(&Outcome::Postponed(format!("{}: {why}", mail.subject), retry));
+        (self.report)(&Outcome::Postponed(format!("{subject}: {why}"), retry));
         self.waiting.push_back(mail);
     }
+
+    /// Nothing more will happen to a mail.
+    fn done(&self, letter: &Letter, outcome: &Outcome) {
+        let forgotten = self.ledger.forget(letter.number);
+        (self.report)(outcome);
+        if let Err(error) = forgotten {
+            (self.report)(&Outcome::Unwritten(error.to_string()));
+        }
+    }
+
+    fn attempt(&self, letter: &Letter) -> Result<(), Failure> {
+        let wrong = |why: lettre::address::AddressError| Failure { last: true, why: why.to_string() };
+        let from = letter.from.as_deref().map(str::parse::<Address>).transpose().map_err(wrong)?;
+        let to = letter.to.parse::<Address>().map_err(wrong)?;
+        let envelope = Envelope::new(from, vec![to]).map_err(|why| Failure { last: true, why: why.to_string() })?;
+        let send = self.transport.send_raw(&envelope, letter.text.as_bytes());
+        // The transport limits only its connecting, so everything is limited here.
+        let limited = async { tokio::time::timeout(self.timeout, send).await };
+        match self.runtime.block_on(limited) {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Failure { last: is_final(&error), why: in_words(&error) }),
+            Err(_) => {
+                let why = format!("the server took longer than {} s", self.timeout.as_secs_f32());
+                Err(Failure { last: false, why })
+            }
+        }
+    }
+}
+
+/// Why a mail was not delivered, and whether that is the end of it.
+struct Failure {
+    last: bool,
+    why: String,
 }
 
 type Transport = AsyncSmtpTransport<Tokio1Executor>;

@@ -3,7 +3,10 @@
 use std::{path::PathBuf, process::ExitCode, sync::Mutex};
 
 use clap::Parser;
-use gaggled_gateways::follow::Follower;
+use gaggled_gateways::{
+    follow::{Follower, Since},
+    smtp::Ledger,
+};
 use gaggled_tools::{VERSION, address, diagnostics, smtpgate::Gate};
 use slog::{Drain, Level, LevelFilter, Logger, o};
 
@@ -43,9 +46,13 @@ fn main() -> ExitCode {
     let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
     let host =
         nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
-    let gate = Follower::new(&urls.event, &urls.control, None)
-        .map_err(|error| error.to_string())
-        .and_then(|follower| Gate::new(&config, &host, follower, logger).map_err(|error| error.to_string()));
+    let gate = address::state_directory(&settings)
+        .and_then(|directory| Ledger::open(&directory).map_err(|error| error.to_string()))
+        .and_then(|ledger| {
+            let since = ledger.position().map(|position| Since { epoch: Some(position.epoch), seq: position.seq });
+            let follower = Follower::new(&urls.event, &urls.control, since).map_err(|error| error.to_string())?;
+            Gate::new(&config, &host, follower, ledger, logger).map_err(|error| error.to_string())
+        });
     match gate {
         Ok(gate) => gate.run(),
         Err(error) => {
