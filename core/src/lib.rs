@@ -12,11 +12,12 @@
 //! 3. [`program`], [`dependency`] and [`shutdown`] are the machines that propose events and ask for effects;
 //! 4. [`segment`] is how the journal lies on disk, and [`succession`] how one life of the daemon
 //!    follows another, with [`plan`] for a changed configuration;
-//! 5. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it.
+//! 5. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it, and [`audit`] how its journal is checked.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 #![deny(clippy::wildcard_enum_match_arm)]
 
+pub mod audit;
 pub mod command;
 pub mod config;
 pub mod dependency;

@@ -81,7 +81,7 @@ impl Opening {
         // What is there is there: nothing of it is up to the rules.
         for (program, found) in found {
             for event in findings(&journal.state().programs[program], found) {
-                let seen = matches!(event, ProgramEvent::Exited { .. });
+                let seen = matches!(event, ProgramEvent::Starting { .. } | ProgramEvent::Exited { .. });
                 let cause = if seen { Cause::Os } else { Cause::Event(since) };
                 envelopes.push(journal.commit_unchecked(now, wall, Event::Program(program, event), cause));
             }

@@ -6,6 +6,7 @@ pub mod diagnostics;
 pub mod dump;
 pub mod import;
 pub mod journal_log;
+pub mod journal_tool;
 pub mod launcher;
 pub mod output;
 pub mod render;

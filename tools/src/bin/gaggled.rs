@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use gaggled_tools::{
     VERSION,
     daemon::{self, BAD_CONFIGURATION, Options, System},
-    import,
+    import, journal_tool,
     launcher::{self, Position},
     output,
 };
@@ -55,6 +55,12 @@ enum Command {
         /// The file
         file: PathBuf,
     },
+    /// Look at a journal without a running gaggled
+    Journal {
+        /// What to do
+        #[command(subcommand)]
+        command: journal_tool::Command,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
             let rendered = clap_mangen::Man::new(Arguments::command()).render(&mut page);
             output::end(rendered.and_then(|()| output::line(String::from_utf8_lossy(&page).trim_end())))
         }
+        Some(Command::Journal { command }) => journal_tool::run(&command),
         Some(Command::Succeed { state }) => daemon::succeed(&state),
         None => {
             let config = arguments.config.unwrap_or_default();

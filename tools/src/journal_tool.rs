@@ -1,0 +1,189 @@
+//! A journal on disk, looked at without a running gaggled: checked, folded, written out.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::Subcommand;
+use gaggled_actors::state_directory::{SegmentFile, segments};
+use gaggled_core::{
+    audit::Audit,
+    event::Envelope,
+    segment::{Broken, How, Replay},
+    state::State,
+    time::{Millis, WallTime},
+    wire::{View, encode_event},
+};
+
+use crate::{dump, output};
+
+/// How late an effect may be on a busy machine.
+const SLACK: Millis = Millis(2000);
+/// How many findings are shown.
+const SHOWN: usize = 20;
+
+/// What to do with a journal.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Check that nothing is damaged or missing, and that what happened is what the rules allow
+    Verify {
+        /// The directory of the journal
+        directory: PathBuf,
+    },
+    /// Show the last state of all programs
+    Fold {
+        /// The directory of the journal
+        directory: PathBuf,
+        /// Print JSON
+        #[arg(short, long)]
+        json: bool,
+    },
+    /// Print every event as JSON, one a line
+    Export {
+        /// The directory of the journal
+        directory: PathBuf,
+    },
+}
+
+/// Carries it out. Exit status: 0 all is well; 1 something is wrong with the journal; 100 there is none.
+pub fn run(command: &Command) -> ExitCode {
+    let (Command::Verify { directory } | Command::Fold { directory, .. } | Command::Export { directory }) = command;
+    let found = segments(directory);
+    if found.is_empty() {
+        eprintln!(
+            "Error: {}: there is no journal: give the directory that gaggled keeps its state in",
+            directory.display()
+        );
+        return ExitCode::from(100);
+    }
+    match command {
+        Command::Verify { .. } => verify(&found),
+        Command::Fold { json, .. } => fold(&found, *json),
+        Command::Export { .. } => export(&found),
+    }
+}
+
+/// Passes through a segment: the state at its beginning without an event, and each event with the fold after it. Returns
+/// the last fold, or how the segment ceases to hold.
+fn pass(
+    segment: &Path,
+    mut visit: impl FnMut(Option<&Envelope>, &State) -> std::io::Result<()>,
+) -> Result<State, Wrong> {
+    let bytes = fs::read(segment)?;
+    let mut replay = Replay::open(&bytes).map_err(Wrong::Broken)?;
+    visit(None, &replay.state)?;
+    while let Some(next) = replay.next_event() {
+        let (envelope, _) = next.map_err(Wrong::Broken)?;
+        visit(Some(&envelope), &replay.state)?;
+    }
+    Ok(replay.state)
+}
+
+enum Wrong {
+    Io(std::io::Error),
+    Broken(Broken),
+}
+
+impl From<std::io::Error> for Wrong {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "it cannot be read: {error}"),
+            Self::Broken(Broken { at, how }) => write!(f, "{how}, from byte {at} on"),
+        }
+    }
+}
+
+fn verify(found: &[SegmentFile]) -> ExitCode {
+    let mut audit = Audit::new(SLACK);
+    let mut wrong = Vec::new();
+    let (mut events, mut bytes) = (0_u64, 0);
+    let mut last: Option<State> = None;
+    for (number, segment) in found.iter().enumerate() {
+        let name = segment.path.display();
+        bytes += fs::metadata(&segment.path).map_or(0, |found| found.len());
+        let mut differs = false;
+        let passed = pass(&segment.path, |envelope, state| {
+            if let Some(envelope) = envelope {
+                events += 1;
+                audit.observe(envelope);
+            } else {
+                let same = |last: &State| last.epoch == state.epoch && last.seq == state.seq;
+                differs = last.as_ref().is_some_and(|last| same(last) && last != state);
+                audit.begin(state);
+            }
+            Ok(())
+        });
+        if differs {
+            wrong.push(format!("{name}: I4: it does not begin with the state that the events before it fold to"));
+        }
+        match passed {
+            Ok(state) => last = Some(state),
+            Err(Wrong::Broken(Broken { how: How::Torn, .. })) if number + 1 == found.len() => last = None,
+            Err(why) => {
+                last = None;
+                wrong.push(format!("{name}: {why}"));
+            }
+        }
+    }
+    wrong.append(&mut audit.found);
+    let size = bytes / 1024;
+    let mut lines = vec![format!("{} segments, {events} events, {size} KiB", found.len())];
+    lines.extend(audit.missing.iter().map(|missing| format!("note: {missing}")));
+    lines.extend(wrong.iter().take(SHOWN).map(|wrong| format!("wrong: {wrong}")));
+    if wrong.len() > SHOWN {
+        lines.push(format!("and {} more", wrong.len() - SHOWN));
+    }
+    lines.push(if wrong.is_empty() { "ok".to_owned() } else { format!("{} things are wrong", wrong.len()) });
+    let printed = output::line(&lines.join("\n"));
+    if wrong.is_empty() { output::end(printed) } else { ExitCode::FAILURE }
+}
+
+fn fold(found: &[SegmentFile], json: bool) -> ExitCode {
+    let Some((state, wall)) = found.iter().rev().find_map(|segment| as_far_as_it_holds(&segment.path)) else {
+        eprintln!("Error: no segment of the journal can be read");
+        return ExitCode::FAILURE;
+    };
+    let dump = View::at(&state, state.at).dump(wall, 0, usize::MAX);
+    let text = serde_json::to_string(&dump).unwrap_or_default();
+    let printed = match serde_json::from_str::<dump::Dump>(&text) {
+        Ok(dump) if !json => format!("{}\n\n{}", dump::table(&dump, false), dump::summary(&dump)),
+        Ok(_) | Err(_) => text,
+    };
+    output::end(output::line(&printed))
+}
+
+/// The last state of a segment, and when its last event was.
+fn as_far_as_it_holds(segment: &Path) -> Option<(State, WallTime)> {
+    let bytes = fs::read(segment).ok()?;
+    let mut replay = Replay::open(&bytes).ok()?;
+    let mut wall = WallTime::default();
+    while let Some(Ok((envelope, _))) = replay.next_event() {
+        wall = envelope.wall;
+    }
+    Some((replay.state, wall))
+}
+
+fn export(found: &[SegmentFile]) -> ExitCode {
+    for segment in found {
+        let passed = pass(&segment.path, |envelope, state| {
+            let Some(envelope) = envelope else { return Ok(()) };
+            let subject = state.graph.subject(&envelope.event);
+            let view = subject.map(|id| View::at(state, envelope.at).program(id));
+            output::line(&encode_event(envelope, &state.graph, view))
+        });
+        match passed {
+            Ok(_) | Err(Wrong::Broken(Broken { how: How::Torn, .. })) => {}
+            Err(Wrong::Io(error)) => return output::end(Err(error)),
+            Err(why) => eprintln!("Error: {}: {why}", segment.path.display()),
+        }
+    }
+    ExitCode::SUCCESS
+}
