@@ -66,6 +66,8 @@ pub struct Start<'a> {
     pub variables: &'a [(&'a str, String)],
     /// The urls, if they are not sockets in the directory.
     pub urls: Option<(String, String)>,
+    /// A command that runs gaggled.
+    pub wrapper: &'a [&'a str],
 }
 
 impl Daemon {
@@ -85,13 +87,16 @@ impl Daemon {
         let text = with_state(&substitute(text, path), path);
         let config = path.join("system.ron");
         fs::write(&config, &text).expect("a configuration");
-        let log = fs::File::create(path.join("log")).expect("a log");
+        let log = fs::OpenOptions::new().append(true).create(true).open(path.join("log")).expect("a log");
         let local = |name: &str| format!("ipc://{}/{name}.ipc", path.display());
         let (event, control) = start.urls.clone().unwrap_or_else(|| (local("events"), local("control")));
         let check = Command::new(binary("gaggled")).args(["-t", "-c"]).arg(&config).current_dir(path).output();
         let check = check.expect("gaggled");
         assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stderr));
-        let child = Command::new(binary("gaggled"))
+        let gaggled = binary("gaggled").display().to_string();
+        let mut words = start.wrapper.iter().copied().chain([gaggled.as_str()]);
+        let child = Command::new(words.next().expect("a command"))
+            .args(words)
             .arg("-c")
             .arg(&config)
             .args(start.arguments)
@@ -125,6 +130,49 @@ impl Daemon {
     pub fn core(&self) -> i32 {
         let pid = self.must(Action::Status)["pid"].as_i64().expect("a number");
         i32::try_from(pid).expect("a small number")
+    }
+
+    /// Kills the daemon, and waits for the one that follows it.
+    pub fn kill_core(&mut self) {
+        let core = self.core();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(core), nix::sys::signal::Signal::SIGKILL).expect("it runs");
+        self.wait_for_another(core);
+    }
+
+    /// Waits until another daemon than this one answers.
+    pub fn wait_for_another(&mut self, core: i32) {
+        let control = self.control.clone();
+        let another = move || {
+            let caller = Caller::dial_whenever(&control).expect("a url");
+            let reply = caller.call(&Request::new("", Action::Status), Duration::from_millis(500)).ok();
+            let body = reply.and_then(|reply| reply.body);
+            let status: Option<Value> = body.and_then(|body| serde_json::from_str(body.get()).ok());
+            status.is_some_and(|status| status["pid"] != core)
+        };
+        self.wait_outside("another daemon", another);
+    }
+
+    /// Where its journal is.
+    pub fn journal(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Checks its journal with gaggled's own tool; returns what that said.
+    pub fn verify(&self) -> String {
+        let output =
+            Command::new(binary("gaggled")).args(["journal", "verify"]).arg(self.journal()).output().expect("gaggled");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+        said
+    }
+
+    /// Starts it again, after it has ended or was killed, with the configuration that is there.
+    #[must_use]
+    pub fn again(mut self) -> Self {
+        let directory = self.directory.clone();
+        self.ended.get_or_insert_with(ExitStatus::default);
+        let config = fs::read_to_string(directory.path().join("system.ron")).expect("a configuration");
+        Self::with(&config, directory, &Start::default())
     }
 
     /// Kills the launcher and the daemon, and leaves the programs.

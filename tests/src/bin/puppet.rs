@@ -2,18 +2,19 @@
 //!
 //! `sleep MS` · `exit MS CODE` · `raise MS SIGNO` · `stubborn` (ignores TERM and INT) · `slowterm MS CODE` (takes that
 //! long to end after a TERM) · `spawn` (leaves a child in its group) · `count FILE MS CODE` (adds a line to the file) ·
-//! `report FILE` (writes what it was given: status, descriptors, variables)
+//! `report FILE` (writes what it was given: status, descriptors, variables) · `daemonise` (leaves a child in its group and
+//! ends well) · `escape` (has a child that makes a session of its own) · `stray` (has a grandchild that is nobody's)
 
 use std::{
     fs::{self, OpenOptions},
     io::Write,
-    process::{Command, exit},
+    process::{Child, Command, exit},
     time::Duration,
 };
 
 use nix::{
     sys::signal::{SigSet, Signal, raise},
-    unistd::pause,
+    unistd::{pause, setsid},
 };
 
 fn main() {
@@ -46,10 +47,19 @@ fn main() {
             exit(number(2));
         }
         "spawn" => {
-            let own = std::env::current_exe().expect("a path");
-            let mut child = Command::new(own).args(["sleep", "1000000"]).spawn().expect("a child");
-            child.wait().expect("its end");
+            child(&["sleep", "1000000"]).wait().expect("its end");
         }
+        "daemonise" => drop(child(&["sleep", "1000000"])),
+        "escape" => drop(child(&["hide"]).wait()),
+        "hide" => {
+            setsid().expect("a session");
+            wait_for_ever();
+        }
+        "stray" => {
+            child(&["parent"]).wait().expect("its end");
+            wait_for_ever();
+        }
+        "parent" => drop(child(&["exit", "300", "0"])),
         "count" => {
             let path = &words[1];
             let mut file = OpenOptions::new().append(true).create(true).open(path).expect("a file");
@@ -63,6 +73,12 @@ fn main() {
         }
         other => panic!("{other:?} is no part for a puppet"),
     }
+}
+
+/// Another puppet.
+fn child(words: &[&str]) -> Child {
+    let own = std::env::current_exe().expect("a path");
+    Command::new(own).args(words).spawn().expect("a child")
 }
 
 /// What this process was given.

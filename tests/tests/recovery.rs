@@ -1,0 +1,297 @@
+//! gaggled is killed in the middle of everything, and nothing is lost: no program, no status, no event, no wish.
+
+use std::{collections::BTreeMap, fs, process::Command};
+
+use gaggled_core::{
+    command::Selection,
+    event::{Event, ProgramEvent},
+    host::ExitStatus,
+    state::ProgramState,
+    wire::Action,
+};
+use gaggled_tests::{
+    harness::{Daemon, binary, code, exists},
+    sim::random::Random,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+fn sleeper(name: &str) -> String {
+    format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),")
+}
+
+fn one(program: &str) -> Selection {
+    Selection { programs: vec![program.to_owned()], wait: true, timeout_ms: None }
+}
+
+fn signal(pid: i32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid), signal);
+}
+
+/// The main processes that carry a token of this daemon's journal, by program.
+fn bearers(daemon: &Daemon) -> BTreeMap<String, Vec<i32>> {
+    let identity = fs::read_to_string(daemon.journal().join("identity")).expect("an identity");
+    let prefix = format!("GAGGLED_INSTANCE={}:", identity.trim());
+    let mut found: BTreeMap<String, Vec<i32>> = BTreeMap::new();
+    let pids = fs::read_dir("/proc").expect("processes").flatten();
+    for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&environment).into_owned();
+        let token = text.split('\0').find_map(|pair| pair.strip_prefix(&prefix));
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let session = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(3)?.parse::<i32>().ok());
+        if let Some((_, name)) = token.and_then(|token| token.split_once(':'))
+            && session == Some(pid)
+            && !stat.contains(") Z ")
+        {
+            found.entry(name.to_owned()).or_default().push(pid);
+        }
+    }
+    found
+}
+
+fn assert_no_duplicates(daemon: &Daemon) {
+    let twice: Vec<_> = bearers(daemon).into_iter().filter(|(_, pids)| pids.len() > 1).collect();
+    assert!(twice.is_empty(), "these run twice: {twice:?}\n{}", daemon.timeline());
+}
+
+/// The last state that the journal on the disk folds to, without what changes by itself.
+fn folded(daemon: &Daemon) -> serde_json::Value {
+    let output = Command::new(binary("gaggled"))
+        .args(["journal", "fold", "--json"])
+        .arg(daemon.journal())
+        .output()
+        .expect("gaggled");
+    let dump: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    lasting(&dump["programs"])
+}
+
+fn lasting(programs: &serde_json::Value) -> serde_json::Value {
+    let mut programs = programs.clone();
+    for program in programs.as_array_mut().expect("programs") {
+        for field in ["uptime_ms", "wait_ms", "reason"] {
+            program.as_object_mut().expect("a state").remove(field);
+        }
+    }
+    programs
+}
+
+/// Test 20 and more: the daemon dies, its programs do not notice, and what ends later is told exactly.
+#[test]
+fn programs_do_not_notice_the_death_of_the_daemon() {
+    let programs: String = (0..50).map(|i| sleeper(&format!("p{i}"))).collect();
+    let mut daemon = Daemon::new(&programs);
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    let before = daemon.dump();
+    daemon.kill_core();
+    let after = daemon.dump();
+    for (name, program) in before.as_object().expect("programs") {
+        assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
+        assert_eq!(after[name]["instance"], 1);
+    }
+    assert_no_duplicates(&daemon);
+    // How one ends that is no longer the daemon's child is told all the same.
+    daemon.kill("p7", Signal::SIGUSR1);
+    daemon.wait_down("p7", 1);
+    let status = daemon.heard.iter().rev().find_map(|envelope| match envelope.event {
+        Event::Program(_, ProgramEvent::Exited { status, .. }) => Some(status),
+        _ => None,
+    });
+    assert_eq!(status, Some(ExitStatus::Signal(10)));
+    assert_eq!(code(daemon.end()), 0);
+    assert!(bearers(&daemon).is_empty(), "nothing is left");
+    daemon.verify();
+}
+
+#[test]
+fn what_ends_while_nobody_is_there_is_told_with_its_status() {
+    let mut daemon = Daemon::new(&format!("{} {} {}", sleeper("a"), sleeper("b"), sleeper("c")));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    let (a, b, core) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.core());
+    // The launcher stands still, so that nobody is there for a while.
+    daemon.signal(Signal::SIGSTOP);
+    signal(core, Signal::SIGKILL);
+    signal(a, Signal::SIGUSR2);
+    signal(b, Signal::SIGKILL);
+    daemon.signal(Signal::SIGCONT);
+    daemon.wait_down("a", 1);
+    daemon.wait_down("b", 1);
+    let told: BTreeMap<String, ExitStatus> = daemon
+        .heard
+        .iter()
+        .filter_map(|envelope| match envelope.event {
+            Event::Program(id, ProgramEvent::Exited { status, .. }) => {
+                Some((daemon.state().graph.programs[id].name.to_string(), status))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!((told["a"], told["b"]), (ExitStatus::Signal(12), ExitStatus::Signal(9)));
+    assert_eq!(daemon.dump()["c"]["instance"], 1);
+    daemon.verify();
+}
+
+#[test]
+fn both_are_killed_and_the_next_gaggled_takes_over() {
+    let mut daemon = Daemon::new(&format!(
+        "{} {} {} \"d\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{\"c\": (propagate: true)}}),",
+        sleeper("a"),
+        sleeper("b"),
+        sleeper("c")
+    ));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.must(Action::Down(one("b")));
+    let (a, c, d) = (daemon.pid_of("a"), daemon.pid_of("c"), daemon.pid_of("d"));
+    daemon.kill_all();
+    assert!(exists(a) && exists(c) && exists(d), "they live on");
+    signal(c, Signal::SIGKILL);
+    let mut again = daemon.again();
+    again.wait_up("c", 2);
+    again.wait_up("d", 2);
+    let dump = again.dump();
+    assert_eq!((dump["a"]["pid"].as_i64(), dump["a"]["instance"].as_i64()), (Some(a.into()), Some(1)));
+    assert_eq!(dump["b"]["is_operator_shutdown"], true, "an operator's wish survives everything");
+    assert_eq!(dump["d"]["instance"], 2, "what c took down while nobody was there is restarted");
+    assert_no_duplicates(&again);
+    // It survives an orderly end, too.
+    again.end();
+    let mut third = again.again();
+    third.wait_up("a", 2);
+    assert_eq!(third.dump()["b"]["is_operator_shutdown"], true);
+    third.end();
+    third.verify();
+}
+
+#[test]
+fn the_daemon_takes_the_place_of_a_launcher_that_has_died() {
+    let mut daemon = Daemon::new(&format!("{} {}", sleeper("a"), sleeper("b")));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    for round in 0..2 {
+        let (a, core) = (daemon.pid_of("a"), daemon.core());
+        let launcher = fs::read_to_string(format!("/proc/{core}/stat")).expect("it runs");
+        let launcher: i32 =
+            launcher.rsplit_once(") ").expect("fields").1.split(' ').nth(1).expect("a parent").parse().expect("a pid");
+        signal(launcher, Signal::SIGKILL);
+        daemon.wait_for_another(core);
+        assert_eq!(daemon.pid_of("a"), a, "round {round}");
+        // And it is a launcher: the next daemon is killed and followed.
+        daemon.kill_core();
+        assert_eq!(daemon.pid_of("a"), a, "round {round}");
+    }
+    daemon.kill("b", Signal::SIGUSR1);
+    daemon.wait_down("b", 1);
+    let exited = daemon.heard.iter().rev().find_map(|envelope| match envelope.event {
+        Event::Program(_, ProgramEvent::Exited { status, .. }) => Some(status),
+        _ => None,
+    });
+    assert_eq!(exited, Some(ExitStatus::Signal(10)));
+    daemon.must(Action::Shutdown { wait: true, timeout_ms: None });
+    daemon.verify();
+}
+
+/// Test 21: the journal has not heard of a process, because gaggled was killed between the fork and the record.
+#[test]
+fn a_process_that_the_journal_has_not_heard_of_is_found_by_its_token() {
+    let mut daemon = Daemon::new(&sleeper("a"));
+    daemon.wait_up("a", 1);
+    let pid = daemon.pid_of("a");
+    daemon.kill_all();
+    let segment = fs::read_dir(daemon.journal()).expect("a journal").flatten().map(|entry| entry.path());
+    let segment = segment.filter(|path| path.extension().is_some_and(|end| end == "journal")).max().expect("a segment");
+    let bytes = fs::read(&segment).expect("a segment");
+    let frames: Vec<usize> =
+        bytes.windows(4).enumerate().filter(|(_, mark)| *mark == b"gag\x01").map(|(at, _)| at).collect();
+    // Head, snapshot, EpochOpened, ProgramStarting, ProgramStarted: without the last, and then without the last two.
+    assert_eq!(frames.len(), 5);
+    let mut daemon = daemon;
+    for cut in [frames[4], frames[3]] {
+        fs::write(&segment, &bytes[..cut]).expect("a shorter segment");
+        for other in fs::read_dir(daemon.journal()).expect("a journal").flatten().map(|entry| entry.path()) {
+            if other.extension().is_some_and(|end| end == "journal") && other != segment {
+                fs::remove_file(other).expect("a later segment");
+            }
+        }
+        let mut again = daemon.again();
+        again.wait_up("a", 1);
+        assert_eq!(again.pid_of("a"), pid, "adopted, not started again");
+        assert_eq!(again.dump()["a"]["instance"], 1);
+        assert_no_duplicates(&again);
+        again.kill_all();
+        daemon = again;
+    }
+    let mut last = daemon.again();
+    last.end();
+}
+
+/// Test 39: killed at random moments under churn. `GAGGLED_KILLS=1000` does it a thousand times.
+#[test]
+fn killed_again_and_again_under_churn_nothing_is_lost_and_nothing_runs_twice() {
+    let kills: u64 = std::env::var("GAGGLED_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(40);
+    let churn = "backoff: (initial: 20, max: 50)";
+    let programs: String = (0..8)
+        .map(|i| {
+            let life = [30, 70, 150, 400][i % 4];
+            let depends = if i > 3 {
+                format!("depends: {{\"p{}\": (delay: 10, propagate: {})}},", i - 4, i % 2 == 0)
+            } else {
+                String::new()
+            };
+            format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"exit\", \"{life}\", \"{i}\"], {churn}, {depends}),")
+        })
+        .chain((0..8).map(|i| sleeper(&format!("s{i}"))))
+        .collect();
+    let mut daemon = Daemon::new(&programs);
+    daemon.wait("some churn", |_, state| state.programs.values().any(|program| program.restarts > 5));
+    let steady: Vec<i32> = (0..8).map(|i| daemon.pid_of(&format!("s{i}"))).collect();
+    let mut random = Random::new(kills);
+    let mut only_the_daemon = true;
+    for number in 0..kills {
+        let moment = gaggled_tests::harness::now() + std::time::Duration::from_millis(random.below(60));
+        daemon.listen_until(moment);
+        let core = daemon.core();
+        // In the first half only the daemon dies, and every status must be known.
+        match random.below(10) {
+            0 if number >= kills / 2 => {
+                only_the_daemon = false;
+                daemon.kill_all();
+                daemon = daemon.again();
+            }
+            1 | 2 if number >= kills / 2 => {
+                only_the_daemon = false;
+                let launcher = fs::read_to_string(format!("/proc/{core}/stat")).expect("it runs");
+                let launcher =
+                    launcher.rsplit_once(") ").expect("fields").1.split(' ').nth(1).expect("a parent").to_owned();
+                signal(launcher.parse().expect("a pid"), Signal::SIGKILL);
+                daemon.wait_for_another(core);
+            }
+            _ => {
+                signal(core, Signal::SIGKILL);
+                daemon.wait_for_another(core);
+            }
+        }
+        assert_no_duplicates(&daemon);
+        if only_the_daemon {
+            let unknown = daemon.heard.iter().filter(|envelope| {
+                matches!(envelope.event, Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Unknown, .. }))
+            });
+            assert_eq!(unknown.count(), 0, "kill {number}: a status was lost\n{}", daemon.timeline());
+        }
+    }
+    for (i, pid) in steady.iter().enumerate() {
+        assert_eq!(daemon.pid_of(&format!("s{i}")), *pid, "s{i} has noticed");
+    }
+    // What is on the disk is what the daemon says.
+    daemon.must(Action::Down(Selection { programs: vec!["p*".to_owned()], wait: true, timeout_ms: None }));
+    daemon.wait("everything that was stopped", |_, state| {
+        state.programs.iter().all(|(id, program)| {
+            state.graph.programs[id].name.starts_with('s') || program.phase == gaggled_core::state::Phase::Down
+        })
+    });
+    let dump = daemon.must(Action::Dump { programs: Vec::new(), from: 0, limit: None, at: None });
+    let said = daemon.verify();
+    assert!(!said.contains("missing"), "{said}");
+    assert_eq!(folded(&daemon), lasting(&dump["programs"]));
+    daemon.must(Action::Shutdown { wait: true, timeout_ms: None });
+}
