@@ -139,6 +139,25 @@ impl Daemon {
         self.wait_for_another(core);
     }
 
+    /// The first process of the namespace that its wrapper has made, as it is known outside.
+    pub fn init(&self) -> i32 {
+        children(self.pid()).into_iter().next().expect("unshare has a child")
+    }
+
+    /// Kills a daemon that is in a namespace of its own, and waits for the one that follows it.
+    pub fn kill_core_inside(&mut self) {
+        let core = self.core();
+        let inside = |pid: &i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+            line.split_whitespace().last() == Some(&core.to_string())
+        };
+        let outside = children(self.init()).into_iter().find(inside).expect("the daemon is a child of its launcher");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(outside), nix::sys::signal::Signal::SIGKILL)
+            .expect("it runs");
+        self.wait_for_another(core);
+    }
+
     /// Waits until another daemon than this one answers.
     pub fn wait_for_another(&mut self, core: i32) {
         let control = self.control.clone();
@@ -218,16 +237,15 @@ impl Daemon {
     /// Waits until a program has come up in this run.
     pub fn wait_up(&mut self, program: &str, run: u64) {
         self.wait(&format!("{program} to be up in run {run}"), |_, state| {
-            let id = state.graph.names()[program];
-            let now = &state.programs[id];
-            now.instance.0 >= run && now.is_steady()
+            let known = state.graph.names().get(program).map(|id| &state.programs[*id]);
+            known.is_some_and(|now| now.instance.0 >= run && now.is_steady())
         });
     }
 
     /// Waits until a program has ended this run.
     pub fn wait_down(&mut self, program: &str, run: u64) {
         self.wait(&format!("{program} to end run {run}"), |heard, state| {
-            let id = state.graph.names()[program];
+            let Some(id) = state.graph.names().get(program).copied() else { return false };
             heard.iter().any(|envelope| {
                 matches!(&envelope.event, Event::Program(of, ProgramEvent::Exited { instance, .. }) if *of == id && instance.0 == run)
             })
@@ -369,6 +387,12 @@ pub fn substitute(text: &str, directory: &Path) -> String {
 /// Whether a process exists.
 pub fn exists(pid: i32) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).is_ok()
+}
+
+/// The children of a process.
+pub fn children(pid: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// A tcp port that is free now.

@@ -279,18 +279,19 @@ impl Shared {
     fn finish(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
         if let Some(process) = table.by_pid.remove(&pid) {
             table.pid_of.remove(&process.program);
-            let escaped = self.kill_strays(table, &process);
+            let escaped = self.kill_strays(table, pid, &process);
             self.report(&process, Fact::Exited { status, left_behind: left_behind.saturating_add(escaped) });
         }
     }
 
     /// Kills what has escaped from the group of an instance by making a session of its own: when it lost its parent it
     /// became a child of the first thread of this process, or of the launcher's.
-    fn kill_strays(&self, table: &Living, process: &Process) -> u16 {
+    fn kill_strays(&self, table: &Living, group: i32, process: &Process) -> u16 {
         let parent = if process.own { getpid() } else { getppid() }.as_raw();
         let name = self.names.get(process.program);
         let escaped = proc::children(parent, parent).into_iter().filter(|child| {
-            let token = if table.by_pid.contains_key(child) { None } else { Token::of(*child, &self.journal) };
+            let known = table.by_pid.contains_key(child) || proc::stat(*child).is_none_or(|stat| stat.group == group);
+            let token = if known { None } else { Token::of(*child, &self.journal) };
             token.is_some_and(|token| token.instance == process.instance && Some(&token.program) == name)
         });
         let killed = escaped.filter(|stray| kill(Pid::from_raw(*stray), nix::sys::signal::SIGKILL).is_ok()).count();

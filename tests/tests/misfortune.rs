@@ -1,0 +1,402 @@
+//! Disks that are full, slow or broken, clocks that jump, places that are not safe: supervision goes on, or does not
+//! begin, and says why.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
+
+use gaggled_core::{
+    event::{Event, SystemEvent},
+    state::ProgramState,
+    wire::Action,
+};
+use gaggled_tests::harness::{Daemon, Start, binary, code, directory, now};
+use nix::sys::signal::Signal;
+
+fn sleeper(name: &str) -> String {
+    format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),")
+}
+
+/// Something that ends and begins again, many times a second.
+fn churner(name: &str) -> String {
+    format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"exit\", \"5\", \"1\"], backoff: (initial: 5, max: 5)),")
+}
+
+fn config(programs: &str) -> String {
+    format!(
+        "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", killwait: \"2s\"), programs: {{{programs}}})"
+    )
+}
+
+/// Misfortunes that are preloaded into gaggled, and the file that tells which.
+struct Faults {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+impl Faults {
+    fn new(directory: &Path) -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("client/faults.c");
+        let library = directory.join("faults.so");
+        let compiled =
+            Command::new("gcc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
+        assert!(compiled.expect("gcc").success());
+        let faults = Self { library, file: directory.join("faults") };
+        faults.set("");
+        faults
+    }
+
+    /// From now on these happen, and no others.
+    fn set(&self, faults: &str) {
+        let new = self.file.with_extension("new");
+        fs::write(&new, faults).expect("a file");
+        fs::rename(new, &self.file).expect("a file");
+    }
+
+    fn daemon(&self, programs: &str, directory: Arc<tempfile::TempDir>) -> Daemon {
+        let variables =
+            [("LD_PRELOAD", self.library.display().to_string()), ("FAULTS", self.file.display().to_string())];
+        Daemon::with(&config(programs), directory, &Start { variables: &variables, ..Start::default() })
+    }
+}
+
+fn happened(daemon: &Daemon, wanted: impl Fn(&SystemEvent) -> bool) -> usize {
+    let system = daemon.heard.iter().filter_map(|envelope| match &envelope.event {
+        Event::System(event) => Some(event),
+        Event::Program(..) | Event::Dependency(..) => None,
+    });
+    system.filter(|event| wanted(event)).count()
+}
+
+fn degraded(event: &SystemEvent) -> bool {
+    matches!(event, SystemEvent::JournalDegraded { .. })
+}
+
+fn restored(event: &SystemEvent) -> bool {
+    matches!(event, SystemEvent::JournalRestored { .. })
+}
+
+/// Tests 37 and 38: writing fails for a while.
+#[test]
+fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let mut daemon = faults.daemon(&format!("{}{}", sleeper("a"), churner("b")), directory);
+    daemon.wait_up("a", 1);
+    for errno in [28, 5] {
+        let before = happened(&daemon, restored);
+        faults.set(&format!("write {errno}"));
+        daemon.wait("the journal to be degraded", |heard, _| {
+            heard.iter().filter(|envelope| matches!(&envelope.event, Event::System(event) if degraded(event))).count()
+                > before
+        });
+        let starts = daemon.dump()["b"]["restarts"].as_u64().expect("a number");
+        daemon.wait("supervision to go on", |_, state| state.programs[state.graph.names()["b"]].restarts > starts + 20);
+        faults.set("");
+        daemon.wait("the journal to be restored", |heard, _| {
+            heard.iter().filter(|envelope| matches!(&envelope.event, Event::System(event) if restored(event))).count()
+                > before
+        });
+    }
+    daemon.must(Action::Down(gaggled_core::command::Selection {
+        programs: vec!["b".into()],
+        wait: true,
+        timeout_ms: None,
+    }));
+    let pid = daemon.pid_of("a");
+    daemon.kill_core();
+    assert_eq!(daemon.pid_of("a"), pid, "what the snapshot has is gone on from");
+    assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
+    assert_eq!(code(daemon.end()), 0);
+}
+
+#[test]
+fn a_journal_that_is_written_in_small_pieces_is_whole() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    faults.set("short 5");
+    let mut daemon = faults.daemon(&churner("b"), directory);
+    daemon.wait("some churn", |_, state| state.programs.values().all(|program| program.restarts > 20));
+    daemon.end();
+    daemon.verify();
+}
+
+/// Test 38: a synchronisation takes five seconds, and a start does not.
+#[test]
+fn a_slow_disk_delays_no_start() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let mut daemon = faults.daemon(&sleeper("a"), directory);
+    daemon.wait_up("a", 1);
+    faults.set("sync 5000");
+    // What is written now is being synchronised while the next restarts happen.
+    for run in 2..12 {
+        daemon.kill("a", Signal::SIGKILL);
+        daemon.wait_up("a", run);
+        let up =
+            daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramStarted").expect("it came up");
+        let ended =
+            daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramExited").expect("it ended");
+        let spaced =
+            daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramStarting").expect("it started");
+        assert!(spaced.at.until(up.at).0 < 1000, "the start took {}", spaced.at.until(up.at));
+        assert!(ended.at <= spaced.at);
+        daemon.must(Action::Up(gaggled_core::command::Selection::default()));
+    }
+    faults.set("");
+}
+
+/// Test 37 on a real disk that is really full.
+#[test]
+fn a_disk_that_is_full_stops_nothing() {
+    let directory = Arc::new(directory());
+    let state = directory.path().join("state");
+    fs::create_dir(&state).expect("a directory");
+    let mount = format!("mount -t tmpfs -o size=1m,mode=700 tmpfs {} && exec \"$@\"", state.display());
+    let wrapper = ["unshare", "-m", "sh", "-c", &mount, "sh"];
+    if !possible(&["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]) {
+        return;
+    }
+    let config = config(&format!("{}{}{}", sleeper("a"), churner("b"), churner("c")))
+        .replace("killwait", "journal: (megabytes: 64), killwait");
+    let mut daemon = Daemon::with(&config, directory, &Start { wrapper: &wrapper, ..Start::default() });
+    daemon.wait("the disk to be full", |heard, _| {
+        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(SystemEvent::JournalDegraded { why }) if why.contains("no space left")))
+    });
+    let starts = daemon.dump()["b"]["restarts"].as_u64().expect("a number");
+    daemon.wait("supervision to go on", |_, state| state.programs[state.graph.names()["b"]].restarts > starts + 50);
+    assert_eq!(daemon.dump()["a"]["instance"], 1);
+    let output = daemon.tool("gaggled_controller", &["shutdown"]);
+    assert!(output.status.success());
+    daemon.await_end();
+}
+
+/// Whether something can be done on this machine; a notice if not.
+fn possible(words: &[&str]) -> bool {
+    let done = Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success());
+    if !done {
+        eprintln!("skipped: {} is not possible here", words.join(" "));
+    }
+    done
+}
+
+/// Test 13: no process can be had for a while, and no start is lost.
+#[test]
+fn without_processes_starts_are_tried_again() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    faults.set("clone 15");
+    let programs: String = (0..20).map(|i| sleeper(&format!("p{i}"))).collect();
+    let mut daemon = faults.daemon(&programs, directory);
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    let failed = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramSpawnFailed").count();
+    assert_eq!(failed, 15);
+}
+
+/// Test 14: too few descriptors for so many programs with logs of their own, and requests are answered all the same.
+#[test]
+fn without_descriptors_gaggled_answers() {
+    let directory = Arc::new(directory());
+    let programs: String = (0..100).map(|i| sleeper(&format!("p{i}"))).collect();
+    let limit = ["sh", "-c", "ulimit -n 64 && exec \"$@\"", "sh"];
+    let mut daemon = Daemon::with(&config(&programs), directory, &Start { wrapper: &limit, ..Start::default() });
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    assert_eq!(daemon.dump().as_object().map(serde_json::Map::len), Some(100));
+}
+
+/// Test 35: the time of day jumps by a day, forth and back, and nothing waits for it.
+#[test]
+fn a_clock_that_jumps_changes_no_delay() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let programs = format!(
+        "{} \"b\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{\"a\": (delay: 300, propagate: true)}}),",
+        sleeper("a")
+    );
+    let mut daemon = faults.daemon(&programs, directory);
+    daemon.wait_up("b", 1);
+    for (round, seconds) in [86_400, -86_400, 1, -1].into_iter().enumerate() {
+        faults.set(&format!("clock {seconds}"));
+        daemon.kill("a", Signal::SIGKILL);
+        let run = round as u64 + 2;
+        daemon.wait_up("b", run);
+        let last = |name: &str, program: &str| {
+            let id = daemon.state().graph.names()[program];
+            let of = |envelope: &&gaggled_core::event::Envelope| {
+                envelope.event.name() == name && daemon.state().graph.subject(&envelope.event) == Some(id)
+            };
+            daemon.heard.iter().rev().find(of).expect("it happened").at
+        };
+        let waited = last("ProgramStarted", "a").until(last("ProgramStarting", "b"));
+        assert!((300..1500).contains(&waited.0), "the delay took {waited} with the clock off by {seconds} s");
+    }
+}
+
+/// Test 36: everything stands still for a while, and then nothing happens twice.
+#[test]
+fn a_daemon_that_stood_still_makes_up_for_nothing() {
+    let mut daemon = Daemon::new(&format!(
+        "{} \"b\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{\"a\": (delay: 200)}}),",
+        sleeper("a")
+    ));
+    daemon.wait_up("a", 1);
+    let core = nix::unistd::Pid::from_raw(daemon.core());
+    nix::sys::signal::kill(core, Signal::SIGSTOP).expect("it runs");
+    daemon.listen_until(now() + Duration::from_millis(1500));
+    nix::sys::signal::kill(core, Signal::SIGCONT).expect("it stands");
+    daemon.wait_up("b", 1);
+    let starts = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramStarting").count();
+    assert_eq!(starts, 2);
+}
+
+/// Test 36: a machine that has been up for a hundred years.
+#[test]
+fn a_machine_that_has_been_up_for_very_long_is_no_different() {
+    if !possible(&["unshare", "-T", "--monotonic", "1000", "true"]) {
+        return;
+    }
+    for days in [24.8, 49.7, 36_500.0] {
+        let seconds = format!("{:.0}", days * 86_400.0);
+        let wrapper = ["unshare", "-T", "--monotonic", &seconds, "--boottime", &seconds];
+        let programs = format!(
+            "{} \"b\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{\"a\": (delay: 200)}}),",
+            sleeper("a")
+        );
+        let mut daemon =
+            Daemon::with(&config(&programs), Arc::new(directory()), &Start { wrapper: &wrapper, ..Start::default() });
+        daemon.wait_up("b", 1);
+        let output = daemon.tool("gaggled_controller", &["shutdown"]);
+        assert!(output.status.success());
+        assert_eq!(code(daemon.await_end()), 0);
+    }
+}
+
+/// Tests 41 and 50: places where a journal must not be.
+#[test]
+fn a_journal_is_only_kept_where_nobody_else_can_change_it() {
+    let directory = directory();
+    let place = directory.path().join("place");
+    let config = directory.path().join("system.ron");
+    let local = |name: &str| format!("ipc://{}/{name}.ipc", directory.path().display());
+    fs::write(
+        &config,
+        format!(
+            "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", state: \"{}\"), programs: {{\"a\": (command: \"/bin/true\")}})",
+            local("events"),
+            local("control"),
+            place.display()
+        ),
+    )
+    .expect("a configuration");
+    let elsewhere = directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("a directory");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+    let cases: [(&str, &dyn Fn(), &str); 6] = [
+        ("a link", &|| symlink(&elsewhere, &place).expect("a link"), "is a symbolic link"),
+        ("a file", &|| fs::write(&place, "precious").expect("a file"), "is not a directory"),
+        (
+            "a fifo",
+            &|| nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).expect("a fifo"),
+            "is not a directory",
+        ),
+        (
+            "a directory that others can write",
+            &|| {
+                fs::create_dir(&place).expect("a directory");
+                mode(&place, 0o777);
+            },
+            "can be written by others",
+        ),
+        (
+            "a directory of somebody else",
+            &|| {
+                fs::create_dir(&place).expect("a directory");
+                let nobody = Some(nix::unistd::Uid::from_raw(65534));
+                nix::unistd::chown(&place, nobody, None).expect("root may do that");
+            },
+            "belongs to another user",
+        ),
+        (
+            "a segment that is a link",
+            &|| {
+                fs::create_dir(&place).expect("a directory");
+                mode(&place, 0o700);
+                symlink("/etc/passwd", place.join("0000000000000001-0000000000000000.journal")).expect("a link");
+            },
+            "is a symbolic link",
+        ),
+    ];
+    let root = nix::unistd::geteuid().is_root();
+    for (what, make, words) in cases {
+        if what.contains("somebody else") && !root {
+            eprintln!("skipped: only root can give a directory to somebody else");
+            continue;
+        }
+        make();
+        let refused = Command::new(binary("gaggled")).arg("-c").arg(&config).output().expect("gaggled");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(100), "{what}: {said}");
+        assert!(said.contains(words), "{what}: {said}");
+        let _ = fs::remove_file(&place);
+        let _ = fs::remove_dir_all(&place);
+    }
+}
+
+/// Test 50: two with one journal, although their urls differ.
+#[test]
+fn a_second_gaggled_with_the_same_journal_is_refused() {
+    let mut daemon = Daemon::new(&sleeper("a"));
+    daemon.wait_up("a", 1);
+    let text = fs::read_to_string(daemon.directory.path().join("system.ron")).expect("a configuration");
+    let other = daemon.directory.path().join("other.ron");
+    fs::write(&other, text.replace("events.ipc", "e2.ipc").replace("control.ipc", "c2.ipc")).expect("a configuration");
+    let refused = Command::new(binary("gaggled")).arg("-c").arg(other).output().expect("gaggled");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(100), "{said}");
+    assert!(said.contains("is in use by another gaggled, pid"), "{said}");
+    assert_eq!(daemon.dump()["a"]["instance"], 1);
+}
+
+/// Test 40: a byte in the middle of the journal is not what it was.
+#[test]
+fn a_damaged_segment_is_put_aside_and_said_to_be() {
+    let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), sleeper("b")));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    let (a, b) = (daemon.pid_of("a"), daemon.pid_of("b"));
+    daemon.kill_all();
+    let segment = fs::read_dir(daemon.journal()).expect("a journal").flatten().map(|entry| entry.path());
+    let segment = segment.filter(|path| path.extension().is_some_and(|end| end == "journal")).max().expect("a segment");
+    let mut bytes = fs::read(&segment).expect("a segment");
+    let marks: Vec<usize> =
+        bytes.windows(4).enumerate().filter(|(_, mark)| *mark == b"gag\x01").map(|(at, _)| at).collect();
+    bytes[marks[3] + 40] ^= 1;
+    fs::write(&segment, bytes).expect("a damaged segment");
+    let mut again = daemon.again();
+    again.wait("the damage to be told", |heard, _| {
+        heard.iter().any(|envelope| matches!(envelope.event, Event::System(SystemEvent::JournalDamaged { .. })))
+    });
+    assert_eq!((again.pid_of("a"), again.pid_of("b")), (a, b), "found by their tokens");
+    assert!(segment.with_extension("damaged").is_file());
+}
+
+/// Test 45 and I5: followers follow a new life without being started again, and a dump shows what they have.
+#[test]
+fn a_follower_goes_on_across_the_death_of_gaggled() {
+    let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), churner("b")));
+    daemon.wait_up("a", 1);
+    for run in 2..5 {
+        daemon.kill_core();
+        daemon.kill("a", Signal::SIGKILL);
+        daemon.wait_up("a", run);
+    }
+    daemon.must(Action::Down(gaggled_core::command::Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
+    daemon.wait("everything to be down", |_, state| state.running.is_empty());
+    let numbers: Vec<u64> = daemon.heard.iter().map(|envelope| envelope.seq.0).collect();
+    let broken: Vec<_> = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
+    assert!(broken.is_empty(), "gaps that nobody has announced: {broken:?}");
+}

@@ -1,0 +1,139 @@
+//! What programs do to a supervisor: they end at once, all at the same time, leave children, hide them, stand still.
+
+use std::fs;
+
+use gaggled_core::{
+    command::Selection,
+    event::{Event, ProgramEvent},
+    host::ExitStatus,
+    state::ProgramState,
+    wire::Action,
+};
+use gaggled_tests::harness::{Daemon, children, code, exists};
+use nix::sys::signal::Signal;
+
+fn down(daemon: &Daemon) {
+    daemon.must(Action::Down(Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
+}
+
+fn exits(daemon: &Daemon) -> Vec<(ExitStatus, u16)> {
+    let exit = |envelope: &gaggled_core::event::Envelope| match envelope.event {
+        Event::Program(_, ProgramEvent::Exited { status, left_behind, .. }) => Some((status, left_behind)),
+        _ => None,
+    };
+    daemon.heard.iter().filter_map(exit).collect()
+}
+
+/// Test 2.
+#[test]
+fn ten_thousand_runs_that_end_at_once_are_each_told_once_and_in_order() {
+    let programs: String = (0..20)
+        .map(|i| {
+            format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0)),")
+        })
+        .collect();
+    let mut daemon = Daemon::new(&programs);
+    daemon.wait("ten thousand runs", |_, state| {
+        state.programs.values().map(|program| program.restarts).sum::<u64>() >= 10_000
+    });
+    down(&daemon);
+    daemon.wait("the last of them", |_, state| state.running.is_empty());
+    daemon.verify();
+    let otherwise = exits(&daemon).iter().filter(|(status, _)| *status != ExitStatus::Code(3)).count();
+    assert!(otherwise <= 20, "only the last run of each may have been stopped, not {otherwise}");
+    assert_eq!(code(daemon.end()), 0);
+}
+
+/// Test 3.
+#[test]
+fn five_hundred_that_end_at_one_moment_are_all_told_and_leave_no_zombie() {
+    let programs: String = (0..500)
+        .map(|i| format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], mode: Once),"))
+        .collect();
+    let mut daemon = Daemon::new(&programs);
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.must(Action::Signal { programs: vec!["*".to_owned()], signal: "KILL".to_owned() });
+    daemon.wait("all to have ended", |_, state| state.running.is_empty());
+    assert_eq!(exits(&daemon).len(), 500);
+    let core = daemon.core();
+    let threads = move || -> Vec<i32> {
+        let tasks = fs::read_dir(format!("/proc/{core}/task")).expect("threads").flatten();
+        tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+    };
+    let children = move || -> usize {
+        let of = |thread: i32| fs::read_to_string(format!("/proc/{core}/task/{thread}/children")).unwrap_or_default();
+        threads().into_iter().map(|thread| of(thread).split_whitespace().count()).sum()
+    };
+    daemon.wait_outside("the last zombie", || children() == 0);
+}
+
+/// Test 4.
+#[test]
+fn a_stray_grandchild_is_reaped_and_is_nobodys_event() {
+    let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"stray\"]),");
+    daemon.wait_up("a", 1);
+    let (core, pid) = (daemon.core(), daemon.pid_of("a"));
+    // The grandchild becomes the daemon's own, ends, and is gone.
+    daemon.wait_outside("the stray", || !children(core).is_empty());
+    let stray = children(core)[0];
+    daemon.wait_outside("the end of the stray", || !exists(stray));
+    assert_eq!(daemon.pid_of("a"), pid);
+    assert!(exits(&daemon).is_empty());
+}
+
+/// Test 5: the main process ends well and leaves a child in its group.
+#[test]
+fn what_a_daemonising_program_leaves_is_killed_and_counted() {
+    let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"daemonise\"], mode: Once),");
+    daemon.wait_down("a", 1);
+    assert_eq!(exits(&daemon), [(ExitStatus::Code(0), 1)]);
+}
+
+/// Test 6: a child that has made a session of its own is found by its token, also after the daemon has died.
+#[test]
+fn a_child_that_hides_in_a_session_of_its_own_is_found() {
+    for killed in [false, true] {
+        let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"escape\"]),");
+        daemon.wait_up("a", 1);
+        let main = daemon.pid_of("a");
+        let hides = |pid: i32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, fields)| fields).split(' ').collect();
+            fields.get(3) == Some(&pid.to_string().as_str())
+        };
+        daemon.wait_outside("the hiding child", || children(main).first().is_some_and(|child| hides(*child)));
+        let hidden = children(main)[0];
+        if killed {
+            daemon.kill_core();
+        }
+        down(&daemon);
+        daemon.wait_outside("the end of the hiding child", || !exists(hidden));
+        daemon.wait_down("a", 1);
+        assert_eq!(exits(&daemon), [(ExitStatus::Signal(15), 1)]);
+    }
+}
+
+/// Tests 15 and 17, also for a program that has survived the death of the daemon.
+#[test]
+fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {
+    for killed in [false, true] {
+        let mut daemon = Daemon::new(
+            "\"stubborn\": (command: \"@PUPPET@\", argv: [\"stubborn\"], killwait: 300), \
+             \"still\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"0\", \"4\"]),",
+        );
+        daemon.wait_up("stubborn", 1);
+        daemon.wait_up("still", 1);
+        daemon.kill("still", Signal::SIGSTOP);
+        if killed {
+            daemon.kill_core();
+        }
+        down(&daemon);
+        daemon.wait_down("stubborn", 1);
+        daemon.wait_down("still", 1);
+        let escalated = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramStopEscalated").count();
+        assert_eq!(escalated, 1, "only the stubborn one");
+        let mut ended = exits(&daemon);
+        ended.sort_by_key(|(status, _)| format!("{status:?}"));
+        assert_eq!(ended, [(ExitStatus::Code(4), 0), (ExitStatus::Signal(9), 0)], "killed: {killed}");
+    }
+}
