@@ -46,10 +46,10 @@ pub struct Found {
     pub full: bool,
 }
 
-/// The segments of a directory.
-#[derive(Clone, Debug)]
+/// The segments of a directory, or nothing if there is none.
+#[derive(Clone, Debug, Default)]
 pub struct Archive {
-    directory: PathBuf,
+    directory: Option<PathBuf>,
 }
 
 /// One segment as it is passed through: an event, the fold after it, and its JSON. False ends the passage.
@@ -58,12 +58,16 @@ type Visit<'a> = dyn FnMut(&Envelope, &State) -> bool + 'a;
 impl Archive {
     /// The archive in a directory.
     pub fn new(directory: &Path) -> Self {
-        Self { directory: directory.to_owned() }
+        Self { directory: Some(directory.to_owned()) }
+    }
+
+    fn segments(&self) -> Vec<SegmentFile> {
+        self.directory.as_deref().map(segments).unwrap_or_default()
     }
 
     /// The events after a position.
     pub fn events(&self, wanted: &Wanted) -> Found {
-        let segments = segments(&self.directory);
+        let segments = self.segments();
         let mut found = Found { end: wanted.after, ..Found::default() };
         let Some(oldest) = segments.first() else { return Found { gap: true, ..found } };
         found.first = Position { epoch: oldest.epoch, seq: Seq(oldest.after.0 + 1) };
@@ -111,7 +115,7 @@ impl Archive {
             Moment::Seq(seq) => envelope.seq > seq,
             Moment::Time(time) => envelope.wall.0 > time.0,
         };
-        let segments = segments(&self.directory);
+        let segments = self.segments();
         let candidates = segments.iter().rev().filter(|segment| match moment {
             Moment::Seq(seq) => segment.after < seq,
             Moment::Time(_) => true,
@@ -134,7 +138,7 @@ impl Archive {
 
     /// The chain of causes that leads to an event.
     pub fn chain(&self, from: Seq) -> Vec<Link> {
-        let segments = segments(&self.directory);
+        let segments = self.segments();
         let mut links: Vec<Link> = Vec::new();
         let mut next = Some(from);
         for segment in segments.iter().rev() {

@@ -10,7 +10,7 @@ mod selection;
 mod waiter;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -184,6 +184,8 @@ pub struct ControlActor {
     waiters: Waiters,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
+    /// The commands that lives before this one have taken, by who gave them and their id: they act once, too.
+    taken: BTreeSet<(Arc<str>, Arc<str>)>,
     /// Commands that go without an id of their own are numbered.
     commands: u64,
     archive: Archive,
@@ -213,11 +215,12 @@ impl ControlActor {
             names: state.graph.names(),
             began: clock.now(),
             state,
-            history: History::with(Self::HISTORY, entries),
             clock,
             journal,
             waiters: Waiters::default(),
             answered: VecDeque::new(),
+            taken: entries.iter().filter_map(Entry::command).collect(),
+            history: History::with(Self::HISTORY, entries),
             commands: 0,
             archive,
             librarian: Librarian::start(),
@@ -352,7 +355,12 @@ impl ControlActor {
 
     fn propose(&mut self, asked: &Asked, proposal: Proposal, answer: Answer, ctx: &mut Context<Self>) {
         let Asked { peer, id, key } = asked;
-        let Proposal { events, target, timeout, body } = proposal;
+        let Proposal { mut events, mut target, timeout, body } = proposal;
+        if self.taken.contains(&(peer.who.as_str().into(), id.as_str().into())) {
+            // The answer was lost with the life before; what it was about has been done, or is under way.
+            events.clear();
+            target = target.map(|target| target.after(&self.state, |_| true));
+        }
         self.commands += 1;
         let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.as_str().into() };
         let cause = Cause::Operator { who: peer.who.as_str().into(), command };

@@ -28,6 +28,16 @@ impl Entry {
         self.graph.subject(&self.envelope.event).map(|id| &*self.graph.programs[id].name)
     }
 
+    /// The command that it was caused by, if it had an id: who gave it, and the id.
+    pub fn command(&self) -> Option<(Arc<str>, Arc<str>)> {
+        match &self.envelope.cause {
+            Cause::Operator { who, command } if !command.is_empty() && !command.starts_with('#') => {
+                Some((who.clone(), command.clone()))
+            }
+            Cause::Operator { .. } | Cause::Boot | Cause::Event(_) | Cause::Timer(_) | Cause::Os => None,
+        }
+    }
+
     /// Where it stands among the events of all lives of the daemon.
     pub fn position(&self) -> Position {
         Position { epoch: self.envelope.epoch, seq: self.envelope.seq }

@@ -52,6 +52,9 @@ pub enum ExecStage {
 }
 
 impl ExecStage {
+    /// The error number of a start that was given up before it was tried: ECANCELED.
+    pub const CANCELLED: i32 = 125;
+
     /// Whether the same start may well succeed later without anybody changing anything: the machine lacked processes,
     /// memory or descriptors.
     pub fn is_transient(self, errno: i32) -> bool {
@@ -246,13 +249,18 @@ pub enum Found {
         /// How many processes of its group had to be killed.
         left_behind: u16,
     },
+    /// The life before has died between the decision to start it and the start.
+    NeverRan {
+        /// The run that never was.
+        instance: InstanceId,
+    },
 }
 
 impl Found {
     /// The run.
     pub fn instance(self) -> InstanceId {
         match self {
-            Self::Alive { instance, .. } | Self::Ended { instance, .. } => instance,
+            Self::Alive { instance, .. } | Self::Ended { instance, .. } | Self::NeverRan { instance } => instance,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::{
     event::{Beginning, Cause, Envelope, Event, ProgramEvent, SystemEvent},
     graph::{Graph, Policy},
-    host::{ExitStatus, Found, StartTime},
+    host::{ExecStage, ExitStatus, Found, StartTime},
     ids::{EdgeId, EpochId, ProgramId, Seq},
     journal::Journal,
     state::{EdgeState, Leaving, Outcome, Phase, ProgramState, State},
@@ -81,8 +81,8 @@ impl Opening {
         // What is there is there: nothing of it is up to the rules.
         for (program, found) in found {
             for event in findings(&journal.state().programs[program], found) {
-                let seen = matches!(event, ProgramEvent::Starting { .. } | ProgramEvent::Exited { .. });
-                let cause = if seen { Cause::Os } else { Cause::Event(since) };
+                let adopted = matches!(event, ProgramEvent::Adopted { .. } | ProgramEvent::OperatorStopped);
+                let cause = if adopted { Cause::Event(since) } else { Cause::Os };
                 envelopes.push(journal.commit_unchecked(now, wall, Event::Program(program, event), cause));
             }
         }
@@ -224,6 +224,10 @@ fn findings(known: &ProgramState, found: Found) -> Vec<ProgramEvent> {
         }
         Found::Ended { instance, status, left_behind } => {
             events.push(ProgramEvent::Exited { instance, status, left_behind });
+        }
+        Found::NeverRan { instance } => {
+            let (stage, errno) = (ExecStage::Fork, ExecStage::CANCELLED);
+            events.push(ProgramEvent::SpawnFailed { instance, stage, errno });
         }
     }
     events

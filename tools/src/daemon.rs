@@ -206,7 +206,7 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
     let sockets =
         [&system.urls.control, &system.urls.event].map(|url| Url::parse(url, &system.config.gaggled.insecure));
     let place = directory.as_ref().map(|directory| directory.path().display().to_string());
-    let life = Life { system: &system, directory, homeless, remains, launched, channels };
+    let life = Life { system: &system, directory, homeless, remains, launched, channels: Some(channels) };
     let ended = actix::System::new().block_on(life.live())?;
     // The contexts of the server belong to threads of nng that end with the process.
     std::mem::forget(server);

@@ -33,8 +33,8 @@ use nix::{
 /// A daemon that has lived for so long, in seconds, is no longer counted among those that died soon.
 const SETTLED: u32 = 10;
 /// How many may die soon, one after the other, and be followed at once.
-const SOON: u32 = 16;
-/// The longest time between two starts after that, in seconds.
+const SOON: u32 = 64;
+/// The longest time between two starts after that, in seconds, of a daemon that is never well.
 const LONGEST: u32 = 30;
 
 /// What the daemon gets from its launcher: descriptors, and whether it is the first.
@@ -185,7 +185,7 @@ impl Launcher {
     }
 
     fn run(mut self) -> io::Result<ExitCode> {
-        self.start()?;
+        self.spawn()?;
         loop {
             match self.signals.wait()? {
                 Signal::SIGCHLD => {
@@ -194,10 +194,10 @@ impl Launcher {
                     }
                 }
                 Signal::SIGALRM if self.daemon.is_some() => self.settle()?,
-                Signal::SIGALRM => self.start()?,
+                Signal::SIGALRM => self.start(),
                 signal if HANDED_ON.contains(&signal) => {
                     if self.daemon.is_none() {
-                        self.start()?;
+                        self.start();
                     }
                     if let Some(daemon) = self.daemon {
                         let _ = kill(daemon, signal);
@@ -217,7 +217,15 @@ impl Launcher {
         Ok(())
     }
 
-    fn start(&mut self) -> io::Result<()> {
+    /// Starts the daemon; if the machine has no process for it, a little later.
+    fn start(&mut self) {
+        if let Err(error) = self.spawn() {
+            eprintln!("Error: gaggled cannot be started again ({error}); it will be tried again");
+            alarm::set(1);
+        }
+    }
+
+    fn spawn(&mut self) -> io::Result<()> {
         alarm::set(SETTLED);
         let position = [self.hear.as_raw_fd(), self.recorder.as_raw_fd(), self.letter.as_raw_fd(), self.again.into()];
         let position = position.map(|number| number.to_string()).join(":");
@@ -266,13 +274,13 @@ impl Launcher {
         } else if let Ok(next) = File::open(&letter.binary) {
             self.proven = Some(std::mem::replace(&mut self.binary, next));
         }
-        let handed_over = letter.standing == Standing::HandingOver;
+        let (was_well, handed_over) = (letter.standing == Standing::Well, letter.standing == Standing::HandingOver);
         Letter { binary: String::new(), standing: Standing::Beginning, ..letter }.write(&self.letter)?;
         self.deaths += u32::from(!handed_over);
         if self.deaths <= SOON {
-            self.start()?;
+            self.start();
         } else {
-            let doublings = (self.deaths - SOON - 1).min(5);
+            let doublings = if was_well { 0 } else { (self.deaths - SOON - 1).min(5) };
             alarm::set((1 << doublings).min(LONGEST));
         }
         Ok(None)

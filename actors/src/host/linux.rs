@@ -101,6 +101,8 @@ pub(super) struct Shared {
     /// The process that is being started and is not yet in the table.
     pub(super) in_flight: AtomicI32,
     pub(super) recorder: Recorder,
+    /// Held while the launcher is listened to, and for ever after a handover.
+    pub(super) listening: Mutex<()>,
     /// For the tokens of strays.
     journal: String,
     names: Table<ProgramId, String>,
@@ -154,6 +156,7 @@ impl LinuxHost {
             registered: Condvar::new(),
             in_flight: AtomicI32::new(0),
             recorder,
+            listening: Mutex::new(()),
             journal: environment.journal.clone(),
             names: launches.values().map(|launch| launch.name.clone()).collect(),
             report,
@@ -173,6 +176,8 @@ impl LinuxHost {
         let _ = self.orders.send(Order::Mark(reached));
         let done = mark.recv_timeout(within).is_ok();
         self.shared.table().handed_over = true;
+        // What the launcher tells from now on stays in its pipe.
+        std::mem::forget(self.shared.listening.lock());
         done
     }
 }

@@ -48,24 +48,23 @@ impl Recorder {
     }
 
     /// Everything that the life of this epoch has recorded: the last two runs of each program, the earlier one first.
-    pub fn read(&self, epoch: EpochId) -> Vec<Vec<Slot>> {
-        let Some(file) = &self.0 else { return Vec::new() };
+    /// `None` if it has recorded nothing, or elsewhere.
+    pub fn read(&self, epoch: EpochId) -> Option<Vec<Vec<Slot>>> {
+        let file = self.0.as_ref()?;
         let mut header = [0; SLOT];
-        let whole = file.read_exact_at(&mut header, 0).is_ok();
-        if !whole || header.get(..8) != Some(epoch.0.to_le_bytes().as_slice()) {
-            return Vec::new();
+        file.read_exact_at(&mut header, 0).ok()?;
+        if header.get(..8) != Some(epoch.0.to_le_bytes().as_slice()) {
+            return None;
         }
         let size = file.metadata().map_or(0, |found| found.len());
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(0).saturating_sub(SLOT)];
-        if file.read_exact_at(&mut bytes, SLOT as u64).is_err() {
-            return Vec::new();
-        }
+        file.read_exact_at(&mut bytes, SLOT as u64).ok()?;
         let runs = |pair: &[u8]| {
             let mut runs: Vec<Slot> = pair.chunks_exact(SLOT).filter_map(Slot::decode).collect();
             runs.sort_by_key(|slot| slot.instance);
             runs
         };
-        bytes.chunks_exact(2 * SLOT).map(runs).collect()
+        Some(bytes.chunks_exact(2 * SLOT).map(runs).collect())
     }
 
     /// Forgets everything and begins anew, for so many programs.

@@ -46,7 +46,7 @@ pub fn look(
     before: &State,
     state: &State,
     journal: &str,
-    recorded: &[Vec<Slot>],
+    recorded: Option<&[Vec<Slot>]>,
     reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>,
 ) -> Vec<(ProgramId, Found)> {
     let mut bearers: BTreeMap<String, Vec<Bearer>> = BTreeMap::new();
@@ -56,7 +56,7 @@ pub fn look(
         }
     }
     let ids = before.graph.names();
-    let slots = |name: &str| ids.get(name).and_then(|old| recorded.get(old.index())).map_or(&[][..], Vec::as_slice);
+    let slots = |name: &str| ids.get(name).and_then(|old| recorded?.get(old.index())).map_or(&[][..], Vec::as_slice);
     let mut seen = Vec::new();
     for (id, policy) in state.graph.programs.iter() {
         let bearers = bearers.get(&*policy.name).map_or(&[][..], Vec::as_slice);
@@ -68,6 +68,8 @@ pub fn look(
     let find = |(id, seen): (ProgramId, Seen)| {
         let found = match seen {
             Seen::Alive { instance, pid, birth } => Found::Alive { instance, pid, birth },
+            // A child writes itself down before it is anything: what is not written never was.
+            Seen::Gone { instance, pid: None } if recorded.is_some() => Found::NeverRan { instance },
             Seen::Gone { instance, pid } => {
                 let slots = slots(&state.graph.programs[id].name);
                 let recorded = slots.iter().find(|slot| slot.instance == instance).and_then(|slot| slot.ended);

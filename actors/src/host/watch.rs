@@ -8,7 +8,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::OwnedFd,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     thread,
     time::Duration,
 };
@@ -122,6 +122,7 @@ impl Watch {
     /// Reads what the launcher tells; false if it is no more.
     fn hear_launcher(&mut self, shared: &Shared) -> bool {
         let Some(pipe) = &mut self.pipe else { return false };
+        let _listening = shared.listening.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = [0; 256 * REAPED];
         match pipe.read(&mut bytes) {
             Ok(0) => false,

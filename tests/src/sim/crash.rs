@@ -105,8 +105,12 @@ fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Found> {
     let told = |run: InstanceId| host.ended(id, run);
     let mut found = Vec::new();
     if known.phase != Phase::Down && alive.is_none_or(|alive| alive.instance() != known.instance) {
-        let status = told(known.instance).unwrap_or(ExitStatus::Unknown);
-        found.push(Found::Ended { instance: known.instance, status, left_behind: 0 });
+        let instance = known.instance;
+        found.push(match told(instance) {
+            Some(status) => Found::Ended { instance, status, left_behind: 0 },
+            None if known.phase == Phase::Starting && host.remembers() => Found::NeverRan { instance },
+            None => Found::Ended { instance, status: ExitStatus::Unknown, left_behind: 0 },
+        });
     }
     found.extend(alive.filter(|alive| alive.instance() >= known.instance));
     if alive.is_none()

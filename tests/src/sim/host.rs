@@ -26,6 +26,8 @@ pub struct SimHost {
     live: BTreeMap<ProgramId, (InstanceId, i32)>,
     /// How runs ended, as whoever has reaped them knows.
     ended: BTreeMap<(ProgramId, InstanceId), ExitStatus>,
+    /// Whether whoever knows that has lived since the last beginning.
+    remembers: bool,
     next_pid: i32,
     /// What a real host would have done wrong.
     pub violations: Vec<String>,
@@ -38,6 +40,7 @@ impl SimHost {
             world: world.clone(),
             live: BTreeMap::new(),
             ended: BTreeMap::new(),
+            remembers: true,
             next_pid: 2,
             violations: Vec::new(),
         }
@@ -72,6 +75,17 @@ impl SimHost {
     /// Whoever has reaped has died: nobody can tell any more how anything ended.
     pub fn forget(&mut self) {
         self.ended.clear();
+        self.remembers = false;
+    }
+
+    /// A life of the daemon has begun: from now on somebody remembers.
+    pub fn begin(&mut self) {
+        self.remembers = true;
+    }
+
+    /// Whether what nobody tells of cannot have been.
+    pub fn remembers(&self) -> bool {
+        self.remembers
     }
 
     /// Carries out a command; says what follows, and when.

@@ -195,7 +195,7 @@ impl Mutant {
                 Some((id, Found::Ended { instance: known, status: ExitStatus::Unknown, left_behind: 0 }))
             }
             (Self::OverlookUnwritten, Found::Alive { instance, .. }) if instance > known => None,
-            (Self::MissTheEnd, Found::Ended { .. }) => None,
+            (Self::MissTheEnd, Found::Ended { .. } | Found::NeverRan { .. }) => None,
             _ => Some((id, found)),
         }
     }

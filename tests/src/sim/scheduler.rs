@@ -283,6 +283,7 @@ impl Simulation {
         }
         let before = self.run.lives.last().expect("there is always one");
         let (life, journal, opening) = crash::next(before, &self.world, &self.host, self.now, self.mutant);
+        self.host.begin();
         let since = opening.first().expect("it begins").seq;
         self.journal = journal;
         self.run.lives.push(life);

@@ -2,15 +2,19 @@
 
 use std::{
     fs::{File, OpenOptions},
-    sync::{Arc, OnceLock},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
     time::Duration,
 };
 
-use actix::{Actor, Arbiter, Recipient};
+use actix::{Actor, Addr, Arbiter, Recipient};
+use crossbeam_channel::Receiver;
 use gaggled_actors::{
     archive::Archive,
     clock::Clock,
-    control::{About, ControlActor, Farewell, Means},
+    control::{About, Ask, ControlActor, Farewell, Means},
     host::{self, Environment, HandOver, HostActor, Inheritance, LinuxHost, Recorder, Survivor},
     journal::{
         JournalActor, Propose,
@@ -23,9 +27,10 @@ use gaggled_actors::{
 };
 use gaggled_core::{
     config::Config,
-    event::{Cause, Event, Handover, SystemEvent},
+    event::{Cause, Envelope, Event, Handover, SystemEvent},
     host::{ExitStatus, Found},
     ids::{EpochId, ProgramId},
+    journal::Journal,
     plan::Plan,
     segment::{FORMAT, Head},
     state::State,
@@ -66,7 +71,7 @@ pub(super) struct Launched {
 
 impl Launched {
     /// Takes what the launcher gives.
-    pub(super) fn new(position: Position) -> std::io::Result<Self> {
+    pub(super) fn new(position: Position) -> io::Result<Self> {
         let open = |fd: i32, write| OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{fd}"));
         let letter = open(position.letter, true)?;
         let pipe = open(position.pipe, false)?;
@@ -98,111 +103,185 @@ pub(super) struct Life<'a> {
     pub homeless: Option<String>,
     pub remains: Remains,
     pub launched: Option<Launched>,
-    pub channels: Channels,
+    /// None once they are in use.
+    pub channels: Option<Channels>,
+}
+
+/// What has been taken over from the life before.
+struct TakenOver {
+    head: Head,
+    /// The state before the first event of this life.
+    state: State,
+    committed: (Journal, Vec<Envelope>),
+    recorder: Recorder,
+    pipe: Option<File>,
+    survivors: Vec<Survivor>,
+    reaped: Vec<(i32, ExitStatus)>,
+}
+
+/// A life under way.
+struct Running {
+    control: Addr<ControlActor>,
+    host: Addr<HostActor<LinuxHost>>,
+    actors: Actors,
+    file: Option<JournalFile>,
+    renewer: Renewer,
+    publishing: thread::JoinHandle<()>,
+    logged: Receiver<()>,
+    place: String,
+    launched: Option<Launched>,
 }
 
 impl Life<'_> {
     /// Lives.
-    pub(super) async fn live(self) -> Result<Ended, String> {
-        let Self { system, directory, homeless, mut remains, launched, channels: (publisher, server, control) } = self;
-        let in_words = |error: std::io::Error| error.to_string();
+    pub(super) async fn live(mut self) -> Result<Ended, String> {
         let clock = Clock::real();
-        let head = system.head(&clock, &remains, directory.as_ref());
-        let opening = system.opening(&clock, head.epoch, &remains, launched.as_ref());
-        let state = opening.state.clone();
-        let (found, reaped, recorder, pipe) = look(&opening, &head, &remains, launched.as_ref())?;
-        let survivors = found.iter().filter_map(|(program, found)| survivor(*program, *found)).collect();
-        let committed = opening.commit(VERSION, found, system.wishes(&state, &remains, homeless.as_deref()));
+        let taken = self.take_over(clock)?;
+        let (running, ending) = self.begin(clock, taken).map_err(|error| error.to_string())?;
+        running.stand(Standing::Well, "");
+        let end = ending.await.map_err(|_| "the journal ended early".to_owned())?;
+        Ok(running.end(end).await)
+    }
 
-        let (health_slot, health) = health();
-        let path = directory.as_ref().map(|directory| directory.path().to_owned());
-        let journaled = match &path {
-            Some(path) => {
-                let journaled = Journaled { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
-                Some(JournalFile::start(path.clone(), journaled, system.retention(), health).map_err(in_words)?)
-            }
-            None => None,
-        };
-        let file = journaled.map(|(file, _)| file);
+    /// Looks what the life before has left, and commits what follows from that.
+    fn take_over(&self, clock: Clock) -> Result<TakenOver, String> {
+        let Self { system, directory, homeless, remains, launched, .. } = self;
+        let head = system.head(clock, remains, directory.as_ref());
+        let opening = system.opening(clock, head.epoch, remains, launched.as_ref());
+        let state = opening.state.clone();
+        let (found, reaped, recorder, pipe) = look(&opening, &head, remains, launched.as_ref())?;
+        let survivors = found.iter().filter_map(|(program, found)| survivor(*program, *found)).collect();
+        let committed = opening.commit(VERSION, found, system.wishes(&state, remains, homeless.as_deref()));
+        Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped })
+    }
+
+    /// Starts everything; what it returns besides is told when it ends.
+    fn begin(&mut self, clock: Clock, taken: TakenOver) -> io::Result<(Running, oneshot::Receiver<End>)> {
+        let TakenOver { head, state, committed, recorder, pipe, survivors, reaped } = taken;
+        let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
+        let (system, launched) = (self.system, self.launched.take());
+        let health = HealthSlot::default();
+        let path = self.directory.as_ref().map(|directory| directory.path().to_owned());
+        let journaled = Journaled { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
+        let start = |path: &PathBuf| JournalFile::start(path.clone(), journaled, system.retention(), health.health());
+        let file = path.as_ref().map(start).transpose()?.map(|(file, _)| file);
         // What the recorder knows must not be forgotten before the journal knows it.
         let _ = file.as_ref().map(|file| file.written(PATIENCE_WITH_DISK));
-        recorder.reset(head.epoch, state.graph.programs.len()).map_err(in_words)?;
+        recorder.reset(head.epoch, state.graph.programs.len())?;
 
         let (events, envelopes) = crossbeam_channel::unbounded();
-        let publishing = publisher.publish(state.clone(), envelopes).map_err(in_words)?;
-        let (log, logged) = JournalLog::start(state.graph.clone()).map_err(in_words)?;
+        let publishing = publisher.publish(state.clone(), envelopes)?;
+        let (log, logged) = JournalLog::start(state.graph.clone())?;
         let (gone, launcher_gone) = oneshot::channel();
-        let inheritance = Inheritance {
-            pipe,
-            survivors,
-            reaped,
-            gone: Box::new(move || {
-                let _ = gone.send(());
-            }),
+        let tell = move || {
+            let _ = gone.send(());
         };
-        let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance).map_err(in_words)?;
-
+        let inheritance = Inheritance { pipe, survivors, reaped, gone: Box::new(tell) };
+        let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance)?;
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
         let mut sinks = vec![slot.sink()];
         sinks.extend(file.iter().map(JournalFile::sink));
-        sinks.push(Threads { events, log: log.clone(), ended }.sink());
-        let Actors { journal, routes } = root::start(committed, clock, &address, sinks, slot.decline());
-        let _ = health_slot.set(journal.clone());
-        // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
+        sinks.push(Threads { events, log, ended }.sink());
+        let actors = root::start(committed, clock, &address, sinks, slot.decline());
+        health.fill(&actors.journal);
+
         let renewer = Renewer::new(system, path.clone(), file.clone(), launched.is_some());
         let means = Means {
             clock,
-            journal: journal.clone(),
-            archive: Archive::new(path.as_deref().unwrap_or(std::path::Path::new("/nonexistent"))),
+            journal: actors.journal.clone(),
+            archive: path.as_deref().map(Archive::new).unwrap_or_default(),
             renewal: renewer.renewal(),
             about: system.about(path.as_deref()),
         };
+        let entries = std::mem::take(&mut self.remains.entries);
+        // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
         let clients = Arbiter::new();
-        let entries = std::mem::take(&mut remains.entries);
-        let actor = ControlActor::start_in_arbiter(&clients.handle(), {
-            let state = state.clone();
-            move |_| ControlActor::new(state, entries, means)
-        });
-        slot.fill(actor.clone());
-        let _ = control.set(actor.clone().recipient());
-        server.serve().map_err(|error| error.to_string())?;
-        root::open(&journal);
-        watch_signals(system.ignore_interrupts, &journal, actor.clone().recipient()).map_err(in_words)?;
-        watch_launcher(launcher_gone, &journal);
-        let place = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-        let stand = |standing, binary: &str| {
-            if let Some(launched) = &launched {
-                launched.write(&place, standing, binary);
-            }
-        };
-        stand(Standing::Well, "");
+        let control =
+            ControlActor::start_in_arbiter(&clients.handle(), move |_| ControlActor::new(state, entries, means));
+        slot.fill(control.clone());
+        let _ = slot_of_server.set(control.clone().recipient());
+        server.serve().map_err(io::Error::other)?;
+        root::open(&actors.journal);
+        watch_signals(system.ignore_interrupts, &actors.journal, control.clone().recipient())?;
+        watch_launcher(launcher_gone, &actors.journal);
+        let place = path.map(|path| path.display().to_string()).unwrap_or_default();
+        let running = Running { control, host, actors, file, renewer, publishing, logged, place, launched };
+        Ok((running, ending))
+    }
+}
 
-        let end = ending.await.map_err(|_| "the journal ended early".to_owned())?;
+impl Running {
+    fn stand(&self, standing: Standing, binary: &str) {
+        if let Some(launched) = &self.launched {
+            launched.write(&self.place, standing, binary);
+        }
+    }
+
+    async fn end(self, end: End) -> Ended {
         let ended = match end {
             End::Stopped { survivors, verdict } => {
-                let _ = actor.send(Farewell).await;
-                stand(Standing::Ending, "");
-                // The last event was the last message to these; a log that is stuck is not waited for long.
-                let _ = publishing.join();
-                let _ = logged.recv_timeout(PATIENCE_WITH_LOG);
+                let _ = self.control.send(Farewell).await;
+                self.stand(Standing::Ending, "");
                 Ended::Stopped { survivors, verdict }
             }
             End::HandedOver(to) => {
-                let _ = host.send(HandOver(PATIENCE_WITH_STARTS)).await;
-                routes.flush().await;
-                let _ = journal.send(Flush).await;
-                let binary = renewer.next_binary().unwrap_or_default();
-                stand(Standing::HandingOver, &binary);
+                let _ = self.host.send(HandOver(PATIENCE_WITH_STARTS)).await;
+                self.actors.routes.flush().await;
+                let _ = self.actors.journal.send(Flush).await;
+                self.stand(Standing::HandingOver, &self.renewer.next_binary().unwrap_or_default());
                 Ended::HandedOver(to)
             }
         };
-        if let Some(file) = &file {
+        if let Some(file) = &self.file {
             let _ = file.flush(PATIENCE_WITH_DISK);
         }
-        drop(directory);
-        Ok(ended)
+        if matches!(ended, Ended::Stopped { .. }) {
+            // The last event was the last message to these; a log that is stuck is not waited for long.
+            let _ = self.publishing.join();
+            let _ = self.logged.recv_timeout(PATIENCE_WITH_LOG);
+        }
+        ended
     }
+}
+
+/// Where the thread of the journal tells how it is: what it tells before there is anybody to hear it is kept.
+#[derive(Clone, Default)]
+struct HealthSlot(Arc<Mutex<Hearing>>);
+
+#[derive(Default)]
+struct Hearing {
+    journal: Option<Addr<JournalActor>>,
+    kept: Vec<SystemEvent>,
+}
+
+impl HealthSlot {
+    fn hearing(&self) -> MutexGuard<'_, Hearing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn health(&self) -> Health {
+        let slot = self.clone();
+        Arc::new(move |event| {
+            let mut hearing = slot.hearing();
+            match &hearing.journal {
+                Some(journal) => journal.do_send(told(event)),
+                None => hearing.kept.push(event),
+            }
+        })
+    }
+
+    fn fill(&self, journal: &Addr<JournalActor>) {
+        let mut hearing = self.hearing();
+        for event in std::mem::take(&mut hearing.kept) {
+            journal.do_send(told(event));
+        }
+        hearing.journal = Some(journal.clone());
+    }
+}
+
+fn told(event: SystemEvent) -> Propose {
+    Propose { from: None, event: Event::System(event), cause: Cause::Os }
 }
 
 type Looked = (Vec<(ProgramId, Found)>, Vec<(i32, ExitStatus)>, Recorder, Option<File>);
@@ -216,7 +295,7 @@ fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Lau
     let found = match &remains.last {
         Some((before, last)) if before.boot == head.boot => {
             let runs = recorder.read(before.epoch);
-            host::look(last, &opening.state, &head.journal, &runs, || {
+            host::look(last, &opening.state, &head.journal, runs.as_deref(), || {
                 reaped = pipe.as_mut().map(host::drain).unwrap_or_default();
                 reaped.clone()
             })
@@ -229,27 +308,11 @@ fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Lau
 fn survivor(program: ProgramId, found: Found) -> Option<Survivor> {
     match found {
         Found::Alive { instance, pid, birth } => Some(Survivor { program, instance, pid, birth }),
-        Found::Ended { .. } => None,
+        Found::Ended { .. } | Found::NeverRan { .. } => None,
     }
 }
 
-/// Where the thread of the journal tells how it is, once there is somebody to tell.
-fn health() -> (Arc<OnceLock<actix::Addr<JournalActor>>>, Health) {
-    let slot: Arc<OnceLock<actix::Addr<JournalActor>>> = Arc::default();
-    let to = slot.clone();
-    let health = move |event| {
-        if let Some(journal) = to.get() {
-            journal.do_send(Propose { from: None, event: Event::System(event), cause: Cause::Os });
-        }
-    };
-    (slot, Arc::new(health))
-}
-
-fn watch_signals(
-    ignore_interrupts: bool,
-    journal: &actix::Addr<JournalActor>,
-    control: Recipient<gaggled_actors::control::Ask>,
-) -> std::io::Result<()> {
+fn watch_signals(ignore_interrupts: bool, journal: &Addr<JournalActor>, control: Recipient<Ask>) -> io::Result<()> {
     let mut wanted = vec![(SignalKind::terminate(), "SIGTERM")];
     if !ignore_interrupts {
         wanted.push((SignalKind::interrupt(), "SIGINT"));
@@ -273,11 +336,11 @@ fn watch_signals(
         }
     });
     // What came before somebody could take it has waited until now.
-    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(std::io::Error::from)
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 
 /// When the launcher has died, this process takes its place, and its programs stay its children.
-fn watch_launcher(gone: oneshot::Receiver<()>, journal: &actix::Addr<JournalActor>) {
+fn watch_launcher(gone: oneshot::Receiver<()>, journal: &Addr<JournalActor>) {
     let journal = journal.downgrade();
     actix::spawn(async move {
         if gone.await.is_ok()
@@ -290,7 +353,7 @@ fn watch_launcher(gone: oneshot::Receiver<()>, journal: &actix::Addr<JournalActo
 }
 
 impl System {
-    fn head(&self, clock: &Clock, remains: &Remains, directory: Option<&StateDirectory>) -> Head {
+    fn head(&self, clock: Clock, remains: &Remains, directory: Option<&StateDirectory>) -> Head {
         let now = u64::try_from(clock.wall().0 / 1000).unwrap_or(1);
         let last = remains.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
         Head {
@@ -302,7 +365,7 @@ impl System {
         }
     }
 
-    fn opening(&self, clock: &Clock, epoch: EpochId, remains: &Remains, launched: Option<&Launched>) -> Opening {
+    fn opening(&self, clock: Clock, epoch: EpochId, remains: &Remains, launched: Option<&Launched>) -> Opening {
         let resumes = launched.is_some_and(|launched| launched.before.is_some());
         let last = remains.last.as_ref().map(|(head, state)| Last {
             state,
@@ -330,7 +393,7 @@ impl System {
             && let Ok(old) = Config::parse(&head.config.text)
         {
             let mut old = old.config;
-            super::add_gate(&mut old, std::path::Path::new(&head.config.path));
+            super::add_gate(&mut old, Path::new(&head.config.path));
             let cause = if last.handover.is_some() { Cause::Event(last.seq) } else { Cause::Boot };
             wishes.extend(Plan::new(&old, &self.config, last).wishes(state, &cause));
         }
@@ -342,7 +405,7 @@ impl System {
         Retention { bytes: journal.megabytes.saturating_mul(1 << 20), age: journal.age }
     }
 
-    fn about(&self, state: Option<&std::path::Path>) -> About {
+    fn about(&self, state: Option<&Path>) -> About {
         About {
             version: VERSION,
             pid: std::process::id(),
@@ -358,7 +421,7 @@ impl System {
         state: &State,
         recorder: Recorder,
         inheritance: Inheritance,
-    ) -> std::io::Result<(actix::Addr<HostActor<LinuxHost>>, HostAddress)> {
+    ) -> io::Result<(Addr<HostActor<LinuxHost>>, HostAddress)> {
         let about = [
             (EVENT_VARIABLE, self.urls.event.clone()),
             (CONTROL_VARIABLE, self.urls.control.clone()),

@@ -84,6 +84,12 @@ impl Renewer {
     fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, ConfigText), ReplyError> {
         let path = file.unwrap_or(&self.text.path);
         let system = System::load(Path::new(path), self.ignore_interrupts).map_err(failed)?;
+        if system.config.gaggled.state != self.config.gaggled.state {
+            // The next gaggled would not find what this one has written.
+            return Err(failed(format!(
+                "{path}: gaggled.state cannot be changed while gaggled runs: shut it down first"
+            )));
+        }
         Ok((Plan::new(&self.config, &system.config, state), system.text))
     }
 

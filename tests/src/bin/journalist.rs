@@ -1,0 +1,113 @@
+//! `journalist DIRECTORY COUNT`: writes a journal of so many events as the daemon does, reads it back, and tells how long
+//! that took. For the benchmark.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use gaggled_actors::{
+    archive::{Archive, Wanted},
+    journal::file::{JournalFile, Journaled, Retention},
+    state_directory::{StateDirectory, boot, segments},
+};
+use gaggled_core::{
+    event::{Cause, Envelope, Event, ProgramEvent},
+    graph::{Backoff, Graph, Mode, Policy},
+    host::{ExitStatus, StartTime},
+    ids::{Dense, EpochId, InstanceId, Position, ProgramId},
+    journal::Journal,
+    segment::{ConfigText, FORMAT, Head},
+    state::State,
+    time::{Instant, Millis, WallTime},
+};
+use gaggled_tests::harness::now;
+
+const PROGRAMS: usize = 100;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let (Some(directory), Some(count)) = (words.first(), words.get(1).and_then(|word| word.parse::<u64>().ok())) else {
+        eprintln!("usage: journalist DIRECTORY COUNT");
+        std::process::exit(2);
+    };
+    let directory = StateDirectory::open(&PathBuf::from(directory)).expect("a directory for the journal");
+    let mut journal = Journal::resume(State::new(Arc::new(graph()), EpochId(1)));
+    let head = Head {
+        v: FORMAT,
+        journal: directory.identity.clone(),
+        boot: boot(),
+        epoch: EpochId(1),
+        config: ConfigText::default(),
+    };
+    let retention = Retention { bytes: 4 << 30, age: Millis::MAX };
+    let journaled = Journaled { head, state: journal.state().clone(), opening: Vec::new() };
+    let (file, thread) =
+        JournalFile::start(directory.path().to_owned(), journaled, retention, Arc::new(|_| {})).expect("a thread");
+    let mut sink = file.sink();
+    let begun = now();
+    for number in 0..count {
+        let envelope = Arc::new(commit(&mut journal, number));
+        sink(&envelope, journal.state());
+        if number % 10_000 == 0 {
+            // The disk decides how fast it goes: nothing is to be left out.
+            file.written(Duration::from_secs(60)).expect("the disk answers");
+        }
+    }
+    file.flush(Duration::from_secs(60)).expect("the disk answers");
+    let seconds = begun.elapsed().as_secs_f64();
+    let bytes: u64 =
+        segments(directory.path()).iter().map(|file| file.path.metadata().map_or(0, |found| found.len())).sum();
+    #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+    {
+        println!("written_per_second {:.0}", count as f64 / seconds);
+        println!("bytes_per_event {:.0}", bytes as f64 / count as f64);
+    }
+    drop((sink, file));
+    thread.join().expect("it ends");
+    let begun = now();
+    let remains = directory.recover(8192).expect("it can be read");
+    println!("recovery_ms {:.1}", begun.elapsed().as_secs_f64() * 1000.0);
+    assert_eq!(
+        remains.last.as_ref().map(|(_, state)| state),
+        Some(journal.state()),
+        "what was written is what is read"
+    );
+    let begun = now();
+    let wanted = Wanted { after: Position::default(), from: None, until: None, program: Some("none".into()), limit: 1 };
+    let found = Archive::new(directory.path()).events(&wanted);
+    println!("passed_through_ms {:.0}", begun.elapsed().as_secs_f64() * 1000.0);
+    assert!(!found.gap, "nothing is missing");
+}
+
+fn graph() -> Graph {
+    let mut graph = Graph::new(Millis(1000));
+    for i in 0..PROGRAMS {
+        graph.add_program(Policy {
+            name: format!("program-{i}").into(),
+            mode: Mode::Respawn,
+            enabled: true,
+            killwait: Millis(1000),
+            backoff: Backoff { initial: Millis(0), max: Millis(0), reset: Millis(0) },
+            essential: false,
+            retired: false,
+        });
+    }
+    graph
+}
+
+/// Programs that start, run and end, in turn.
+fn commit(journal: &mut Journal, number: u64) -> Envelope {
+    let program = ProgramId::at(usize::try_from(number / 3).expect("a small number") % PROGRAMS);
+    let known = journal.state().programs[program].instance;
+    let event = match number % 3 {
+        0 => ProgramEvent::Starting { instance: InstanceId(known.0 + 1) },
+        1 => ProgramEvent::Started { instance: known, pid: 4711, birth: StartTime(number) },
+        _ => ProgramEvent::Exited { instance: known, status: ExitStatus::Code(1), left_behind: 0 },
+    };
+    let at = Instant::from_micros(number);
+    let cause = if number.is_multiple_of(3) { Cause::Boot } else { Cause::Event(journal.state().seq) };
+    journal.commit_unchecked(
+        at,
+        WallTime(i64::try_from(number).expect("a small number")),
+        Event::Program(program, event),
+        cause,
+    )
+}
