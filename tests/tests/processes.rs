@@ -137,3 +137,54 @@ fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {
         assert_eq!(ended, [(ExitStatus::Code(4), 0), (ExitStatus::Signal(9), 0)], "killed: {killed}");
     }
 }
+
+/// Test 57: many restarts leave nothing behind. `GAGGLED_SOAK=100000` makes it so many.
+#[test]
+fn a_long_storm_leaves_no_memory_no_descriptor_no_zombie_and_a_bounded_journal() {
+    let restarts: u64 = std::env::var("GAGGLED_SOAK").ok().and_then(|count| count.parse().ok()).unwrap_or(10_000);
+    let programs: String = (0..8)
+        .map(|i| {
+            format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"1\"], backoff: (initial: 0, max: 0)),")
+        })
+        .collect();
+    let config = format!(
+        "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", journal: (megabytes: 2)), \
+         programs: {{{programs}}})"
+    );
+    let mut daemon = Daemon::with(
+        &config,
+        std::sync::Arc::new(gaggled_tests::harness::directory()),
+        &gaggled_tests::harness::Start::default(),
+    );
+    let core = daemon.core();
+    let resident = || {
+        let text = fs::read_to_string(format!("/proc/{core}/status")).expect("it runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
+        line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("a number")
+    };
+    let descriptors = || fs::read_dir(format!("/proc/{core}/fd")).expect("it runs").count();
+    let until = |daemon: &mut Daemon, count: u64| {
+        daemon.wait("so many restarts", |_, state| {
+            state.programs.values().map(|program| program.restarts).sum::<u64>() >= count
+        });
+        daemon.heard.clear();
+        daemon.texts.clear();
+    };
+    // By then everything that is kept for questions is full.
+    until(&mut daemon, 4_000);
+    let (memory, open) = (resident(), descriptors());
+    until(&mut daemon, 4_000 + restarts);
+    let grown = resident().saturating_sub(memory);
+    assert!(grown < 4096, "{grown} KiB more after {restarts} restarts");
+    assert_eq!(descriptors(), open);
+    let kept: u64 = fs::read_dir(daemon.journal())
+        .expect("a journal")
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .map(|found| found.len())
+        .sum();
+    assert!(kept < 3 << 20, "the journal has {kept} bytes");
+    down(&daemon);
+    daemon.wait("silence", |_, state| state.running.is_empty());
+    daemon.verify();
+}
