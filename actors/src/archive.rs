@@ -13,6 +13,7 @@ use gaggled_core::{
     time::WallTime,
     wire::{Moment, View, encode_event},
 };
+use globset::GlobMatcher;
 
 use crate::state_directory::{SegmentFile, StateError, read_own, segments};
 
@@ -25,8 +26,8 @@ pub struct Wanted {
     pub from: Option<WallTime>,
     /// Not after this time.
     pub until: Option<WallTime>,
-    /// Only those of this program.
-    pub program: Option<String>,
+    /// Only those of programs whose names match.
+    pub program: Option<GlobMatcher>,
     /// How many at most.
     pub limit: usize,
 }
@@ -46,10 +47,10 @@ pub struct Found {
     pub full: bool,
 }
 
-/// The segments of a directory, or nothing if there is none.
-#[derive(Clone, Debug, Default)]
+/// The segments of a directory.
+#[derive(Clone, Debug)]
 pub struct Archive {
-    directory: Option<PathBuf>,
+    directory: PathBuf,
 }
 
 /// One segment as it is passed through: an event, the fold after it, and its JSON. False ends the passage.
@@ -58,16 +59,12 @@ type Visit<'a> = dyn FnMut(&Envelope, &State) -> bool + 'a;
 impl Archive {
     /// The archive in a directory.
     pub fn new(directory: &Path) -> Self {
-        Self { directory: Some(directory.to_owned()) }
-    }
-
-    fn segments(&self) -> Vec<SegmentFile> {
-        self.directory.as_deref().map(segments).unwrap_or_default()
+        Self { directory: directory.to_owned() }
     }
 
     /// The events after a position.
     pub fn events(&self, wanted: &Wanted) -> Found {
-        let segments = self.segments();
+        let segments = segments(&self.directory);
         let mut found = Found { end: wanted.after, ..Found::default() };
         let Some(oldest) = segments.first() else { return Found { gap: true, ..found } };
         found.first = Position { epoch: oldest.epoch, seq: Seq(oldest.after.0 + 1) };
@@ -87,7 +84,8 @@ impl Archive {
                 }
                 let subject = state.graph.subject(&envelope.event);
                 let name = subject.map(|id| &*state.graph.programs[id].name);
-                let right = wanted.program.as_deref().is_none_or(|program| name == Some(program))
+                let matches = |program: &GlobMatcher| name.is_some_and(|name| program.is_match(name));
+                let right = wanted.program.as_ref().is_none_or(matches)
                     && wanted.from.is_none_or(|from| envelope.wall.0 >= from.0);
                 if right {
                     if found.events.len() == wanted.limit {
@@ -115,7 +113,7 @@ impl Archive {
             Moment::Seq(seq) => envelope.seq > seq,
             Moment::Time(time) => envelope.wall.0 > time.0,
         };
-        let segments = self.segments();
+        let segments = segments(&self.directory);
         let candidates = segments.iter().rev().filter(|segment| match moment {
             Moment::Seq(seq) => segment.after < seq,
             Moment::Time(_) => true,
@@ -138,7 +136,7 @@ impl Archive {
 
     /// The chain of causes that leads to an event.
     pub fn chain(&self, from: Seq) -> Vec<Link> {
-        let segments = self.segments();
+        let segments = segments(&self.directory);
         let mut links: Vec<Link> = Vec::new();
         let mut next = Some(from);
         for segment in segments.iter().rev() {

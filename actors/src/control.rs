@@ -19,7 +19,7 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use gaggled_core::{
     command::{DEFAULT_TIMEOUT, Peer, Role, Selection},
     event::{Cause, Envelope, Event, Handover, ProgramEvent, SystemEvent},
-    history::{Entry, History},
+    history::{Entry, History, Trace},
     host::Signal,
     ids::ProgramId,
     rules::Refusal,
@@ -80,8 +80,8 @@ pub struct About {
     pub eventurl: String,
     /// Where requests are answered.
     pub controlurl: String,
-    /// The directory of the journal, if there is one.
-    pub state: Option<String>,
+    /// The directory of the journal.
+    pub state: String,
 }
 
 /// What changes gaggled as a whole.
@@ -184,15 +184,22 @@ pub struct ControlActor {
     waiters: Waiters,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
-    /// The commands that lives before this one have taken, by who gave them and their id: they act once, too.
-    taken: BTreeSet<(Arc<str>, Arc<str>)>,
+    /// What commands have done in the lives before this one: they act once, too.
+    taken: BTreeSet<Trace>,
     /// Commands that go without an id of their own are numbered.
     commands: u64,
+    /// Since when refusals are counted, and how many there were.
+    refusals: (Instant, u32),
     archive: Archive,
     librarian: Librarian,
+    /// For what administrators ask: whoever only looks does not keep them waiting.
+    renewer: Librarian,
     renewal: Renewal,
     about: About,
 }
+
+/// How many refusals are taken down within which time.
+const REFUSALS: (u32, Millis) = (10, Millis(10_000));
 
 impl ControlActor {
     /// How many events are kept to answer from.
@@ -212,18 +219,20 @@ impl ControlActor {
     pub fn new(state: State, entries: Vec<Entry>, means: Means) -> Self {
         let Means { clock, journal, archive, renewal, about } = means;
         Self {
-            names: state.graph.names(),
+            names: state.graph.names().into_iter().filter(|(_, id)| !state.graph.programs[*id].retired).collect(),
             began: clock.now(),
             state,
             clock,
             journal,
             waiters: Waiters::default(),
             answered: VecDeque::new(),
-            taken: entries.iter().filter_map(Entry::command).collect(),
+            taken: entries.iter().filter_map(Entry::trace).collect(),
             history: History::with(Self::HISTORY, entries),
             commands: 0,
+            refusals: (clock.now(), 0),
             archive,
             librarian: Librarian::start(),
+            renewer: Librarian::start(),
             renewal,
             about,
         }
@@ -262,7 +271,10 @@ impl ControlActor {
             Ok(Course::Propose(proposal)) if self.waiters.len() < Self::WAITERS => {
                 self.propose(&Asked { peer, id, key }, proposal, answer, ctx);
             }
-            Ok(Course::Elsewhere(job)) => self.librarian.give(Asked { peer, id, key }, job, answer, ctx.address()),
+            Ok(Course::Elsewhere(job)) => {
+                let thread = if role == Role::Observe { &self.librarian } else { &self.renewer };
+                thread.give(Asked { peer, id, key }, job, answer, ctx.address());
+            }
             Ok(Course::Await(..) | Course::Propose(_)) => {
                 let error = busy();
                 answer(Reply::refused(&id, error.code, error.message));
@@ -273,6 +285,9 @@ impl ControlActor {
 
     /// What a request leads to.
     fn course(&self, id: &str, action: Action) -> Result<Course, ReplyError> {
+        if let Action::Dump { at, .. } | Action::Why { at, .. } = &action {
+            self.past_only(*at)?;
+        }
         match action {
             Action::Dump { at: Some(at), programs, .. } => Ok(self.past_dump(at, programs)),
             Action::Dump { programs, from, limit, at: None } => {
@@ -280,6 +295,7 @@ impl ControlActor {
             }
             Action::Why { program, at } => self.why(id, &program, at),
             Action::Events { epoch, since, limit, program, from, until } => {
+                let program = self.matcher(program)?;
                 Ok(self.events(id, epoch, since, limit, past::Filter { program, from, until }))
             }
             Action::Snapshot => Ok(Course::Answer(Reply::done(id, &self.state))),
@@ -356,16 +372,17 @@ impl ControlActor {
     fn propose(&mut self, asked: &Asked, proposal: Proposal, answer: Answer, ctx: &mut Context<Self>) {
         let Asked { peer, id, key } = asked;
         let Proposal { mut events, mut target, timeout, body } = proposal;
-        if self.taken.contains(&(peer.who.as_str().into(), id.as_str().into())) {
-            // The answer was lost with the life before; what it was about has been done, or is under way.
-            events.clear();
+        let before = events.len();
+        events.retain(|event| !self.taken.contains(&Trace::new(&peer.who, id, event, &self.state.graph)));
+        if events.len() < before {
+            // The answer was lost with the life before; what has been done is done, or under way.
             target = target.map(|target| target.after(&self.state, |_| true));
         }
         self.commands += 1;
         let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.as_str().into() };
         let cause = Cause::Operator { who: peer.who.as_str().into(), command };
         let mut waiter = Waiter::new(id, key.clone(), target, answer);
-        waiter.body = body;
+        (waiter.body, waiter.is_command) = (body, true);
         waiter.expect(cause.clone(), events.len());
         for event in events {
             self.journal.do_send(Propose { from: None, event, cause: cause.clone() });
@@ -419,11 +436,22 @@ impl ControlActor {
         }
     }
 
-    fn refuse_aloud(&self, peer: &Peer, id: &str, code: ErrorCode, why: &str) {
+    /// Takes a refusal down, but not more of them than anybody wants to read: whoever may only look could fill the
+    /// journal with them.
+    fn refuse_aloud(&mut self, peer: &Peer, id: &str, code: ErrorCode, why: &str) {
+        let now = self.clock.now();
+        if now >= self.refusals.0 + REFUSALS.1 {
+            self.refusals = (now, 0);
+        }
+        self.refusals.1 += 1;
+        if self.refusals.1 > REFUSALS.0 {
+            return;
+        }
+        let id: String = id.chars().take(64).collect();
         let code =
             serde_json::to_value(code).ok().and_then(|code| code.as_str().map(str::to_owned)).unwrap_or_default();
         let event = Event::System(SystemEvent::CommandRefused { code, why: why.to_owned() });
-        let cause = Cause::Operator { who: peer.who.as_str().into(), command: id.into() };
+        let cause = Cause::Operator { who: peer.who.as_str().into(), command: id.as_str().into() };
         self.journal.do_send(Propose { from: None, event, cause });
     }
 

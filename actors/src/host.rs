@@ -24,7 +24,7 @@ pub use self::{
     kernel::{ignore_interrupts, peek_ended, reap},
     linux::{Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec},
     recorder::Recorder,
-    survivors::look,
+    survivors::{Before, look},
     watch::{drain, encode_reaped},
 };
 use crate::{

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -62,8 +62,10 @@ pub enum StateError {
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
-    /// The id of the journal, drawn once.
+    /// The id of the journal, drawn once. Only gaggled may know it: tokens are signed with it.
     pub identity: String,
+    /// Whether the directory is a copy of another, whose programs are not ours.
+    pub is_copy: bool,
     _lock: Flock<File>,
 }
 
@@ -104,7 +106,7 @@ impl StateDirectory {
         }
         check_directory(path)?;
         let lock_path = path.join("lock");
-        let file = open_own(&lock_path, OpenOptions::new().read(true).write(true).create(true))?;
+        let file = open_or_look(&lock_path)?;
         let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, _)| {
             let mut pid = String::new();
             let _ = file.read_to_string(&mut pid);
@@ -113,8 +115,8 @@ impl StateDirectory {
         })?;
         // For people only; a disk that is full is none of the lock's business.
         let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-        let identity = identity(path)?;
-        Ok(Self { path: path.to_owned(), identity, _lock: lock })
+        let (identity, is_copy) = identity(path)?;
+        Ok(Self { path: path.to_owned(), identity, is_copy, _lock: lock })
     }
 
     /// Where it is.
@@ -126,8 +128,17 @@ impl StateDirectory {
     pub fn recover(&self, history: usize) -> Result<Remains, StateError> {
         let mut remains = Remains::default();
         let segments = segments(&self.path);
-        for segment in segments.iter().rev() {
-            let bytes = read_own(&segment.path)?;
+        let mut earlier = segments.as_slice();
+        while let Some((segment, before)) = earlier.split_last() {
+            earlier = before;
+            let bytes = match read_own(&segment.path) {
+                Ok(bytes) => bytes,
+                Err(StateError::Io { path, error }) => {
+                    remains.damaged.push((path, format!("it cannot be read: {error}")));
+                    continue;
+                }
+                Err(other) => return Err(other),
+            };
             let (replayed, broken) = replay(&bytes, history);
             if let Some(Broken { how, at }) = broken {
                 match how {
@@ -148,7 +159,7 @@ impl StateDirectory {
                 break;
             }
         }
-        remains.entries = with_earlier(&segments, remains.entries, history);
+        remains.entries = with_earlier(earlier, remains.entries, history);
         Ok(remains)
     }
 }
@@ -211,10 +222,10 @@ fn replay(bytes: &[u8], keep: usize) -> (Option<(Replay<'_>, Vec<Entry>)>, Optio
     (Some((replay, history.into_entries())), broken)
 }
 
-/// Fills up the last events from the segments before, so that a question about last night can be answered at once.
+/// Fills up the last events from these segments, which are earlier, so that a question about last night can be answered at once.
 fn with_earlier(segments: &[SegmentFile], entries: Vec<Entry>, history: usize) -> Vec<Entry> {
     let mut entries = entries;
-    for segment in segments.iter().rev().skip(1) {
+    for segment in segments.iter().rev() {
         let missing = history.saturating_sub(entries.len());
         if missing == 0 {
             break;
@@ -236,11 +247,12 @@ fn cut(path: &Path, at: usize) {
     }
 }
 
+/// Keeps a damaged segment under another name. It stays where it is as well, until there is a newer one.
 fn put_aside(path: &Path) -> String {
     let aside = path.with_extension("damaged");
-    match fs::rename(path, &aside) {
-        Ok(()) => aside.display().to_string(),
-        Err(_) => path.display().to_string(),
+    match fs::hard_link(path, &aside) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => path.display().to_string(),
+        Ok(()) | Err(_) => aside.display().to_string(),
     }
 }
 
@@ -282,6 +294,17 @@ pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File, S
     Ok(file)
 }
 
+/// Opens a file of the directory for writing; on a disk that can only be read, for reading.
+fn open_or_look(path: &Path) -> Result<File, StateError> {
+    let opened = open_own(path, OpenOptions::new().read(true).write(true).create(true));
+    match opened {
+        Err(StateError::Io { error, .. }) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+            open_own(path, OpenOptions::new().read(true))
+        }
+        opened => opened,
+    }
+}
+
 /// Reads a file of the directory.
 pub fn read_own(path: &Path) -> Result<Vec<u8>, StateError> {
     let mut bytes = Vec::new();
@@ -291,18 +314,25 @@ pub fn read_own(path: &Path) -> Result<Vec<u8>, StateError> {
     Ok(bytes)
 }
 
-/// The id of the journal: the kernel draws it when there is none.
-fn identity(directory: &Path) -> Result<String, StateError> {
+/// The id of the journal, and whether what is there is that of another directory. The kernel draws one when there is none,
+/// and for a copy: two gaggleds must never take each other's programs for their own.
+fn identity(directory: &Path) -> Result<(String, bool), StateError> {
     let path = directory.join("identity");
     let failed = |error| StateError::Io { path: path.display().to_string(), error };
-    let mut file = open_own(&path, OpenOptions::new().read(true).write(true).create(true))?;
+    let place = fs::metadata(directory).map_err(failed)?;
+    let place = format!("{}:{}", place.dev(), place.ino());
+    let mut file = open_or_look(&path)?;
     let mut known = String::new();
     file.read_to_string(&mut known).map_err(failed)?;
-    if known.trim().is_empty() {
-        known = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?;
-        file.write_all(known.as_bytes()).map_err(failed)?;
+    match known.trim().split_once(' ') {
+        Some((identity, of)) if of == place => Ok((identity.to_owned(), false)),
+        other => {
+            let drawn = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?;
+            file.set_len(0).map_err(failed)?;
+            file.write_all_at(format!("{} {place}\n", drawn.trim()).as_bytes(), 0).map_err(failed)?;
+            Ok((drawn.trim().to_owned(), other.is_some()))
+        }
     }
-    Ok(known.trim().to_owned())
 }
 
 /// Which boot of the machine this is; empty if the kernel does not tell.

@@ -70,8 +70,10 @@ pub struct Audit {
     slack: Millis,
     /// What is wrong.
     pub found: Vec<String>,
-    /// What is not there, because it was never written or is no longer kept.
+    /// What is not there, because it was never written, as the journal itself says.
     pub missing: Vec<String>,
+    /// What is not there, and may yet be said to be.
+    gap: Option<String>,
 }
 
 impl Seen {
@@ -113,6 +115,7 @@ impl Audit {
             slack,
             found: Vec::new(),
             missing: Vec::new(),
+            gap: None,
         }
     }
 
@@ -124,9 +127,10 @@ impl Audit {
     /// A segment, or a life of the daemon, begins with this state.
     pub fn begin(&mut self, start: &State) {
         let position = Position { epoch: start.epoch, seq: start.seq };
+        self.end();
         match self.last {
             Some(last) if position.seq > last.seq => {
-                self.missing.push(format!("events {} to {} are missing", last.seq.0 + 1, position.seq));
+                self.gap = Some(format!("events {} to {} are missing", last.seq.0 + 1, position.seq));
             }
             Some(last) if position.epoch < last.epoch || position.seq < last.seq => {
                 self.found.push(format!("I2: epoch {} begins at event {}", start.epoch, start.seq));
@@ -164,6 +168,11 @@ impl Audit {
         self.last = Some(position);
     }
 
+    /// What is missing and was not said to be is wrong.
+    pub fn end(&mut self) {
+        self.found.extend(self.gap.take());
+    }
+
     /// Takes the next event.
     pub fn observe(&mut self, envelope: &Envelope) {
         let last = self.last.map_or(Seq(0), |last| last.seq);
@@ -187,6 +196,7 @@ impl Audit {
                 self.seen(of).planned = true;
             }
             Event::System(SystemEvent::EpochOpened { .. }) => self.opens(envelope),
+            Event::System(SystemEvent::JournalRestored { .. }) => self.missing.extend(self.gap.take()),
             Event::System(SystemEvent::ShutdownBegun) => {
                 self.shutdown = Some(envelope.at);
                 self.spared(envelope.at);

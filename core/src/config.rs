@@ -13,6 +13,7 @@ use std::ops::Range;
 use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
+    check::SMTPGATE,
     locate::Locator,
     model::{Config, DependsConfig, JournalConfig, ProgramConfig, Settings, SmtpgateConfig, Tls},
     order::Ordered,

@@ -258,6 +258,8 @@ pub enum Beginning {
     Crash,
     /// Another boot of the machine, with which all programs ended.
     Reboot,
+    /// The life of another gaggled, whose journal was copied.
+    Copy,
     /// A life that gave everything to this one.
     Handover(Handover),
 }
@@ -351,12 +353,23 @@ impl fmt::Display for Cause {
     }
 }
 
+impl Beginning {
+    /// Whether the programs of the life before are not there to be found.
+    pub fn is_elsewhere(self) -> bool {
+        match self {
+            Self::Reboot | Self::Copy => true,
+            Self::First | Self::Orderly | Self::Crash | Self::Handover(_) => false,
+        }
+    }
+}
+
 impl fmt::Display for Beginning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::First | Self::Orderly => Ok(()),
             Self::Crash => f.write_str(" again after it had died"),
             Self::Reboot => f.write_str(" after a boot of the machine"),
+            Self::Copy => f.write_str(" with a copy of the journal of another"),
             Self::Handover(to) => write!(f, " its next life, for {to},"),
         }
     }

@@ -28,14 +28,11 @@ impl Entry {
         self.graph.subject(&self.envelope.event).map(|id| &*self.graph.programs[id].name)
     }
 
-    /// The command that it was caused by, if it had an id: who gave it, and the id.
-    pub fn command(&self) -> Option<(Arc<str>, Arc<str>)> {
-        match &self.envelope.cause {
-            Cause::Operator { who, command } if !command.is_empty() && !command.starts_with('#') => {
-                Some((who.clone(), command.clone()))
-            }
-            Cause::Operator { .. } | Cause::Boot | Cause::Event(_) | Cause::Timer(_) | Cause::Os => None,
-        }
+    /// What it shows of the command that it was caused by, if that had an id.
+    pub fn trace(&self) -> Option<Trace> {
+        let Cause::Operator { who, command } = &self.envelope.cause else { return None };
+        let named = !command.is_empty() && !command.starts_with('#');
+        named.then(|| Trace::new(who, command, &self.envelope.event, &self.graph))
     }
 
     /// Where it stands among the events of all lives of the daemon.
@@ -48,6 +45,23 @@ impl Entry {
         let subject = self.graph.subject(&self.envelope.event);
         let state = subject.zip(self.after.as_ref());
         encode_past(&self.envelope, &self.graph, state)
+    }
+}
+
+/// What a command has done: who gave it, its id, and what came of it for which program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trace {
+    who: String,
+    command: String,
+    event: &'static str,
+    program: Option<Arc<str>>,
+}
+
+impl Trace {
+    /// The trace that an event is, or would be.
+    pub fn new(who: &str, command: &str, event: &Event, graph: &Graph) -> Self {
+        let program = graph.subject(event).map(|id| graph.programs[id].name.clone());
+        Self { who: who.to_owned(), command: command.to_owned(), event: event.name(), program }
     }
 }
 
@@ -97,6 +111,11 @@ impl History {
     pub fn after(&self, position: Position) -> impl Iterator<Item = &Entry> {
         let skip = self.entries.partition_point(|entry| entry.position() <= position);
         self.entries.iter().skip(skip)
+    }
+
+    /// The programs that events are kept of; one may be named several times.
+    pub fn programs(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter_map(Entry::program)
     }
 
     /// Whether the first event that is kept came after a time.

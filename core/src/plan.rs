@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    config::{Config, ProgramConfig},
+    config::{Config, ProgramConfig, SMTPGATE},
     event::{Cause, Event, ProgramEvent},
-    state::State,
+    state::{ProgramState, State},
 };
 
 /// What becomes of a program.
@@ -53,14 +53,20 @@ impl Plan {
         let before: BTreeMap<&str, &ProgramConfig> = old.programs.iter().collect();
         let after: BTreeSet<&str> = new.programs.iter().map(|(name, _)| name).collect();
         let ids = state.graph.names();
-        let runs = |name: &str| ids.get(name).is_some_and(|id| state.programs[*id].is_running());
+        let known = |name: &str| ids.get(name).map(|id| &state.programs[*id]);
+        let runs = |name: &str| known(name).is_some_and(ProgramState::is_running);
+        let down = |name: &str| known(name).is_some_and(|program| program.operator_down);
         let common = common_changes(old, new);
         let mut steps = Vec::new();
         for (name, program) in new.programs.iter() {
             let (change, why) = match before.get(name) {
                 None if wanted(program) => (Change::Start, "it is new".to_owned()),
                 None => (Change::Update, "it is new, and starts when it is asked up".to_owned()),
-                Some(known) => compare(known, program, &common, runs(name)),
+                Some(_) if name == SMTPGATE && gate_changed(old, new) => {
+                    let change = if runs(name) { Change::Restart } else { Change::Update };
+                    (change, "gaggled.smtpgate changed".to_owned())
+                }
+                Some(known) => compare(known, program, &common, runs(name), down(name)),
             };
             steps.push(Step { program: name.to_owned(), change, why });
         }
@@ -94,7 +100,7 @@ fn wanted(program: &ProgramConfig) -> bool {
     program.enabled && !program.manual
 }
 
-/// What has changed for every program.
+/// What has changed for every program: what it finds in its environment.
 fn common_changes(old: &Config, new: &Config) -> Vec<&'static str> {
     let (old, new) = (&old.gaggled, &new.gaggled);
     let mut changed = Vec::new();
@@ -104,13 +110,31 @@ fn common_changes(old: &Config, new: &Config) -> Vec<&'static str> {
     if old.path != new.path {
         changed.push("gaggled.path");
     }
+    if old.eventurl != new.eventurl {
+        changed.push("gaggled.eventurl");
+    }
+    if old.controlurl != new.controlurl {
+        changed.push("gaggled.controlurl");
+    }
     changed
 }
 
-fn compare(old: &ProgramConfig, new: &ProgramConfig, common: &[&'static str], runs: bool) -> (Change, String) {
+/// Whether the gate that gaggled runs itself has to read its part of the file again.
+fn gate_changed(old: &Config, new: &Config) -> bool {
+    new.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto) && old.gaggled.smtpgate != new.gaggled.smtpgate
+}
+
+/// What a change means for a program that has a process, or that an operator wants down.
+fn compare(
+    old: &ProgramConfig,
+    new: &ProgramConfig,
+    common: &[&'static str],
+    runs: bool,
+    down: bool,
+) -> (Change, String) {
     match (wanted(old), wanted(new)) {
-        (true, false) if runs => return (Change::Stop, "it is no longer enabled".to_owned()),
-        (false, true) if !runs => return (Change::Start, "it is enabled now".to_owned()),
+        (true, false) if !down => return (Change::Stop, "it is no longer enabled".to_owned()),
+        (false, true) if down && !runs => return (Change::Start, "it is enabled now".to_owned()),
         (true | false, true | false) => {}
     }
     let mut launch = common.to_vec();
@@ -124,7 +148,8 @@ fn compare(old: &ProgramConfig, new: &ProgramConfig, common: &[&'static str], ru
     ];
     launch.extend(fields.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field));
     if !launch.is_empty() {
-        let change = if runs { Change::Restart } else { Change::Update };
+        // What an operator wants down is not brought up by that.
+        let change = if runs && !down { Change::Restart } else { Change::Update };
         return (change, format!("{} changed", launch.join(", ")));
     }
     if old == new {

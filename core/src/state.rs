@@ -141,8 +141,8 @@ pub struct State {
     pub survivors: Option<u32>,
     /// How an essential program has ended, with which everything ends.
     pub verdict: Option<ExitStatus>,
-    /// That this life of the daemon gives everything to the next.
-    pub handover: Option<Handover>,
+    /// That this life of the daemon gives everything to the next, and the event that says so.
+    pub handover: Option<(Handover, Seq)>,
 }
 
 impl ProgramState {
@@ -396,7 +396,7 @@ impl State {
             Event::Dependency(id, event) => self.apply_dependency(*id, event, envelope),
             Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
             Event::System(SystemEvent::ShutdownCompleted { survivors }) => self.survivors = Some(*survivors),
-            Event::System(SystemEvent::HandoverBegun { to }) => self.handover = Some(*to),
+            Event::System(SystemEvent::HandoverBegun { to }) => self.handover = Some((*to, envelope.seq)),
             Event::System(
                 SystemEvent::EpochOpened { .. }
                 | SystemEvent::JournalDegraded { .. }

@@ -24,6 +24,8 @@ pub struct Last<'a> {
     pub state: &'a State,
     /// Whether the machine has not been booted since.
     pub same_boot: bool,
+    /// Whether it is the life of another gaggled, whose journal has been copied.
+    pub is_copy: bool,
     /// Whether a shutdown that was under way goes on: it does when nobody has started gaggled anew.
     pub resumes: bool,
 }
@@ -35,6 +37,8 @@ pub struct Opening {
     pub beginning: Beginning,
     /// The state before the first event. The programs in `running` have a process, or had one.
     pub state: State,
+    /// The event with which the life before gave everything to this one.
+    pub handover: Option<Seq>,
     now: Instant,
     wall: WallTime,
 }
@@ -51,7 +55,9 @@ impl Opening {
                 (beginning, succeed(last, graph, beginning, epoch, now))
             }
         };
-        Self { beginning, state, now, wall }
+        let handed_over = matches!(beginning, Beginning::Handover(_));
+        let handover = last.filter(|_| handed_over).and_then(|last| Some(last.state.handover?.1));
+        Self { beginning, state, handover, now, wall }
     }
 
     /// Commits the first events: that this life began, what was found of the instances of the life before, and what a
@@ -62,7 +68,7 @@ impl Opening {
         found: Vec<(ProgramId, Found)>,
         wishes: Vec<(Event, Cause)>,
     ) -> (Journal, Vec<Envelope>) {
-        let Self { beginning, state, now, wall } = self;
+        let Self { beginning, state, handover, now, wall } = self;
         let count = |alive: bool| {
             let found = found.iter().filter(|(_, found)| matches!(found, Found::Alive { .. }) == alive).count();
             u32::try_from(found).unwrap_or(u32::MAX)
@@ -77,7 +83,8 @@ impl Opening {
         };
         let since = Seq(state.seq.0 + 1);
         let mut journal = Journal::resume(state);
-        let mut envelopes = vec![journal.commit_unchecked(now, wall, Event::System(opened), Cause::Boot)];
+        let begun = handover.map_or(Cause::Boot, Cause::Event);
+        let mut envelopes = vec![journal.commit_unchecked(now, wall, Event::System(opened), begun)];
         // What is there is there: nothing of it is up to the rules.
         for (program, found) in found {
             for event in findings(&journal.state().programs[program], found) {
@@ -96,9 +103,10 @@ impl Opening {
 impl Last<'_> {
     fn ended(self) -> Beginning {
         match (self.state.handover, self.state.survivors) {
+            _ if self.is_copy => Beginning::Copy,
             (_, Some(_)) => Beginning::Orderly,
             _ if !self.same_boot => Beginning::Reboot,
-            (Some(to), None) => Beginning::Handover(to),
+            (Some((to, _)), None) => Beginning::Handover(to),
             (None, None) => Beginning::Crash,
         }
     }
@@ -109,7 +117,7 @@ fn succeed(last: Last<'_>, graph: &Graph, beginning: Beginning, epoch: EpochId, 
     let graph = Arc::new(with_retired(graph, last, beginning));
     let mut next = State::new(graph.clone(), epoch);
     next.seq = last.seq;
-    next.at = if beginning == Beginning::Reboot { now } else { now.max(last.at) };
+    next.at = if beginning.is_elsewhere() { now } else { now.max(last.at) };
     let before = last.graph.names();
     for (id, policy) in graph.programs.iter() {
         if let Some(old) = before.get(&policy.name) {
@@ -149,7 +157,7 @@ fn with_retired(graph: &Graph, last: &State, beginning: Beginning) -> Graph {
     let mut graph = graph.clone();
     let known = graph.names();
     for (id, policy) in last.graph.programs.iter() {
-        let lives_on = last.programs[id].is_running() && beginning != Beginning::Reboot;
+        let lives_on = last.programs[id].is_running() && !beginning.is_elsewhere();
         if lives_on && !known.contains_key(&policy.name) {
             graph.add_program(Policy { enabled: false, retired: true, ..policy.clone() });
         }
@@ -160,13 +168,13 @@ fn with_retired(graph: &Graph, last: &State, beginning: Beginning) -> Graph {
 /// Whether everything begins anew, but for what operators want and what is counted.
 fn begins_anew(beginning: Beginning) -> bool {
     match beginning {
-        Beginning::First | Beginning::Orderly | Beginning::Reboot => true,
+        Beginning::First | Beginning::Orderly | Beginning::Reboot | Beginning::Copy => true,
         Beginning::Crash | Beginning::Handover(_) => false,
     }
 }
 
 fn carried(old: &ProgramState, was_enabled: bool, enabled: bool, beginning: Beginning) -> ProgramState {
-    let lives_on = old.is_running() && beginning != Beginning::Reboot;
+    let lives_on = old.is_running() && !beginning.is_elsewhere();
     if lives_on || !begins_anew(beginning) {
         return old.clone();
     }

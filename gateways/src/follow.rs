@@ -174,15 +174,23 @@ impl Follower {
 
     /// Asks for what was missed, or, if that is no longer to be had, for everything.
     fn fetch(&mut self, epoch: EpochId, since: Seq) {
-        let action = events(Since { epoch: Some(epoch), seq: since });
-        let Some(body) = self.ask(action) else { return };
-        match texts(&body) {
-            Some(texts) => texts.iter().for_each(|text| {
-                if let Ok(Fed::Applied(envelope)) = self.mirror.feed(text) {
-                    self.heard.push_back(Heard::Event(envelope, text.clone()));
+        let mut since = Since { epoch: Some(epoch), seq: since };
+        loop {
+            let Some(body) = self.ask(events(since)) else { return };
+            let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return self.synchronise() };
+            if body["gap"] != Value::Bool(false) {
+                return self.synchronise();
+            }
+            for event in body["events"].as_array().into_iter().flatten() {
+                let text = event.to_string();
+                if let Ok(Fed::Applied(envelope)) = self.mirror.feed(&text) {
+                    self.heard.push_back(Heard::Event(envelope, text));
                 }
-            }),
-            None => self.synchronise(),
+            }
+            match next_of(&body) {
+                Some(next) => since = next,
+                None => return,
+            }
         }
     }
 
@@ -206,11 +214,25 @@ impl Follower {
                     Err(_) => Heard::Past(text),
                 });
             }
-            match (body["next"].as_u64(), body["next_epoch"].as_u64()) {
-                (Some(seq), epoch) => since = Since { epoch: epoch.map(EpochId), seq: Seq(seq) },
-                (None, _) => return complete,
+            match next_of(&body) {
+                Some(next) => since = next,
+                None => return complete,
             }
         }
+    }
+
+    /// The last event that waits to be told.
+    fn last_told(&self) -> Option<Since> {
+        self.heard.iter().rev().find_map(|heard| {
+            let text = match heard {
+                Heard::Event(_, text) | Heard::Past(text) => text,
+                Heard::Synchronised { .. } | Heard::Silent | Heard::Back | Heard::Garbled(_) | Heard::Nothing => {
+                    return None;
+                }
+            };
+            let event: Value = serde_json::from_str(text).ok()?;
+            Some(Since { epoch: event["epoch"].as_u64().map(EpochId), seq: Seq(event["seq"].as_u64()?) })
+        })
     }
 
     fn ask(&mut self, action: Action) -> Option<Box<RawValue>> {
@@ -241,6 +263,11 @@ impl Follower {
                 // What the lives between have left is told as well.
                 let since = self.since.take().or(before.filter(|_| !missed));
                 let complete = since.is_none_or(|since| self.recount(since, &state));
+                if self.unanswered {
+                    // What has been told so far is not told again; the rest is asked for with the next heartbeat.
+                    self.since = self.last_told().or(since);
+                    return;
+                }
                 self.mirror.restore(state);
                 self.heard.push_back(Heard::Synchronised { missed: missed || !complete });
             }
@@ -268,13 +295,10 @@ fn events(since: Since) -> Action {
     Action::Events { epoch, since: seq, limit: None, program: None, from: None, until: None }
 }
 
-/// The events of an answer, as text; `None` for a gap.
-fn texts(body: &RawValue) -> Option<Vec<String>> {
-    let body: Value = serde_json::from_str(body.get()).ok()?;
-    if body["gap"].as_bool()? {
-        return None;
-    }
-    Some(body["events"].as_array()?.iter().map(Value::to_string).collect())
+/// Where the next page of an answer begins, if there is one.
+fn next_of(body: &Value) -> Option<Since> {
+    let seq = body["next"].as_u64().map(Seq)?;
+    Some(Since { epoch: body["next_epoch"].as_u64().map(EpochId), seq })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the heartbeat is real time")]

@@ -36,7 +36,7 @@ static int is_journal(int fd) {
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 8) return 0;
     path[length] = 0;
-    return !strcmp(path + length - 8, ".journal");
+    return !strcmp(path + length - 8, ".journal") || !strcmp(path + length - 4, ".new");
 }
 
 ssize_t write(int fd, const void *bytes, size_t size) {

@@ -55,6 +55,8 @@ pub struct Daemon {
     /// The state of its program after each, as it stood in the message.
     pub texts: Vec<String>,
     ended: Option<ExitStatus>,
+    /// Whether another was started in its place, with the same journal.
+    followed: bool,
 }
 
 /// How a gaggled is started.
@@ -113,7 +115,17 @@ impl Daemon {
         let log = || fs::read_to_string(path.join("log")).unwrap_or_default();
         assert!(answer.is_ok(), "gaggled does not answer: {answer:?}\n{}", log());
         let follower = Follower::new(&event, &control, Some(Since { epoch: None, seq: Seq(0) })).expect("urls");
-        Self { child, directory, control, event, follower, heard: Vec::new(), texts: Vec::new(), ended: None }
+        Self {
+            child,
+            directory,
+            control,
+            event,
+            follower,
+            heard: Vec::new(),
+            texts: Vec::new(),
+            ended: None,
+            followed: false,
+        }
     }
 
     /// What it has written.
@@ -189,7 +201,8 @@ impl Daemon {
     #[must_use]
     pub fn again(mut self) -> Self {
         let directory = self.directory.clone();
-        self.ended.get_or_insert_with(ExitStatus::default);
+        let _ = self.await_end();
+        self.followed = true;
         let config = fs::read_to_string(directory.path().join("system.ron")).expect("a configuration");
         Self::with(&config, directory, &Start::default())
     }
@@ -361,12 +374,21 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        // Its programs end with it, or they would outlive the test. After its launcher was killed the daemon is another
+        // process, which its lock names.
+        let locked = fs::read_to_string(self.journal().join("lock")).ok().and_then(|pid| pid.trim().parse().ok());
+        let core = locked.filter(|core| !self.followed && is_gaggled(*core));
+        for pid in core.into_iter().chain(self.ended.is_none().then(|| self.pid())) {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
+        }
         if self.ended.is_none() {
-            // Its programs first, or they would outlive it.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM);
             let _ = self.child.wait();
         }
     }
+}
+
+fn is_gaggled(pid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "gaggled")
 }
 
 /// The same configuration, with a journal in the directory if it names none.

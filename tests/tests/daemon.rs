@@ -63,7 +63,7 @@ fn a_program_gets_a_clean_start() {
     assert_eq!(variables["GAGGLED_CONTROL_URL"], daemon.control);
     assert_eq!(variables["GAGGLED_EVENT_URL"], daemon.event);
     assert!(variables.contains_key("GAGGLED_HOST"));
-    assert!(variables["GAGGLED_INSTANCE"].ends_with(":1:a"));
+    assert!(variables["GAGGLED_INSTANCE"].starts_with("1:a:"));
     assert_eq!((variables["FOR_ALL"], variables["OWN"], variables["BOTH"]), ("1", "x y", "own"));
     assert_eq!(variables["INHERITED"], "yes");
 }

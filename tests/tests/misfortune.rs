@@ -397,6 +397,7 @@ fn a_follower_goes_on_across_the_death_of_gaggled() {
     daemon.must(Action::Down(gaggled_core::command::Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
     daemon.wait("everything to be down", |_, state| state.running.is_empty());
     let numbers: Vec<u64> = daemon.heard.iter().map(|envelope| envelope.seq.0).collect();
-    let broken: Vec<_> = numbers.windows(2).filter(|pair| pair[1] != pair[0] + 1).collect();
+    // A number that is told again, in a later epoch, is one that had not reached the disk.
+    let broken: Vec<_> = numbers.windows(2).filter(|pair| pair[1] > pair[0] + 1).collect();
     assert!(broken.is_empty(), "gaps that nobody has announced: {broken:?}");
 }

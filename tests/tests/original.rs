@@ -338,26 +338,19 @@ fn s25_shutdown_request() {
 
 #[test]
 fn s26_sigkill_gaggled() {
-    let seen = run_until_killed("s26_sigkill_gaggled");
-    // B15: nothing starts them twice, since the next gaggled is a matter of its own; they run on, as they must.
-    assert!(seen.iter().all(|pid| gaggled_tests::harness::exists(*pid)));
-    for pid in seen {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-    }
-}
-
-fn run_until_killed(name: &str) -> Vec<i32> {
-    let text = std::fs::read_to_string(gaggled_tests::script::fixture(name)).expect("a scenario");
+    // B15: nothing starts them twice; they run on, and the daemon takes the place of the launcher that was killed.
+    let text = std::fs::read_to_string(gaggled_tests::script::fixture("s26_sigkill_gaggled")).expect("a scenario");
     assert!(text.contains("self SIGKILL"));
     let mut daemon = gaggled_tests::harness::Daemon::new(
         "\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]), \"b\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"])",
     );
     daemon.wait_up("a", 1);
     daemon.wait_up("b", 1);
-    let pids = vec![daemon.pid_of("a"), daemon.pid_of("b")];
+    let (a, b, core) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.core());
     daemon.signal(nix::sys::signal::Signal::SIGKILL);
     daemon.await_end();
-    pids
+    daemon.wait_for_another(core);
+    assert_eq!((daemon.pid_of("a"), daemon.pid_of("b")), (a, b));
 }
 
 #[test]

@@ -32,17 +32,17 @@ fn signal(pid: i32, signal: Signal) {
 
 /// The main processes that carry a token of this daemon's journal, by program.
 fn bearers(daemon: &Daemon) -> BTreeMap<String, Vec<i32>> {
-    let identity = fs::read_to_string(daemon.journal().join("identity")).expect("an identity");
-    let prefix = format!("GAGGLED_INSTANCE={}:", identity.trim());
+    let url = format!("GAGGLED_CONTROL_URL={}", daemon.control);
     let mut found: BTreeMap<String, Vec<i32>> = BTreeMap::new();
     let pids = fs::read_dir("/proc").expect("processes").flatten();
     for pid in pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let text = String::from_utf8_lossy(&environment).into_owned();
-        let token = text.split('\0').find_map(|pair| pair.strip_prefix(&prefix));
+        let ours = text.split('\0').any(|pair| pair == url);
+        let token = text.split('\0').find_map(|pair| pair.strip_prefix("GAGGLED_INSTANCE=")).filter(|_| ours);
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let session = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(3)?.parse::<i32>().ok());
-        if let Some((_, name)) = token.and_then(|token| token.split_once(':'))
+        if let Some(name) = token.and_then(|token| token.split(':').nth(1))
             && session == Some(pid)
             && !stat.contains(") Z ")
         {

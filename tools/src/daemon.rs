@@ -21,6 +21,7 @@ use gaggled_core::{
     event::Handover,
     host::ExitStatus,
     segment::ConfigText,
+    state::State,
     wire::Reply,
 };
 use gaggled_gateways::{
@@ -189,29 +190,38 @@ impl<E: std::fmt::Display> From<E> for Refused {
 /// Begins a life and lives it; the exit status, and, if this process is to take the place of its launcher, the directory
 /// of the journal.
 fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
+    let parent = nix::unistd::getppid();
     let launched = options.launched.map(Launched::new).transpose()?;
-    let before =
-        launched.as_ref().and_then(|launched| launched.before.as_ref()).filter(|before| !before.state.is_empty());
+    let before = launched.as_ref().and_then(|launched| launched.before.as_ref());
+    let before = before.filter(|before| !before.state.is_empty());
     let resumed =
         before.map(|before| resume(Path::new(&before.state), options.ignore_interrupts)).transpose()?.flatten();
     let (system, directory, homeless, remains) = if let Some((system, directory, remains)) = resumed {
-        (system, Some(directory), None, remains)
+        if let Some((_, State { survivors: Some(survivors), verdict, .. })) = &remains.last {
+            // Everything had stopped, and the life before has died with that on its lips.
+            launched.iter().for_each(Launched::end);
+            return Ok((stopped(*survivors, *verdict), None));
+        }
+        (system, directory, None, remains)
     } else {
         let system = System::check(&options.config, options.ignore_interrupts).ok_or(Refused::Configuration)?;
-        let (directory, homeless, remains) = find_state(&system)?;
+        let (directory, homeless) = find_state(&system)?;
+        let remains = directory.recover(ControlActor::HISTORY)?;
         (system, directory, homeless, remains)
     };
     let channels = system.open_channels()?;
     let server = channels.1.clone();
     let sockets =
         [&system.urls.control, &system.urls.event].map(|url| Url::parse(url, &system.config.gaggled.insecure));
-    let place = directory.as_ref().map(|directory| directory.path().display().to_string());
+    let place = directory.path().display().to_string();
     let life = Life { system: &system, directory, homeless, remains, launched, channels: Some(channels) };
     let ended = actix::System::new().block_on(life.live())?;
     // The contexts of the server belong to threads of nng that end with the process.
     std::mem::forget(server);
     Ok(match ended {
-        Ended::HandedOver(Handover::Launcher) => (0, place),
+        // Whatever it was for, without a launcher there is nobody else to go on.
+        Ended::HandedOver(_) if nix::unistd::getppid() != parent => (0, Some(place)),
+        Ended::HandedOver(Handover::Launcher) => (0, Some(place)),
         Ended::HandedOver(Handover::Reload | Handover::Upgrade) => (0, None),
         Ended::Stopped { survivors, verdict } => {
             for socket in sockets {
@@ -220,14 +230,18 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
                     let _ = std::fs::remove_file(path);
                 }
             }
-            if survivors > 0 {
-                eprintln!("Error: {survivors} programs could not be ended; they wait in the kernel for a device");
-                (SURVIVORS, None)
-            } else {
-                (verdict.map_or(0, status_of), None)
-            }
+            (stopped(survivors, verdict), None)
         }
     })
+}
+
+/// The exit status when everything has stopped, but for so many programs.
+fn stopped(survivors: u32, verdict: Option<ExitStatus>) -> u8 {
+    if survivors == 0 {
+        return verdict.map_or(0, status_of);
+    }
+    eprintln!("Error: {survivors} programs could not be ended; they wait in the kernel for a device");
+    SURVIVORS
 }
 
 /// The exit status of gaggled when an essential program has ended so.
@@ -248,18 +262,17 @@ fn resume(state: &Path, ignore_interrupts: bool) -> Result<Option<(System, State
     Ok(text.and_then(|text| System::in_force(text, ignore_interrupts)).map(|system| (system, directory, remains)))
 }
 
-type Found = (Option<StateDirectory>, Option<String>, Remains);
-
-/// Opens the directory of the journal. Without a disk that can be written gaggled works all the same, and says so.
-fn find_state(system: &System) -> Result<Found, Refused> {
+/// Opens the directory of the journal. If its disk cannot be written, another is taken that does not outlive the machine,
+/// and that is said.
+fn find_state(system: &System) -> Result<(StateDirectory, Option<String>), Refused> {
     let path = address::state_directory(&system.config.gaggled)?;
     match StateDirectory::open(&path) {
-        Ok(directory) => {
-            let remains = directory.recover(ControlActor::HISTORY)?;
-            Ok((Some(directory), None, remains))
-        }
+        Ok(directory) => Ok((directory, None)),
         Err(StateError::Io { path, error }) if is_disk(&error) => {
-            Ok((None, Some(format!("{path} cannot be written: {error}")), Remains::default()))
+            let elsewhere = make_default_directory()?.join("journal");
+            let directory = StateDirectory::open(&elsewhere)?;
+            let why = format!("{path} cannot be written ({error}), so it is kept in {} for now", elsewhere.display());
+            Ok((directory, Some(why)))
         }
         Err(why) => Err(why.into()),
     }
@@ -273,10 +286,13 @@ fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
+/// How another gaggled ends its answer, if it can.
+const GOES_ON: &str = " can go on";
+
 /// What another gaggled asks before it lets this one go on: whether it can read the journal, and which version it is.
 pub fn succeed(state: &Path) -> ExitCode {
     match gaggled_actors::state_directory::last_segment(state) {
-        Ok(()) => crate::output::end(crate::output::line(&format!("gaggled {VERSION}"))),
+        Ok(()) => crate::output::end(crate::output::line(&format!("gaggled {VERSION}{GOES_ON}"))),
         Err(why) => {
             eprintln!("Error: {why}");
             ExitCode::from(CANNOT_RUN)

@@ -126,13 +126,17 @@ fn verify(found: &[SegmentFile]) -> ExitCode {
         }
         match passed {
             Ok(state) => last = Some(state),
-            Err(Wrong::Broken(Broken { how: How::Torn, .. })) if number + 1 == found.len() => last = None,
+            Err(Wrong::Broken(Broken { how: How::Torn, .. })) if number + 1 == found.len() => {
+                last = None;
+                audit.missing.push(format!("{name}: its end is torn off, or being written"));
+            }
             Err(why) => {
                 last = None;
                 wrong.push(format!("{name}: {why}"));
             }
         }
     }
+    audit.end();
     wrong.append(&mut audit.found);
     let size = bytes / 1024;
     let mut lines = vec![format!("{} segments, {events} events, {size} KiB", found.len())];
@@ -172,6 +176,7 @@ fn as_far_as_it_holds(segment: &Path) -> Option<(State, WallTime)> {
 }
 
 fn export(found: &[SegmentFile]) -> ExitCode {
+    let mut whole = true;
     for segment in found {
         let passed = pass(&segment.path, |envelope, state| {
             let Some(envelope) = envelope else { return Ok(()) };
@@ -182,8 +187,11 @@ fn export(found: &[SegmentFile]) -> ExitCode {
         match passed {
             Ok(_) | Err(Wrong::Broken(Broken { how: How::Torn, .. })) => {}
             Err(Wrong::Io(error)) => return output::end(Err(error)),
-            Err(why) => eprintln!("Error: {}: {why}", segment.path.display()),
+            Err(why) => {
+                eprintln!("Error: {}: {why}", segment.path.display());
+                whole = false;
+            }
         }
     }
-    ExitCode::SUCCESS
+    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -151,14 +151,15 @@ struct Launcher {
     proven: Option<File>,
     daemon: Option<Pid>,
     again: bool,
+    /// That gaggled was told to end, and how: the next daemon is told, too, if this one dies over it.
+    told: Option<Signal>,
     /// How many have died soon, one after the other.
     deaths: u32,
 }
 
 impl Launcher {
     fn new(arguments: Vec<OsString>, resume: Option<String>) -> io::Result<Self> {
-        let own = [Signal::SIGCHLD, Signal::SIGALRM];
-        let signals: SigSet = own.into_iter().chain(HANDED_ON).chain(IGNORED).collect();
+        let signals = signals();
         // The daemon inherits this, and lets them in when it can take them.
         signals.thread_block()?;
         nix::sys::prctl::set_child_subreaper(true)?;
@@ -180,6 +181,7 @@ impl Launcher {
             proven: None,
             daemon: None,
             again,
+            told: None,
             deaths: 0,
         })
     }
@@ -189,13 +191,14 @@ impl Launcher {
         loop {
             match self.signals.wait()? {
                 Signal::SIGCHLD => {
-                    if let Some(code) = self.reap()? {
+                    if let Some(code) = self.reap() {
                         return Ok(code);
                     }
                 }
-                Signal::SIGALRM if self.daemon.is_some() => self.settle()?,
+                Signal::SIGALRM if self.daemon.is_some() => self.settle(),
                 Signal::SIGALRM => self.start(),
                 signal if HANDED_ON.contains(&signal) => {
+                    self.told = self.told.or(Some(signal).filter(|signal| *signal != Signal::SIGHUP));
                     if self.daemon.is_none() {
                         self.start();
                     }
@@ -209,19 +212,30 @@ impl Launcher {
     }
 
     /// The daemon has lived for a while.
-    fn settle(&mut self) -> io::Result<()> {
-        if Letter::read(&self.letter)?.standing == Standing::Well {
+    fn settle(&mut self) {
+        if self.letter().standing == Standing::Well {
             self.deaths = 0;
             self.proven = None;
+        } else {
+            alarm::set(SETTLED);
         }
-        Ok(())
+    }
+
+    /// The letter; one that cannot be read says nothing.
+    fn letter(&self) -> Letter {
+        Letter::read(&self.letter).unwrap_or_default()
     }
 
     /// Starts the daemon; if the machine has no process for it, a little later.
     fn start(&mut self) {
         if let Err(error) = self.spawn() {
             eprintln!("Error: gaggled cannot be started again ({error}); it will be tried again");
+            if let Some(proven) = self.proven.take() {
+                self.binary = proven;
+            }
             alarm::set(1);
+        } else if let (Some(daemon), Some(signal)) = (self.daemon, self.told) {
+            let _ = kill(daemon, signal);
         }
     }
 
@@ -243,7 +257,7 @@ impl Launcher {
     }
 
     /// Takes every child that has ended. What the daemon may want to know is told before the process id is given back.
-    fn reap(&mut self) -> io::Result<Option<ExitCode>> {
+    fn reap(&mut self) -> Option<ExitCode> {
         while let Some((pid, ended)) = host::peek_ended() {
             let daemon = self.daemon.is_some_and(|daemon| daemon.as_raw() == pid);
             if !daemon {
@@ -251,22 +265,25 @@ impl Launcher {
                 let _ = self.tell.write_all(&host::encode_reaped(pid, ended));
             }
             host::reap(pid);
-            if daemon && let Some(code) = self.daemon_ended(ended)? {
-                return Ok(Some(code));
+            if daemon && let Some(code) = self.daemon_ended(ended) {
+                return Some(code);
             }
         }
-        Ok(None)
+        None
     }
 
     /// The daemon has ended: for good, or to be started again.
-    fn daemon_ended(&mut self, ended: ExitStatus) -> io::Result<Option<ExitCode>> {
+    fn daemon_ended(&mut self, ended: ExitStatus) -> Option<ExitCode> {
         self.daemon = None;
-        let letter = Letter::read(&self.letter)?;
-        // One that was never well, and follows none that was, has left nothing to be taken over.
-        if letter.standing == Standing::Ending || letter.state.is_empty() {
-            return Ok(Some(code(ended)));
+        let letter = self.letter();
+        let beginning = letter.standing == Standing::Beginning;
+        // One that was never well, and follows none that was, has left nothing to be taken over; and one that cannot
+        // even begin does not keep gaggled from ending.
+        let over = letter.state.is_empty() || beginning && self.told.is_some() && self.deaths > SOON;
+        if letter.standing == Standing::Ending || over {
+            return Some(code(ended));
         }
-        if letter.standing == Standing::Beginning {
+        if beginning {
             // A new binary that was never well: back to the one that was.
             if let Some(proven) = self.proven.take() {
                 self.binary = proven;
@@ -275,7 +292,9 @@ impl Launcher {
             self.proven = Some(std::mem::replace(&mut self.binary, next));
         }
         let (was_well, handed_over) = (letter.standing == Standing::Well, letter.standing == Standing::HandingOver);
-        Letter { binary: String::new(), standing: Standing::Beginning, ..letter }.write(&self.letter)?;
+        let next = Letter { binary: String::new(), standing: Standing::Beginning, ..letter };
+        // Memory that cannot be written has the old letter, which is as good.
+        let _ = next.write(&self.letter);
         self.deaths += u32::from(!handed_over);
         if self.deaths <= SOON {
             self.start();
@@ -283,7 +302,7 @@ impl Launcher {
             let doublings = if was_well { 0 } else { (self.deaths - SOON - 1).min(5) };
             alarm::set((1 << doublings).min(LONGEST));
         }
-        Ok(None)
+        None
     }
 }
 
@@ -296,10 +315,16 @@ fn code(ended: ExitStatus) -> ExitCode {
     })
 }
 
+fn signals() -> SigSet {
+    [Signal::SIGCHLD, Signal::SIGALRM].into_iter().chain(HANDED_ON).chain(IGNORED).collect()
+}
+
 /// Makes this process, which was the daemon, the launcher of the next: its programs stay its children.
 pub fn take_its_place(state: &str) -> io::Error {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let kept = arguments.iter().position(|word| word == "--launched").unwrap_or(arguments.len());
     let arguments = arguments.get(..kept).unwrap_or_default();
+    // What comes before the launcher can take it waits.
+    let _ = signals().thread_block();
     Command::new("/proc/self/exe").arg0("gaggled").arg("--resume").arg(state).args(arguments).exec()
 }

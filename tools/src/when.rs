@@ -26,7 +26,8 @@ fn time(text: &str, now: &Zoned) -> Result<WallTime, String> {
             civil.to_zoned(now.time_zone().clone()).map_err(|why| format!("\"{text}\" is no time here: {why}"))?;
         return Ok(of(zoned.timestamp()));
     }
-    let ago: Duration = humantime::parse_duration(text).map_err(|_| {
+    let span = text.strip_suffix("ago").unwrap_or(text);
+    let ago: Duration = humantime::parse_duration(span).map_err(|_| {
         format!("\"{text}\" is neither the number of an event nor a time: write for instance 42, 14:03:07, \"2026-11-20 14:03\" or 10m")
     })?;
     now.timestamp().checked_sub(ago).map(of).map_err(|why| format!("\"{text}\" is too long ago: {why}"))
@@ -47,6 +48,7 @@ mod tests {
             ("14:03", "2026-11-20T13:03:00Z"),
             ("14:03:07.5", "2026-11-20T13:03:07.5Z"),
             ("10m", "2026-11-20T13:50:00Z"),
+            ("10m ago", "2026-11-20T13:50:00Z"),
             ("1h 30s", "2026-11-20T12:59:30Z"),
         ] {
             assert_eq!(time(text, &now), Ok(WallTime(micros(expected))), "{text}");

@@ -25,7 +25,7 @@ struct Status<'a> {
     eventurl: &'a str,
     controlurl: &'a str,
     /// The directory of the journal.
-    state: Option<&'a str>,
+    state: &'a str,
 }
 
 impl ControlActor {
@@ -61,7 +61,7 @@ impl ControlActor {
             shutting_down: self.state.shutdown.is_some(),
             eventurl: &self.about.eventurl,
             controlurl: &self.about.controlurl,
-            state: self.about.state.as_deref(),
+            state: &self.about.state,
         };
         Reply::done(id, &status)
     }

@@ -6,6 +6,7 @@ use gaggled_core::{
     time::WallTime,
     wire::{ErrorCode, Moment, ProgramView, Reply, ReplyError, View},
 };
+use globset::{Glob, GlobMatcher};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -17,7 +18,8 @@ const EVENTS_PAGE: usize = 5_000;
 
 /// Which events are meant.
 pub(super) struct Filter {
-    pub program: Option<String>,
+    /// Those of programs whose names match.
+    pub program: Option<GlobMatcher>,
     pub from: Option<WallTime>,
     pub until: Option<WallTime>,
 }
@@ -59,6 +61,32 @@ struct WhyLink<'a> {
 }
 
 impl ControlActor {
+    /// The programs of which events are wanted. It may be one that there is no longer, but not one that there never was.
+    pub(super) fn matcher(&self, program: Option<String>) -> Result<Option<GlobMatcher>, ReplyError> {
+        let Some(word) = program else { return Ok(None) };
+        let glob = Glob::new(&word).map_err(|why| ReplyError {
+            code: ErrorCode::BadRequest,
+            message: format!("pattern {word:?} is not understood: {}", why.kind()),
+        })?;
+        let matcher = glob.compile_matcher();
+        let known = self.names.keys().any(|name| matcher.is_match(&**name));
+        if !known && !self.history.programs().any(|name| matcher.is_match(name)) {
+            self.select(&[word])?;
+        }
+        Ok(Some(matcher))
+    }
+
+    /// What has not happened yet cannot be told.
+    pub(super) fn past_only(&self, at: Option<Moment>) -> Result<(), ReplyError> {
+        let (last, now) = (self.state.seq, self.clock.wall());
+        let message = match at {
+            Some(Moment::Seq(seq)) if seq > last => format!("event {seq} has not happened yet, the last one is {last}"),
+            Some(Moment::Time(time)) if time.0 > now.0 => "that time has not come yet".to_owned(),
+            Some(_) | None => return Ok(()),
+        };
+        Err(ReplyError { code: ErrorCode::BadRequest, message })
+    }
+
     pub(super) fn events(
         &self,
         id: &str,
@@ -84,7 +112,8 @@ impl ControlActor {
         let wanted = Wanted { after, from, until, program, limit };
         let archive = self.archive.clone();
         let exact = epoch.is_some();
-        Course::Elsewhere(Box::new(move |id| Concluded::Answer(archived_events(id, &archive, &wanted, last, exact))))
+        let known = Known { first, last };
+        Course::Elsewhere(Box::new(move |id| Concluded::Answer(archived_events(id, &archive, &wanted, known, exact))))
     }
 
     /// The last position of a number, whichever the epoch.
@@ -108,7 +137,8 @@ impl ControlActor {
         };
         for entry in self.history.after(after) {
             let position = entry.position();
-            let right = filter.program.as_deref().is_none_or(|program| entry.program() == Some(program))
+            let matches = |program: &GlobMatcher| entry.program().is_some_and(|name| program.is_match(name));
+            let right = filter.program.as_ref().is_none_or(matches)
                 && filter.from.is_none_or(|from| entry.envelope.wall.0 >= from.0)
                 && filter.until.is_none_or(|until| entry.envelope.wall.0 <= until.0);
             if !right {
@@ -204,8 +234,21 @@ fn links(chain: &[Link]) -> Vec<WhyLink<'_>> {
         .collect()
 }
 
-fn archived_events(id: &str, archive: &Archive, wanted: &Wanted, last: Position, exact: bool) -> Reply {
-    let found = archive.events(wanted);
+/// What memory has.
+#[derive(Clone, Copy)]
+struct Known {
+    first: Position,
+    last: Position,
+}
+
+fn archived_events(id: &str, archive: &Archive, wanted: &Wanted, known: Known, exact: bool) -> Reply {
+    let Known { first, last } = known;
+    let mut found = archive.events(wanted);
+    if found.end <= wanted.after && !found.full {
+        // The disk has nothing of it. What memory has is all there is.
+        found.gap = true;
+        found.end = Position { seq: Seq(first.seq.0.saturating_sub(1)), ..first };
+    }
     // What the disk does not have yet, memory has: the next question goes there.
     let until = wanted.until.is_some() && found.full && found.events.len() < wanted.limit;
     let more = found.end < last && !until;

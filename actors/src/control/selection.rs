@@ -19,7 +19,7 @@ impl ControlActor {
     /// Each name and each pattern must mean at least one.
     pub(super) fn select(&self, wanted: &[String]) -> Result<Vec<ProgramId>, ReplyError> {
         if wanted.is_empty() {
-            return Ok(self.state.graph.programs.ids().collect());
+            return Ok(self.state.graph.programs.ids().filter(|id| !self.is_retired(*id)).collect());
         }
         let mut chosen = std::collections::BTreeSet::new();
         let mut patterns = 0;
@@ -40,6 +40,10 @@ impl ControlActor {
         Ok(chosen.into_iter().collect())
     }
 
+    fn is_retired(&self, id: ProgramId) -> bool {
+        self.state.graph.programs[id].retired
+    }
+
     fn matching(&self, pattern: &str) -> Result<Vec<ProgramId>, ReplyError> {
         let glob = Glob::new(pattern).map_err(|why| ReplyError {
             code: ErrorCode::BadRequest,
@@ -48,7 +52,7 @@ impl ControlActor {
         let matcher = glob.compile_matcher();
         let all = self.state.graph.programs.iter();
         let found: Vec<ProgramId> =
-            all.filter(|(_, policy)| matcher.is_match(&*policy.name)).map(|(id, _)| id).collect();
+            all.filter(|(_, policy)| !policy.retired && matcher.is_match(&*policy.name)).map(|(id, _)| id).collect();
         if found.is_empty() {
             let message = format!("no program matches {pattern:?}");
             return Err(ReplyError { code: ErrorCode::NoSuchProgram, message });

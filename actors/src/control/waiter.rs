@@ -46,6 +46,8 @@ pub(super) struct Waiter {
     /// The command whose events are not all committed, and how many of them are not.
     uncommitted: Option<(Cause, usize)>,
     alarm: Option<SpawnHandle>,
+    /// Whether it wants something, rather than only to know.
+    pub is_command: bool,
     /// What is answered, if not which programs it was about.
     pub body: Option<serde_json::Value>,
     /// Where the answer goes: more than one if the request was sent again.
@@ -69,6 +71,7 @@ impl Waiter {
             target,
             uncommitted: None,
             alarm: None,
+            is_command: false,
             body: None,
             answers: vec![answer],
         }
@@ -90,6 +93,9 @@ impl Waiter {
             Goal::Up if now.phase == Phase::Up => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
             Goal::Up if now.phase != Phase::Down => Ok(false),
             Goal::Up if now.operator_down => Err(format!("{name} was put down by an operator")),
+            Goal::Up if self.is_command && self.hopeless(program, state).is_some() => {
+                Err(self.hopeless(program, state).unwrap_or_default())
+            }
             Goal::Up if state.shutdown.is_some() => Err(format!("{name} cannot come up: gaggled is shutting down")),
             Goal::Up => match now.outcome {
                 Some(Outcome::SpawnFailed { stage, errno }) if now.instance.0 > after && !stage.is_transient(errno) => {
@@ -107,6 +113,15 @@ impl Waiter {
                 _ => Ok(false),
             },
         }
+    }
+
+    /// That a program waits for one that an operator has put down, and that is not asked for either.
+    fn hopeless(&self, program: ProgramId, state: &State) -> Option<String> {
+        let asked = |on: ProgramId| self.target.as_ref().is_some_and(|target| target.programs.contains_key(&on));
+        let edges = state.graph.edges_of(program).iter().map(|edge| state.graph.edges[*edge].on);
+        let mut down = edges.filter(|on| state.programs[*on].operator_down && !asked(*on));
+        let (of, on) = (&state.graph.programs[program].name, &state.graph.programs[down.next()?].name);
+        Some(format!("{of} waits for {on}, which is put down: ask that up, too"))
     }
 
     fn done(&self, state: &State) -> Reply {

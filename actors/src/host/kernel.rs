@@ -286,6 +286,12 @@ pub fn wait_for_any() -> Option<(i32, ExitStatus)> {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)
 }
 
+/// Sends a signal of any number, also of those that have no name.
+pub fn send(pid: i32, signal: c_int) {
+    // SAFETY: no memory is passed.
+    unsafe { libc::kill(pid, signal) };
+}
+
 /// A child that has ended, if there is one now; it is left as it is.
 pub fn peek_ended() -> Option<(i32, ExitStatus)> {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT | libc::WNOHANG).filter(|(pid, _)| *pid > 0)
@@ -294,7 +300,7 @@ pub fn peek_ended() -> Option<(i32, ExitStatus)> {
 /// Takes the status of a child that has ended, and with it its process id.
 pub fn reap(pid: i32) -> ExitStatus {
     let id = libc::id_t::try_from(pid).unwrap_or(0);
-    wait(libc::P_PID, id, libc::WEXITED).map_or(ExitStatus::Unknown, |(_, status)| status)
+    wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).map_or(ExitStatus::Unknown, |(_, status)| status)
 }
 
 fn wait(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> Option<(i32, ExitStatus)> {
@@ -359,7 +365,7 @@ pub fn exit_info(pidfd: &OwnedFd) -> ExitInfo {
 }
 
 /// What the status of `wait` says.
-fn of_wait_status(status: c_int) -> ExitStatus {
+pub fn of_wait_status(status: c_int) -> ExitStatus {
     if libc::WIFEXITED(status) {
         ExitStatus::Code(libc::WEXITSTATUS(status))
     } else if libc::WIFSIGNALED(status) && libc::WCOREDUMP(status) {

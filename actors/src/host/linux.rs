@@ -34,7 +34,7 @@ use super::{
     kernel::{self, SpawnError},
     proc,
     recorder::{Recorder, Slot},
-    starter::{Order, Starter},
+    starter::{self, Order, Starter},
     token::Token,
     watch::Watch,
 };
@@ -81,6 +81,8 @@ pub struct Survivor {
     pub pid: i32,
     /// When it began.
     pub birth: StartTime,
+    /// Whose child it was when it was found.
+    pub parent: i32,
 }
 
 /// The processes of this machine.
@@ -163,22 +165,21 @@ impl LinuxHost {
         });
         let (orders, received) = crossbeam_channel::unbounded();
         let starter = Starter::new(launches, environment, shared.clone())?;
-        thread::Builder::new().name("starter".into()).spawn(move || starter.run(&received))?;
+        thread::Builder::new().name(starter::THREAD.into()).spawn(move || starter.run(&received))?;
         let reaper = shared.clone();
         thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap_for_ever())?;
         Ok(Self { shared, orders, inheritance: Some(inheritance) })
     }
 
     /// Carries out what was asked for so far, and then leaves everything as it is: whatever ends from now on is left for
-    /// the next life to hear of. False if a start takes longer than `within`.
-    pub fn hand_over(&self, within: Duration) -> bool {
+    /// the next life to hear of. A start that takes longer than `within` is not waited for.
+    pub fn hand_over(&self, within: Duration) {
         let (reached, mark) = crossbeam_channel::bounded(1);
         let _ = self.orders.send(Order::Mark(reached));
-        let done = mark.recv_timeout(within).is_ok();
+        let _ = mark.recv_timeout(within);
         self.shared.table().handed_over = true;
         // What the launcher tells from now on stays in its pipe.
         std::mem::forget(self.shared.listening.lock());
-        done
     }
 }
 
@@ -262,11 +263,12 @@ impl Shared {
     fn signal(&self, program: ProgramId, instance: InstanceId, signal: Signal) {
         let mut table = self.table();
         let Some((pid, process)) = table.find(program, instance) else { return };
-        let Ok(number) = nix::sys::signal::Signal::try_from(signal.0) else { return };
-        if [Signal::TERM, Signal::KILL].contains(&signal) {
-            signal_group(pid, process, number);
+        if signal == Signal::TERM {
+            signal_group(pid, process, nix::sys::signal::SIGTERM);
+        } else if signal == Signal::KILL {
+            signal_group(pid, process, nix::sys::signal::SIGKILL);
         } else if process.ended.is_none() && (process.own || proc::birth(pid) == process.birth) {
-            let _ = kill(Pid::from_raw(pid), number);
+            kernel::send(pid, signal.0);
         }
     }
 
@@ -294,11 +296,19 @@ impl Shared {
     fn kill_strays(&self, table: &Living, group: i32, process: &Process) -> u16 {
         let parent = if process.own { getpid() } else { getppid() }.as_raw();
         let name = self.names.get(process.program);
-        let escaped = proc::children(parent, parent).into_iter().filter(|child| {
-            let known = table.by_pid.contains_key(child) || proc::stat(*child).is_none_or(|stat| stat.group == group);
-            let token = if known { None } else { Token::of(*child, &self.journal) };
+        let is_own = |pid: i32| {
+            let token = Token::of(pid, &self.journal);
             token.is_some_and(|token| token.instance == process.instance && Some(&token.program) == name)
-        });
+        };
+        let is_stray = |child: &i32| {
+            let known = table.by_pid.contains_key(child) || proc::stat(*child).is_none_or(|stat| stat.group == group);
+            !known && is_own(*child)
+        };
+        if !proc::children(parent, parent).iter().any(is_stray) {
+            return 0;
+        }
+        // What it has started in turn still has a parent.
+        let escaped = proc::all().filter(|pid| proc::stat(*pid).is_some_and(|stat| !stat.is_zombie()) && is_own(*pid));
         let killed = escaped.filter(|stray| kill(Pid::from_raw(*stray), nix::sys::signal::SIGKILL).is_ok()).count();
         u16::try_from(killed).unwrap_or(u16::MAX)
     }
@@ -306,11 +316,10 @@ impl Shared {
     /// Takes a process of the life before into the table. What neither we nor the launcher will reap is returned, to be
     /// watched.
     fn adopt(&self, survivor: Survivor, launcher: Option<i32>) -> Option<(i32, OwnedFd)> {
-        let Survivor { program, instance, pid, birth } = survivor;
+        let Survivor { program, instance, pid, birth, parent } = survivor;
         let process = Process { program, instance, birth, own: false, stopping: false, killed: false, ended: None };
         self.table().insert(pid, process);
-        let parent = proc::stat(pid).filter(|stat| stat.birth == birth).map(|stat| stat.parent);
-        if launcher.is_some() && (parent == launcher || parent.is_none()) {
+        if launcher == Some(parent) {
             // The launcher tells of its end, or has told it already.
             return None;
         }
@@ -391,7 +400,7 @@ impl Shared {
         match table.by_pid.get(&pid) {
             Some(process) if !process.own && process.ended.is_none() => {
                 // What was told of an earlier process of the same id is not about this one.
-                if proc::stat(pid).is_some_and(|stat| stat.birth == process.birth && stat.state != 'Z') {
+                if proc::stat(pid).is_some_and(|stat| stat.birth == process.birth && !stat.is_zombie()) {
                     return;
                 }
                 self.recorder.write(process.program, Slot { instance: process.instance, pid, ended: Some(status) });
@@ -445,8 +454,13 @@ fn signal_group(pid: i32, process: &Process, signal: nix::sys::signal::Signal) {
 /// reaped, a process of that number means that the group was empty before.
 fn group_lives(pid: i32, process: &Process) -> bool {
     let reused = process.ended.is_some() && kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH);
-    let unheard = !process.own && process.ended.is_none() && proc::birth(pid) != process.birth;
-    !reused && !unheard && killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
+    if !process.own {
+        // A main process that has ended may stay a zombie for ever, and with it its group.
+        let unheard = process.ended.is_none() && proc::birth(pid) != process.birth;
+        let there = !unheard && killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH);
+        return there && (process.ended.is_none() || proc::count_group(pid) > 0);
+    }
+    !reused && killpg(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
 /// Makes this process the parent of what its descendants leave behind, so that nothing escapes by losing its parent.

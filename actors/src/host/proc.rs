@@ -13,13 +13,15 @@ pub(super) struct Stat {
     pub group: i32,
     pub session: i32,
     pub birth: StartTime,
+    /// How it has ended, as `wait` would tell, while it is a zombie.
+    pub exit_code: i32,
 }
 
 /// The fields of a process; `None` if there is none.
 pub(super) fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name stands in brackets and may hold anything.
-    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+    let fields: Vec<&str> = text.trim_end().rsplit_once(") ")?.1.split(' ').collect();
     let number = |at: usize| fields.get(at)?.parse::<i32>().ok();
     Some(Stat {
         state: fields.first()?.chars().next()?,
@@ -27,12 +29,25 @@ pub(super) fn stat(pid: i32) -> Option<Stat> {
         group: number(2)?,
         session: number(3)?,
         birth: StartTime(fields.get(19)?.parse().ok()?),
+        exit_code: number(49).unwrap_or(0),
     })
+}
+
+impl Stat {
+    /// Whether it has ended, and only waits for whoever is its parent now to notice. Some never do.
+    pub(super) fn is_zombie(&self) -> bool {
+        self.state == 'Z'
+    }
 }
 
 /// When a process began; unknown if there is none.
 pub(super) fn birth(pid: i32) -> StartTime {
     stat(pid).map_or_else(StartTime::default, |stat| stat.birth)
+}
+
+/// The name of a process.
+pub(super) fn name(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim_end().to_owned())
 }
 
 /// All processes.

@@ -26,6 +26,9 @@ use super::{
     token::{self, Token},
 };
 
+/// The name of the thread; a child has it, too, until it executes its command.
+pub(super) const THREAD: &str = "starter";
+
 /// What the thread is to do.
 pub(super) enum Order {
     /// Start this run of a program.
@@ -85,7 +88,7 @@ impl Starter {
         };
         let nul = |_| SpawnError { stage: ExecStage::Exec, errno: libc::EINVAL };
         let candidates = candidates(&launch.command, &self.search).map_err(nul)?;
-        let argv0 = candidates.first().cloned().unwrap_or_default();
+        let argv0 = CString::new(launch.command.as_str()).map_err(nul)?;
         let arguments: Result<Vec<CString>, _> = launch.argv.iter().map(|word| CString::new(word.as_str())).collect();
         let argv: Vec<CString> = [argv0].into_iter().chain(arguments.map_err(nul)?).collect();
         let token = variable(token::VARIABLE, &Token::write(&self.journal, &launch.name, instance));

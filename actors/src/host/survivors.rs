@@ -1,8 +1,9 @@
 //! What has become of the instances of the life before: looked for once, before anything is started.
 //!
 //! A process is known by its id together with the time at which it began, as the journal has them. One that the journal
-//! has not heard of, because the life before ended between the fork and the record, is known by the token in its
-//! environment. How one has ended that is gone is told by the flight recorder, or by the launcher that has reaped it.
+//! has not heard of, because the life before ended between the fork and the record, is known by the flight recorder, or
+//! by the token in its environment. How one has ended that is gone is told by the flight recorder, or by the launcher that
+//! has reaped it.
 
 use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive};
 
@@ -12,50 +13,56 @@ use gaggled_core::{
     state::{ProgramState, State},
 };
 use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
+    errno::Errno,
+    sys::signal::{Signal, kill, killpg},
+    unistd::{Pid, getppid},
 };
 
 use super::{
+    kernel,
+    linux::Survivor,
     proc::{self, Stat},
     recorder::Slot,
+    starter,
     token::Token,
 };
-
-/// A process that carries a token of this gaggled.
-struct Bearer {
-    pid: i32,
-    instance: InstanceId,
-    stat: Stat,
-}
 
 /// What is seen of an instance.
 #[derive(Clone, Copy)]
 enum Seen {
-    Alive { instance: InstanceId, pid: i32, birth: StartTime },
-    Gone { instance: InstanceId, pid: Option<i32> },
+    Alive { instance: InstanceId, pid: i32, stat: Stat },
+    Gone { instance: InstanceId, pid: Option<i32>, status: Option<ExitStatus> },
+}
+
+/// What the life before has left to look by.
+pub struct Before<'a> {
+    /// Its last state, to whose programs the recorder refers.
+    pub state: &'a State,
+    /// The identity of the journal.
+    pub identity: &'a str,
+    /// What it has recorded, if it has.
+    pub recorded: Option<&'a [Vec<Slot>]>,
 }
 
 /// What is found of each program that had a process, or may have one that the journal has not heard of: of the instance
-/// that the journal knows, and then of a later one.
+/// that the journal knows, and then of a later one; and those that run.
 ///
-/// `before` is the state at the end of the life before, to whose programs the recorder refers; `state` is the same
-/// carried over. `reaped` is asked what the launcher has reaped, when everything has been looked at: what has gone by
-/// then it has told of.
+/// `state` is the last state carried over. `reaped` is asked what the launcher has reaped, when everything has been looked
+/// at: what has gone by then it has told of.
 pub fn look(
-    before: &State,
+    before: &Before<'_>,
     state: &State,
-    journal: &str,
-    recorded: Option<&[Vec<Slot>]>,
     reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>,
-) -> Vec<(ProgramId, Found)> {
+) -> (Vec<(ProgramId, Found)>, Vec<Survivor>) {
+    end_half_started();
     let mut bearers: BTreeMap<String, Vec<Bearer>> = BTreeMap::new();
     for pid in proc::all() {
-        if let (Some(token), Some(stat)) = (Token::of(pid, journal), proc::stat(pid)) {
+        if let (Some(token), Some(stat)) = (Token::of(pid, before.identity), proc::stat(pid)) {
             bearers.entry(token.program).or_default().push(Bearer { pid, instance: token.instance, stat });
         }
     }
-    let ids = before.graph.names();
+    let ids = before.state.graph.names();
+    let recorded = before.recorded;
     let slots = |name: &str| ids.get(name).and_then(|old| recorded?.get(old.index())).map_or(&[][..], Vec::as_slice);
     let mut seen = Vec::new();
     for (id, policy) in state.graph.programs.iter() {
@@ -65,22 +72,47 @@ pub fn look(
     }
     // Of an id that was given twice the first is meant: it was the program's until it ended.
     let reaped: BTreeMap<i32, ExitStatus> = reaped().into_iter().rev().collect();
-    let find = |(id, seen): (ProgramId, Seen)| {
+    let mut survivors = Vec::new();
+    let mut find = |(program, seen): (ProgramId, Seen)| {
+        let name = &*state.graph.programs[program].name;
         let found = match seen {
-            Seen::Alive { instance, pid, birth } => Found::Alive { instance, pid, birth },
+            Seen::Alive { instance, pid, stat } => {
+                let Stat { birth, parent, .. } = stat;
+                survivors.push(Survivor { program, instance, pid, birth, parent });
+                Found::Alive { instance, pid, birth }
+            }
             // A child writes itself down before it is anything: what is not written never was.
-            Seen::Gone { instance, pid: None } if recorded.is_some() => Found::NeverRan { instance },
-            Seen::Gone { instance, pid } => {
-                let slots = slots(&state.graph.programs[id].name);
-                let recorded = slots.iter().find(|slot| slot.instance == instance).and_then(|slot| slot.ended);
+            Seen::Gone { instance, pid: None, .. } if recorded.is_some() => Found::NeverRan { instance },
+            Seen::Gone { instance, pid, status } => {
+                let recorded = slots(name).iter().find(|slot| slot.instance == instance).and_then(|slot| slot.ended);
                 let told = || pid.and_then(|pid| reaped.get(&pid).copied());
-                let status = recorded.or_else(told).unwrap_or(ExitStatus::Unknown);
-                Found::Ended { instance, status, left_behind: pid.map_or(0, sweep) }
+                let status = status.or(recorded).or_else(told).unwrap_or(ExitStatus::Unknown);
+                let token = Token { instance, program: name.to_owned() };
+                Found::Ended { instance, status, left_behind: pid.map_or(0, |pid| sweep(pid, &token, before.identity)) }
             }
         };
-        (id, found)
+        (program, found)
     };
-    seen.into_iter().map(find).collect()
+    let found = seen.into_iter().map(&mut find).collect();
+    (found, survivors)
+}
+
+/// Ends the children of the life before that had not executed their command when it died: they would do so later, when
+/// nobody expects them any more. They are still threads of the starter by name.
+fn end_half_started() {
+    let launcher = getppid().as_raw();
+    for child in proc::children(launcher, launcher) {
+        if proc::name(child).as_deref() == Some(starter::THREAD) {
+            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
+        }
+    }
+}
+
+/// A process that carries a token of this gaggled.
+struct Bearer {
+    pid: i32,
+    instance: InstanceId,
+    stat: Stat,
 }
 
 /// One program: what the journal knows of it, what was recorded, and the processes that carry its token.
@@ -98,9 +130,15 @@ impl Look<'_> {
             return None;
         }
         match self.known.pid {
-            Some(pid) if is_same(pid, birth) => Some(Seen::Alive { instance, pid, birth }),
-            Some(pid) => Some(Seen::Gone { instance, pid: Some(pid) }),
-            None => self.unrecorded(instance..=instance).or(Some(Seen::Gone { instance, pid: None })),
+            Some(pid) => Some(match same(pid, birth) {
+                Some(stat) if stat.is_zombie() => {
+                    let status = Some(kernel::of_wait_status(stat.exit_code));
+                    Seen::Gone { instance, pid: Some(pid), status }
+                }
+                Some(stat) => Seen::Alive { instance, pid, stat },
+                None => Seen::Gone { instance, pid: Some(pid), status: None },
+            }),
+            None => self.unrecorded(instance..=instance).or(Some(Seen::Gone { instance, pid: None, status: None })),
         }
     }
 
@@ -109,34 +147,49 @@ impl Look<'_> {
         self.unrecorded(InstanceId(self.known.instance.0 + 1)..=InstanceId(u64::MAX))
     }
 
-    /// Where the journal has no process id, the first of the main processes that carry the newest token is the one; and
-    /// where there is none, what the recorder has.
+    /// Where the journal has no process id the recorder may have one; and where that has none, the first of the main
+    /// processes that carry the newest token is the one.
     fn unrecorded(&self, instances: RangeInclusive<InstanceId>) -> Option<Seen> {
-        let main = |bearer: &&Bearer| bearer.pid == bearer.stat.session && instances.contains(&bearer.instance);
+        let slot = self.slots.iter().rfind(|slot| instances.contains(&slot.instance));
+        if let Some(Slot { instance, pid, ended: None }) = slot.copied()
+            // Its parent is dead, so it is the launcher's, which gives no id away without having told of it.
+            && let Some(stat) = proc::stat(pid).filter(|stat| !stat.is_zombie() && stat.session == pid && stat.parent == getppid().as_raw())
+        {
+            return Some(Seen::Alive { instance, pid, stat });
+        }
+        let child = |bearer: &Bearer| self.bearers.iter().any(|other| other.pid == bearer.stat.parent);
+        let main = |bearer: &&Bearer| {
+            bearer.pid == bearer.stat.session
+                && !bearer.stat.is_zombie()
+                && !child(bearer)
+                && instances.contains(&bearer.instance)
+        };
         let newest =
             self.bearers.iter().filter(main).max_by_key(|bearer| (bearer.instance, Reverse(bearer.stat.birth.0)));
-        if let Some(Bearer { pid, instance, stat }) = newest {
-            return Some(Seen::Alive { instance: *instance, pid: *pid, birth: stat.birth });
+        match (newest, slot) {
+            (Some(bearer), slot) if slot.is_none_or(|slot| slot.instance < bearer.instance || slot.ended.is_none()) => {
+                Some(Seen::Alive { instance: bearer.instance, pid: bearer.pid, stat: bearer.stat })
+            }
+            (_, Some(slot)) => Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid), status: None }),
+            (Some(_) | None, None) => None,
         }
-        let slot = self.slots.iter().rfind(|slot| instances.contains(&slot.instance))?;
-        Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid) })
     }
 }
 
-/// Whether this is still the process that began then.
-fn is_same(pid: i32, birth: StartTime) -> bool {
-    proc::stat(pid).is_some_and(|stat| stat.birth == birth)
+/// What is known of a process, if it is still the one that began then.
+fn same(pid: i32, birth: StartTime) -> Option<Stat> {
+    proc::stat(pid).filter(|stat| stat.birth == birth)
 }
 
-/// Kills what is left of the group of a main process that has gone. As long as there is anything, its number is not
-/// given to another process; so one that has that number means that nothing is left.
-fn sweep(pid: i32) -> u16 {
-    if pid <= 1 || proc::stat(pid).is_some() {
+/// Kills what is left of the group of a main process that has gone; only what carries the token of its instance, because
+/// the number may have been given away and be that of others by now.
+fn sweep(pid: i32, token: &Token, identity: &str) -> u16 {
+    if pid <= 1 || killpg(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
         return 0;
     }
-    let left_behind = proc::count_group(pid);
-    if left_behind > 0 {
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    left_behind
+    let left =
+        proc::all().filter(|other| proc::stat(*other).is_some_and(|stat| stat.group == pid && !stat.is_zombie()));
+    let own = left.filter(|other| Token::of(*other, identity).as_ref() == Some(token));
+    let killed = own.filter(|other| kill(Pid::from_raw(*other), Signal::SIGKILL).is_ok()).count();
+    u16::try_from(killed).unwrap_or(u16::MAX)
 }

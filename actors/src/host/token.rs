@@ -1,6 +1,11 @@
 //! The token that every instance carries in its environment, and so does everything that it starts.
+//!
+//! It is signed with the identity of the journal, which only gaggled can read: a program can show its own token, but
+//! cannot make one for another program or another run.
 
 use gaggled_core::ids::InstanceId;
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 
 /// The name of the variable.
 pub(super) const VARIABLE: &str = "GAGGLED_INSTANCE";
@@ -13,15 +18,45 @@ pub(super) struct Token {
 }
 
 impl Token {
-    /// The value of the variable.
-    pub(super) fn write(journal: &str, program: &str, instance: InstanceId) -> String {
-        format!("{journal}:{instance}:{program}")
+    /// The value of the variable: `RUN:PROGRAM:SIGNATURE`.
+    pub(super) fn write(identity: &str, program: &str, instance: InstanceId) -> String {
+        format!("{instance}:{program}:{:032x}", sign(identity, program, instance))
     }
 
     /// The token of a process of this gaggled, if it is one.
-    pub(super) fn of(pid: i32, journal: &str) -> Option<Self> {
-        let value = super::proc::variable(pid, VARIABLE)?;
-        let (instance, program) = value.strip_prefix(journal)?.strip_prefix(':')?.split_once(':')?;
-        Some(Self { instance: InstanceId(instance.parse().ok()?), program: program.to_owned() })
+    pub(super) fn of(pid: i32, identity: &str) -> Option<Self> {
+        Self::read(&super::proc::variable(pid, VARIABLE)?, identity)
+    }
+
+    fn read(value: &str, identity: &str) -> Option<Self> {
+        let (instance, rest) = value.split_once(':')?;
+        let (program, _) = rest.split_once(':')?;
+        let instance = InstanceId(instance.parse().ok()?);
+        (value == Self::write(identity, program, instance)).then(|| Self { instance, program: program.to_owned() })
+    }
+}
+
+fn sign(identity: &str, program: &str, instance: InstanceId) -> u128 {
+    // A key may have any length.
+    let Ok(mut signer) = Hmac::<Sha256>::new_from_slice(identity.as_bytes()) else { return 0 };
+    signer.update(&instance.0.to_le_bytes());
+    signer.update(program.as_bytes());
+    let signature = signer.finalize().into_bytes();
+    signature.first_chunk().map_or(0, |first| u128::from_be_bytes(*first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_known_by_who_has_written_it_and_cannot_be_changed() {
+        let value = Token::write("secret", "web", InstanceId(7));
+        let token = Token { instance: InstanceId(7), program: "web".into() };
+        assert_eq!(Token::read(&value, "secret"), Some(token));
+        assert_eq!(Token::read(&value, "another"), None);
+        for forged in [value.replace("web", "db"), value.replace("7:", "8:"), "7:web:".to_owned(), String::new()] {
+            assert_eq!(Token::read(&forged, "secret"), None, "{forged}");
+        }
     }
 }

@@ -19,7 +19,7 @@ use nix::{
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
 
-use super::{kernel, linux::Shared};
+use super::{kernel, linux::Shared, proc};
 
 /// The end of a process, as the launcher writes it: process id, kind, value; each four bytes, little-endian.
 pub const REAPED: usize = 12;
@@ -139,10 +139,13 @@ impl Watch {
     /// Asks how an orphan has ended; false if that has to be asked again.
     fn ask_kernel(&mut self, pid: i32, shared: &Shared) -> bool {
         let Some(at) = self.orphans.iter().position(|(orphan, _)| *orphan == pid) else { return true };
-        let status = match kernel::exit_info(&self.orphans[at].1) {
-            kernel::ExitInfo::Ended(status) => status,
-            kernel::ExitInfo::NotYet => return false,
-            kernel::ExitInfo::Unsupported => ExitStatus::Unknown,
+        // Whoever is its parent now may take its time to notice, or never do; the kernel knows it already.
+        let zombie = proc::stat(pid).filter(proc::Stat::is_zombie);
+        let status = match (zombie, kernel::exit_info(&self.orphans[at].1)) {
+            (Some(stat), _) => kernel::of_wait_status(stat.exit_code),
+            (None, kernel::ExitInfo::Ended(status)) => status,
+            (None, kernel::ExitInfo::NotYet) => return false,
+            (None, kernel::ExitInfo::Unsupported) => ExitStatus::Unknown,
         };
         self.orphans.swap_remove(at);
         shared.ended_elsewhere(pid, status);

@@ -8,8 +8,11 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    path::PathBuf,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -73,6 +76,7 @@ pub struct JournalFile {
     health: Health,
     /// The last event that the thread has been given when it was started.
     opened: Seq,
+    behind: Arc<AtomicBool>,
 }
 
 /// What is written before the events that come.
@@ -101,6 +105,7 @@ impl JournalFile {
         health: Health,
     ) -> io::Result<(Self, thread::JoinHandle<()>)> {
         let (entries, receiver) = crossbeam_channel::bounded(CAPACITY);
+        let behind = Arc::new(AtomicBool::new(false));
         let Journaled { head, state, opening } = journaled;
         let opened = opening.last().map_or(state.seq, |envelope| envelope.seq);
         let writer = Writer {
@@ -114,32 +119,33 @@ impl JournalFile {
             good: 0,
             buffer: Vec::new(),
             buffered: 0,
+            config: None,
+            behind: behind.clone(),
             sync_at: None,
             retry_at: None,
             retry: RETRY.0,
             missed: 0,
             degraded: false,
+            asked: false,
         };
         let thread = thread::Builder::new().name("journal".into()).spawn(move || writer.run(opening, &receiver))?;
-        Ok((Self { entries, health, opened }, thread))
+        Ok((Self { entries, health, opened, behind }, thread))
     }
 
     /// Takes every event; never waits.
     pub fn sink(&self) -> Sink {
-        let (entries, health, opened) = (self.entries.clone(), self.health.clone(), self.opened);
-        let mut behind = false;
+        let Self { entries, health, opened, behind } = self.clone();
         Box::new(move |envelope, state| {
             if envelope.seq <= opened {
                 return;
             }
-            if behind {
-                if entries.is_full() {
-                    return;
-                }
+            if behind.load(Ordering::SeqCst) {
                 // The snapshot holds this event too.
-                behind = entries.try_send(Entry::Snapshot(Box::new(state.clone()))).is_err();
+                if !entries.is_full() && entries.try_send(Entry::Snapshot(Box::new(state.clone()))).is_ok() {
+                    behind.store(false, Ordering::SeqCst);
+                }
             } else if let Err(TrySendError::Full(_)) = entries.try_send(Entry::Event(envelope.clone())) {
-                behind = true;
+                behind.store(true, Ordering::SeqCst);
                 health(SystemEvent::JournalDegraded { why: format!("the disk is too slow, {CAPACITY} events wait") });
             }
         })
@@ -183,21 +189,29 @@ struct Writer {
     /// What is to be written, and how many events it holds.
     buffer: Vec<u8>,
     buffered: u64,
+    /// What is left to the next life.
+    config: Option<ConfigText>,
+    /// Whether events were lost on the way to this thread, so that a snapshot has to follow.
+    behind: Arc<AtomicBool>,
     sync_at: Option<Instant>,
     retry_at: Option<Instant>,
     retry: Duration,
     /// Events that are in no segment.
     missed: u64,
     degraded: bool,
+    /// Whether a snapshot was asked for.
+    asked: bool,
 }
 
 impl Writer {
     fn run(mut self, opening: Vec<Envelope>, entries: &Receiver<Entry>) {
-        self.begin();
-        for envelope in opening {
-            self.take(Entry::Event(envelope.into()));
+        self.begin(&opening);
+        if self.file.is_none() {
+            self.missed += opening.len() as u64;
         }
-        self.write();
+        for envelope in opening {
+            self.state.apply(&envelope);
+        }
         loop {
             let deadline = [self.sync_at, self.retry_at].into_iter().flatten().min();
             let first = match deadline {
@@ -214,22 +228,30 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             self.keep_up();
+            self.catch_up(entries);
         }
         self.sync();
+    }
+
+    /// When this thread has caught up, an event brings the snapshot that makes up for what was lost.
+    fn catch_up(&mut self, entries: &Receiver<Entry>) {
+        if entries.is_empty() && self.behind.load(Ordering::SeqCst) && !std::mem::replace(&mut self.asked, true) {
+            (self.health)(SystemEvent::JournalDegraded { why: "events were lost on the way to the disk".to_owned() });
+        }
     }
 
     /// What is due: a disk that is tried again, a synchronisation, a new segment.
     fn keep_up(&mut self) {
         let now = now();
         if self.retry_at.is_some_and(|at| at <= now) {
-            self.begin();
+            self.begin(&[]);
         }
         if self.sync_at.is_some_and(|at| at <= now) {
             self.sync();
         }
         if self.file.is_some() && self.written >= self.retention.segment() {
             self.sync();
-            self.begin();
+            self.begin(&[]);
         }
     }
 
@@ -248,12 +270,14 @@ impl Writer {
                 self.write();
                 self.missed += state.seq.0.saturating_sub(self.state.seq.0);
                 self.state = *state;
-                self.degraded = true;
-                self.begin();
+                (self.degraded, self.asked) = (true, false);
+                self.begin(&[]);
             }
             Entry::Config(config) => {
-                if let (Ok(body), true) = (serde_json::to_vec(&config), self.file.is_some()) {
-                    segment::frame(Kind::Config, &body, &mut self.buffer);
+                self.config = Some(config);
+                if self.file.is_some() {
+                    let frame = self.config_frame();
+                    self.buffer.extend(frame);
                 }
             }
             Entry::Flush { synchronise, reply } => {
@@ -261,22 +285,24 @@ impl Writer {
                 if synchronise {
                     self.sync();
                 }
-                let done = if self.file.is_some() { Ok(()) } else { Err("the journal cannot be written".to_owned()) };
+                let whole = self.file.is_some() && !self.behind.load(Ordering::SeqCst);
+                let done = if whole { Ok(()) } else { Err("the journal cannot be written".to_owned()) };
                 let _ = reply.send(done);
             }
         }
     }
 
-    /// Begins a segment with a snapshot.
-    fn begin(&mut self) {
+    /// Begins a segment with a snapshot, and with the opening of a life if that begins with it: whole or not at all.
+    fn begin(&mut self, opening: &[Envelope]) {
         self.retry_at = None;
         let begun = segment::begin(&self.head, &self.state).map_err(|why| why.to_string()).and_then(|bytes| {
-            let segment = SegmentFile::new(&self.directory, self.state.epoch, self.state.seq);
-            let made = self.make(&segment, &bytes);
-            if made.is_err() {
-                let _ = fs::remove_file(&segment.path);
+            let mut bytes = bytes;
+            bytes.extend(self.config_frame());
+            for envelope in opening {
+                segment::frame_event(envelope, &self.state.graph, &mut bytes);
             }
-            made.map(|file| (file, bytes.len() as u64))
+            let segment = SegmentFile::new(&self.directory, self.state.epoch, self.state.seq);
+            self.make(&segment, &bytes).map(|file| (file, bytes.len() as u64))
         });
         match begun {
             Ok((file, size)) => {
@@ -292,19 +318,27 @@ impl Writer {
         }
     }
 
+    /// The configuration that is left to the next life, if there is one.
+    fn config_frame(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        if let Some(body) = self.config.as_ref().and_then(|config| serde_json::to_vec(config).ok()) {
+            segment::frame(Kind::Config, &body, &mut frame);
+        }
+        frame
+    }
+
+    /// Makes the file of a segment. It gets its name when it is whole, so that there is never a part of a beginning.
     fn make(&self, segment: &SegmentFile, bytes: &[u8]) -> Result<File, String> {
-        let in_words = |error: io::Error| words(&error);
-        let mut options = OpenOptions::new();
-        let mut file =
-            open_own(&segment.path, options.create(true).write(true).truncate(true)).map_err(|error| match error {
-                StateError::Io { error, .. } => words(&error),
-                other @ (StateError::Unsafe { .. } | StateError::InUse { .. } | StateError::Newer { .. }) => {
-                    other.to_string()
-                }
-            })?;
-        file.write_all(bytes).and_then(|()| file.sync_data()).map_err(in_words)?;
-        File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(in_words)?;
-        Ok(file)
+        let new = segment.path.with_extension("new");
+        let made = make_at(&new, bytes).and_then(|file| {
+            fs::rename(&new, &segment.path).map_err(|error| words(&error))?;
+            File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(|error| words(&error))?;
+            Ok(file)
+        });
+        if made.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        made
     }
 
     fn write(&mut self) {
@@ -369,6 +403,16 @@ impl Writer {
         let age = changed.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
         age.is_some_and(|age| age > self.retention.age.as_duration())
     }
+}
+
+fn make_at(path: &Path, bytes: &[u8]) -> Result<File, String> {
+    let mut options = OpenOptions::new();
+    let mut file = open_own(path, options.create(true).write(true).truncate(true)).map_err(|error| match error {
+        StateError::Io { error, .. } => words(&error),
+        other @ (StateError::Unsafe { .. } | StateError::InUse { .. } | StateError::Newer { .. }) => other.to_string(),
+    })?;
+    file.write_all(bytes).and_then(|()| file.sync_data()).map_err(|error| words(&error))?;
+    Ok(file)
 }
 
 /// An error without the number of the system.

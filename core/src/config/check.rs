@@ -14,7 +14,7 @@ use super::{Config, Diagnostic, Locator, Ordered, ProgramConfig, SmtpgateConfig,
 const NAME_MAX: usize = 64;
 
 /// The name of the program that `smtpgate: (auto: true)` adds.
-pub(super) const SMTPGATE: &str = "smtpgate";
+pub const SMTPGATE: &str = "smtpgate";
 
 pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
     let mut found = Vec::new();

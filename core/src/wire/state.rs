@@ -165,7 +165,9 @@ impl<'a> View<'a> {
     /// All programs from the one at `from`, at most `limit` of them.
     pub fn dump(self, wall: WallTime, from: usize, limit: usize) -> Dump<'a> {
         let graph = &self.state.graph;
-        let page = || graph.programs.ids().skip(from).take(limit);
+        // What is no longer configured is shown until it has stopped.
+        let shown = |id: &ProgramId| !graph.programs[*id].retired || self.state.programs[*id].is_running();
+        let page = || graph.programs.ids().skip(from).take(limit).filter(shown);
         let end = from.saturating_add(limit);
         Dump {
             v: VERSION,
@@ -208,6 +210,7 @@ impl<'a> View<'a> {
             }
             Phase::Up if program.leaving.is_some() => ("to be stopped, its dependents go first".to_owned(), None),
             Phase::Up => (String::new(), None),
+            Phase::Down if policy.retired => ("no longer configured".to_owned(), None),
             Phase::Down if program.operator_down => {
                 let by = if policy.enabled || program.state_sequence > 1 {
                     "put down by an operator"

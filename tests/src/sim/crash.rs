@@ -84,7 +84,7 @@ pub fn next(
     let last = before.end();
     let wall = WallTime(i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
     let epoch = EpochId(last.epoch.0 + 1);
-    let carried = Last { state: &last, same_boot: true, resumes: true };
+    let carried = Last { state: &last, same_boot: true, is_copy: false, resumes: true };
     let mut opening = Opening::new(Some(carried), &world.graph, epoch, now, wall);
     if let Some(mutant) = mutant {
         mutant.carries(&mut opening.state);

@@ -397,7 +397,10 @@ impl Controller {
     fn renew(&self, action: Action, timeout: Millis) -> Result<Value, Failure> {
         let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
         let body = Self::ask(&caller, action, timeout)?;
-        Self::ask(&caller, Action::Status, timeout)?;
+        match body["controlurl"].as_str().filter(|url| *url != self.url) {
+            Some(url) => Self::ask(&Caller::dial_whenever(url).map_err(Failure::Call)?, Action::Status, timeout)?,
+            None => Self::ask(&caller, Action::Status, timeout)?,
+        };
         Ok(body)
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::Duration,
@@ -56,7 +56,7 @@ use crate::{
 /// How long a log that is not read may hold up the end.
 const PATIENCE_WITH_LOG: Duration = Duration::from_millis(200);
 /// How long the disk may hold up the beginning or a handover.
-const PATIENCE_WITH_DISK: Duration = Duration::from_secs(1);
+const PATIENCE_WITH_DISK: Duration = Duration::from_secs(3);
 /// How long starts that are under way may hold up a handover.
 const PATIENCE_WITH_STARTS: Duration = Duration::from_secs(5);
 
@@ -80,6 +80,12 @@ impl Launched {
         Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, before })
     }
 
+    /// It ends for good.
+    pub(super) fn end(&self) {
+        let state = self.before.as_ref().map_or("", |before| &before.state);
+        self.write(state, Standing::Ending, "");
+    }
+
     fn write(&self, state: &str, standing: Standing, binary: &str) {
         let letter = Letter { state: state.to_owned(), binary: binary.to_owned(), standing };
         // Memory that cannot be written costs the next life its head start, and nothing else.
@@ -98,8 +104,8 @@ pub(super) enum Ended {
 /// What a life begins with.
 pub(super) struct Life<'a> {
     pub system: &'a System,
-    pub directory: Option<StateDirectory>,
-    /// Why there is no directory, if there is none.
+    pub directory: StateDirectory,
+    /// Why it is not the one that it should be, if it is not.
     pub homeless: Option<String>,
     pub remains: Remains,
     pub launched: Option<Launched>,
@@ -124,7 +130,7 @@ struct Running {
     control: Addr<ControlActor>,
     host: Addr<HostActor<LinuxHost>>,
     actors: Actors,
-    file: Option<JournalFile>,
+    file: JournalFile,
     renewer: Renewer,
     publishing: thread::JoinHandle<()>,
     logged: Receiver<()>,
@@ -136,7 +142,7 @@ impl Life<'_> {
     /// Lives.
     pub(super) async fn live(mut self) -> Result<Ended, String> {
         let clock = Clock::real();
-        let taken = self.take_over(clock)?;
+        let taken = self.take_over(clock).map_err(|error| error.to_string())?;
         let (running, ending) = self.begin(clock, taken).map_err(|error| error.to_string())?;
         running.stand(Standing::Well, "");
         let end = ending.await.map_err(|_| "the journal ended early".to_owned())?;
@@ -144,13 +150,12 @@ impl Life<'_> {
     }
 
     /// Looks what the life before has left, and commits what follows from that.
-    fn take_over(&self, clock: Clock) -> Result<TakenOver, String> {
+    fn take_over(&self, clock: Clock) -> io::Result<TakenOver> {
         let Self { system, directory, homeless, remains, launched, .. } = self;
-        let head = system.head(clock, remains, directory.as_ref());
-        let opening = system.opening(clock, head.epoch, remains, launched.as_ref());
+        let head = system.head(clock, remains, directory);
+        let opening = system.opening(clock, head.epoch, self);
         let state = opening.state.clone();
-        let (found, reaped, recorder, pipe) = look(&opening, &head, remains, launched.as_ref())?;
-        let survivors = found.iter().filter_map(|(program, found)| survivor(*program, *found)).collect();
+        let Looked { found, survivors, reaped, recorder, pipe } = look(&opening, &head, remains, launched.as_ref())?;
         let committed = opening.commit(VERSION, found, system.wishes(&state, remains, homeless.as_deref()));
         Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped })
     }
@@ -161,13 +166,13 @@ impl Life<'_> {
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
         let (system, launched) = (self.system, self.launched.take());
         let health = HealthSlot::default();
-        let path = self.directory.as_ref().map(|directory| directory.path().to_owned());
+        let path = self.directory.path().to_owned();
         let journaled = Journaled { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
-        let start = |path: &PathBuf| JournalFile::start(path.clone(), journaled, system.retention(), health.health());
-        let file = path.as_ref().map(start).transpose()?.map(|(file, _)| file);
+        let (file, _) = JournalFile::start(path.clone(), journaled, system.retention(), health.health())?;
         // What the recorder knows must not be forgotten before the journal knows it.
-        let _ = file.as_ref().map(|file| file.written(PATIENCE_WITH_DISK));
-        recorder.reset(head.epoch, state.graph.programs.len())?;
+        let _ = file.written(PATIENCE_WITH_DISK);
+        // Without memory for it a status may be lost, and nothing else.
+        let _ = recorder.reset(head.epoch, state.graph.programs.len());
 
         let (events, envelopes) = crossbeam_channel::unbounded();
         let publishing = publisher.publish(state.clone(), envelopes)?;
@@ -180,9 +185,7 @@ impl Life<'_> {
         let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance)?;
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
-        let mut sinks = vec![slot.sink()];
-        sinks.extend(file.iter().map(JournalFile::sink));
-        sinks.push(Threads { events, log, ended }.sink());
+        let sinks = vec![slot.sink(), file.sink(), Threads { events, log, ended }.sink()];
         let actors = root::start(committed, clock, &address, sinks, slot.decline());
         health.fill(&actors.journal);
 
@@ -190,9 +193,9 @@ impl Life<'_> {
         let means = Means {
             clock,
             journal: actors.journal.clone(),
-            archive: path.as_deref().map(Archive::new).unwrap_or_default(),
+            archive: Archive::new(&path),
             renewal: renewer.renewal(),
-            about: system.about(path.as_deref()),
+            about: system.about(&path),
         };
         let entries = std::mem::take(&mut self.remains.entries);
         // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
@@ -205,7 +208,7 @@ impl Life<'_> {
         root::open(&actors.journal);
         watch_signals(system.ignore_interrupts, &actors.journal, control.clone().recipient())?;
         watch_launcher(launcher_gone, &actors.journal);
-        let place = path.map(|path| path.display().to_string()).unwrap_or_default();
+        let place = path.display().to_string();
         let running = Running { control, host, actors, file, renewer, publishing, logged, place, launched };
         Ok((running, ending))
     }
@@ -229,13 +232,12 @@ impl Running {
                 let _ = self.host.send(HandOver(PATIENCE_WITH_STARTS)).await;
                 self.actors.routes.flush().await;
                 let _ = self.actors.journal.send(Flush).await;
-                self.stand(Standing::HandingOver, &self.renewer.next_binary().unwrap_or_default());
+                let binary = self.renewer.next_binary().filter(|_| to == Handover::Upgrade).unwrap_or_default();
+                self.stand(Standing::HandingOver, &binary);
                 Ended::HandedOver(to)
             }
         };
-        if let Some(file) = &self.file {
-            let _ = file.flush(PATIENCE_WITH_DISK);
-        }
+        let _ = self.file.flush(PATIENCE_WITH_DISK);
         if matches!(ended, Ended::Stopped { .. }) {
             // The last event was the last message to these; a log that is stuck is not waited for long.
             let _ = self.publishing.join();
@@ -284,32 +286,30 @@ fn told(event: SystemEvent) -> Propose {
     Propose { from: None, event: Event::System(event), cause: Cause::Os }
 }
 
-type Looked = (Vec<(ProgramId, Found)>, Vec<(i32, ExitStatus)>, Recorder, Option<File>);
-
-/// Looks what has become of everything that may still run.
-fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Launched>) -> Result<Looked, String> {
-    let clone = |file: &File| file.try_clone().map_err(|error| error.to_string());
-    let recorder = Recorder::new(launched.map(|launched| clone(&launched.recorder)).transpose()?);
-    let mut pipe = launched.map(|launched| clone(&launched.pipe)).transpose()?;
-    let mut reaped = Vec::new();
-    let found = match &remains.last {
-        Some((before, last)) if before.boot == head.boot => {
-            let runs = recorder.read(before.epoch);
-            host::look(last, &opening.state, &head.journal, runs.as_deref(), || {
-                reaped = pipe.as_mut().map(host::drain).unwrap_or_default();
-                reaped.clone()
-            })
-        }
-        _ => Vec::new(),
-    };
-    Ok((found, reaped, recorder, pipe))
+/// What was found, of what runs and of what does not.
+struct Looked {
+    found: Vec<(ProgramId, Found)>,
+    survivors: Vec<Survivor>,
+    reaped: Vec<(i32, ExitStatus)>,
+    recorder: Recorder,
+    pipe: Option<File>,
 }
 
-fn survivor(program: ProgramId, found: Found) -> Option<Survivor> {
-    match found {
-        Found::Alive { instance, pid, birth } => Some(Survivor { program, instance, pid, birth }),
-        Found::Ended { .. } | Found::NeverRan { .. } => None,
-    }
+/// Looks what has become of everything that may still run. Processes are known by their tokens even if there is nothing
+/// left of the journal but its identity.
+fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Launched>) -> io::Result<Looked> {
+    let recorder = Recorder::new(launched.map(|launched| launched.recorder.try_clone()).transpose()?);
+    let mut pipe = launched.map(|launched| launched.pipe.try_clone()).transpose()?;
+    let mut reaped = Vec::new();
+    let last = remains.last.as_ref().filter(|(before, _)| before.boot == head.boot);
+    let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
+    let state = last.map_or(&opening.state, |(_, last)| last);
+    let before = host::Before { state, identity: &head.journal, recorded: runs.as_deref() };
+    let (found, survivors) = host::look(&before, &opening.state, || {
+        reaped = pipe.as_mut().map(host::drain).unwrap_or_default();
+        reaped.clone()
+    });
+    Ok(Looked { found, survivors, reaped, recorder, pipe })
 }
 
 fn watch_signals(ignore_interrupts: bool, journal: &Addr<JournalActor>, control: Recipient<Ask>) -> io::Result<()> {
@@ -353,24 +353,26 @@ fn watch_launcher(gone: oneshot::Receiver<()>, journal: &Addr<JournalActor>) {
 }
 
 impl System {
-    fn head(&self, clock: Clock, remains: &Remains, directory: Option<&StateDirectory>) -> Head {
+    fn head(&self, clock: Clock, remains: &Remains, directory: &StateDirectory) -> Head {
         let now = u64::try_from(clock.wall().0 / 1000).unwrap_or(1);
         let last = remains.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
         Head {
             v: FORMAT,
-            journal: directory.map(|directory| directory.identity.clone()).unwrap_or_default(),
+            journal: directory.identity.clone(),
             boot: boot(),
             epoch: EpochId(now.max(last + 1)),
             config: self.text.clone(),
         }
     }
 
-    fn opening(&self, clock: Clock, epoch: EpochId, remains: &Remains, launched: Option<&Launched>) -> Opening {
-        let resumes = launched.is_some_and(|launched| launched.before.is_some());
+    fn opening(&self, clock: Clock, epoch: EpochId, life: &Life<'_>) -> Opening {
+        let Life { remains, launched, directory, .. } = life;
+        let resumes = launched.as_ref().is_some_and(|launched| launched.before.is_some());
         let last = remains.last.as_ref().map(|(head, state)| Last {
             state,
             // In another boot, or another time namespace, the clock has begun anew.
             same_boot: head.boot == boot() && state.at <= clock.now(),
+            is_copy: directory.is_copy,
             resumes,
         });
         Opening::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
@@ -394,7 +396,7 @@ impl System {
         {
             let mut old = old.config;
             super::add_gate(&mut old, Path::new(&head.config.path));
-            let cause = if last.handover.is_some() { Cause::Event(last.seq) } else { Cause::Boot };
+            let cause = last.handover.map_or(Cause::Boot, |(_, seq)| Cause::Event(seq));
             wishes.extend(Plan::new(&old, &self.config, last).wishes(state, &cause));
         }
         wishes
@@ -405,13 +407,13 @@ impl System {
         Retention { bytes: journal.megabytes.saturating_mul(1 << 20), age: journal.age }
     }
 
-    fn about(&self, state: Option<&Path>) -> About {
+    fn about(&self, state: &Path) -> About {
         About {
             version: VERSION,
             pid: std::process::id(),
             eventurl: self.urls.event.clone(),
             controlurl: self.urls.control.clone(),
-            state: state.map(|path| path.display().to_string()),
+            state: state.display().to_string(),
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::{
     io::Read,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, PoisonError},
@@ -32,6 +33,8 @@ use crate::VERSION;
 
 /// How long the disk may take.
 const PATIENCE_WITH_DISK: Duration = Duration::from_secs(10);
+/// How much of what it says is read, in bytes.
+const ANSWER_MAX: u64 = 64 << 10;
 /// How long another binary may take to say that it understands us.
 const PATIENCE_WITH_BINARY: Duration = Duration::from_secs(10);
 
@@ -40,14 +43,14 @@ pub(super) struct Renewer {
     config: Config,
     text: ConfigText,
     ignore_interrupts: bool,
-    state: Option<PathBuf>,
-    file: Option<JournalFile>,
+    state: PathBuf,
+    file: JournalFile,
     launched: bool,
     binary: Arc<Mutex<Option<String>>>,
 }
 
 impl Renewer {
-    pub(super) fn new(system: &System, state: Option<PathBuf>, file: Option<JournalFile>, launched: bool) -> Self {
+    pub(super) fn new(system: &System, state: PathBuf, file: JournalFile, launched: bool) -> Self {
         Self {
             config: system.config.clone(),
             text: system.text.clone(),
@@ -75,13 +78,13 @@ impl Renewer {
             ..*self
         };
         Arc::new(move |what, state| match what {
-            Renew::Plan { file } => own.plan(file.as_deref(), state).map(|(plan, _)| told(&plan, None)),
+            Renew::Plan { file } => own.plan(file.as_deref(), state).map(|(plan, ..)| told(&plan, None)),
             Renew::Reload { file } => own.reload(file.as_deref(), state),
             Renew::Upgrade { binary } => own.upgrade(binary.as_deref()),
         })
     }
 
-    fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, ConfigText), ReplyError> {
+    fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, ConfigText, String), ReplyError> {
         let path = file.unwrap_or(&self.text.path);
         let system = System::load(Path::new(path), self.ignore_interrupts).map_err(failed)?;
         if system.config.gaggled.state != self.config.gaggled.state {
@@ -90,11 +93,11 @@ impl Renewer {
                 "{path}: gaggled.state cannot be changed while gaggled runs: shut it down first"
             )));
         }
-        Ok((Plan::new(&self.config, &system.config, state), system.text))
+        Ok((Plan::new(&self.config, &system.config, state), system.text, system.urls.control))
     }
 
     fn reload(&self, file: Option<&str>, state: &State) -> Result<Renewed, ReplyError> {
-        let (plan, text) = self.plan(file, state)?;
+        let (plan, text, controlurl) = self.plan(file, state)?;
         if text == self.text {
             return Ok(told(&plan, None));
         }
@@ -102,7 +105,9 @@ impl Renewer {
         journal.leave_config(text).and_then(|()| journal.flush(PATIENCE_WITH_DISK)).map_err(|why| {
             failed(format!("nothing is changed, because the journal cannot take the configuration: {why}"))
         })?;
-        Ok(told(&plan, Some(Handover::Reload)))
+        let mut renewed = told(&plan, Some(Handover::Reload));
+        renewed.body["controlurl"] = json!(controlurl);
+        Ok(renewed)
     }
 
     fn upgrade(&self, binary: Option<&str>) -> Result<Renewed, ReplyError> {
@@ -122,48 +127,54 @@ impl Renewer {
         if !self.launched {
             return Err(failed("this gaggled was started without a launcher, so no other life can follow".to_owned()));
         }
-        self.file.as_ref().ok_or_else(|| failed("there is no journal to hand over with".to_owned()))
+        Ok(&self.file)
     }
 
     /// Has another binary read the journal and the configuration in force, and say which version it is.
     fn ask_binary(&self, path: &Path) -> Result<String, ReplyError> {
         let name = path.display();
-        let state = self.state.as_deref().unwrap_or(Path::new(""));
         let child = Command::new(path)
             .arg("succeed")
-            .arg(state)
+            .arg(&self.state)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            .process_group(0)
             .spawn()
             .map_err(|error| failed(format!("{name} cannot be run ({error}): this gaggled goes on")))?;
-        let (said, ok) = listen(child, PATIENCE_WITH_BINARY)
+        let said = listen(child, PATIENCE_WITH_BINARY)
             .ok_or_else(|| failed(format!("{name} does not answer: this gaggled goes on")))?;
-        let version = said.trim().strip_prefix("gaggled ").map(str::to_owned);
-        version.filter(|_| ok).ok_or_else(|| {
+        let version = said.trim().strip_prefix("gaggled ").and_then(|rest| rest.strip_suffix(crate::daemon::GOES_ON));
+        version.map(str::to_owned).ok_or_else(|| {
             let why = said.lines().next().unwrap_or("it says nothing").to_owned();
             failed(format!("{name} is no gaggled that could go on here ({why}): this gaggled goes on"))
         })
     }
 }
 
-/// What a child says within a time, and whether it ends well. One that takes longer is killed.
-fn listen(mut child: Child, within: Duration) -> Option<(String, bool)> {
-    let (mut out, mut err) = (child.stdout.take()?, child.stderr.take()?);
+/// What a child says, if it ends within a time; one that takes longer is killed. Its status tells nothing: the reaper of
+/// the daemon takes it.
+fn listen(mut child: Child, within: Duration) -> Option<String> {
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    let held = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+    let (out, err) = (child.stdout.take()?, child.stderr.take()?);
     let (done, ended) = crossbeam_channel::bounded(1);
     std::thread::spawn(move || {
         let mut said = String::new();
-        let _ = out.read_to_string(&mut said);
-        let _ = err.read_to_string(&mut said);
+        let _ = out.take(ANSWER_MAX).read_to_string(&mut said);
+        let _ = err.take(ANSWER_MAX).read_to_string(&mut said);
         let _ = done.send(said);
     });
     let said = ended.recv_timeout(within).ok();
-    if said.is_none() {
-        let _ = child.kill();
+    // One that has ended is not hit, whoever has its id by now.
+    let running =
+        held.is_some_and(|held| rustix::process::pidfd_send_signal(&held, rustix::process::Signal::KILL).is_ok());
+    if let Some(pid) = pid.filter(|_| running) {
+        // And what it has started.
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
     }
-    let status = child.wait().ok();
-    // The reaper of the daemon may have been the first to take its status.
-    Some((said?, status.is_none_or(|status| status.success())))
+    let _ = child.wait();
+    said
 }
 
 /// The path that the daemon was started from; a package manager may have put another binary there.
