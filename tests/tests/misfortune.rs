@@ -11,11 +11,12 @@ use std::{
 };
 
 use gaggled_core::{
-    event::{Event, SystemEvent},
+    event::{Beginning, Event, ProgramEvent, SystemEvent},
+    host::ExitStatus,
     state::ProgramState,
     wire::Action,
 };
-use gaggled_tests::harness::{Daemon, Start, binary, code, directory, now};
+use gaggled_tests::harness::{Daemon, Start, binary, children, code, directory, now};
 use nix::sys::signal::Signal;
 
 fn sleeper(name: &str) -> String {
@@ -400,4 +401,61 @@ fn a_follower_goes_on_across_the_death_of_gaggled() {
     // A number that is told again, in a later epoch, is one that had not reached the disk.
     let broken: Vec<_> = numbers.windows(2).filter(|pair| pair[1] > pair[0] + 1).collect();
     assert!(broken.is_empty(), "gaps that nobody has announced: {broken:?}");
+}
+
+/// A copy of a journal, as a backup is one, must never lead to the programs of the original.
+#[test]
+fn a_copy_of_a_journal_takes_nobodys_programs() {
+    let mut daemon = Daemon::new(&sleeper("a"));
+    daemon.wait_up("a", 1);
+    let pid = daemon.pid_of("a");
+    let other = Arc::new(directory());
+    let copied = Command::new("cp").arg("-r").arg(daemon.journal()).arg(other.path().join("state")).status();
+    assert!(copied.expect("cp").success());
+    let mut copy = Daemon::with(&config(&sleeper("a")), other, &Start::default());
+    copy.wait("a life of its own", |heard, _| {
+        heard.iter().any(|envelope| {
+            matches!(envelope.event, Event::System(SystemEvent::EpochOpened { beginning: Beginning::Copy, .. }))
+        })
+    });
+    copy.wait_up("a", 2);
+    assert_ne!(copy.pid_of("a"), pid);
+    copy.end();
+    assert_eq!((daemon.pid_of("a"), daemon.dump()["a"]["instance"].as_i64()), (pid, Some(1)));
+}
+
+/// Both have died, and whoever adopts the programs never reaps: what has ended has ended all the same.
+#[test]
+fn a_program_that_nobody_reaps_has_ended_all_the_same() {
+    let idle = "import subprocess, sys, threading; subprocess.Popen(sys.argv[1:]); threading.Event().wait()";
+    let wrapper = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "python3", "-c", idle];
+    if !possible(&["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "nsenter", "--version"]) {
+        return;
+    }
+    let directory = Arc::new(directory());
+    let text = config(&sleeper("a"));
+    let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });
+    daemon.wait_up("a", 1);
+    let init = daemon.init();
+    let launcher = children(init)[0];
+    let core = children(launcher)[0];
+    let kill = |pid: i32, signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
+    kill(launcher, Signal::SIGKILL);
+    kill(core, Signal::SIGKILL);
+    daemon.wait_outside("the program to be adopted", || children(init).len() == 3);
+    let zombie = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    let program = children(init).into_iter().find(|pid| !zombie(*pid)).expect("the program lives");
+    let target = init.to_string();
+    let inside = ["nsenter", "--target", &target, "--pid", "--mount"];
+    let mut again = Daemon::with(&text, directory, &Start { wrapper: &inside, ..Start::default() });
+    again.wait_up("a", 1);
+    kill(program, Signal::SIGUSR1);
+    again.wait_up("a", 2);
+    let status = again.heard.iter().rev().find_map(|envelope| match envelope.event {
+        Event::Program(_, ProgramEvent::Exited { status, .. }) => Some(status),
+        _ => None,
+    });
+    assert_eq!(status, Some(ExitStatus::Signal(10)));
+    assert!(again.tool("gaggled_controller", &["shutdown"]).status.success());
+    kill(init, Signal::SIGKILL);
 }
