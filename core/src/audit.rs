@@ -23,9 +23,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
-    graph::Graph,
+    graph::{Graph, Mode, Until},
+    host::ExitStatus,
     ids::{EdgeId, InstanceId, Position, ProgramId, Seq, Table},
-    state::{Phase, State},
+    state::{Phase, ProgramState, State},
     time::{Instant, Millis},
 };
 
@@ -35,6 +36,12 @@ use crate::{
 pub struct Seen {
     running: bool,
     up_since: Option<Instant>,
+    /// When its last run has ended, if it has ended well.
+    completed: Option<Instant>,
+    /// Whether it is to run again.
+    owed: bool,
+    /// Whether it was told to end.
+    told: bool,
     /// Decided to be stopped by an operator, since when and by which event.
     operator_fall: Option<(Seq, Instant)>,
     /// Told to be replaced since its last start.
@@ -84,6 +91,9 @@ impl Seen {
         Self {
             running: known.is_running(),
             up_since: known.up_since.filter(|_| known.is_running()),
+            completed: ProgramState { due: false, ..known.clone() }.counts_since(Until::Completed),
+            owed: known.due && !known.is_running(),
+            told: known.signalled,
             operator_fall: leaving
                 .filter(|leaving| leaving.planned)
                 .and_then(|leaving| Some((known.fall?, leaving.since))),
@@ -162,6 +172,9 @@ impl Audit {
             self.restarts.clear();
         }
         if !same_life {
+            for id in start.graph.programs.ids() {
+                self.programs[id].owed = start.programs[id].due && !start.programs[id].is_running();
+            }
             self.shutdown = start.shutdown;
             self.doomed = self.doomed.filter(|_| start.verdict.is_some());
         }
@@ -192,6 +205,7 @@ impl Audit {
                 }
                 *self.falls.entry((*edge, *fall)).or_default() += 1;
                 self.restarts.push((of, envelope.seq));
+                self.seen(of).owed = true;
                 self.seen(of).replaced = true;
                 self.seen(of).planned = true;
             }
@@ -245,23 +259,26 @@ impl Audit {
             ProgramEvent::Stopping { reason, deadline, .. } => {
                 self.goes_last(id, *reason, at);
                 self.seen(id).stopping = Some((at, *deadline));
+                self.seen(id).told = true;
             }
             ProgramEvent::StopEscalated { .. } => self.seen(id).escalated = true,
-            ProgramEvent::Exited { instance, .. } => self.ends(id, *instance, envelope),
+            ProgramEvent::Exited { instance, status, .. } => self.ends(id, *instance, *status, envelope),
             ProgramEvent::OperatorStopped | ProgramEvent::OperatorRestarted => {
                 let stays_down = *event == ProgramEvent::OperatorStopped;
                 let seen = self.seen(id);
                 seen.operator_down = stays_down;
+                seen.owed = !stays_down;
                 seen.planned = true;
                 self.leaves(id, envelope);
                 self.seen(id).replaced |= !stays_down;
             }
             ProgramEvent::OperatorStarted => {
                 let seen = self.seen(id);
+                seen.owed |= !seen.running;
                 seen.operator_down = false;
                 seen.planned = true;
             }
-            ProgramEvent::Signalled { .. } => {}
+            ProgramEvent::Signalled { signal, .. } => self.seen(id).told |= signal.asks_to_end(),
         }
     }
 
@@ -282,13 +299,18 @@ impl Audit {
             *seen = Seen { running: true, instance: instance.0, last_start: envelope.seq, ..seen.clone() };
             (seen.up_since, seen.operator_fall, seen.stopping) = (None, None, None);
             (seen.replaced, seen.escalated, seen.planned) = (false, false, true);
+            (seen.completed, seen.owed, seen.told) = (None, false, false);
             return;
         }
         for edge in self.graph.edges_of(id) {
             let edge = self.graph.edges[*edge];
             let on = &self.programs[edge.on];
             let steady = on.running && on.stopping.is_none() && on.operator_fall.is_none() && !on.replaced;
-            let open = steady && on.up_since.is_some_and(|since| since + edge.delay <= envelope.at);
+            let since = match edge.until {
+                Until::Started => on.up_since.filter(|_| steady),
+                Until::Completed => on.completed.filter(|_| !on.owed),
+            };
+            let open = since.is_some_and(|since| since + edge.delay <= envelope.at);
             if !open {
                 self.found.push(format!(
                     "I7: event {}: {id:?} starts before {:?} has been up for {}",
@@ -317,6 +339,7 @@ impl Audit {
         if backoff.max >= Millis(60_000) && recent > 20 {
             wrong.push(format!("I16: event {}: {id:?} starts for the {recent}th time within a minute", envelope.seq));
         }
+        (seen.completed, seen.owed, seen.told) = (None, false, false);
         seen.running = true;
         seen.instance = instance.0;
         seen.up_since = None;
@@ -329,7 +352,8 @@ impl Audit {
         self.found.append(&mut wrong);
     }
 
-    fn ends(&mut self, id: ProgramId, instance: InstanceId, envelope: &Envelope) {
+    fn ends(&mut self, id: ProgramId, instance: InstanceId, status: ExitStatus, envelope: &Envelope) {
+        let once = self.graph.programs[id].mode == Mode::Once;
         let (essential, shutdown) = (self.graph.programs[id].essential, self.shutdown.is_some());
         let slack = self.slack;
         let seen = self.seen(id);
@@ -354,6 +378,7 @@ impl Audit {
         seen.operator_fall = None;
         seen.stopping = None;
         seen.ended = instance.0;
+        seen.completed = (once && status == ExitStatus::Code(0) && !seen.told).then_some(envelope.at);
         if !fell_before {
             self.falls(id, envelope.seq);
         }

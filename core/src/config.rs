@@ -175,6 +175,15 @@ mod tests {
                 r#"(programs: {"a": (command: "x", depends: {"b": ()}), "b": (command: "x", enabled: false)})"#,
                 "depends on \"b\", which is disabled",
             ),
+            (
+                r#"(programs: {"a": (command: "x", depends: {"b": (until: Completed)}), "b": (command: "x")})"#,
+                "to complete, which is started again whenever it ends",
+            ),
+            (
+                r#"(programs: {"a": (command: "x", depends: {"b": (until: Completed, propagate: true)}), "b": (command: "x", mode: Once)})"#,
+                "nothing to propagate",
+            ),
+            (r#"(programs: {"a": (command: "x", depends: {"b": (until: Ended)})})"#, "Ended"),
             (r#"(programs: {"a b": (command: "x")})"#, "name \"a b\""),
             (r#"(programs: {"": (command: "x")})"#, "name \"\""),
             (r#"(programs: {"a": (command: "x", env: {"A=B": "c"})})"#, "\"A=B\""),

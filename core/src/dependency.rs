@@ -1,6 +1,7 @@
 //! The rules of one dependency `of -> on`: when it is open, and what a fall of `on` means for `of`.
 //!
-//! It is open while `on` has been up for the delay, in one instance, and nobody has decided to stop it. If it
+//! It is open while `on` has been up for the delay, in one instance, and nobody has decided to stop it; or, if it waits
+//! for that, while `on` has run to its end and is not to run again. If it
 //! propagates, each fall of `on` is followed by exactly one restart of `of`.
 
 use crate::{
@@ -35,7 +36,7 @@ impl Dependency {
         match &envelope.event {
             Event::Program(program, event) if *program == self.edge.on => {
                 self.on.apply(&self.policy, self.epoch, envelope.seq, envelope.at, event);
-                if matches!(event, ProgramEvent::Started { .. }) {
+                if matches!(event, ProgramEvent::Started { .. } | ProgramEvent::Exited { .. }) {
                     self.armed_by = envelope.seq;
                 }
             }
@@ -88,7 +89,7 @@ impl Dependency {
     }
 
     fn opens_at(&self) -> Option<Instant> {
-        self.on.is_steady().then_some(self.on.up_since? + self.edge.delay)
+        Some(self.on.counts_since(self.edge.until)? + self.edge.delay)
     }
 
     fn ask(&mut self, event: DependencyEvent, cause: Cause, out: &mut Outputs) {

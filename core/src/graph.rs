@@ -64,6 +64,16 @@ pub struct Policy {
     pub retired: bool,
 }
 
+/// What a dependency waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Until {
+    /// That `on` is up.
+    #[default]
+    Started,
+    /// That `on` has run to its end by itself, with exit code 0.
+    Completed,
+}
+
 /// A dependency: `of` needs `on`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependency {
@@ -71,7 +81,10 @@ pub struct Dependency {
     pub of: ProgramId,
     /// The program it depends on.
     pub on: ProgramId,
-    /// How long `on` must have been up, in one instance.
+    /// What is waited for.
+    #[serde(default)]
+    pub until: Until,
+    /// How long that must have been so, in one instance.
     pub delay: Millis,
     /// Whether `of` is stopped and started again when `on` goes down.
     pub propagate: bool,

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, SystemEvent},
-    graph::Graph,
+    graph::{Graph, Until},
     ids::{Position, ProgramId, Seq},
     state::{Outcome, Phase, ProgramState, State},
     time::WallTime,
@@ -236,6 +236,7 @@ fn dependency_in_words(graph: &Graph, id: crate::ids::EdgeId, event: &crate::eve
     let edge = &graph.edges[id];
     let (of, on) = (&graph.programs[edge.of].name, &graph.programs[edge.on].name);
     match event {
+        Satisfied { .. } if edge.until == Until::Completed => format!("{on} had completed, as {of} needs"),
         Satisfied { .. } if edge.delay.0 == 0 => format!("{on} was up, as {of} needs"),
         Satisfied { .. } => format!("{on} had been up for {}, as {of} needs", edge.delay),
         Broken => format!("{of} can no longer count on {on}"),

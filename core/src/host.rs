@@ -128,6 +128,11 @@ impl Signal {
     /// The end.
     pub const KILL: Self = Self(9);
 
+    /// Whether it is one that people end a program with: INT, QUIT, KILL or TERM.
+    pub fn asks_to_end(self) -> bool {
+        [2, 3, Self::KILL.0, Self::TERM.0].contains(&self.0)
+    }
+
     const NAMES: [(&'static str, i32); 31] = [
         ("HUP", 1),
         ("INT", 2),

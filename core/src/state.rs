@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     event::{DependencyEvent, Envelope, Event, Handover, ProgramEvent, StopReason, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Mode, Policy},
+    graph::{Backoff, Dependency, Graph, Mode, Policy, Until},
     host::{ExecStage, ExitStatus, StartTime},
     ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq, Table},
     time::{Instant, Millis},
@@ -182,6 +182,19 @@ impl ProgramState {
         self.phase == Phase::Up && self.leaving.is_none()
     }
 
+    /// Since when a dependency may count on it, if it may.
+    pub fn counts_since(&self, until: Until) -> Option<Instant> {
+        match until {
+            Until::Started => self.up_since.filter(|_| self.is_steady()),
+            Until::Completed => {
+                let completed = self.phase == Phase::Down && !self.due;
+                // What was told to end has not run to its end.
+                let well = self.outcome == Some(Outcome::Exited(ExitStatus::Code(0))) && !self.signalled;
+                (completed && well).then_some(self.changed_at)
+            }
+        }
+    }
+
     /// How it ends with this event, if nobody has wanted that.
     pub fn verdict(&self, event: &ProgramEvent) -> Option<ExitStatus> {
         if let ProgramEvent::Exited { status, .. } = event {
@@ -220,7 +233,7 @@ impl ProgramState {
             }
             ProgramEvent::StopEscalated { .. } => self.deadline = None,
             ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
-            ProgramEvent::Signalled { .. } => self.signalled = true,
+            ProgramEvent::Signalled { signal, .. } => self.signalled |= signal.asks_to_end(),
             ProgramEvent::OperatorStopped => {
                 self.operator_down = true;
                 self.due = false;
@@ -426,8 +439,7 @@ impl State {
     /// When a dependency is, or will be, open; `None` while `on` cannot be counted on.
     pub fn opens_at(&self, id: EdgeId) -> Option<Instant> {
         let edge = &self.graph.edges[id];
-        let on = &self.programs[edge.on];
-        on.is_steady().then_some(on.up_since? + edge.delay)
+        Some(self.programs[edge.on].counts_since(edge.until)? + edge.delay)
     }
 }
 

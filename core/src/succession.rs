@@ -136,7 +136,8 @@ fn succeed(last: Last<'_>, graph: &Graph, beginning: Beginning, epoch: EpochId, 
     for (id, edge) in graph.edges.iter() {
         let old = edges.get(&(name(edge.of), name(edge.on)));
         let on = &next.programs[edge.on];
-        let satisfied = old.and_then(|old| last.edges[*old].satisfied).filter(|_| on.is_steady());
+        let satisfied =
+            old.and_then(|old| last.edges[*old].satisfied).filter(|_| on.counts_since(edge.until).is_some());
         // Whoever has not followed `on` so far does not follow it down for what is past.
         let follows = old.filter(|old| last.graph.edges[**old].propagate && !begins_anew(beginning));
         let last_fall = follows.map_or(on.fall, |old| last.edges[*old].last_fall);

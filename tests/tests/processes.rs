@@ -197,3 +197,47 @@ fn a_long_storm_leaves_no_memory_no_descriptor_no_zombie_and_a_bounded_journal()
     daemon.wait("silence", |_, state| state.running.is_empty());
     daemon.verify();
 }
+
+/// An application that waits for its migration: until it has completed, not until it has failed, and not again after
+/// gaggled has died.
+#[test]
+fn what_waits_for_a_completion_waits_for_a_good_one() {
+    let mut daemon = Daemon::new(
+        "\"migrate\": (shell: \"echo run >> @DIR@/runs; exit $(cat @DIR@/code || echo 1)\", mode: Once), \
+         \"app\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"migrate\": (until: Completed)}),",
+    );
+    daemon.wait_down("migrate", 1);
+    let reason = daemon.dump()["app"]["reason"].as_str().expect("a reason").to_owned();
+    assert_eq!(reason, "waiting for migrate, which has failed (exited with code 1): ask it up");
+    let hopeless = daemon.tool("gaggled_controller", &["up", "app"]);
+    assert_eq!(hopeless.status.code(), Some(1));
+    assert!(
+        String::from_utf8_lossy(&hopeless.stderr).contains("which has failed (exited with code 1): ask that up, too")
+    );
+    fs::write(daemon.directory.path().join("code"), "0").expect("a file");
+    daemon.must(Action::Up(Selection { programs: vec!["migrate".to_owned()], wait: true, timeout_ms: None }));
+    daemon.wait_up("app", 1);
+    daemon.kill_core();
+    daemon.kill("app", Signal::SIGKILL);
+    daemon.wait_up("app", 2);
+    let runs = || fs::read_to_string(daemon.directory.path().join("runs")).expect("runs").lines().count();
+    assert_eq!(runs(), 2, "what has completed is not run again");
+    // A new beginning runs it again, before the application.
+    daemon.end();
+    let mut again = daemon.again();
+    again.wait("the application to come up", |heard, state| {
+        let app = state.graph.names()["app"];
+        heard.iter().any(|envelope| {
+            matches!(envelope.event, Event::Program(id, ProgramEvent::Started { instance, .. }) if id == app && instance.0 == 3)
+        })
+    });
+    let place = |wanted: &str, program: &str| {
+        let id = again.state().graph.names()[program];
+        let is = |envelope: &gaggled_core::event::Envelope| {
+            envelope.event.name() == wanted && again.state().graph.subject(&envelope.event) == Some(id)
+        };
+        again.heard.iter().rposition(is).expect("it happened")
+    };
+    assert!(place("ProgramExited", "migrate") < place("ProgramStarting", "app"));
+    again.verify();
+}

@@ -4,7 +4,7 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 
 use gaggled_core::{
     event::{Beginning, Cause, DependencyEvent, Envelope, Event, Handover, ProgramEvent, StopReason, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Mode, Policy},
+    graph::{Backoff, Dependency, Graph, Mode, Policy, Until},
     host::{ExecStage, ExitStatus, Signal, StartTime},
     ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq},
     state::State,
@@ -27,7 +27,7 @@ fn everything() -> (State, Vec<Envelope>) {
         retired: false,
     };
     let (db, web) = (graph.add_program(policy("db", Mode::Respawn)), graph.add_program(policy("web", Mode::Once)));
-    graph.add_dependency(Dependency { of: web, on: db, delay: Millis(500), propagate: true });
+    graph.add_dependency(Dependency { of: web, on: db, until: Until::Started, delay: Millis(500), propagate: true });
     let operator = Cause::Operator { who: "uid 1000 (pid 77)".into(), command: "c1".into() };
     let (one, two) = (InstanceId(1), InstanceId(2));
     let program = |id: ProgramId, event| Event::Program(id, event);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use actix::SpawnHandle;
 use gaggled_core::{
     event::{Cause, Envelope},
-    graph::Mode,
+    graph::{Mode, Until},
     ids::{InstanceId, ProgramId, Seq},
     rules::Refusal,
     state::{Outcome, Phase, ProgramState, State},
@@ -115,13 +115,26 @@ impl Waiter {
         }
     }
 
-    /// That a program waits for one that an operator has put down, and that is not asked for either.
+    /// That a program waits for what does not come about unless somebody asks for that, too.
     fn hopeless(&self, program: ProgramId, state: &State) -> Option<String> {
         let asked = |on: ProgramId| self.target.as_ref().is_some_and(|target| target.programs.contains_key(&on));
-        let edges = state.graph.edges_of(program).iter().map(|edge| state.graph.edges[*edge].on);
-        let mut down = edges.filter(|on| state.programs[*on].operator_down && !asked(*on));
-        let (of, on) = (&state.graph.programs[program].name, &state.graph.programs[down.next()?].name);
-        Some(format!("{of} waits for {on}, which is put down: ask that up, too"))
+        let of = &state.graph.programs[program].name;
+        state.graph.edges_of(program).iter().map(|edge| state.graph.edges[*edge]).find_map(|edge| {
+            let (on, name) = (&state.programs[edge.on], &state.graph.programs[edge.on].name);
+            if asked(edge.on) {
+                return None;
+            }
+            let failed = edge.until == Until::Completed && on.phase == Phase::Down && !on.due;
+            match on.outcome {
+                Some(outcome) if failed && on.counts_since(edge.until).is_none() => {
+                    Some(format!("{of} waits for {name}, which has failed ({}): ask that up, too", describe(outcome)))
+                }
+                _ if on.operator_down && on.counts_since(edge.until).is_none() => {
+                    Some(format!("{of} waits for {name}, which is put down: ask that up, too"))
+                }
+                _ => None,
+            }
+        })
     }
 
     fn done(&self, state: &State) -> Reply {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
-use crate::graph::Mode;
+use crate::graph::{Mode, Until};
 
 use super::{Config, Diagnostic, Locator, Ordered, ProgramConfig, SmtpgateConfig, Tls};
 
@@ -17,21 +17,24 @@ const NAME_MAX: usize = 64;
 pub const SMTPGATE: &str = "smtpgate";
 
 pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
-    let mut found = Vec::new();
-    settings(config, locator, &mut found);
-    let once = |program: &ProgramConfig| program.effective_mode() == Mode::Once;
-    let once: BTreeSet<&str> =
-        config.programs.iter().filter(|(_, program)| once(program)).map(|(name, _)| name).collect();
-    let enabled: BTreeMap<&str, bool> = config.programs.iter().map(|(name, program)| (name, program.enabled)).collect();
+    let mut checker = Checker { programs: config.programs.iter().collect(), locator, found: Vec::new() };
+    settings(config, locator, &mut checker.found);
     let mut seen = BTreeSet::new();
     for (name, program) in config.programs.iter() {
         if seen.insert(name) {
-            check_name(name, locator, &mut found);
-            check_program(name, program, &enabled, &once, locator, &mut found);
+            check_name(name, locator, &mut checker.found);
+            checker.check_program(name, program);
         }
     }
-    cycles(config, locator, &mut found);
-    found
+    cycles(config, locator, &mut checker.found);
+    checker.found
+}
+
+/// Looks at each program beside the others.
+struct Checker<'a> {
+    programs: BTreeMap<&'a str, &'a ProgramConfig>,
+    locator: &'a Locator,
+    found: Vec<Diagnostic>,
 }
 
 fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
@@ -106,61 +109,94 @@ fn check_name(name: &str, locator: &Locator, found: &mut Vec<Diagnostic>) {
     }
 }
 
-fn check_program(
-    name: &str,
-    program: &ProgramConfig,
-    enabled: &BTreeMap<&str, bool>,
-    once: &BTreeSet<&str>,
-    locator: &Locator,
-    found: &mut Vec<Diagnostic>,
-) {
-    let here = locator.find(&["programs", name]);
-    let field = |field: &str| locator.nearest(&["programs", name, field]);
-    match (&program.command, &program.shell) {
-        (None, None) => found.push(
-            Diagnostic::error(format!("program \"{name}\" has no command"))
-                .at(here.clone())
-                .help("add command: \"...\", or shell: \"...\" for a line of shell"),
-        ),
-        (Some(_), Some(_)) => found.push(
-            Diagnostic::error(format!("program \"{name}\" has both a command and a shell line"))
-                .at(field("shell"))
-                .help("keep one of the two"),
-        ),
-        (Some(line), None) | (None, Some(line)) if line.is_empty() => {
-            found.push(
-                Diagnostic::error(format!("program \"{name}\" has an empty command"))
+impl Checker<'_> {
+    fn check_program(&mut self, name: &str, program: &ProgramConfig) {
+        let locator = self.locator;
+        let found = &mut self.found;
+        let here = locator.find(&["programs", name]);
+        let field = |field: &str| locator.nearest(&["programs", name, field]);
+        match (&program.command, &program.shell) {
+            (None, None) => found.push(
+                Diagnostic::error(format!("program \"{name}\" has no command"))
                     .at(here.clone())
-                    .help("write what to run"),
+                    .help("add command: \"...\", or shell: \"...\" for a line of shell"),
+            ),
+            (Some(_), Some(_)) => found.push(
+                Diagnostic::error(format!("program \"{name}\" has both a command and a shell line"))
+                    .at(field("shell"))
+                    .help("keep one of the two"),
+            ),
+            (Some(line), None) | (None, Some(line)) if line.is_empty() => {
+                found.push(
+                    Diagnostic::error(format!("program \"{name}\" has an empty command"))
+                        .at(here.clone())
+                        .help("write what to run"),
+                );
+            }
+            (Some(_), None) | (None, Some(_)) => {}
+        }
+        if program.shell.is_some() && !program.argv.is_empty() {
+            found.push(
+                Diagnostic::error(format!("program \"{name}\" has arguments for a shell line"))
+                    .at(field("argv"))
+                    .help("write them into the line itself"),
             );
         }
-        (Some(_), None) | (None, Some(_)) => {}
+        if program.mode.is_some() && program.respawn.is_some() {
+            found.push(
+                Diagnostic::error(format!("program \"{name}\" has both respawn and mode"))
+                    .at(field("respawn"))
+                    .help("keep mode: respawn: false is mode: Once"),
+            );
+        }
+        let texts =
+            program.command.iter().chain(&program.shell).chain(&program.argv).chain(&program.wd).chain(&program.log);
+        if texts.into_iter().any(|text| text.contains('\0')) {
+            found.push(
+                Diagnostic::error(format!("program \"{name}\" has a NUL character in its command"))
+                    .at(here)
+                    .help("remove it"),
+            );
+        }
+        check_env(&["programs", name], name, &program.env, locator, found);
+        self.check_depends(name, program);
     }
-    if program.shell.is_some() && !program.argv.is_empty() {
-        found.push(
-            Diagnostic::error(format!("program \"{name}\" has arguments for a shell line"))
-                .at(field("argv"))
-                .help("write them into the line itself"),
-        );
+
+    fn check_depends(&mut self, name: &str, program: &ProgramConfig) {
+        for (on, depends) in program.depends.iter() {
+            let places = self.locator.all(&["programs", name, "depends", on]);
+            let other = self.programs.get(on);
+            let once = other.is_some_and(|other| other.effective_mode() == Mode::Once);
+            let needs = format!("program \"{name}\" depends on \"{on}\"");
+            let error = match other {
+                None => Diagnostic::error(format!("{needs}, which does not exist"))
+                    .help(nearest_name(on, self.programs.keys().copied())),
+                Some(other) if !other.enabled && program.enabled => {
+                    Diagnostic::error(format!("{needs}, which is disabled"))
+                        .help(format!(
+                            "enable \"{on}\" (manual: true leaves its start to an operator), disable \"{name}\", or remove the dependency"
+                        ))
+                }
+                Some(_) if places.len() > 1 => {
+                    Diagnostic::error(format!("{needs} twice")).help("keep one of the two")
+                }
+                Some(_) if depends.until == Until::Completed && !once => {
+                    Diagnostic::error(format!("{needs} to complete, which is started again whenever it ends"))
+                        .help(format!("give \"{on}\" mode: Once, or remove until"))
+                }
+                Some(_) if depends.until == Until::Completed && depends.propagate => {
+                    Diagnostic::error(format!("{needs} to complete, so there is nothing to propagate when it is down"))
+                        .help("remove propagate")
+                }
+                Some(_) if depends.until == Until::Started && once => Diagnostic::warning(format!(
+                    "{needs}, which runs once: \"{name}\" can start only while \"{on}\" runs"
+                ))
+                .help(format!("if \"{on}\" is to have ended well first, add until: Completed")),
+                Some(_) => continue,
+            };
+            self.found.push(error.at(places.last().cloned()));
+        }
     }
-    if program.mode.is_some() && program.respawn.is_some() {
-        found.push(
-            Diagnostic::error(format!("program \"{name}\" has both respawn and mode"))
-                .at(field("respawn"))
-                .help("keep mode: respawn: false is mode: Once"),
-        );
-    }
-    let texts =
-        program.command.iter().chain(&program.shell).chain(&program.argv).chain(&program.wd).chain(&program.log);
-    if texts.into_iter().any(|text| text.contains('\0')) {
-        found.push(
-            Diagnostic::error(format!("program \"{name}\" has a NUL character in its command"))
-                .at(here)
-                .help("remove it"),
-        );
-    }
-    check_env(&["programs", name], name, &program.env, locator, found);
-    check_depends(name, program, enabled, once, locator, found);
 }
 
 fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locator, found: &mut Vec<Diagnostic>) {
@@ -181,38 +217,6 @@ fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locato
                 .at(locator.find(&path))
                 .help("remove it, or give it another name"),
         );
-    }
-}
-
-fn check_depends(
-    name: &str,
-    program: &ProgramConfig,
-    enabled: &BTreeMap<&str, bool>,
-    once: &BTreeSet<&str>,
-    locator: &Locator,
-    found: &mut Vec<Diagnostic>,
-) {
-    for (on, _) in program.depends.iter() {
-        let places = locator.all(&["programs", name, "depends", on]);
-        let error = match enabled.get(on) {
-            None => Diagnostic::error(format!("program \"{name}\" depends on \"{on}\", which does not exist"))
-                .help(nearest_name(on, enabled.keys().copied())),
-            Some(false) if program.enabled => {
-                Diagnostic::error(format!("program \"{name}\" depends on \"{on}\", which is disabled"))
-                    .help(format!(
-                        "enable \"{on}\" (manual: true leaves its start to an operator), disable \"{name}\", or remove the dependency"
-                    ))
-            }
-            Some(_) if places.len() > 1 => {
-                Diagnostic::error(format!("program \"{name}\" depends on \"{on}\" twice")).help("keep one of the two")
-            }
-            Some(_) if once.contains(on) => Diagnostic::warning(format!(
-                "program \"{name}\" depends on \"{on}\", which runs once: \"{name}\" can start only while \"{on}\" runs"
-            ))
-            .help(format!("if \"{on}\" is to have ended first, start \"{name}\" from its command")),
-            Some(_) => continue,
-        };
-        found.push(error.at(places.last().cloned()));
     }
 }
 

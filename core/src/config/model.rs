@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Ordered;
 use crate::{
-    graph::{self, Backoff, Graph, Mode, Policy},
+    graph::{self, Backoff, Graph, Mode, Policy, Until},
     time::Millis,
 };
 
@@ -129,7 +129,10 @@ pub struct ProgramConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "depends", deny_unknown_fields, default)]
 pub struct DependsConfig {
-    /// How long the other must have been up.
+    /// What is waited for.
+    #[serde(skip_serializing_if = "is_default")]
+    pub until: Until,
+    /// How long that must have been so.
     #[serde(skip_serializing_if = "is_default")]
     pub delay: Millis,
     /// Whether this one is stopped, and started again, when the other goes down.
@@ -287,8 +290,8 @@ impl Config {
         for (name, program) in self.programs.iter() {
             for (on, depends) in program.depends.iter() {
                 if let (Some(of), Some(on)) = (ids.get(name), ids.get(on)) {
-                    let DependsConfig { delay, propagate } = *depends;
-                    graph.add_dependency(graph::Dependency { of: *of, on: *on, delay, propagate });
+                    let DependsConfig { until, delay, propagate } = *depends;
+                    graph.add_dependency(graph::Dependency { of: *of, on: *on, until, delay, propagate });
                 }
             }
         }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VERSION;
 use crate::{
-    graph::Mode,
+    graph::{Dependency, Mode, Until},
     host::ExitStatus,
     ids::{EpochId, InstanceId, ProgramId, Seq},
     state::{Outcome, Phase, ProgramState, State},
@@ -111,7 +111,10 @@ pub struct DependencyView {
     pub of: String,
     /// The program it depends on.
     pub on: String,
-    /// How long `on` must have been up.
+    /// What is waited for: `Started` or `Completed`.
+    #[serde(default)]
+    pub until: Until,
+    /// How long that must have been so.
     pub delay_ms: Millis,
     /// Whether `of` goes down with it.
     pub propagate: bool,
@@ -192,6 +195,7 @@ impl<'a> View<'a> {
         DependencyView {
             of: name(edge.of),
             on: name(edge.on),
+            until: edge.until,
             delay_ms: edge.delay,
             propagate: edge.propagate,
             satisfied: state.satisfied.is_some(),
@@ -225,10 +229,18 @@ impl<'a> View<'a> {
         }
     }
 
-    fn has_run_once(self, id: ProgramId) -> bool {
-        let program = &self.state.programs[id];
-        let once = self.state.graph.programs[id].mode == Mode::Once;
-        once && program.phase == Phase::Down && program.outcome.is_some() && !program.due
+    /// Why what a dependency waits for will not come about by itself, in words to be added; nothing if it may.
+    fn in_vain(self, dependency: &Dependency) -> String {
+        let on = &self.state.programs[dependency.on];
+        let once = self.state.graph.programs[dependency.on].mode == Mode::Once;
+        if !once || on.phase != Phase::Down || on.due {
+            return if dependency.until == Until::Completed { " to complete".to_owned() } else { String::new() };
+        }
+        match (on.outcome, dependency.until) {
+            (Some(outcome), Until::Completed) => format!(", which has failed ({}): ask it up", describe(outcome)),
+            (Some(_), Until::Started) => ", which has run once: ask it up".to_owned(),
+            (None, _) => String::new(),
+        }
     }
 
     /// What the start of a program waits for.
@@ -243,10 +255,7 @@ impl<'a> View<'a> {
                     let passed = dependency.delay.0 - wait.0;
                     (format!("waiting for {on}: {passed} ms of {} ms", dependency.delay.0), Some(wait))
                 }
-                _ if self.has_run_once(dependency.on) => {
-                    (format!("waiting for {on}, which has run once: ask it up"), None)
-                }
-                _ => (format!("waiting for {on}"), None),
+                _ => (format!("waiting for {on}{}", self.in_vain(dependency)), None),
             };
         }
         let last = program.outcome.map_or_else(String::new, |outcome| format!(": {}", describe(outcome)));

@@ -14,7 +14,7 @@
 
 use gaggled_core::{
     audit::Audit,
-    graph::Mode,
+    graph::{Mode, Until},
     ids::{EdgeId, ProgramId, Seq},
     state::{Phase, State},
     time::{Instant, Millis},
@@ -159,11 +159,17 @@ fn before_shutdown(run: &Run) -> State {
     state
 }
 
-/// Whether a program depends, directly or not, on one that has run once and is not to run again.
+/// Whether a program waits, directly or not, for what will not come about by itself: that one which has run once runs, or
+/// that one which runs completes.
 fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool {
-    let on = |edge: &EdgeId| world.graph.edges[*edge].on;
-    world.graph.edges_of(program).iter().map(on).any(|on| {
-        let once = world.graph.programs[on].mode == Mode::Once && state.programs[on].phase == Phase::Down;
-        once && !state.programs[on].due || waits_for_finished(world, state, on)
-    })
+    let in_vain = |edge: &EdgeId| {
+        let edge = &world.graph.edges[*edge];
+        let on = &state.programs[edge.on];
+        let over = world.graph.programs[edge.on].mode == Mode::Once && on.phase == Phase::Down && !on.due;
+        match edge.until {
+            Until::Started => over || waits_for_finished(world, state, edge.on),
+            Until::Completed => on.counts_since(Until::Completed).is_none(),
+        }
+    };
+    world.graph.edges_of(program).iter().any(in_vain)
 }

@@ -75,13 +75,15 @@ pub enum Mutant {
     OpenAfterCrash,
     /// An essential program ends, and that means nothing.
     GoOnWithoutEssential,
+    /// A dependency that waits for the end of a run takes a failure for one.
+    TakeFailureForCompletion,
     /// A shutdown that was under way is forgotten with a crash.
     ForgetShutdown,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 32] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -112,6 +114,7 @@ impl Mutant {
         Self::CountAnew,
         Self::OpenAfterCrash,
         Self::GoOnWithoutEssential,
+        Self::TakeFailureForCompletion,
         Self::ForgetShutdown,
     ];
 
@@ -222,6 +225,7 @@ impl Mutant {
         match self {
             Self::StartWithoutDependencies => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
             Self::StartTooEarly => start && matches!(refusal, Refusal::TooEarly { .. }),
+            Self::TakeFailureForCompletion => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
             Self::StartInShutdown => start && *refusal == Refusal::ShuttingDown,
             Self::StartAgainstOperator => start && *refusal == Refusal::NotWanted,
             Self::RestartTwice => {
@@ -315,7 +319,7 @@ impl Mutant {
                 }
             }
             Self::ForgetBackoffTimer => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Start, _))),
-            Self::StartWithoutDependencies => Self::start_unmet(input, &mut outputs),
+            Self::StartWithoutDependencies | Self::TakeFailureForCompletion => Self::start_unmet(input, &mut outputs),
             _ => {}
         }
         outputs

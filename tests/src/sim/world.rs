@@ -2,7 +2,7 @@
 
 use gaggled_core::{
     event::{Event, ProgramEvent, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Mode, Policy},
+    graph::{Backoff, Dependency, Graph, Mode, Policy, Until},
     ids::{Dense, ProgramId},
     time::{Instant, Millis},
 };
@@ -108,11 +108,14 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
     for of in 1..size {
         for _ in 0..random.below(4) {
             let on = usize::try_from(random.below(of as u64)).expect("a small number");
+            let once = graph.programs[ProgramId::at(on)].mode == Mode::Once;
+            let until = if once && random.percent(50) { Until::Completed } else { Until::Started };
             let dependency = Dependency {
                 of: ProgramId::at(of),
                 on: ProgramId::at(on),
+                until,
                 delay: random.pick(&[Millis(0), Millis(1), Millis(50), Millis(700), Millis(5000)]),
-                propagate: random.percent(50),
+                propagate: until == Until::Started && random.percent(50),
             };
             let known = graph.edges.values().any(|edge| edge.of == dependency.of && edge.on == dependency.on);
             if !known {
