@@ -17,6 +17,7 @@
 //! | I17 | instances are numbered 1, 2, 3 and end once |
 //! | I18 | the event that a cause names came before |
 //! | I22 | in a planned stop dependents go first, unless half of the killwait is over |
+//! | I24 | a program that has reached its limit is not started until somebody asks for it |
 //! | I23 | when an essential program ends by itself, everything is shut down at once |
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -56,6 +57,8 @@ pub struct Seen {
     /// The event of its last start.
     pub last_start: Seq,
     unplanned_starts: Vec<Instant>,
+    /// Its starts since somebody has last asked for anything, or it was stopped.
+    own_starts: Vec<Instant>,
     planned: bool,
 }
 
@@ -105,6 +108,7 @@ impl Seen {
             ended: known.instance.0 - u64::from(known.is_running()),
             last_start: Seq(0),
             unplanned_starts: Vec::new(),
+            own_starts: Vec::new(),
             planned: true,
         }
     }
@@ -206,6 +210,7 @@ impl Audit {
                 *self.falls.entry((*edge, *fall)).or_default() += 1;
                 self.restarts.push((of, envelope.seq));
                 self.seen(of).owed = true;
+                self.seen(of).own_starts.clear();
                 self.seen(of).replaced = true;
                 self.seen(of).planned = true;
             }
@@ -268,6 +273,7 @@ impl Audit {
                 let seen = self.seen(id);
                 seen.operator_down = stays_down;
                 seen.owed = !stays_down;
+                seen.own_starts.clear();
                 seen.planned = true;
                 self.leaves(id, envelope);
                 self.seen(id).replaced |= !stays_down;
@@ -275,6 +281,7 @@ impl Audit {
             ProgramEvent::OperatorStarted => {
                 let seen = self.seen(id);
                 seen.owed |= !seen.running;
+                seen.own_starts.clear();
                 seen.operator_down = false;
                 seen.planned = true;
             }
@@ -319,7 +326,7 @@ impl Audit {
             }
         }
         let shutdown = self.shutdown.is_some();
-        let backoff = self.graph.programs[id].backoff;
+        let (backoff, limit) = (self.graph.programs[id].backoff, self.graph.programs[id].limit);
         let seen = self.seen(id);
         let mut wrong = Vec::new();
         if shutdown || seen.operator_down {
@@ -335,6 +342,13 @@ impl Audit {
         let minute = envelope.at - Millis(60_000);
         seen.unplanned_starts.retain(|at| *at > minute);
         seen.unplanned_starts.push(envelope.at);
+        if let Some(limit) = limit.filter(|limit| limit.retry.is_none()) {
+            seen.own_starts.retain(|at| *at + limit.within > envelope.at);
+            seen.own_starts.push(envelope.at);
+            if seen.own_starts.len() > usize::try_from(limit.starts).unwrap_or(usize::MAX) {
+                wrong.push(format!("I24: event {}: {id:?} starts more often than its limit allows", envelope.seq));
+            }
+        }
         let recent = seen.unplanned_starts.len();
         if backoff.max >= Millis(60_000) && recent > 20 {
             wrong.push(format!("I16: event {}: {id:?} starts for the {recent}th time within a minute", envelope.seq));
@@ -373,6 +387,9 @@ impl Audit {
         let fell_before = seen.operator_fall.is_some();
         let ends_everything = essential && !shutdown && seen.stopping.is_none() && !seen.replaced && !fell_before;
         seen.planned |= seen.stopping.is_some() || seen.replaced || fell_before;
+        if seen.planned {
+            seen.own_starts.clear();
+        }
         seen.running = false;
         seen.up_since = None;
         seen.operator_fall = None;

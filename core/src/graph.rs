@@ -43,6 +43,25 @@ impl Default for Backoff {
     }
 }
 
+/// When a program that keeps ending is given up: after so many starts within such a time. What somebody has asked for, or
+/// what follows another program, is not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "limit", deny_unknown_fields)]
+pub struct Limit {
+    /// How many starts, at least 1 and at most [`Limit::MOST`].
+    pub starts: u32,
+    /// Within which time.
+    pub within: Millis,
+    /// After which time it is tried again by itself; never if this is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Millis>,
+}
+
+impl Limit {
+    /// The most starts that are remembered.
+    pub const MOST: u32 = 1000;
+}
+
 /// The part of a program's configuration that the rules look at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -56,6 +75,9 @@ pub struct Policy {
     pub killwait: Millis,
     /// How its starts are spaced.
     pub backoff: Backoff,
+    /// When it is given up, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
     /// Whether everything is to end when it ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub essential: bool,

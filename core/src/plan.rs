@@ -159,6 +159,7 @@ fn compare(
         ("mode", old.effective_mode() != new.effective_mode()),
         ("killwait", old.killwait != new.killwait),
         ("backoff", old.backoff != new.backoff),
+        ("limit", old.limit != new.limit),
         ("essential", old.essential != new.essential),
         ("depends", old.depends != new.depends),
         ("enabled", old.enabled != new.enabled || old.manual != new.manual),

@@ -112,7 +112,11 @@ impl Program {
     }
 
     fn may_start(&self) -> bool {
-        self.state.due && !self.state.operator_down && self.state.unmet == 0 && self.shutdown.is_none()
+        self.state.due
+            && !self.state.operator_down
+            && !self.state.given_up
+            && self.state.unmet == 0
+            && self.shutdown.is_none()
     }
 
     fn stop_reason(&self) -> Option<StopReason> {

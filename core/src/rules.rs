@@ -104,7 +104,7 @@ impl State {
         if program.phase != Phase::Down || instance.0 != program.instance.0 + 1 {
             return Err(Refusal::Stale);
         }
-        if !program.due || program.operator_down {
+        if !program.due || program.operator_down || program.given_up {
             return Err(Refusal::NotWanted);
         }
         for edge in self.graph.edges_of(id) {

@@ -284,6 +284,7 @@ mod tests {
             enabled: true,
             killwait: Millis(1000),
             backoff,
+            limit: None,
             essential: false,
             retired: false,
         };

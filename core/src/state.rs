@@ -65,6 +65,7 @@ pub struct Leaving {
 }
 
 /// The state of one program.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramState {
     /// Where its instance is in its life.
@@ -99,6 +100,12 @@ pub struct ProgramState {
     pub attempts: u32,
     /// Not to be started before this moment.
     pub not_before: Option<Instant>,
+    /// When it was started by itself, as far as its limit looks back.
+    #[serde(default)]
+    pub recent: Vec<Instant>,
+    /// Whether it has ended too often, and is left down until somebody asks it up.
+    #[serde(default)]
+    pub given_up: bool,
     /// How often it has been started again.
     pub restarts: u64,
     /// The number of its dependencies that are not satisfied.
@@ -165,6 +172,8 @@ impl ProgramState {
             outcome: None,
             attempts: 0,
             not_before: None,
+            recent: Vec::new(),
+            given_up: false,
             restarts: 0,
             unmet: u32::try_from(dependencies).unwrap_or(u32::MAX),
             state_sequence: 1,
@@ -208,7 +217,7 @@ impl ProgramState {
     pub fn apply(&mut self, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant, event: &ProgramEvent) {
         let before = self.phase;
         match event {
-            ProgramEvent::Starting { instance } => self.starting(*instance, policy.backoff),
+            ProgramEvent::Starting { instance } => self.starting(*instance, policy, at),
             ProgramEvent::Started { pid, birth, .. } => self.started(*pid, *birth, at),
             ProgramEvent::Adopted { pid, birth, .. } if self.phase == Phase::Starting => {
                 self.started(*pid, *birth, at);
@@ -224,6 +233,7 @@ impl ProgramState {
                 self.state_sequence += 1;
                 self.not_before =
                     Some(at + policy.backoff.space(self.attempts.max(1), jitter(epoch, policy, self.instance)));
+                self.give_up(policy, at);
             }
             ProgramEvent::Stopping { reason, deadline, .. } => {
                 self.phase = Phase::Stopping;
@@ -267,6 +277,7 @@ impl ProgramState {
             DependencyEvent::RestartDue { planned, .. } => {
                 self.due = true;
                 self.not_before = None;
+                self.recent.clear();
                 if *planned {
                     self.leave(StopReason::Propagated, seq, at);
                 } else if self.is_running() && self.leaving.is_none() {
@@ -277,9 +288,13 @@ impl ProgramState {
         self.last_seq = seq;
     }
 
-    fn starting(&mut self, instance: InstanceId, backoff: Backoff) {
-        if self.up_since.is_some_and(|since| self.changed_at.since(since) >= backoff.reset) {
+    fn starting(&mut self, instance: InstanceId, policy: &Policy, at: Instant) {
+        if self.up_since.is_some_and(|since| self.changed_at.since(since) >= policy.backoff.reset) {
             self.attempts = 0;
+        }
+        if let Some(limit) = policy.limit {
+            self.recent.retain(|start| *start + limit.within > at);
+            self.recent.push(at);
         }
         self.phase = Phase::Starting;
         self.restarts += u64::from(instance > InstanceId(1));
@@ -312,8 +327,24 @@ impl ProgramState {
         self.state_sequence += 1;
         if planned {
             self.attempts = 0;
+            self.recent.clear();
         } else if at.since(began) < policy.backoff.reset {
             self.not_before = policy.backoff.next_start(began, at, self.attempts, jitter(epoch, policy, self.instance));
+        }
+        self.give_up(policy, at);
+    }
+
+    /// Looks whether it has ended too often.
+    fn give_up(&mut self, policy: &Policy, at: Instant) {
+        let Some(limit) = policy.limit.filter(|_| self.due) else { return };
+        let recent = self.recent.iter().filter(|start| **start + limit.within > at).count();
+        if recent < usize::try_from(limit.starts).unwrap_or(usize::MAX) {
+            return;
+        }
+        self.recent.clear();
+        match limit.retry {
+            Some(span) => self.not_before = self.not_before.max(Some(at + span)),
+            None => self.given_up = true,
         }
     }
 
@@ -328,6 +359,8 @@ impl ProgramState {
         self.operator_down = false;
         self.attempts = 0;
         self.not_before = None;
+        self.recent.clear();
+        self.given_up = false;
     }
 
     /// It is going to be stopped, which is a fall already: whoever follows it is stopped before it.
@@ -454,6 +487,7 @@ mod tests {
             enabled: true,
             killwait: Millis(10_000),
             backoff,
+            limit: None,
             essential: false,
             retired: false,
         };
@@ -498,6 +532,7 @@ mod tests {
                     enabled: true,
                     killwait: Millis(1),
                     backoff,
+                    limit: None,
                     essential: false,
                     retired: false,
                 };

@@ -198,6 +198,8 @@ fn carried(old: &ProgramState, was_enabled: bool, enabled: bool, beginning: Begi
         outcome: lost.or(old.outcome),
         attempts: 0,
         not_before: None,
+        recent: Vec::new(),
+        given_up: false,
         last_seq: Seq(0),
         ..old.clone()
     }

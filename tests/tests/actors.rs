@@ -81,6 +81,7 @@ fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
             enabled: true,
             killwait: Millis(1000),
             backoff: Backoff::default(),
+            limit: None,
             essential: false,
             retired: false,
         });

@@ -241,3 +241,28 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
     assert!(place("ProgramExited", "migrate") < place("ProgramStarting", "app"));
     again.verify();
 }
+
+/// A limit makes a program give up, and only an operator brings it back; with a retry it comes back by itself.
+#[test]
+fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
+    let mut daemon = Daemon::new(
+        "\"bad\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), limit: (starts: 3, within: \"1m\")), \
+         \"again\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), \
+            limit: (starts: 3, within: \"1m\", retry: 200)), \
+         \"web\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], depends: {\"bad\": (delay: 5000)}),",
+    );
+    daemon.wait_down("bad", 3);
+    daemon.wait_down("again", 7);
+    let dump = daemon.dump();
+    assert_eq!((&dump["bad"]["failed"], &dump["bad"]["instance"]), (&true.into(), &3.into()));
+    assert_eq!(dump["bad"]["reason"], "given up after 3 starts within 1m (exited with code 3): ask it up");
+    assert_eq!(dump["web"]["reason"], "waiting for bad, which is given up: ask it up");
+    daemon.kill_core();
+    assert_eq!(daemon.dump()["bad"]["instance"], 3, "that is remembered");
+    let asked = daemon.tool("gaggled_controller", &["up", "bad", "--no-wait"]);
+    assert!(asked.status.success());
+    daemon.wait_down("bad", 6);
+    assert_eq!(daemon.dump()["bad"]["instance"], 6, "and then it has three more");
+    daemon.end();
+    daemon.verify();
+}

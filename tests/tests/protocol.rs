@@ -23,6 +23,7 @@ fn everything() -> (State, Vec<Envelope>) {
         enabled: true,
         killwait: Millis(3000),
         backoff: Backoff::default(),
+        limit: None,
         essential: false,
         retired: false,
     };

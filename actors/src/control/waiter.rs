@@ -92,6 +92,10 @@ impl Waiter {
             Goal::Down => Ok(now.phase == Phase::Down),
             Goal::Up if now.phase == Phase::Up => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
             Goal::Up if now.phase != Phase::Down => Ok(false),
+            Goal::Up if now.given_up => Err(format!(
+                "{name} has ended too often and is given up: {}",
+                now.outcome.map(describe).unwrap_or_default()
+            )),
             Goal::Up if now.operator_down => Err(format!("{name} was put down by an operator")),
             Goal::Up if self.is_command && self.hopeless(program, state).is_some() => {
                 Err(self.hopeless(program, state).unwrap_or_default())
@@ -126,6 +130,7 @@ impl Waiter {
             }
             let failed = edge.until == Until::Completed && on.phase == Phase::Down && !on.due;
             match on.outcome {
+                _ if on.given_up => Some(format!("{of} waits for {name}, which is given up: ask that up, too")),
                 Some(outcome) if failed && on.counts_since(edge.until).is_none() => {
                     Some(format!("{of} waits for {name}, which has failed ({}): ask that up, too", describe(outcome)))
                 }

@@ -2,11 +2,14 @@
 //!
 //! Only what can be told from the text alone; whether a command exists is asked where it will run.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+};
 
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
-use crate::graph::{Mode, Until};
+use crate::graph::{Limit, Mode, Until};
 
 use super::{Config, Diagnostic, Locator, Ordered, ProgramConfig, SmtpgateConfig, Tls};
 
@@ -49,6 +52,7 @@ fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
             );
         }
     }
+    check_limit("gaggled", settings.limit, locator.find(&["gaggled", "limit"]), found);
     if let Some(gate) = &settings.smtpgate {
         smtpgate(config, gate, locator, found);
     }
@@ -158,6 +162,7 @@ impl Checker<'_> {
                     .help("remove it"),
             );
         }
+        check_limit(name, program.limit, locator.find(&["programs", name, "limit"]), found);
         check_env(&["programs", name], name, &program.env, locator, found);
         self.check_depends(name, program);
     }
@@ -196,6 +201,17 @@ impl Checker<'_> {
             };
             self.found.push(error.at(places.last().cloned()));
         }
+    }
+}
+
+fn check_limit(whose: &str, limit: Option<Limit>, at: Option<Range<usize>>, found: &mut Vec<Diagnostic>) {
+    let Some(limit) = limit else { return };
+    let error = |what: &str, help: String| Diagnostic::error(format!("limit of \"{whose}\" {what}")).help(help);
+    if !(1..=Limit::MOST).contains(&limit.starts) {
+        let help = format!("write starts: 1 to {}, or remove the limit", Limit::MOST);
+        found.push(error(&format!("allows {} starts", limit.starts), help).at(at));
+    } else if limit.within.0 == 0 || limit.retry.is_some_and(|retry| retry.0 == 0) {
+        found.push(error("has a time of 0", "write for instance within: \"1m\"".to_owned()).at(at));
     }
 }
 

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Ordered;
 use crate::{
-    graph::{self, Backoff, Graph, Mode, Policy, Until},
+    graph::{self, Backoff, Graph, Limit, Mode, Policy, Until},
     time::Millis,
 };
 
@@ -35,6 +35,9 @@ pub struct Settings {
     /// How the starts of a program that keeps ending are spaced.
     #[serde(skip_serializing_if = "is_default")]
     pub backoff: Backoff,
+    /// When a program that keeps ending is given up; never if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
     /// Where events are published; the default place if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eventurl: Option<String>,
@@ -114,6 +117,9 @@ pub struct ProgramConfig {
     /// How its starts are spaced, if that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Backoff>,
+    /// When it is given up, if that differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
     /// Whether gaggled ends with it, and with its exit status.
     #[serde(skip_serializing_if = "is_default")]
     pub essential: bool,
@@ -206,6 +212,7 @@ impl Default for Settings {
             path: String::new(),
             env: Ordered::default(),
             backoff: Backoff::default(),
+            limit: None,
             eventurl: None,
             controlurl: None,
             insecure: Vec::new(),
@@ -232,6 +239,7 @@ impl Default for ProgramConfig {
             manual: false,
             killwait: None,
             backoff: None,
+            limit: None,
             essential: false,
             log: None,
             depends: Ordered::default(),
@@ -282,6 +290,7 @@ impl Config {
                 enabled: program.enabled && !program.manual,
                 killwait: program.killwait.unwrap_or(self.gaggled.killwait),
                 backoff: program.backoff.unwrap_or(self.gaggled.backoff),
+                limit: program.limit.or(self.gaggled.limit),
                 essential: program.essential,
                 retired: false,
             });

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VERSION;
 use crate::{
-    graph::{Dependency, Mode, Until},
+    graph::{Dependency, Mode, Policy, Until},
     host::ExitStatus,
     ids::{EpochId, InstanceId, ProgramId, Seq},
     state::{Outcome, Phase, ProgramState, State},
@@ -38,6 +38,8 @@ pub struct ProgramView<'a> {
     pub is_operator_shutdown: bool,
     /// Whether gaggled asked the last run to end; false while it is up.
     pub during_shutdown: bool,
+    /// Whether it has ended too often, and is left down until somebody asks it up.
+    pub failed: bool,
     /// The original's counter of its changes.
     pub state_sequence: u64,
     /// `NONE` while it is up, else `EXIT`, `KILL`, `DUMP`, `UNK`, or nothing if it never ran.
@@ -91,6 +93,7 @@ impl<'a> ProgramView<'a> {
             dependencies_satisfied: program.unmet == 0,
             is_operator_shutdown: program.operator_down,
             during_shutdown: program.signalled && program.phase == Phase::Down,
+            failed: program.given_up,
             state_sequence: program.state_sequence,
             down_type,
             exit_code,
@@ -224,6 +227,7 @@ impl<'a> View<'a> {
                 (by.to_owned(), None)
             }
             Phase::Down if self.state.shutdown.is_some() => ("gaggled shuts down".to_owned(), None),
+            Phase::Down if program.given_up => (given_up(program.outcome, policy), None),
             Phase::Down if !program.due => (finished(program.outcome, policy.mode), None),
             Phase::Down => self.waiting(id, program),
         }
@@ -233,6 +237,9 @@ impl<'a> View<'a> {
     fn in_vain(self, dependency: &Dependency) -> String {
         let on = &self.state.programs[dependency.on];
         let once = self.state.graph.programs[dependency.on].mode == Mode::Once;
+        if on.given_up {
+            return ", which is given up: ask it up".to_owned();
+        }
         if !once || on.phase != Phase::Down || on.due {
             return if dependency.until == Until::Completed { " to complete".to_owned() } else { String::new() };
         }
@@ -267,6 +274,16 @@ impl<'a> View<'a> {
             _ => ("about to start".to_owned(), None),
         }
     }
+}
+
+/// Why a program that has ended too often is left down, in words.
+fn given_up(outcome: Option<Outcome>, policy: &Policy) -> String {
+    let last = outcome.map(describe).unwrap_or_default();
+    let often = policy.limit.map_or_else(String::new, |limit| {
+        let starts = if limit.starts == 1 { "start" } else { "starts" };
+        format!(" after {} {starts} within {}", limit.starts, limit.within)
+    });
+    format!("given up{often} ({last}): ask it up")
 }
 
 /// Why a program is left down, in words.

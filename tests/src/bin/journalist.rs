@@ -87,6 +87,7 @@ fn graph() -> Graph {
             enabled: true,
             killwait: Millis(1000),
             backoff: Backoff { initial: Millis(0), max: Millis(0), reset: Millis(0) },
+            limit: None,
             essential: false,
             retired: false,
         });

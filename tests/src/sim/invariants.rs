@@ -72,6 +72,7 @@ impl Checker {
             let seen = self.audit.program(*program);
             let excused = waits_for_finished(world, &settled, *program)
                 || seen.operator_down
+                || settled.programs[*program].given_up
                 || shutdown_seq.is_some_and(|end| near_end(run, *due, Some(end)));
             if seen.last_start < *due && !excused && world.shutdown_at >= world.healed_at + SETTLING {
                 self.found.push(format!("I10: {program:?} was due to restart at event {due} and never did"));
@@ -91,7 +92,7 @@ impl Checker {
         for (id, policy) in world.graph.programs.iter() {
             let program = &settled.programs[id];
             let finished = policy.mode == Mode::Once && program.phase == Phase::Down && !program.due;
-            if program.phase != Phase::Up && !finished && !waits_for_finished(world, settled, id) {
+            if program.phase != Phase::Up && !program.given_up && !finished && !waits_for_finished(world, settled, id) {
                 self.found.push(format!("I15: {id:?} is {:?} although nothing keeps it down", program.phase));
             }
         }
@@ -167,6 +168,7 @@ fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool 
         let on = &state.programs[edge.on];
         let over = world.graph.programs[edge.on].mode == Mode::Once && on.phase == Phase::Down && !on.due;
         match edge.until {
+            _ if on.given_up => true,
             Until::Started => over || waits_for_finished(world, state, edge.on),
             Until::Completed => on.counts_since(Until::Completed).is_none(),
         }

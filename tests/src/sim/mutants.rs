@@ -77,13 +77,15 @@ pub enum Mutant {
     GoOnWithoutEssential,
     /// A dependency that waits for the end of a run takes a failure for one.
     TakeFailureForCompletion,
+    /// A program that has reached its limit is started all the same.
+    IgnoreLimit,
     /// A shutdown that was under way is forgotten with a crash.
     ForgetShutdown,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 33] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -115,6 +117,7 @@ impl Mutant {
         Self::OpenAfterCrash,
         Self::GoOnWithoutEssential,
         Self::TakeFailureForCompletion,
+        Self::IgnoreLimit,
         Self::ForgetShutdown,
     ];
 
@@ -137,7 +140,7 @@ impl Mutant {
             cause => cause,
         };
         match journal.commit(now, wall, event, cause.clone()) {
-            Err((event, refusal)) if self.admits(&event, &refusal) => {
+            Err((event, refusal)) if self.admits(&event, &refusal) && self.is_meant(journal, &event) => {
                 Ok(journal.commit_unchecked(now, wall, event, cause))
             }
             Ok(envelope) if self == Self::NumberTwice && envelope.seq.0 % 50 == 0 => {
@@ -220,6 +223,14 @@ impl Mutant {
         }
     }
 
+    /// Whether this is what the defect is about.
+    fn is_meant(self, journal: &Journal, event: &Event) -> bool {
+        match event {
+            Event::Program(id, _) if self == Self::IgnoreLimit => journal.state().programs[*id].given_up,
+            _ => true,
+        }
+    }
+
     fn admits(self, event: &Event, refusal: &Refusal) -> bool {
         let start = matches!(event, Event::Program(_, ProgramEvent::Starting { .. }));
         match self {
@@ -227,7 +238,7 @@ impl Mutant {
             Self::StartTooEarly => start && matches!(refusal, Refusal::TooEarly { .. }),
             Self::TakeFailureForCompletion => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
             Self::StartInShutdown => start && *refusal == Refusal::ShuttingDown,
-            Self::StartAgainstOperator => start && *refusal == Refusal::NotWanted,
+            Self::StartAgainstOperator | Self::IgnoreLimit => start && *refusal == Refusal::NotWanted,
             Self::RestartTwice => {
                 matches!(event, Event::Dependency(_, DependencyEvent::RestartDue { .. })) && *refusal == Refusal::Stale
             }
@@ -264,7 +275,9 @@ impl Mutant {
                     outputs.retain(|output| !matches!(output, Output::Arm(..)));
                 }
             }
-            Self::StartAgainstOperator | Self::StartInShutdown => Self::start_anyway(input, &mut outputs),
+            Self::StartAgainstOperator | Self::IgnoreLimit | Self::StartInShutdown => {
+                Self::start_anyway(input, &mut outputs);
+            }
             Self::LoseRestart => outputs.retain(|output| {
                 !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { fall, .. }), _) if fall.0 % 5 == 0)
             }),

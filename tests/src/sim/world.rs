@@ -2,7 +2,7 @@
 
 use gaggled_core::{
     event::{Event, ProgramEvent, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Mode, Policy, Until},
+    graph::{Backoff, Dependency, Graph, Limit, Mode, Policy, Until},
     ids::{Dense, ProgramId},
     time::{Instant, Millis},
 };
@@ -101,6 +101,11 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             } else {
                 Backoff { initial: Millis(10), max: Millis(1000), reset: Millis(5000) }
             },
+            limit: random.percent(10).then(|| Limit {
+                starts: random.pick(&[1, 3, 10]),
+                within: random.pick(&[Millis(1000), Millis(60_000)]),
+                retry: random.pick(&[None, Some(Millis(5000))]),
+            }),
             essential: essential && random.percent(20),
             retired: false,
         });
