@@ -6,6 +6,7 @@
 mod ask;
 mod librarian;
 mod past;
+mod plans;
 mod selection;
 mod waiter;
 
@@ -17,19 +18,20 @@ use std::{
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use gaggled_core::{
-    command::{DEFAULT_TIMEOUT, Peer, Role, Selection},
+    command::{DEFAULT_TIMEOUT, Peer, Role},
     event::{Cause, Envelope, Event, Handover, ProgramEvent, SystemEvent},
     history::{Entry, History, Trace},
     host::Signal,
     ids::ProgramId,
     rules::Refusal,
-    state::{ProgramState, State},
+    state::State,
     time::{Instant, Millis},
     wire::{Action, ErrorCode, Goal, Reply, ReplyError, Request},
 };
 
 use self::{
     librarian::{Conclude, Concluded, Job, Librarian},
+    selection::Chosen,
     waiter::{Target, Waiter, Waiters},
 };
 use crate::{
@@ -165,13 +167,6 @@ impl Default for Proposal {
     }
 }
 
-impl Proposal {
-    /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
-    fn after(self, state: &State, good: impl Fn(&ProgramState) -> bool) -> Self {
-        Self { target: self.target.map(|target| target.after(state, good)), ..self }
-    }
-}
-
 /// The actor of the control channel.
 pub struct ControlActor {
     state: State,
@@ -301,21 +296,21 @@ impl ControlActor {
             Action::Snapshot => Ok(Course::Answer(Reply::done(id, &self.state))),
             Action::Status => Ok(Course::Answer(self.status(id))),
             Action::Wait { programs, goal, timeout_ms } => {
-                let programs = self.select(&programs)?.into_iter().map(|id| (id, 0)).collect();
-                Ok(Course::Await(Target { programs, goal }, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
+                let target = Target::new(self.choose(&programs)?, goal);
+                Ok(Course::Await(target, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
             }
             Action::Up(selection) => {
                 self.refuse_in_shutdown()?;
-                let proposal = self.planned(&selection, &ProgramEvent::OperatorStarted, Goal::Up)?;
-                Ok(Course::Propose(proposal.after(&self.state, ProgramState::is_steady)))
+                self.up(&selection).map(Course::Propose)
             }
-            Action::Down(selection) => {
-                self.planned(&selection, &ProgramEvent::OperatorStopped, Goal::Down).map(Course::Propose)
-            }
+            Action::Down(selection) => self.down(&selection).map(Course::Propose),
             Action::Restart(selection) => {
                 self.refuse_in_shutdown()?;
-                let proposal = self.planned(&selection, &ProgramEvent::OperatorRestarted, Goal::Up)?;
-                Ok(Course::Propose(proposal.after(&self.state, |_| false)))
+                self.restart(&selection).map(Course::Propose)
+            }
+            Action::Tell { group, level, wait, timeout_ms } => {
+                self.refuse_in_shutdown()?;
+                self.tell(&group, &level, wait, timeout_ms).map(Course::Propose)
             }
             Action::Signal { programs, signal } => {
                 self.refuse_in_shutdown()?;
@@ -355,9 +350,9 @@ impl ControlActor {
         if !wait {
             self.refuse_in_shutdown()?;
         }
-        let programs = self.state.graph.programs.ids().map(|id| (id, 0)).collect();
+        let programs = self.state.graph.programs.ids().collect();
         let events = if begun { Vec::new() } else { vec![Event::System(SystemEvent::ShutdownBegun)] };
-        let target = wait.then_some(Target { programs, goal: Goal::Down });
+        let target = wait.then(|| Target::new(Chosen { programs, ..Chosen::default() }, Goal::Down));
         Ok(Proposal { events, target, timeout: timeout_ms.unwrap_or(DEFAULT_TIMEOUT), body: None })
     }
 
@@ -388,14 +383,6 @@ impl ControlActor {
             self.journal.do_send(Propose { from: None, event, cause: cause.clone() });
         }
         self.wait(waiter, timeout, ctx);
-    }
-
-    fn planned(&self, selection: &Selection, event: &ProgramEvent, goal: Goal) -> Result<Proposal, ReplyError> {
-        let programs = self.select(&selection.programs)?;
-        let events = programs.iter().map(|id| Event::Program(*id, event.clone())).collect();
-        let target = Target { programs: programs.into_iter().map(|id| (id, 0)).collect(), goal };
-        let timeout = selection.timeout_ms.unwrap_or(DEFAULT_TIMEOUT);
-        Ok(Proposal { events, target: selection.wait.then_some(target), timeout, body: None })
     }
 
     fn signals(&self, programs: &[ProgramId], signal: Signal) -> Result<Vec<Event>, ReplyError> {

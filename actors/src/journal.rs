@@ -9,7 +9,8 @@ use gaggled_core::{
     dependency::Dependency,
     event::{Cause, Envelope, Event, SystemEvent},
     graph::ActorId,
-    ids::{EdgeId, ProgramId, Table},
+    group::Group,
+    ids::{EdgeId, GroupId, ProgramId, Table},
     journal::Journal,
     machine::Machine,
     program::Program,
@@ -20,7 +21,7 @@ use gaggled_core::{
 
 use crate::{
     clock::Clock,
-    shell::{Begin, Committed, DependencyActor, Flush, ProgramActor, Rebuilt, Refused, ShutdownActor},
+    shell::{Begin, Committed, DependencyActor, Flush, GroupActor, ProgramActor, Rebuilt, Refused, ShutdownActor},
 };
 
 /// A fact that somebody takes for the next one.
@@ -52,6 +53,8 @@ pub struct Routes {
     pub programs: Table<ProgramId, Addr<ProgramActor>>,
     /// The dependencies.
     pub dependencies: Table<EdgeId, Addr<DependencyActor>>,
+    /// The groups.
+    pub groups: Table<GroupId, Addr<GroupActor>>,
     /// The end.
     pub shutdown: Option<Addr<ShutdownActor>>,
 }
@@ -98,6 +101,7 @@ impl JournalActor {
                 match from {
                     Some(ActorId::Program(id)) => self.routes.programs[id].do_send(refused),
                     Some(ActorId::Dependency(id)) => self.routes.dependencies[id].do_send(refused),
+                    Some(ActorId::Group(id)) => self.routes.groups[id].do_send(refused),
                     Some(ActorId::Shutdown) => self
                         .routes
                         .shutdown
@@ -115,6 +119,7 @@ impl JournalActor {
             match actor {
                 ActorId::Program(id) => self.routes.programs[id].do_send(committed),
                 ActorId::Dependency(id) => self.routes.dependencies[id].do_send(committed),
+                ActorId::Group(id) => self.routes.groups[id].do_send(committed),
                 ActorId::Shutdown => self.routes.shutdown.iter().for_each(|end| end.do_send(committed.clone())),
             }
         });
@@ -132,6 +137,9 @@ impl Routes {
         }
         for dependency in self.dependencies.values() {
             let _ = dependency.send(Flush).await;
+        }
+        for group in self.groups.values() {
+            let _ = group.send(Flush).await;
         }
     }
 }
@@ -153,6 +161,7 @@ impl Handler<Open> for JournalActor {
         let begin = Begin(first);
         self.routes.programs.values().for_each(|program| program.do_send(begin));
         self.routes.dependencies.values().for_each(|dependency| dependency.do_send(begin));
+        self.routes.groups.values().for_each(|group| group.do_send(begin));
         self.routes.shutdown.iter().for_each(|end| end.do_send(begin));
     }
 }
@@ -181,6 +190,7 @@ impl Handler<Panicked> for JournalActor {
             ActorId::Dependency(id) => {
                 self.routes.dependencies[id].do_send(Rebuilt(Box::new(Dependency::new(state, id)), since));
             }
+            ActorId::Group(id) => self.routes.groups[id].do_send(Rebuilt(Box::new(Group::new(state, id)), since)),
             ActorId::Shutdown => {
                 let end = || Rebuilt(Box::new(Shutdown::new(state, ())), since);
                 self.routes.shutdown.iter().for_each(|actor| actor.do_send(end()));

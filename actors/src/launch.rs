@@ -29,7 +29,7 @@ fn launch(name: &str, program: &ProgramConfig) -> Launch {
         program.env.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
     env.push(("GAGGLED_PROGRAM_NAME".to_owned(), name.to_owned()));
     let log = program.log.clone().map_or(Log::Inherit, Log::File);
-    Launch { name: name.to_owned(), command, argv, env, wd: program.wd.clone(), log }
+    Launch { name: name.to_owned(), command, argv, stop: program.stop.clone(), env, wd: program.wd.clone(), log }
 }
 
 /// The directories in which commands are looked for: those of the configuration, then those of `$PATH`.

@@ -5,6 +5,7 @@ use gaggled_core::{
     dependency::Dependency,
     event::Envelope,
     graph::ActorId,
+    group::Group,
     ids::{ProgramId, Table},
     journal::Journal,
     machine::Machine,
@@ -69,9 +70,11 @@ fn shells(journal: &Journal, wiring: &Wiring) -> Routes {
     let state = journal.state();
     let program = |id| Shell::new(ActorId::Program(id), Program::new(state, id), wiring.clone()).start();
     let dependency = |id| Shell::new(ActorId::Dependency(id), Dependency::new(state, id), wiring.clone()).start();
+    let group = |id| Shell::new(ActorId::Group(id), Group::new(state, id), wiring.clone()).start();
     Routes {
         programs: state.graph.programs.ids().map(program).collect(),
         dependencies: state.graph.edges.ids().map(dependency).collect(),
+        groups: state.graph.groups.ids().map(group).collect(),
         shutdown: Some(Shell::new(ActorId::Shutdown, Shutdown::new(state, ()), wiring.clone()).start()),
     }
 }

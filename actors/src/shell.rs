@@ -13,6 +13,7 @@ use gaggled_core::{
     dependency::Dependency,
     event::{Envelope, Event},
     graph::ActorId,
+    group::Group,
     host::{HostCommand, Observed},
     ids::Seq,
     machine::{Input, Machine, Output, Outputs, Timers},
@@ -31,6 +32,8 @@ use crate::{
 pub type ProgramActor = Shell<Program>;
 /// The actor of a dependency.
 pub type DependencyActor = Shell<Dependency>;
+/// The actor of a group.
+pub type GroupActor = Shell<Group>;
 /// The actor of the end.
 pub type ShutdownActor = Shell<Shutdown>;
 

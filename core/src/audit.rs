@@ -17,17 +17,26 @@
 //! | I17 | instances are numbered 1, 2, 3 and end once |
 //! | I18 | the event that a cause names came before |
 //! | I22 | in a planned stop dependents go first, unless half of the killwait is over |
-//! | I24 | a program that has reached its limit is not started until somebody asks for it |
 //! | I23 | when an essential program ends by itself, everything is shut down at once |
+//! | I24 | a program that has reached its limit is not started until somebody asks for it |
+//! | I25 | a program of a group starts only where its group has let it in, and it is let in only where the level has it |
+//! | I26 | nothing is let in before everything is gone that has to leave |
+//! | I27 | nothing is let in before those that hold it back have ended well |
+//! | I28 | a group is there only when everything is in that runs at its level |
+//! | I29 | a group is told by nobody but by events: a new life of the daemon begins with the level of the last |
+//! | I30 | what a program has done that ended well stands, if there is a command to undo it, and else does not |
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
-    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
-    graph::{Graph, Mode, Until},
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
+    graph::{Graph, Mode, Policy, RESTART, Until},
     host::ExitStatus,
-    ids::{EdgeId, InstanceId, Position, ProgramId, Seq, Table},
-    state::{Phase, ProgramState, State},
+    ids::{EdgeId, GroupId, InstanceId, Position, ProgramId, Seq, Table},
+    state::{GroupState, Phase, Place, ProgramState, Standing, State},
     time::{Instant, Millis},
 };
 
@@ -49,6 +58,12 @@ pub struct Seen {
     replaced: bool,
     /// Whether an operator wants it down.
     pub operator_down: bool,
+    /// Whether its group has let it in, if it has one.
+    pub is_in: bool,
+    /// Whether there is something of it to stop: a process, or what one has done.
+    exists: bool,
+    /// Whether what it has done is being undone.
+    undoing: bool,
     instance: u64,
     stopping: Option<(Instant, Instant)>,
     escalated: bool,
@@ -67,6 +82,7 @@ pub struct Seen {
 pub struct Audit {
     graph: Arc<Graph>,
     programs: Table<ProgramId, Seen>,
+    groups: Table<GroupId, GroupState>,
     /// How many restarts have answered each fall.
     pub falls: BTreeMap<(EdgeId, Seq), u32>,
     /// Which programs were due to restart, by which event.
@@ -92,7 +108,7 @@ impl Seen {
         let known = &state.programs[id];
         let leaving = known.leaving.filter(|_| known.is_running());
         Self {
-            running: known.is_running(),
+            running: known.is_running() && known.phase != Phase::Done && !known.undoing,
             up_since: known.up_since.filter(|_| known.is_running()),
             completed: ProgramState { due: false, ..known.clone() }.counts_since(Until::Completed),
             owed: known.due && !known.is_running(),
@@ -102,10 +118,13 @@ impl Seen {
                 .and_then(|leaving| Some((known.fall?, leaving.since))),
             replaced: leaving.is_some(),
             operator_down: known.operator_down,
+            is_in: known.place != Place::Out,
+            exists: known.is_running(),
+            undoing: known.undoing,
             instance: known.instance.0,
             stopping: (known.phase == Phase::Stopping).then_some((state.at, known.deadline.unwrap_or(state.at))),
             escalated: known.phase == Phase::Stopping && known.deadline.is_none(),
-            ended: known.instance.0 - u64::from(known.is_running()),
+            ended: known.instance.0 - u64::from(known.is_running() && known.phase != Phase::Done && !known.undoing),
             last_start: Seq(0),
             unplanned_starts: Vec::new(),
             own_starts: Vec::new(),
@@ -120,6 +139,7 @@ impl Audit {
         Self {
             graph: Arc::default(),
             programs: Table::default(),
+            groups: Table::default(),
             falls: BTreeMap::new(),
             restarts: Vec::new(),
             shutdown: None,
@@ -154,7 +174,7 @@ impl Audit {
         let known = self.last.filter(|last| position.seq <= last.seq).map(|_| self.graph.names()).unwrap_or_default();
         let same_life = self.last.is_some_and(|last| last.epoch == start.epoch);
         let before = std::mem::replace(&mut self.graph, start.graph.clone());
-        let seen = |(id, policy): (ProgramId, &crate::graph::Policy)| match known.get(&policy.name) {
+        let seen = |(id, policy): (ProgramId, &Policy)| match known.get(&policy.name) {
             None => Seen::of(start, id),
             Some(old) => {
                 let mut seen = self.programs[*old].clone();
@@ -170,6 +190,18 @@ impl Audit {
             }
         };
         self.programs = start.graph.programs.iter().map(seen).collect();
+        if known.is_empty() || *before != *start.graph {
+            self.groups = start.groups.clone();
+        }
+        for (id, group) in start.groups.iter() {
+            if self.groups[id].level != group.level {
+                self.found.push(format!("I29: epoch {} has forgotten what {id:?} was told", start.epoch));
+            }
+        }
+        self.groups = start.groups.clone();
+        for (id, program) in start.programs.iter() {
+            self.programs[id].is_in = program.place != Place::Out;
+        }
         if *before != *start.graph {
             // Ids mean something else now, and what was owed is not looked for any more.
             self.falls.clear();
@@ -201,15 +233,26 @@ impl Audit {
         }
         self.last = Some(Position { epoch: envelope.epoch, seq: envelope.seq });
         match &envelope.event {
-            Event::Program(program, event) => self.happens(*program, event, envelope),
+            Event::Program(program, event) => {
+                self.moves(*program, event, envelope);
+                self.happens(*program, event, envelope);
+            }
+            Event::Group(id, event) => {
+                if matches!(event, GroupEvent::Reached { .. }) {
+                    self.arrives(*id, envelope.seq);
+                }
+                self.groups[*id].apply(envelope.seq, event);
+            }
             Event::Dependency(edge, DependencyEvent::RestartDue { fall, planned }) => {
                 let of = self.graph.edges[*edge].of;
                 if *planned {
                     self.leaves(of, envelope);
                 }
                 *self.falls.entry((*edge, *fall)).or_default() += 1;
-                self.restarts.push((of, envelope.seq));
-                self.seen(of).owed = true;
+                if self.programs[of].is_in {
+                    self.restarts.push((of, envelope.seq));
+                    self.seen(of).owed = true;
+                }
                 self.seen(of).own_starts.clear();
                 self.seen(of).replaced = true;
                 self.seen(of).planned = true;
@@ -253,18 +296,27 @@ impl Audit {
         let at = envelope.at;
         match event {
             ProgramEvent::Starting { instance } => self.starts(id, *instance, envelope),
+            ProgramEvent::Started { .. } if self.seen(id).stopping.is_some() => {}
             ProgramEvent::Started { .. } => self.seen(id).up_since = Some(at),
-            ProgramEvent::Adopted { .. } => self.seen(id).up_since = self.seen(id).up_since.or(Some(at)),
+            ProgramEvent::Adopted { .. } => {
+                let seen = self.seen(id);
+                seen.is_in |= seen.up_since.is_none() && !seen.replaced && seen.operator_fall.is_none();
+                seen.up_since = seen.up_since.or(Some(at));
+            }
             ProgramEvent::SpawnFailed { .. } => {
                 let seen = self.seen(id);
                 seen.running = false;
                 seen.operator_fall = None;
                 seen.planned = false;
+                seen.undoing = false;
+                seen.stopping = None;
             }
             ProgramEvent::Stopping { reason, deadline, .. } => {
                 self.goes_last(id, *reason, at);
-                self.seen(id).stopping = Some((at, *deadline));
-                self.seen(id).told = true;
+                let seen = self.seen(id);
+                seen.stopping = Some((at, *deadline));
+                seen.told = true;
+                seen.undoing = !seen.running;
             }
             ProgramEvent::StopEscalated { .. } => self.seen(id).escalated = true,
             ProgramEvent::Exited { instance, status, .. } => self.ends(id, *instance, *status, envelope),
@@ -280,21 +332,96 @@ impl Audit {
             }
             ProgramEvent::OperatorStarted => {
                 let seen = self.seen(id);
-                seen.owed |= !seen.running;
+                seen.owed |= !seen.exists;
                 seen.own_starts.clear();
                 seen.operator_down = false;
                 seen.planned = true;
+            }
+            ProgramEvent::LevelEntered { .. } | ProgramEvent::LevelLeft { .. } => {
+                let enters = matches!(event, ProgramEvent::LevelEntered { .. });
+                let seen = self.seen(id);
+                seen.owed = enters && !seen.operator_down;
+                seen.own_starts.clear();
+                seen.planned = true;
+                self.leaves(id, envelope);
+                self.seen(id).replaced |= enters && self.seen(id).exists;
             }
             ProgramEvent::Signalled { signal, .. } => self.seen(id).told |= signal.asks_to_end(),
         }
     }
 
+    /// I25, I26 and I27.
+    fn moves(&mut self, id: ProgramId, event: &ProgramEvent, envelope: &Envelope) {
+        if let Some(exists) = event.makes_running() {
+            self.seen(id).exists = exists;
+        }
+        match event {
+            ProgramEvent::LevelEntered { .. } => self.enters(id, envelope),
+            ProgramEvent::LevelLeft { .. } => self.seen(id).is_in = false,
+            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => self.seen(id).is_in = true,
+            ProgramEvent::Starting { .. } => {
+                if !self.seen(id).is_in && envelope.cause != Cause::Os {
+                    let found = format!("I25: event {}: {id:?} starts, which its group has not let in", envelope.seq);
+                    self.found.push(found);
+                }
+            }
+            ProgramEvent::Started { .. }
+            | ProgramEvent::Adopted { .. }
+            | ProgramEvent::SpawnFailed { .. }
+            | ProgramEvent::Stopping { .. }
+            | ProgramEvent::StopEscalated { .. }
+            | ProgramEvent::Exited { .. }
+            | ProgramEvent::Signalled { .. }
+            | ProgramEvent::OperatorStopped => {}
+        }
+    }
+
+    /// I28.
+    fn arrives(&mut self, group: GroupId, seq: Seq) {
+        let missing = |id: &&ProgramId| {
+            let (policy, seen) = (&self.graph.programs[**id], &self.programs[**id]);
+            policy.enabled && policy.runs_at(&self.groups[group].level) && !seen.operator_down && !seen.is_in
+        };
+        if let Some(id) = self.graph.groups[group].members.iter().find(missing) {
+            self.found.push(format!("I28: event {seq}: {group:?} is there without {id:?}"));
+        }
+    }
+
+    fn enters(&mut self, id: ProgramId, envelope: &Envelope) {
+        let graph = self.graph.clone();
+        let policy = &graph.programs[id];
+        self.seen(id).is_in = true;
+        let Some(group) = policy.group else { return };
+        let members = &graph.groups[group].members;
+        let restarts = self.groups[group].standing == Standing::Restarting;
+        let level = self.groups[group].level.clone();
+        let runs = |policy: &Policy| policy.runs_at(&level) || restarts && policy.names(RESTART);
+        let mut wrong = Vec::new();
+        if !runs(policy) {
+            wrong.push(format!("I25: event {}: {id:?} is let in at level {level}", envelope.seq));
+        }
+        for member in members {
+            let seen = &self.programs[*member];
+            if !seen.is_in && seen.exists {
+                wrong.push(format!("I26: event {}: {id:?} is let in while {member:?} has yet to go", envelope.seq));
+            }
+            let other = &graph.programs[*member];
+            let holds_back = *member < id && other.mode.holds_back() && runs(other) && seen.is_in;
+            if holds_back && seen.completed.is_none() {
+                wrong.push(format!("I27: event {}: {id:?} is let in before {member:?} has ended well", envelope.seq));
+            }
+        }
+        self.found.append(&mut wrong);
+    }
+
     /// It is about to be stopped although what it depends on is up: a fall, of which its dependents hear first.
     fn leaves(&mut self, id: ProgramId, envelope: &Envelope) {
         let seen = self.seen(id);
-        if seen.running && seen.operator_fall.is_none() && !seen.replaced && seen.stopping.is_none() {
+        if seen.exists && seen.operator_fall.is_none() && !seen.replaced && seen.stopping.is_none() {
             seen.operator_fall = Some((envelope.seq, envelope.at));
-            self.falls(id, envelope.seq);
+            if seen.running {
+                self.falls(id, envelope.seq);
+            }
         }
     }
 
@@ -315,7 +442,10 @@ impl Audit {
             let steady = on.running && on.stopping.is_none() && on.operator_fall.is_none() && !on.replaced;
             let since = match edge.until {
                 Until::Started => on.up_since.filter(|_| steady),
-                Until::Completed => on.completed.filter(|_| !on.owed),
+                Until::Completed => on.completed.filter(|_| {
+                    let goes = on.exists && (on.replaced || on.operator_fall.is_some());
+                    !on.owed && on.is_in && !goes
+                }),
             };
             let open = since.is_some_and(|since| since + edge.delay <= envelope.at);
             if !open {
@@ -367,12 +497,13 @@ impl Audit {
     }
 
     fn ends(&mut self, id: ProgramId, instance: InstanceId, status: ExitStatus, envelope: &Envelope) {
-        let once = self.graph.programs[id].mode == Mode::Once;
+        let policy = self.graph.programs[id].clone();
+        let (once, well) = (policy.mode != Mode::Respawn, policy.succeeds(status));
         let (essential, shutdown) = (self.graph.programs[id].essential, self.shutdown.is_some());
         let slack = self.slack;
         let seen = self.seen(id);
         let mut wrong = Vec::new();
-        if instance.0 != seen.instance || instance.0 <= seen.ended {
+        if !seen.undoing && (instance.0 != seen.instance || instance.0 <= seen.ended) {
             wrong.push(format!("I17: event {}: run {instance} of {id:?} ends twice or never was", envelope.seq));
         }
         if let Some((_, deadline)) = seen.stopping
@@ -384,8 +515,16 @@ impl Audit {
                 deadline.as_millis()
             ));
         }
+        if std::mem::take(&mut seen.undoing) {
+            (seen.operator_fall, seen.stopping, seen.completed) = (None, None, None);
+            return;
+        }
+        if policy.undone && seen.exists != (well && !seen.told) {
+            wrong.push(format!("I30: event {}: what {id:?} has done stands, or not, without reason", envelope.seq));
+        }
         let fell_before = seen.operator_fall.is_some();
-        let ends_everything = essential && !shutdown && seen.stopping.is_none() && !seen.replaced && !fell_before;
+        let ends_everything =
+            essential && !seen.exists && !shutdown && seen.stopping.is_none() && !seen.replaced && !fell_before;
         seen.planned |= seen.stopping.is_some() || seen.replaced || fell_before;
         if seen.planned {
             seen.own_starts.clear();
@@ -395,7 +534,7 @@ impl Audit {
         seen.operator_fall = None;
         seen.stopping = None;
         seen.ended = instance.0;
-        seen.completed = (once && status == ExitStatus::Code(0) && !seen.told).then_some(envelope.at);
+        seen.completed = (once && well && !seen.told).then_some(envelope.at);
         if !fell_before {
             self.falls(id, envelope.seq);
         }
@@ -419,7 +558,7 @@ impl Audit {
         let up_since = self.programs[id].up_since.unwrap_or_default();
         let (since, killwait) = match (reason, self.shutdown, self.programs[id].operator_fall) {
             (StopReason::Shutdown, Some(begun), _) => (begun, self.graph.killwait),
-            (StopReason::Operator | StopReason::Propagated, _, Some((_, since))) => {
+            (StopReason::Operator | StopReason::Propagated | StopReason::Level, _, Some((_, since))) => {
                 (since, self.graph.programs[id].killwait)
             }
             _ => return,
@@ -427,14 +566,19 @@ impl Audit {
         if at >= since.max(up_since) + killwait.half() {
             return;
         }
-        for edge in self.graph.edges_on(id) {
-            let edge = self.graph.edges[*edge];
-            if self.programs[edge.of].running && (edge.propagate || reason == StopReason::Shutdown) {
-                self.found.push(format!(
-                    "I22: {id:?} is stopped at {} ms before its dependent {:?}",
-                    at.as_millis(),
-                    edge.of
-                ));
+        let edges = self.graph.edges_on(id).iter().map(|edge| self.graph.edges[*edge]);
+        let followers: BTreeSet<ProgramId> = edges.filter(|edge| edge.propagate).map(|edge| edge.of).collect();
+        let group = |id: ProgramId| self.graph.programs[id].group;
+        for dependent in self.graph.dependents(id) {
+            let seen = &self.programs[dependent];
+            let goes_first = match reason {
+                StopReason::Shutdown => true,
+                StopReason::Level if !seen.is_in && group(dependent) == group(id) => true,
+                StopReason::Level | StopReason::Operator | StopReason::Propagated => followers.contains(&dependent),
+            };
+            if seen.exists && goes_first {
+                let at = at.as_millis();
+                self.found.push(format!("I22: {id:?} is stopped at {at} ms before its dependent {dependent:?}"));
             }
         }
     }
@@ -453,6 +597,11 @@ impl Audit {
         let spared: Vec<_> = spared.map(|(id, _)| id).collect();
         if !spared.is_empty() {
             self.found.push(format!("I13: {spared:?} were left alive and never killed"));
+        }
+        let stands = self.programs.iter().filter(|(_, seen)| seen.exists && !seen.running && seen.stopping.is_none());
+        let stands: Vec<_> = stands.map(|(id, _)| id).collect();
+        if !stands.is_empty() {
+            self.found.push(format!("I13: what {stands:?} have done was not undone"));
         }
     }
 }

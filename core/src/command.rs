@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{time::Millis, wire::Action};
 
-/// Programs that a command is for, and whether its sender waits.
+/// Programs and groups that a command is for, and whether its sender waits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
-    /// Names or patterns, such as `web-*`; all programs if there is none.
+    /// Names of programs or groups, or patterns such as `web-*`; everything if there is none.
     #[serde(default)]
     pub programs: Vec<String>,
     /// Whether to answer when it is done, rather than when it is accepted.
@@ -39,7 +39,7 @@ impl Action {
             | Self::Snapshot
             | Self::Status
             | Self::Wait { .. } => Role::Observe,
-            Self::Up(_) | Self::Down(_) | Self::Restart(_) | Self::Signal { .. } => Role::Operate,
+            Self::Up(_) | Self::Down(_) | Self::Restart(_) | Self::Tell { .. } | Self::Signal { .. } => Role::Operate,
             Self::Plan { .. } | Self::Reload { .. } | Self::Upgrade { .. } | Self::Shutdown { .. } => Role::Admin,
         }
     }

@@ -42,7 +42,7 @@ impl Dependency {
             }
             Event::Dependency(edge, event) if *edge == self.id => self.own(event),
             Event::Dependency(_, event) => self.on.apply_dependency(envelope.seq, envelope.at, event),
-            Event::Program(..) | Event::System(_) => {}
+            Event::Program(..) | Event::Group(..) | Event::System(_) => {}
         }
     }
 

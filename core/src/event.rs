@@ -8,8 +8,9 @@ use std::{fmt, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    graph::Level,
     host::{ExecStage, ExitStatus, Signal, StartTime},
-    ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq},
+    ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq},
     time::{Instant, WallTime},
 };
 
@@ -58,6 +59,8 @@ pub enum Event {
     Program(ProgramId, ProgramEvent),
     /// To a dependency, and so to the program that has it.
     Dependency(EdgeId, DependencyEvent),
+    /// To a group.
+    Group(GroupId, GroupEvent),
     /// To the whole system.
     System(SystemEvent),
 }
@@ -119,7 +122,7 @@ pub enum ProgramEvent {
         /// The run that is killed.
         instance: InstanceId,
     },
-    /// It has ended, and nothing of it is left.
+    /// Its main process has ended, and no process of it is left.
     #[serde(rename = "ProgramExited")]
     Exited {
         /// The run that ended.
@@ -128,6 +131,21 @@ pub enum ProgramEvent {
         status: ExitStatus,
         /// How many processes of its group had to be killed after its main process was gone.
         left_behind: u16,
+        /// Whether what it has done stands, until its stop command undoes it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        stands: bool,
+    },
+    /// Its group lets it run: it is started, or, if it runs, started again.
+    #[serde(rename = "LevelEntered")]
+    LevelEntered {
+        /// The event that has told the group so.
+        told: Seq,
+    },
+    /// Its group goes to a level at which it does not run.
+    #[serde(rename = "LevelLeft")]
+    LevelLeft {
+        /// The event that has told the group so.
+        told: Seq,
     },
     /// An operator sent it a signal.
     #[serde(rename = "ProgramSignalled")]
@@ -156,6 +174,8 @@ pub enum StopReason {
     Operator,
     /// A program it depends on went down.
     Propagated,
+    /// Its group goes to another level, or is restarted.
+    Level,
     /// The whole system goes down.
     Shutdown,
 }
@@ -181,6 +201,41 @@ pub enum DependencyEvent {
         fall: Seq,
         /// Whether `on` has yet to be stopped, so that `of` goes first; else it is down already.
         planned: bool,
+    },
+}
+
+/// What can happen to a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event")]
+pub enum GroupEvent {
+    /// Somebody wants it at a level.
+    #[serde(rename = "GroupTold")]
+    Told {
+        /// The level.
+        level: Level,
+    },
+    /// Somebody wants it stopped and started, or what it runs for that.
+    #[serde(rename = "GroupRestarted")]
+    Restarted,
+    /// It is there: what does not run at its level has gone, and what does has been let in.
+    #[serde(rename = "GroupReached")]
+    Reached {
+        /// The event that has told it so.
+        told: Seq,
+    },
+    /// One of its programs that hold back the others did not end well, so that those do not start.
+    #[serde(rename = "GroupFailed")]
+    Failed {
+        /// The event that has told it so.
+        told: Seq,
+        /// The program.
+        by: Arc<str>,
+    },
+    /// Because it has failed it goes to the level that the configuration has for that.
+    #[serde(rename = "GroupFellBack")]
+    FellBack {
+        /// The level.
+        level: Level,
     },
 }
 
@@ -277,16 +332,20 @@ pub enum Handover {
 }
 
 impl ProgramEvent {
-    /// Whether the program has a process, or is about to, from this event on; `None` if that stays as it is.
+    /// Whether there is something of the program to stop, or is about to be, from this event on; `None` if that stays as
+    /// it is.
     pub fn makes_running(&self) -> Option<bool> {
         match self {
             Self::Starting { .. } => Some(true),
-            Self::SpawnFailed { .. } | Self::Exited { .. } => Some(false),
+            Self::SpawnFailed { .. } => Some(false),
+            Self::Exited { stands, .. } => Some(*stands),
             Self::Started { .. }
             | Self::Adopted { .. }
             | Self::Stopping { .. }
             | Self::StopEscalated { .. }
             | Self::Signalled { .. }
+            | Self::LevelEntered { .. }
+            | Self::LevelLeft { .. }
             | Self::OperatorStopped
             | Self::OperatorStarted
             | Self::OperatorRestarted => None,
@@ -307,6 +366,8 @@ impl Event {
                 ProgramEvent::StopEscalated { .. } => "ProgramStopEscalated",
                 ProgramEvent::Exited { .. } => "ProgramExited",
                 ProgramEvent::Signalled { .. } => "ProgramSignalled",
+                ProgramEvent::LevelEntered { .. } => "LevelEntered",
+                ProgramEvent::LevelLeft { .. } => "LevelLeft",
                 ProgramEvent::OperatorStopped => "OperatorStopped",
                 ProgramEvent::OperatorStarted => "OperatorStarted",
                 ProgramEvent::OperatorRestarted => "OperatorRestarted",
@@ -315,6 +376,13 @@ impl Event {
                 DependencyEvent::Satisfied { .. } => "DependencySatisfied",
                 DependencyEvent::Broken => "DependencyBroken",
                 DependencyEvent::RestartDue { .. } => "RestartDue",
+            },
+            Self::Group(_, event) => match event {
+                GroupEvent::Told { .. } => "GroupTold",
+                GroupEvent::Restarted => "GroupRestarted",
+                GroupEvent::Reached { .. } => "GroupReached",
+                GroupEvent::Failed { .. } => "GroupFailed",
+                GroupEvent::FellBack { .. } => "GroupFellBack",
             },
             Self::System(event) => match event {
                 SystemEvent::EpochOpened { .. } => "EpochOpened",
@@ -390,6 +458,7 @@ impl fmt::Display for StopReason {
         f.write_str(match self {
             Self::Operator => "an operator asked for it",
             Self::Propagated => "a program it depends on went down",
+            Self::Level => "its group moves",
             Self::Shutdown => "gaggled shuts down",
         })
     }

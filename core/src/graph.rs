@@ -2,13 +2,17 @@
 //!
 //! A graph is built once from a checked configuration. It knows nothing of what runs; that is [`crate::state::State`].
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    event::{DependencyEvent, Event, SystemEvent},
-    ids::{EdgeId, ProgramId, Table},
+    event::{DependencyEvent, Event, ProgramEvent, SystemEvent},
+    host::ExitStatus,
+    ids::{EdgeId, GroupId, ProgramId, Table},
     time::Millis,
 };
 
@@ -20,7 +24,28 @@ pub enum Mode {
     Respawn,
     /// Leave it, until an operator or a propagated restart wants it again.
     Once,
+    /// As `Once`; and what comes after it in its group and level waits until it has ended well.
+    Wait,
+    /// As `Wait`; and it decides whether its group can run here at all.
+    Test,
 }
+
+impl Mode {
+    /// Whether what comes after it in its group and level waits for its end.
+    pub fn holds_back(self) -> bool {
+        matches!(self, Self::Wait | Self::Test)
+    }
+}
+
+/// The name of a level. A group has one at a time, and with it run the programs that name it.
+pub type Level = Arc<str>;
+
+/// The level at which a group is down: only programs that name it run, usually to clean up.
+pub const STOP: &str = "stop";
+/// The level at which a group comes up if nothing else is said.
+pub const START: &str = "start";
+/// Programs that name this level are run instead when their group is restarted. No group is ever at it.
+pub const RESTART: &str = "restart";
 
 /// How the starts of a program that keeps ending are spaced.
 ///
@@ -63,6 +88,7 @@ impl Limit {
 }
 
 /// The part of a program's configuration that the rules look at.
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Its name.
@@ -71,6 +97,18 @@ pub struct Policy {
     pub mode: Mode,
     /// Whether it is wanted from the start.
     pub enabled: bool,
+    /// The group it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
+    /// The levels of its group at which it runs; all but `stop` if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<Level>,
+    /// Whether what it has done stands after its end, until its stop command undoes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
+    /// The exit codes that mean success; only 0 if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub success: Vec<i32>,
     /// How long it may take to end before it is killed.
     pub killwait: Millis,
     /// How its starts are spaced.
@@ -84,6 +122,86 @@ pub struct Policy {
     /// Whether the configuration no longer has it: it is there only until it has stopped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retired: bool,
+}
+
+impl Policy {
+    /// The policy of a program of which only the name is said.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            mode: Mode::default(),
+            enabled: true,
+            group: None,
+            levels: Vec::new(),
+            undone: false,
+            success: Vec::new(),
+            killwait: Millis(10_000),
+            backoff: Backoff::default(),
+            limit: None,
+            essential: false,
+            retired: false,
+        }
+    }
+
+    /// Whether it runs when its group is at a level.
+    pub fn runs_at(&self, level: &str) -> bool {
+        self.levels.is_empty() && ![STOP, RESTART].contains(&level) || self.names(level)
+    }
+
+    /// Whether it names a level.
+    pub fn names(&self, level: &str) -> bool {
+        self.levels.iter().any(|own| &**own == level)
+    }
+
+    /// Whether an end with this status is a success.
+    pub fn succeeds(&self, status: ExitStatus) -> bool {
+        match status {
+            ExitStatus::Code(code) if !self.success.is_empty() => self.success.contains(&code),
+            ExitStatus::Code(_) | ExitStatus::Signal(_) | ExitStatus::Core(_) | ExitStatus::Unknown => {
+                status.is_success()
+            }
+        }
+    }
+
+    /// Whether there is a level at which both run.
+    fn meets(&self, other: &Self) -> bool {
+        self.levels.is_empty() || other.levels.is_empty() || self.levels.iter().any(|level| other.names(level))
+    }
+}
+
+/// Programs that move together from level to level.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The level at which it comes up.
+    pub home: Level,
+    /// The level it goes to when it fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<Level>,
+    /// Its programs, in the order of the configuration.
+    #[serde(default)]
+    pub members: Vec<ProgramId>,
+    /// Those of them that hold back what comes after them.
+    #[serde(default)]
+    pub holders: Vec<ProgramId>,
+    /// Whether one of them names the level of what is run for a restart.
+    #[serde(default)]
+    pub has_restart: bool,
+}
+
+impl Group {
+    /// A group without programs.
+    pub fn new(name: &str, home: &str, fallback: Option<&str>) -> Self {
+        Self {
+            name: name.into(),
+            home: home.into(),
+            fallback: fallback.map(Into::into),
+            members: Vec::new(),
+            holders: Vec::new(),
+            has_restart: false,
+        }
+    }
 }
 
 /// What a dependency waits for.
@@ -123,6 +241,16 @@ pub struct Graph {
     edges_of: Table<ProgramId, Vec<EdgeId>>,
     /// The dependencies on each program.
     edges_on: Table<ProgramId, Vec<EdgeId>>,
+    /// The groups.
+    #[serde(default)]
+    pub groups: Table<GroupId, Group>,
+    /// The programs of its group that each program builds on without a dependency: what they have done is undone only
+    /// when it is down.
+    #[serde(default)]
+    builds_on: Table<ProgramId, Vec<ProgramId>>,
+    /// The same the other way round.
+    #[serde(default)]
+    built_on: Table<ProgramId, Vec<ProgramId>>,
     /// How long a shutdown may take before what is left is killed.
     pub killwait: Millis,
 }
@@ -134,6 +262,8 @@ pub enum ActorId {
     Program(ProgramId),
     /// The rules of a dependency.
     Dependency(EdgeId),
+    /// The rules of a group.
+    Group(GroupId),
     /// The rules of the end.
     Shutdown,
 }
@@ -144,11 +274,33 @@ impl Graph {
         Self { killwait, ..Self::default() }
     }
 
+    /// Adds a group, before its programs.
+    pub fn add_group(&mut self, group: Group) -> GroupId {
+        self.groups.push(group)
+    }
+
     /// Adds a program.
     pub fn add_program(&mut self, policy: Policy) -> ProgramId {
         self.edges_of.push(Vec::new());
         self.edges_on.push(Vec::new());
-        self.programs.push(policy)
+        self.built_on.push(Vec::new());
+        let members = policy.group.map_or(&[][..], |group| &self.groups[group].members);
+        let standing =
+            |earlier: &&ProgramId| self.programs[**earlier].undone && self.programs[**earlier].meets(&policy);
+        let builds_on: Vec<ProgramId> = members.iter().filter(standing).copied().collect();
+        let (group, holds_back, has_restart) = (policy.group, policy.mode.holds_back(), policy.names(RESTART));
+        let id = self.programs.push(policy);
+        for earlier in &builds_on {
+            self.built_on[*earlier].push(id);
+        }
+        self.builds_on.push(builds_on);
+        if let Some(group) = group {
+            let group = &mut self.groups[group];
+            group.members.push(id);
+            group.holders.extend(holds_back.then_some(id));
+            group.has_restart |= has_restart;
+        }
+        id
     }
 
     /// Adds a dependency between two programs of this graph.
@@ -169,6 +321,61 @@ impl Graph {
         &self.edges_on[on]
     }
 
+    /// Everybody who goes down before a program does if both are to go down: its dependents, and what builds on it.
+    pub fn dependents(&self, on: ProgramId) -> BTreeSet<ProgramId> {
+        let dependents = self.edges_on(on).iter().map(|edge| self.edges[*edge].of);
+        dependents.chain(self.built_on[on].iter().copied()).collect()
+    }
+
+    /// Whether a group can be told this level: one of its programs names it, or it is one that every group has.
+    pub fn has_level(&self, group: GroupId, level: &str) -> bool {
+        let group = &self.groups[group];
+        let everywhere = [STOP, &group.home].contains(&level);
+        let open = || group.members.iter().any(|member| self.programs[*member].levels.is_empty());
+        let named = || group.members.iter().any(|member| self.programs[*member].names(level));
+        level != RESTART && (everywhere || named() || level == START && open())
+    }
+
+    /// The levels that a group can be told, in the order of their names.
+    pub fn levels(&self, group: GroupId) -> Vec<Level> {
+        let members = self.groups[group].members.iter().flat_map(|member| self.programs[*member].levels.iter());
+        let fixed = [STOP.into(), START.into(), self.groups[group].home.clone()];
+        let all: BTreeSet<Level> = members.cloned().chain(fixed).collect();
+        all.into_iter().filter(|level| self.has_level(group, level)).collect()
+    }
+
+    /// The programs of a group in the order in which they are told to leave: dependents first, else the last first.
+    pub fn leave_order(&self, group: GroupId) -> Vec<ProgramId> {
+        let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
+        for member in self.groups[group].members.iter().rev() {
+            self.push_after_dependents(group, *member, &mut seen, &mut order);
+        }
+        order
+    }
+
+    fn push_after_dependents(
+        &self,
+        group: GroupId,
+        program: ProgramId,
+        seen: &mut BTreeSet<ProgramId>,
+        order: &mut Vec<ProgramId>,
+    ) {
+        let mut waiting = vec![(program, false)];
+        while let Some((program, ready)) = waiting.pop() {
+            if ready {
+                order.push(program);
+            } else if self.programs[program].group == Some(group) && seen.insert(program) {
+                waiting.push((program, true));
+                waiting.extend(self.edges_on(program).iter().map(|edge| (self.edges[*edge].of, false)));
+            }
+        }
+    }
+
+    /// The group of a name.
+    pub fn group(&self, name: &str) -> Option<GroupId> {
+        self.groups.iter().find(|(_, group)| &*group.name == name).map(|(id, _)| id)
+    }
+
     /// All programs by name.
     pub fn names(&self) -> BTreeMap<Arc<str>, ProgramId> {
         self.programs.iter().map(|(id, policy)| (policy.name.clone(), id)).collect()
@@ -179,7 +386,7 @@ impl Graph {
         match event {
             Event::Program(program, _) => Some(*program),
             Event::Dependency(edge, _) => Some(self.edges[*edge].of),
-            Event::System(_) => None,
+            Event::Group(..) | Event::System(_) => None,
         }
     }
 
@@ -194,13 +401,22 @@ impl Graph {
                 for edge in self.edges_on(*program) {
                     tell(ActorId::Dependency(*edge));
                 }
-                if event.makes_running().is_some() {
-                    for edge in self.edges_of(*program) {
-                        tell(ActorId::Program(self.edges[*edge].on));
+                let moves = matches!(event, ProgramEvent::LevelEntered { .. } | ProgramEvent::LevelLeft { .. });
+                if moves || event.makes_running().is_some() {
+                    let needed = self.edges_of(*program).iter().map(|edge| self.edges[*edge].on);
+                    let needed: BTreeSet<_> = needed.chain(self.builds_on[*program].iter().copied()).collect();
+                    for on in needed {
+                        tell(ActorId::Program(on));
                     }
+                }
+                if event.makes_running().is_some() {
                     tell(ActorId::Shutdown);
                 }
+                if let Some(group) = self.programs[*program].group {
+                    tell(ActorId::Group(group));
+                }
             }
+            Event::Group(group, _) => tell(ActorId::Group(*group)),
             Event::Dependency(edge, event) => {
                 let of = self.edges[*edge].of;
                 tell(ActorId::Program(of));
@@ -209,11 +425,17 @@ impl Graph {
                     for edge in self.edges_on(of) {
                         tell(ActorId::Dependency(*edge));
                     }
+                    if let Some(group) = self.programs[of].group {
+                        tell(ActorId::Group(group));
+                    }
                 }
             }
             Event::System(SystemEvent::ShutdownBegun) => {
                 for program in self.programs.ids() {
                     tell(ActorId::Program(program));
+                }
+                for group in self.groups.ids() {
+                    tell(ActorId::Group(group));
                 }
                 tell(ActorId::Shutdown);
             }

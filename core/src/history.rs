@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
-    event::{Cause, Envelope, Event, ProgramEvent, SystemEvent},
+    event::{Cause, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::{Graph, Until},
     ids::{Position, ProgramId, Seq},
     state::{Outcome, Phase, ProgramState, State},
@@ -199,6 +199,8 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
                 ProgramEvent::Exited { status, left_behind, .. } => {
                     format!("{program} {status}, and {left_behind} processes that it left behind were killed")
                 }
+                ProgramEvent::LevelEntered { .. } => format!("{program} was let in by its group"),
+                ProgramEvent::LevelLeft { .. } => format!("{program} has to leave with its group"),
                 ProgramEvent::Signalled { signal, .. } => format!("{program} was sent {signal}"),
                 ProgramEvent::OperatorStopped => format!("{program} was put down"),
                 ProgramEvent::OperatorStarted => format!("{program} was asked up"),
@@ -206,6 +208,7 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
             }
         }
         Event::Dependency(id, event) => dependency_in_words(graph, *id, event),
+        Event::Group(id, event) => group_in_words(&graph.groups[*id].name, event),
         Event::System(event) => match event {
             SystemEvent::EpochOpened { version, programs, beginning, adopted, ended } => {
                 let found = match (adopted, ended) {
@@ -228,6 +231,16 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
             SystemEvent::CommandRefused { why, .. } => format!("a command was refused: {why}"),
             SystemEvent::ActorPanicked { actor, message } => format!("bug in gaggled: {actor} panicked: {message}"),
         },
+    }
+}
+
+fn group_in_words(group: &str, event: &GroupEvent) -> String {
+    match event {
+        GroupEvent::Told { level } => format!("group {group} was told to go to level {level}"),
+        GroupEvent::Restarted => format!("group {group} was asked to restart"),
+        GroupEvent::Reached { .. } => format!("group {group} was there"),
+        GroupEvent::Failed { by, .. } => format!("group {group} failed, because {by} did not end well"),
+        GroupEvent::FellBack { level } => format!("group {group} went to level {level} for that"),
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Launch {
     pub command: String,
     /// The arguments after the command.
     pub argv: Vec<String>,
+    /// The line of shell that stops it, or undoes what it has done.
+    pub stop: Option<String>,
     /// Variables over those that every program gets, in the order of their names.
     pub env: Vec<(String, String)>,
     /// The directory to run in; the daemon's own if there is none.
@@ -204,6 +206,13 @@ pub enum HostCommand {
         /// The run that is meant; a later one is never hit.
         instance: InstanceId,
     },
+    /// Run the command that undoes what this instance, which has ended, has done: as its process.
+    Undo {
+        /// The program.
+        program: ProgramId,
+        /// The run that is meant.
+        instance: InstanceId,
+    },
     /// Kill everything that this instance consists of.
     Kill {
         /// The program.
@@ -262,6 +271,11 @@ pub enum Found {
 }
 
 impl Found {
+    /// Whether it runs.
+    pub fn is_alive(self) -> bool {
+        matches!(self, Self::Alive { .. })
+    }
+
     /// The run.
     pub fn instance(self) -> InstanceId {
         match self {

@@ -45,6 +45,10 @@ id!(
     /// A dependency edge, by its place in the configuration.
     EdgeId(u32)
 );
+id!(
+    /// A configured group, by its place in the configuration.
+    GroupId(u32)
+);
 
 /// The place of an event among those of all lives of the daemon.
 ///
@@ -66,23 +70,20 @@ pub trait Dense: Copy {
     fn at(index: usize) -> Self;
 }
 
-impl Dense for ProgramId {
-    fn index(self) -> usize {
-        self.0 as usize
-    }
-    fn at(index: usize) -> Self {
-        Self(u32::try_from(index).unwrap_or(u32::MAX))
-    }
+macro_rules! dense {
+    ($($name:ident)*) => {
+        $(impl Dense for $name {
+            fn index(self) -> usize {
+                self.0 as usize
+            }
+            fn at(index: usize) -> Self {
+                Self(u32::try_from(index).unwrap_or(u32::MAX))
+            }
+        })*
+    };
 }
 
-impl Dense for EdgeId {
-    fn index(self) -> usize {
-        self.0 as usize
-    }
-    fn at(index: usize) -> Self {
-        Self(u32::try_from(index).unwrap_or(u32::MAX))
-    }
-}
+dense!(ProgramId EdgeId GroupId);
 
 /// One value for each id of a graph, in the order of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@
 //! 1. [`config`] reads a file into a [`config::Config`], and [`graph`] turns that into programs and dependencies;
 //! 2. [`event`] is what can have happened, [`state`] is the one fold over it, [`rules`] says what may be committed, and
 //!    [`journal`] numbers it;
-//! 3. [`program`], [`dependency`] and [`shutdown`] are the machines that propose events and ask for effects;
+//! 3. [`program`], [`dependency`], [`group`] and [`shutdown`] are the machines that propose events and ask for effects;
 //! 4. [`segment`] is how the journal lies on disk, and [`succession`] how one life of the daemon
 //!    follows another, with [`plan`] for a changed configuration;
 //! 5. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it, and [`audit`] how its journal is checked.
@@ -23,6 +23,7 @@ pub mod config;
 pub mod dependency;
 pub mod event;
 pub mod graph;
+pub mod group;
 pub mod history;
 pub mod host;
 pub mod ids;

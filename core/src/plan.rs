@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::{Config, ProgramConfig, SMTPGATE},
     event::{Cause, Event, ProgramEvent},
-    state::{ProgramState, State},
+    graph::{Group, STOP},
+    ids::GroupId,
+    state::{Place, ProgramState, State},
 };
 
 /// What becomes of a program.
@@ -55,16 +57,30 @@ impl Plan {
         let ids = state.graph.names();
         let known = |name: &str| ids.get(name).map(|id| &state.programs[*id]);
         let runs = |name: &str| known(name).is_some_and(ProgramState::is_running);
+        let is_out = |name: &str| known(name).is_some_and(|program| program.place == Place::Out);
         let down = |name: &str| known(name).is_some_and(|program| program.operator_down);
         let common = common_changes(old, new);
+        let levels = levels_after(new, state);
         let mut steps = Vec::new();
         for (name, program) in new.programs.iter() {
+            let level = program.group.as_deref().and_then(|group| levels.get(group));
+            let out = level.filter(|level| !runs_at(program, level));
             let (change, why) = match before.get(name) {
+                None if out.is_some() => {
+                    let level = out.map_or("", |level| level);
+                    (Change::Update, format!("it is new, and its group is at level {level}"))
+                }
                 None if wanted(program) => (Change::Start, "it is new".to_owned()),
                 None => (Change::Update, "it is new, and starts when it is asked up".to_owned()),
                 Some(_) if name == SMTPGATE && gate_changed(old, new) => {
                     let change = if runs(name) { Change::Restart } else { Change::Update };
                     (change, "gaggled.smtpgate changed".to_owned())
+                }
+                Some(_) if out.is_some() && runs(name) => {
+                    (Change::Stop, format!("its group is at level {}", out.map_or("", |level| level)))
+                }
+                Some(_) if level.is_some() && out.is_none() && is_out(name) && wanted(program) && !down(name) => {
+                    (Change::Start, format!("its group is at level {}", level.map_or("", |level| level)))
                 }
                 Some(known) => compare(known, program, &common, runs(name), down(name)),
             };
@@ -84,7 +100,10 @@ impl Plan {
         let wish = |step: &Step| {
             let id = *ids.get(step.program.as_str())?;
             let known = state.programs[id].state_sequence > 1 || state.programs[id].is_running();
+            let moves = state.graph.programs[id].group.is_some();
             let event = match step.change {
+                // Its group sees to it.
+                Change::Start | Change::Stop if moves => return None,
                 Change::Start if known || state.programs[id].operator_down => ProgramEvent::OperatorStarted,
                 Change::Stop => ProgramEvent::OperatorStopped,
                 Change::Restart => ProgramEvent::OperatorRestarted,
@@ -94,6 +113,22 @@ impl Plan {
         };
         self.steps.iter().filter_map(wish).collect()
     }
+}
+
+/// The level of each group with another configuration: the one that it is at, unless it comes up at another now.
+fn levels_after(new: &Config, state: &State) -> BTreeMap<String, String> {
+    let graph = new.graph();
+    let level = |(id, group): (GroupId, &Group)| {
+        let old = state.graph.group(&group.name).filter(|old| state.graph.groups[*old].home == group.home);
+        let kept = old.map(|old| &state.groups[old].level).filter(|level| graph.has_level(id, level));
+        (group.name.to_string(), kept.unwrap_or(&group.home).to_string())
+    };
+    graph.groups.iter().map(level).collect()
+}
+
+fn runs_at(program: &ProgramConfig, level: &str) -> bool {
+    let names = program.levels.iter().any(|own| own == level);
+    names || program.levels.is_empty() && level != STOP
 }
 
 fn wanted(program: &ProgramConfig) -> bool {
@@ -157,6 +192,10 @@ fn compare(
     }
     let fields = [
         ("mode", old.effective_mode() != new.effective_mode()),
+        ("group", old.group != new.group),
+        ("levels", old.levels != new.levels),
+        ("success", old.success != new.success),
+        ("stop", old.stop != new.stop),
         ("killwait", old.killwait != new.killwait),
         ("backoff", old.backoff != new.backoff),
         ("limit", old.limit != new.limit),
@@ -175,7 +214,7 @@ mod tests {
     use super::*;
     use crate::{
         graph::Graph,
-        ids::EpochId,
+        ids::{Dense, EpochId, ProgramId, Seq},
         state::{Phase, State},
     };
 
@@ -223,6 +262,40 @@ mod tests {
                 "gone Stop it is no longer configured",
             ]
         );
+    }
+
+    #[test]
+    fn a_plan_knows_at_which_level_a_group_is() {
+        let old = config(
+            r#"(groups: {"g": (level: "1")}, programs: {
+                "stays": (group: "g", levels: ["1", "2"], command: "a"), "goes": (group: "g", levels: ["1"], command: "a"),
+                "comes": (group: "g", levels: ["2"], command: "a"),
+            })"#,
+        );
+        let new = config(
+            r#"(groups: {"g": (level: "2")}, programs: {
+                "stays": (group: "g", levels: ["1", "2"], command: "a"), "goes": (group: "g", levels: ["1"], command: "a"),
+                "comes": (group: "g", levels: ["2"], command: "a"), "new": (group: "g", levels: ["1"], command: "a"),
+            })"#,
+        );
+        let mut state = running(old.graph());
+        for (id, place) in [(0, Place::In(Seq(1))), (1, Place::In(Seq(1))), (2, Place::Out)] {
+            state.programs[ProgramId::at(id)].place = place;
+        }
+        state.programs[ProgramId::at(2)].phase = Phase::Down;
+        let plan = Plan::new(&old, &new, &state);
+        let told: Vec<String> =
+            plan.steps.iter().map(|step| format!("{} {:?} {}", step.program, step.change, step.why)).collect();
+        assert_eq!(
+            told,
+            [
+                "stays Keep ",
+                "goes Stop its group is at level 2",
+                "comes Start its group is at level 2",
+                "new Update it is new, and its group is at level 2",
+            ]
+        );
+        assert!(plan.wishes(&state, &Cause::Boot).is_empty(), "the group sees to all of it");
     }
 
     #[test]

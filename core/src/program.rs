@@ -4,19 +4,20 @@
 //!
 //! - **start** when a start is owed, nobody wants it down, every dependency is satisfied, and the space between starts
 //!   is over;
-//! - **stop** when it is leaving or everything is; an operator's stop and a shutdown let the dependents go first, but
-//!   for no longer than half of the killwait.
+//! - **stop** when it is leaving or everything is; an operator's stop, a change of level and a shutdown let the
+//!   dependents go first, but for no longer than half of the killwait. What a program has done that has ended is stopped
+//!   by undoing it.
 
 use std::collections::BTreeSet;
 
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
     graph::Policy,
-    host::{Fact, HostCommand, Observed},
+    host::{ExitStatus, Fact, HostCommand, Observed},
     ids::{EpochId, InstanceId, ProgramId, Seq},
     machine::{Input, Machine, Outputs, Timer, follows_from},
     rules::Refusal,
-    state::{Phase, ProgramState, State},
+    state::{Phase, Place, ProgramState, State},
     time::{Instant, Millis},
 };
 
@@ -27,8 +28,10 @@ pub struct Program {
     epoch: EpochId,
     policy: Policy,
     state: ProgramState,
-    /// Programs that depend on this one and have a process.
+    /// Programs that depend on this one, or build on what it has done, and of which there is something to stop.
     dependents: BTreeSet<ProgramId>,
+    /// Those of them that leave their level.
+    leavers: BTreeSet<ProgramId>,
     /// Those that follow it down, by a dependency that propagates.
     followers: BTreeSet<ProgramId>,
     shutdown: Option<Instant>,
@@ -43,14 +46,19 @@ impl Program {
     fn committed(&mut self, envelope: &Envelope, out: &mut Outputs) {
         match &envelope.event {
             Event::Program(program, event) if *program == self.id => self.own(envelope, event, out),
-            Event::Program(dependent, event) => match event.makes_running() {
-                Some(true) => drop(self.dependents.insert(*dependent)),
-                Some(false) => drop(self.dependents.remove(dependent)),
-                None => {}
-            },
+            Event::Program(dependent, event) => self.dependent(*dependent, event),
             Event::Dependency(_, event) => self.state.apply_dependency(envelope.seq, envelope.at, event),
             Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
-            Event::System(_) => {}
+            Event::Group(..) | Event::System(_) => {}
+        }
+    }
+
+    fn dependent(&mut self, dependent: ProgramId, event: &ProgramEvent) {
+        match event.makes_running() {
+            Some(true) => drop(self.dependents.insert(dependent)),
+            Some(false) => drop(self.dependents.remove(&dependent)),
+            None if matches!(event, ProgramEvent::LevelLeft { .. }) => drop(self.leavers.insert(dependent)),
+            None => drop(self.leavers.remove(&dependent)),
         }
     }
 
@@ -67,8 +75,13 @@ impl Program {
             }
             ProgramEvent::Stopping { instance, deadline, .. } => {
                 self.asked = false;
-                out.perform(HostCommand::Stop { program, instance: *instance });
-                out.arm(Timer::Kill(*instance), *deadline);
+                let instance = *instance;
+                out.perform(if self.state.undoing {
+                    HostCommand::Undo { program, instance }
+                } else {
+                    HostCommand::Stop { program, instance }
+                });
+                out.arm(Timer::Kill(instance), *deadline);
             }
             ProgramEvent::StopEscalated { instance } => {
                 out.perform(HostCommand::Kill { program, instance: *instance });
@@ -80,6 +93,8 @@ impl Program {
             ProgramEvent::Started { .. }
             | ProgramEvent::Adopted { .. }
             | ProgramEvent::SpawnFailed { .. }
+            | ProgramEvent::LevelEntered { .. }
+            | ProgramEvent::LevelLeft { .. }
             | ProgramEvent::OperatorStopped
             | ProgramEvent::OperatorStarted
             | ProgramEvent::OperatorRestarted => {}
@@ -99,7 +114,7 @@ impl Program {
                     self.ask(ProgramEvent::Starting { instance }, cause, out);
                 }
             },
-            Phase::Up => {
+            Phase::Up | Phase::Done => {
                 if let Some(reason) = self.stop_reason() {
                     match self.hold(reason).filter(|until| *until > now) {
                         Some(until) => self.arm(Timer::Stop, until, &cause, out),
@@ -115,6 +130,7 @@ impl Program {
         self.state.due
             && !self.state.operator_down
             && !self.state.given_up
+            && self.state.place != Place::Out
             && self.state.unmet == 0
             && self.shutdown.is_none()
     }
@@ -134,6 +150,11 @@ impl Program {
                 (self.dependents.intersection(&self.followers).next().is_some())
                     .then(|| self.leaving_since() + self.policy.killwait.half())
             }
+            StopReason::Level => {
+                let goes_first = |dependent| self.followers.contains(dependent) || self.leavers.contains(dependent);
+                let waits = self.dependents.iter().any(goes_first);
+                waits.then(|| self.leaving_since() + self.policy.killwait.half())
+            }
             StopReason::Shutdown => {
                 (!self.dependents.is_empty()).then(|| self.counted(self.shutdown) + self.shutdown_killwait.half())
             }
@@ -144,8 +165,8 @@ impl Program {
         let killwait = self.policy.killwait;
         let bound = match reason {
             StopReason::Shutdown => self.counted(self.shutdown) + self.shutdown_killwait.max(killwait),
-            StopReason::Operator | StopReason::Propagated if self.is_planned() => self.leaving_since() + killwait,
-            StopReason::Operator | StopReason::Propagated => now + killwait,
+            _ if self.is_planned() => self.leaving_since() + killwait,
+            StopReason::Operator | StopReason::Propagated | StopReason::Level => now + killwait,
         };
         let deadline = bound.min(now + killwait);
         let instance = self.state.instance;
@@ -181,7 +202,10 @@ impl Program {
         let event = match observed.fact {
             Fact::Spawned { pid, birth } => ProgramEvent::Started { instance, pid, birth },
             Fact::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
-            Fact::Exited { status, left_behind } => ProgramEvent::Exited { instance, status, left_behind },
+            Fact::Exited { status, left_behind } => {
+                let stands = self.stands(status);
+                ProgramEvent::Exited { instance, status, left_behind, stands }
+            }
         };
         let stopping = self.state.phase == Phase::Stopping && self.state.instance == instance;
         let cause = match observed.fact {
@@ -191,6 +215,13 @@ impl Program {
             }
         };
         out.propose(Event::Program(self.id, event), cause);
+    }
+
+    /// Whether what it has done stands when it ends like that.
+    fn stands(&self, status: ExitStatus) -> bool {
+        // That it was started may have been seen just before, and not be committed yet.
+        let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && !self.state.signalled;
+        self.policy.undone && by_itself && self.policy.succeeds(status)
     }
 
     fn kill(&self, instance: InstanceId, out: &mut Outputs) {
@@ -207,7 +238,7 @@ impl Program {
                 self.asked = false;
                 Timer::Start
             }
-            Event::Program(..) | Event::Dependency(..) | Event::System(_) => return,
+            Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => return,
         };
         if let Refusal::TooEarly { ready_at } = refusal {
             out.arm(timer, *ready_at);
@@ -220,7 +251,11 @@ impl Program {
         if self.state.phase == Phase::Stopping {
             match self.state.deadline {
                 Some(deadline) => {
-                    out.perform(HostCommand::Stop { program, instance });
+                    match (self.state.undoing, self.state.pid) {
+                        (false, _) => out.perform(HostCommand::Stop { program, instance }),
+                        (true, None) => out.perform(HostCommand::Undo { program, instance }),
+                        (true, Some(_)) => {}
+                    }
                     out.arm(Timer::Kill(instance), deadline);
                 }
                 None => out.perform(HostCommand::Kill { program, instance }),
@@ -235,12 +270,15 @@ impl Machine for Program {
 
     fn new(state: &State, id: ProgramId) -> Self {
         let edges = || state.graph.edges_on(id).iter().map(|edge| &state.graph.edges[*edge]);
+        let dependents = state.graph.dependents(id);
+        let leaves = |of: &ProgramId| state.programs[*of].place == Place::Out;
         Self {
             id,
             epoch: state.epoch,
             policy: state.graph.programs[id].clone(),
             state: state.programs[id].clone(),
-            dependents: edges().map(|edge| edge.of).filter(|of| state.programs[*of].is_running()).collect(),
+            leavers: dependents.iter().copied().filter(leaves).collect(),
+            dependents: dependents.into_iter().filter(|of| state.programs[*of].is_running()).collect(),
             followers: edges().filter(|edge| edge.propagate).map(|edge| edge.of).collect(),
             shutdown: state.shutdown,
             shutdown_killwait: state.graph.killwait,

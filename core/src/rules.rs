@@ -7,9 +7,10 @@
 use std::fmt;
 
 use crate::{
-    event::{DependencyEvent, Event, ProgramEvent, StopReason, SystemEvent},
-    ids::{EdgeId, InstanceId, ProgramId},
-    state::{Phase, ProgramState, State},
+    event::{DependencyEvent, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
+    graph::Level,
+    ids::{EdgeId, GroupId, InstanceId, ProgramId},
+    state::{GroupState, Phase, Place, ProgramState, Standing, State},
     time::Instant,
 };
 
@@ -32,6 +33,15 @@ pub enum Refusal {
     },
     /// The configuration no longer has the program.
     Retired,
+    /// The level of its group does not have the program.
+    NotAtLevel {
+        /// The group.
+        group: String,
+        /// The level it is at.
+        level: Level,
+    },
+    /// The group has no such level.
+    NoSuchLevel,
     /// Everything is being stopped.
     ShuttingDown,
     /// This life of the daemon gives everything to the next, and only takes down what it still sees.
@@ -46,6 +56,10 @@ impl fmt::Display for Refusal {
             Self::DependencyUnmet { edge } => write!(f, "dependency {edge} is not satisfied"),
             Self::TooEarly { ready_at } => write!(f, "too early, ready at {} ms", ready_at.as_millis()),
             Self::Retired => f.write_str("the configuration no longer has the program"),
+            Self::NotAtLevel { group, level } => {
+                write!(f, "group {group} is at level {level}, at which the program does not run: tell it another")
+            }
+            Self::NoSuchLevel => f.write_str("the group has no such level"),
             Self::ShuttingDown => f.write_str("gaggled is shutting down"),
             Self::HandingOver => f.write_str("gaggled is handing over to its next life: ask again"),
         }
@@ -61,6 +75,7 @@ impl State {
         match event {
             Event::Program(id, event) => self.admit_program(now, *id, event),
             Event::Dependency(id, event) => self.admit_dependency(now, *id, event),
+            Event::Group(id, event) => self.admit_group(*id, event),
             Event::System(event) => self.admit_system(event),
         }
     }
@@ -70,10 +85,11 @@ impl State {
         match event {
             ProgramEvent::Starting { instance } => self.admit_start(now, id, *instance),
             ProgramEvent::Started { instance, .. } | ProgramEvent::SpawnFailed { instance, .. } => {
-                is_in(program, *instance, &[Phase::Starting])
+                let undoing = program.undoing && program.pid.is_none();
+                is_in(program, *instance, if undoing { &[Phase::Stopping] } else { &[Phase::Starting] })
             }
             ProgramEvent::Stopping { instance, reason, .. } => {
-                is_in(program, *instance, &[Phase::Up])?;
+                is_in(program, *instance, &[Phase::Up, Phase::Done])?;
                 let wanted = program.leaving.is_some() || self.shutdown.is_some() && *reason == StopReason::Shutdown;
                 if wanted { Ok(()) } else { Err(Refusal::Stale) }
             }
@@ -94,8 +110,59 @@ impl State {
             ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted if self.graph.programs[id].retired => {
                 Err(Refusal::Retired)
             }
-            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => self.refuse_in_shutdown(),
+            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => {
+                self.refuse_in_shutdown()?;
+                self.refuse_at_level(id)
+            }
+            ProgramEvent::LevelEntered { told } => {
+                let group = self.group_of(id).filter(|group| group.moves() && group.told == *told);
+                let free = group.is_some_and(|group| group.going.is_empty()) && !self.is_held_back(id);
+                if self.shutdown.is_none() && free { Ok(()) } else { Err(Refusal::Stale) }
+            }
+            ProgramEvent::LevelLeft { told } => {
+                let moves = self.group_of(id).is_some_and(|group| group.moves() && group.told == *told);
+                if moves && matches!(program.place, Place::In(_)) { Ok(()) } else { Err(Refusal::Stale) }
+            }
         }
+    }
+
+    fn group_of(&self, id: ProgramId) -> Option<&GroupState> {
+        self.graph.programs[id].group.map(|group| &self.groups[group])
+    }
+
+    /// Whether one that comes before it in its group and level has to end well first.
+    fn is_held_back(&self, id: ProgramId) -> bool {
+        let Some(group) = self.graph.programs[id].group else { return false };
+        let earlier = self.graph.groups[group].holders.iter().take_while(|holder| **holder < id);
+        let mut waits = earlier.filter(|holder| {
+            let program = &self.programs[**holder];
+            let belongs = self.groups[group].has(&self.graph.groups[group], &self.graph.programs[**holder]);
+            program.place != Place::Out && !program.is_completed() && belongs
+        });
+        waits.next().is_some()
+    }
+
+    /// What its group does not have at its level cannot be asked up.
+    fn refuse_at_level(&self, id: ProgramId) -> Result<(), Refusal> {
+        let policy = &self.graph.programs[id];
+        let Some(group) = policy.group else { return Ok(()) };
+        let level = &self.groups[group].level;
+        if policy.runs_at(level) {
+            return Ok(());
+        }
+        Err(Refusal::NotAtLevel { group: self.graph.groups[group].name.to_string(), level: level.clone() })
+    }
+
+    fn admit_group(&self, id: GroupId, event: &GroupEvent) -> Result<(), Refusal> {
+        self.refuse_in_shutdown()?;
+        let group = &self.groups[id];
+        let timely = match event {
+            GroupEvent::Told { level } if !self.graph.has_level(id, level) => return Err(Refusal::NoSuchLevel),
+            GroupEvent::Told { .. } | GroupEvent::Restarted => true,
+            GroupEvent::Reached { told } | GroupEvent::Failed { told, .. } => group.moves() && group.told == *told,
+            GroupEvent::FellBack { .. } => group.standing == Standing::Failed,
+        };
+        if timely { Ok(()) } else { Err(Refusal::Stale) }
     }
 
     fn admit_start(&self, now: Instant, id: ProgramId, instance: InstanceId) -> Result<(), Refusal> {
@@ -104,7 +171,7 @@ impl State {
         if program.phase != Phase::Down || instance.0 != program.instance.0 + 1 {
             return Err(Refusal::Stale);
         }
-        if !program.due || program.operator_down || program.given_up {
+        if !program.due || program.operator_down || program.given_up || program.place == Place::Out {
             return Err(Refusal::NotWanted);
         }
         for edge in self.graph.edges_of(id) {
@@ -176,7 +243,7 @@ fn is_observation(event: &Event) -> bool {
             event,
             ProgramEvent::Started { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. }
         ),
-        Event::Dependency(..) | Event::System(_) => false,
+        Event::Dependency(..) | Event::Group(..) | Event::System(_) => false,
     }
 }
 

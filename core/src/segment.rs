@@ -267,7 +267,7 @@ mod tests {
     use super::*;
     use crate::{
         event::{Cause, Event, ProgramEvent},
-        graph::{Backoff, Mode, Policy},
+        graph::{Backoff, Policy},
         host::StartTime,
         ids::{InstanceId, ProgramId},
         journal::Journal,
@@ -278,16 +278,7 @@ mod tests {
     fn segment() -> (Vec<u8>, Vec<usize>, State) {
         let mut graph = Graph::new(Millis(1000));
         let backoff = Backoff { initial: Millis(0), max: Millis(0), reset: Millis(0) };
-        let policy = Policy {
-            name: "a".into(),
-            mode: Mode::Respawn,
-            enabled: true,
-            killwait: Millis(1000),
-            backoff,
-            limit: None,
-            essential: false,
-            retired: false,
-        };
+        let policy = Policy { killwait: Millis(1000), backoff, ..Policy::new("a") };
         graph.add_program(policy);
         let mut journal = Journal::new(Arc::new(graph), EpochId(7));
         let head = Head {
@@ -304,7 +295,12 @@ mod tests {
             let event = match step % 3 {
                 0 => ProgramEvent::Starting { instance },
                 1 => ProgramEvent::Started { instance, pid: 42, birth: StartTime(4711) },
-                _ => ProgramEvent::Exited { instance, status: crate::host::ExitStatus::Code(1), left_behind: 0 },
+                _ => ProgramEvent::Exited {
+                    instance,
+                    status: crate::host::ExitStatus::Code(1),
+                    left_behind: 0,
+                    stands: false,
+                },
             };
             let at = Instant::from_micros(step * 1000);
             let event = Event::Program(ProgramId(0), event);

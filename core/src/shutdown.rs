@@ -69,7 +69,7 @@ impl Machine for Shutdown {
                         self.begun = Some((envelope.seq, envelope.at));
                         out.arm(Timer::GiveUp, envelope.at + self.patience);
                     }
-                    Event::Dependency(..) | Event::System(_) => {}
+                    Event::Dependency(..) | Event::Group(..) | Event::System(_) => {}
                 }
                 self.decide(now, Cause::Event(envelope.seq), out);
             }

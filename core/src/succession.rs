@@ -5,15 +5,18 @@
 //! become of every instance that had a process, and that is committed before anything else can happen. (Candea and Fox,
 //! *Crash-only software*, 2003: a program that must be able to recover needs no other way to start.)
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
-    event::{Beginning, Cause, Envelope, Event, ProgramEvent, SystemEvent},
+    event::{Beginning, Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
     graph::{Graph, Policy},
     host::{ExecStage, ExitStatus, Found, StartTime},
     ids::{EdgeId, EpochId, ProgramId, Seq},
     journal::Journal,
-    state::{EdgeState, Leaving, Outcome, Phase, ProgramState, State},
+    state::{EdgeState, GroupState, Leaving, Outcome, Phase, Place, ProgramState, Standing, State},
     time::{Instant, WallTime},
 };
 
@@ -87,8 +90,15 @@ impl Opening {
         let mut envelopes = vec![journal.commit_unchecked(now, wall, Event::System(opened), begun)];
         // What is there is there: nothing of it is up to the rules.
         for (program, found) in found {
-            for event in findings(&journal.state().programs[program], found) {
-                let adopted = matches!(event, ProgramEvent::Adopted { .. } | ProgramEvent::OperatorStopped);
+            let known = &journal.state().programs[program];
+            for event in findings(known, &journal.state().graph.programs[program], found, now) {
+                let adopted = matches!(
+                    event,
+                    ProgramEvent::Adopted { .. }
+                        | ProgramEvent::Stopping { .. }
+                        | ProgramEvent::OperatorStarted
+                        | ProgramEvent::OperatorStopped
+                );
                 let cause = if adopted { Cause::Event(since) } else { Cause::Os };
                 envelopes.push(journal.commit_unchecked(now, wall, Event::Program(program, event), cause));
             }
@@ -121,8 +131,11 @@ fn succeed(last: Last<'_>, graph: &Graph, beginning: Beginning, epoch: EpochId, 
     let before = last.graph.names();
     for (id, policy) in graph.programs.iter() {
         if let Some(old) = before.get(&policy.name) {
-            let was_enabled = last.graph.programs[*old].enabled;
-            next.programs[id] = carried(&last.programs[*old], was_enabled, policy.enabled, beginning);
+            let before = &last.graph.programs[*old];
+            let group = |graph: &Graph, policy: &Policy| policy.group.map(|group| graph.groups[group].name.clone());
+            let moved = group(&last.graph, before) != group(&graph, policy);
+            let carried = carried(&last.programs[*old], before.enabled, policy, beginning);
+            next.programs[id] = if moved { regrouped(carried, policy) } else { carried };
             // Whoever has had no time while nobody was there has it now.
             let since = next.at;
             next.programs[id].leaving = next.programs[id].leaving.map(|leaving| Leaving { since, ..leaving });
@@ -147,6 +160,25 @@ fn succeed(last: Last<'_>, graph: &Graph, beginning: Beginning, epoch: EpochId, 
         let unmet = graph.edges_of(id).iter().filter(|edge| next.edges[**edge].satisfied.is_none()).count();
         next.programs[id].unmet = u32::try_from(unmet).unwrap_or(u32::MAX);
     }
+    for (id, group) in graph.groups.iter() {
+        let old = last.graph.group(&group.name);
+        if let Some(old) = old.filter(|old| last.graph.groups[*old].home == group.home) {
+            let failed = last.groups[old].failed.clone().filter(|_| !begins_anew(beginning));
+            // It looks again whether everything is as it should be at its level.
+            let standing = match last.groups[old].standing {
+                Standing::Failed if failed.is_some() => Standing::Failed,
+                Standing::Restarting if !begins_anew(beginning) => Standing::Restarting,
+                Standing::Moving | Standing::Restarting | Standing::Reached | Standing::Failed => Standing::Moving,
+            };
+            let level = Some(last.groups[old].level.clone()).filter(|level| graph.has_level(id, level));
+            let level = level.unwrap_or_else(|| group.home.clone());
+            let told = last.groups[old].told;
+            next.groups[id] = GroupState { level, told, standing, failed, going: BTreeSet::new() };
+        }
+        for member in &group.members {
+            next.groups[id].look_at(*member, &next.programs[*member]);
+        }
+    }
     next.verdict = last.verdict.filter(|_| resumes && !begins_anew(beginning));
     // This begins again for the same reason.
     next.shutdown = last.shutdown.filter(|_| resumes && !begins_anew(beginning)).map(|_| next.at);
@@ -160,7 +192,7 @@ fn with_retired(graph: &Graph, last: &State, beginning: Beginning) -> Graph {
     for (id, policy) in last.graph.programs.iter() {
         let lives_on = last.programs[id].is_running() && !beginning.is_elsewhere();
         if lives_on && !known.contains_key(&policy.name) {
-            graph.add_program(Policy { enabled: false, retired: true, ..policy.clone() });
+            graph.add_program(Policy { enabled: false, retired: true, group: None, ..policy.clone() });
         }
     }
     graph
@@ -174,15 +206,31 @@ fn begins_anew(beginning: Beginning) -> bool {
     }
 }
 
-fn carried(old: &ProgramState, was_enabled: bool, enabled: bool, beginning: Beginning) -> ProgramState {
+/// A program that belongs to another group now, or to none.
+fn regrouped(program: ProgramState, policy: &Policy) -> ProgramState {
+    let place = match policy.group {
+        None => Place::Free,
+        Some(_) if program.is_running() => Place::In(Seq(0)),
+        Some(_) => Place::Out,
+    };
+    let due = match place {
+        Place::Free => program.due || program.place == Place::Out && policy.enabled,
+        Place::Out => false,
+        Place::In(_) => program.due,
+    };
+    ProgramState { place, due, ..program }
+}
+
+fn carried(old: &ProgramState, was_enabled: bool, policy: &Policy, beginning: Beginning) -> ProgramState {
     let lives_on = old.is_running() && !beginning.is_elsewhere();
     if lives_on || !begins_anew(beginning) {
         return old.clone();
     }
     // What an operator wants lasts; what only the configuration wanted is for the configuration to say again.
     let wished = old.operator_down == was_enabled;
-    let operator_down = if wished { old.operator_down } else { !enabled };
-    let lost = old.is_running().then_some(Outcome::Exited(ExitStatus::Unknown));
+    let operator_down = if wished { old.operator_down } else { !policy.enabled };
+    let had_process = old.is_running() && old.phase != Phase::Done;
+    let lost = had_process.then_some(Outcome::Exited(ExitStatus::Unknown));
     ProgramState {
         phase: Phase::Down,
         pid: None,
@@ -190,12 +238,15 @@ fn carried(old: &ProgramState, was_enabled: bool, enabled: bool, beginning: Begi
         up_since: None,
         changed_at: Instant::default(),
         changed_by: Seq(0),
-        due: !operator_down,
+        place: if policy.group.is_some() { Place::Out } else { Place::Free },
+        due: !operator_down && policy.group.is_none(),
         operator_down,
         leaving: None,
         deadline: None,
+        undoing: false,
         fall: None,
         outcome: lost.or(old.outcome),
+        succeeded: old.succeeded && !had_process,
         attempts: 0,
         not_before: None,
         recent: Vec::new(),
@@ -211,16 +262,32 @@ fn edges_by_name(graph: &Graph) -> BTreeMap<(Arc<str>, Arc<str>), EdgeId> {
 }
 
 /// The events that tell what was found of an instance, given what is known of its program.
-fn findings(known: &ProgramState, found: Found) -> Vec<ProgramEvent> {
+fn findings(known: &ProgramState, policy: &Policy, found: Found, now: Instant) -> Vec<ProgramEvent> {
     let mut events = Vec::new();
     let unwritten = found.instance() > known.instance;
-    if !unwritten && !known.is_running() {
+    if let Found::Alive { instance, pid, birth } = found
+        && known.phase == Phase::Done
+        && !unwritten
+    {
+        // What it has done is being undone already. If the reason was not written, it is wanted as it was.
+        let reason = known.leaving.map_or(StopReason::Operator, |leaving| leaving.reason);
+        let deadline = now + policy.killwait;
+        events.extend([
+            ProgramEvent::Stopping { instance, reason, deadline },
+            ProgramEvent::Adopted { instance, pid, birth },
+        ]);
+        events.extend(known.leaving.is_none().then_some(ProgramEvent::OperatorStarted));
+        return events;
+    }
+    // What it has done stands without a process, and is undone anew if nobody knows that it was.
+    let stands = known.phase == Phase::Done || known.undoing && known.pid.is_none() && !found.is_alive();
+    if !unwritten && (stands || !known.is_running()) {
         return events;
     }
     if unwritten && known.is_running() {
         // Of the run before nothing is known but that there is none any more.
         let (instance, status) = (known.instance, ExitStatus::Unknown);
-        events.push(ProgramEvent::Exited { instance, status, left_behind: 0 });
+        events.push(ProgramEvent::Exited { instance, status, left_behind: 0, stands: false });
     }
     if unwritten {
         events.push(ProgramEvent::Starting { instance: found.instance() });
@@ -234,7 +301,9 @@ fn findings(known: &ProgramState, found: Found) -> Vec<ProgramEvent> {
             }
         }
         Found::Ended { instance, status, left_behind } => {
-            events.push(ProgramEvent::Exited { instance, status, left_behind });
+            let by_itself = unwritten || !known.signalled && known.phase != Phase::Stopping;
+            let stands = policy.undone && by_itself && policy.succeeds(status);
+            events.push(ProgramEvent::Exited { instance, status, left_behind, stands });
         }
         Found::NeverRan { instance } => {
             let (stage, errno) = (ExecStage::Fork, ExecStage::CANCELLED);

@@ -9,7 +9,7 @@ mod state;
 pub use self::{
     event::{Beat, EventText, Names, decode_event, encode_event, encode_message, encode_past},
     request::{Action, ErrorCode, Goal, Moment, Reply, ReplyError, Request},
-    state::{DependencyView, Dump, ProgramView, View, describe},
+    state::{DependencyView, Dump, GroupView, GroupWord, ProgramView, View, describe},
 };
 
 /// The version of everything that goes over the channels.

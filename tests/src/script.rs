@@ -139,7 +139,11 @@ fn marks(daemon: &Daemon) -> BTreeMap<String, (u64, usize)> {
             ProgramEvent::OperatorStarted => format!("{name}:up"),
             ProgramEvent::OperatorStopped => format!("{name}:down"),
             ProgramEvent::OperatorRestarted => format!("{name}:restart"),
-            ProgramEvent::Starting { .. } | ProgramEvent::Adopted { .. } | ProgramEvent::Signalled { .. } => continue,
+            ProgramEvent::Starting { .. }
+            | ProgramEvent::Adopted { .. }
+            | ProgramEvent::LevelEntered { .. }
+            | ProgramEvent::LevelLeft { .. }
+            | ProgramEvent::Signalled { .. } => continue,
         };
         let again = (2..).map(|count| format!("{mark}/{count}"));
         let mark =

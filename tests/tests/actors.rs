@@ -17,7 +17,7 @@ use gaggled_actors::{
 };
 use gaggled_core::{
     event::{Cause, Envelope, Event, SystemEvent},
-    graph::{ActorId, Backoff, Graph, Mode, Policy},
+    graph::{ActorId, Graph, Policy},
     ids::{EpochId, ProgramId, Seq},
     machine::{Input, Machine, Outputs},
     state::State,
@@ -75,16 +75,7 @@ fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
         || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     actix::System::with_tokio_rt(runtime).block_on(async {
         let mut graph = Graph::new(Millis(1000));
-        graph.add_program(Policy {
-            name: "a".into(),
-            mode: Mode::Respawn,
-            enabled: true,
-            killwait: Millis(1000),
-            backoff: Backoff::default(),
-            limit: None,
-            essential: false,
-            retired: false,
-        });
+        graph.add_program(Policy { killwait: Millis(1000), ..Policy::new("a") });
         let envelopes: Rc<RefCell<Vec<Envelope>>> = Rc::default();
         let seen = envelopes.clone();
         let host = Nobody.start();

@@ -20,7 +20,7 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
 fn the_configurations_of_the_readme_can_be_read() {
     let readme = document("README.md");
     let shown = blocks(&readme, "ron");
-    assert_eq!(shown.len(), 3);
+    assert_eq!(shown.len(), 4);
     for text in shown {
         let whole = if text.starts_with('(') { text.to_owned() } else { format!("(gaggled: ({text}))") };
         if let Err(found) = Config::parse(&whole) {
@@ -55,8 +55,8 @@ fn the_commands_of_the_readme_work_on_the_demo() {
     let help = daemon.tool("gaggled_controller", &["--help"]);
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let names = [
-        "up", "down", "restart", "signal", "dump", "why", "wait", "events", "snapshot", "status", "plan", "reload",
-        "upgrade", "shutdown",
+        "up", "down", "restart", "tell", "signal", "dump", "why", "wait", "events", "snapshot", "status", "plan",
+        "reload", "upgrade", "shutdown",
     ];
     for name in names {
         assert!(help.contains(&format!("  {name} ")), "{name} is not in the help");

@@ -69,7 +69,7 @@ impl Faults {
 fn happened(daemon: &Daemon, wanted: impl Fn(&SystemEvent) -> bool) -> usize {
     let system = daemon.heard.iter().filter_map(|envelope| match &envelope.event {
         Event::System(event) => Some(event),
-        Event::Program(..) | Event::Dependency(..) => None,
+        Event::Program(..) | Event::Dependency(..) | Event::Group(..) => None,
     });
     system.filter(|event| wanted(event)).count()
 }

@@ -3,10 +3,12 @@
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use gaggled_core::{
-    event::{Beginning, Cause, DependencyEvent, Envelope, Event, Handover, ProgramEvent, StopReason, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Mode, Policy, Until},
+    event::{
+        Beginning, Cause, DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StopReason, SystemEvent,
+    },
+    graph::{Dependency, Graph, Group, Mode, Policy, Until},
     host::{ExecStage, ExitStatus, Signal, StartTime},
-    ids::{EdgeId, EpochId, InstanceId, ProgramId, Seq},
+    ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq},
     state::State,
     time::{Instant, Millis, WallTime},
     wire::{Beat, ErrorCode, Reply, decode_event, encode_message},
@@ -17,17 +19,10 @@ use serde_json::Value;
 /// A small system in which everything that can happen happens once.
 fn everything() -> (State, Vec<Envelope>) {
     let mut graph = Graph::new(Millis(3000));
-    let policy = |name: &str, mode| Policy {
-        name: name.into(),
-        mode,
-        enabled: true,
-        killwait: Millis(3000),
-        backoff: Backoff::default(),
-        limit: None,
-        essential: false,
-        retired: false,
-    };
+    let policy = |name: &str, mode| Policy { mode, killwait: Millis(3000), ..Policy::new(name) };
     let (db, web) = (graph.add_program(policy("db", Mode::Respawn)), graph.add_program(policy("web", Mode::Once)));
+    let site = graph.add_group(Group::new("site", "start", Some("stop")));
+    let mount = graph.add_program(Policy { group: Some(site), undone: true, ..policy("mount", Mode::Wait) });
     graph.add_dependency(Dependency { of: web, on: db, until: Until::Started, delay: Millis(500), propagate: true });
     let operator = Cause::Operator { who: "uid 1000 (pid 77)".into(), command: "c1".into() };
     let (one, two) = (InstanceId(1), InstanceId(2));
@@ -55,7 +50,13 @@ fn everything() -> (State, Vec<Envelope>) {
         (program(web, ProgramEvent::Starting { instance: two }), Cause::Event(Seq(7))),
         (program(web, ProgramEvent::Started { instance: two, pid: 101, birth: StartTime(4712) }), Cause::Event(Seq(8))),
         (program(web, ProgramEvent::Signalled { instance: two, signal: Signal(1) }), operator.clone()),
-        (program(db, ProgramEvent::Exited { instance: one, status: ExitStatus::Core(11), left_behind: 2 }), Cause::Os),
+        (
+            program(
+                db,
+                ProgramEvent::Exited { instance: one, status: ExitStatus::Core(11), left_behind: 2, stands: false },
+            ),
+            Cause::Os,
+        ),
         (
             Event::Dependency(EdgeId(0), DependencyEvent::RestartDue { fall: Seq(11), planned: false }),
             Cause::Event(Seq(11)),
@@ -74,7 +75,10 @@ fn everything() -> (State, Vec<Envelope>) {
         ),
         (program(web, ProgramEvent::StopEscalated { instance: two }), Cause::Timer(Seq(14))),
         (
-            program(web, ProgramEvent::Exited { instance: two, status: ExitStatus::Signal(9), left_behind: 0 }),
+            program(
+                web,
+                ProgramEvent::Exited { instance: two, status: ExitStatus::Signal(9), left_behind: 0, stands: false },
+            ),
             Cause::Event(Seq(14)),
         ),
         (program(web, ProgramEvent::OperatorRestarted), operator.clone()),
@@ -98,8 +102,9 @@ fn everything() -> (State, Vec<Envelope>) {
         (Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Event(Seq(25))),
         (Event::System(SystemEvent::HandoverBegun { to: Handover::Upgrade }), Cause::Os),
     ];
+    let script = script.into_iter().chain(everything_of_a_group(site, mount));
     let epoch = EpochId(1_795_169_933_570);
-    let envelopes = script.into_iter().zip(1_u64..).map(|((event, cause), number)| Envelope {
+    let envelopes = script.zip(1_u64..).map(|((event, cause), number)| Envelope {
         seq: Seq(number),
         epoch,
         at: Instant::from_micros(number * 250_125),
@@ -108,6 +113,34 @@ fn everything() -> (State, Vec<Envelope>) {
         event,
     });
     (State::new(Arc::new(graph), epoch), envelopes.collect())
+}
+
+/// The same for a group; the first of these is event 28.
+fn everything_of_a_group(site: GroupId, mount: ProgramId) -> Vec<(Event, Cause)> {
+    let operator = Cause::Operator { who: "uid 1000 (pid 77)".into(), command: "c2".into() };
+    let (one, group) = (InstanceId(1), |event| Event::Group(site, event));
+    let program = |id: ProgramId, event| Event::Program(id, event);
+    vec![
+        (group(GroupEvent::Told { level: "start".into() }), operator.clone()),
+        (program(mount, ProgramEvent::LevelEntered { told: Seq(28) }), Cause::Event(Seq(28))),
+        (program(mount, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(29))),
+        (
+            program(mount, ProgramEvent::Started { instance: one, pid: 102, birth: StartTime(4713) }),
+            Cause::Event(Seq(30)),
+        ),
+        (
+            program(
+                mount,
+                ProgramEvent::Exited { instance: one, status: ExitStatus::Code(0), left_behind: 0, stands: true },
+            ),
+            Cause::Os,
+        ),
+        (group(GroupEvent::Reached { told: Seq(28) }), Cause::Event(Seq(32))),
+        (group(GroupEvent::Restarted), operator),
+        (program(mount, ProgramEvent::LevelLeft { told: Seq(34) }), Cause::Event(Seq(34))),
+        (group(GroupEvent::Failed { told: Seq(34), by: "mount".into() }), Cause::Event(Seq(35))),
+        (group(GroupEvent::FellBack { level: "stop".into() }), Cause::Event(Seq(36))),
+    ]
 }
 
 /// Compares a text with a golden file; `GAGGLED_BLESS=1` writes it anew.

@@ -7,7 +7,7 @@ use gaggled_core::{
     plan::{Change, Plan},
     state::Phase,
     time::Millis,
-    wire::DependencyView,
+    wire::{DependencyView, GroupView, GroupWord},
 };
 use serde::Deserialize;
 use termtree::Tree;
@@ -19,6 +19,9 @@ pub struct Dump {
     pub programs: Vec<Row>,
     /// The dependencies.
     pub dependencies: Vec<DependencyView>,
+    /// The groups.
+    #[serde(default)]
+    pub groups: Vec<GroupView>,
     /// Where the next page begins.
     #[serde(default)]
     pub next: Option<usize>,
@@ -47,6 +50,7 @@ impl Row {
     fn state(&self) -> &'static str {
         match self.phase {
             Phase::Up => "up",
+            Phase::Done => "done",
             Phase::Starting => "starting",
             Phase::Stopping => "stopping",
             Phase::Down if self.is_operator_shutdown => "put down",
@@ -56,7 +60,7 @@ impl Row {
 
     fn colour(&self) -> Color {
         match self.phase {
-            Phase::Up => Color::Green,
+            Phase::Up | Phase::Done => Color::Green,
             Phase::Starting | Phase::Stopping => Color::Yellow,
             Phase::Down if self.is_operator_shutdown => Color::Blue,
             Phase::Down => Color::Red,
@@ -92,6 +96,29 @@ pub fn table(dump: &Dump, coloured: bool) -> String {
     text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
+/// The groups, one line for each.
+pub fn groups(groups: &[GroupView]) -> String {
+    let width = groups.iter().map(|group| group.group.len()).max().unwrap_or(0);
+    let line = |group: &GroupView| {
+        let reason = if group.reason.is_empty() { String::new() } else { format!(": {}", group.reason) };
+        format!("group {:<width$}  at {}, {}{reason}", group.group, group.level, word(group.state))
+    };
+    groups.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn word(state: GroupWord) -> &'static str {
+    match state {
+        GroupWord::Stopped => "stopped",
+        GroupWord::Stopping => "stopping",
+        GroupWord::Starting => "starting",
+        GroupWord::Up => "up",
+        GroupWord::Degraded => "degraded",
+        GroupWord::Passed => "passed",
+        GroupWord::Done => "done",
+        GroupWord::Failed => "failed",
+    }
+}
+
 /// What another configuration changes, one line for each program that it touches.
 pub fn plan(plan: &Plan) -> String {
     let touched = plan.steps.iter().filter(|step| step.change != Change::Keep);
@@ -123,7 +150,7 @@ pub fn summary(dump: &Dump) -> String {
     for row in &dump.programs {
         *counts.entry(row.state()).or_default() += 1;
     }
-    let parts = ["up", "starting", "stopping", "down", "put down"];
+    let parts = ["up", "done", "starting", "stopping", "down", "put down"];
     let parts: Vec<String> =
         parts.into_iter().filter_map(|state| counts.get(state).map(|count| format!("{count} {state}"))).collect();
     if parts.is_empty() { "no programs".to_owned() } else { parts.join(", ") }

@@ -13,7 +13,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
-    event::{Envelope, Event, SystemEvent},
+    event::{Envelope, Event, GroupEvent, SystemEvent},
     graph::Graph,
     history::in_words,
 };
@@ -105,8 +105,9 @@ fn log_event(logger: &Logger, envelope: &Envelope, graph: &Graph) {
             SystemEvent::CommandRefused { .. }
             | SystemEvent::JournalDegraded { .. }
             | SystemEvent::JournalDamaged { .. },
-        ) => warn!(logger, "{} {}{}", envelope.seq, words, why),
-        Event::Program(..) | Event::Dependency(..) | Event::System(_) => {
+        )
+        | Event::Group(_, GroupEvent::Failed { .. }) => warn!(logger, "{} {}{}", envelope.seq, words, why),
+        Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => {
             info!(logger, "{} {}{}", envelope.seq, words, why);
         }
     }

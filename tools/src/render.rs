@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use gaggled_core::{
-    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::Graph,
     history::in_words,
     host::ExitStatus,
@@ -28,6 +28,7 @@ pub fn date_time(wall: WallTime) -> String {
 pub fn colour(event: &Event) -> AnsiColors {
     match event {
         Event::Program(_, ProgramEvent::Started { .. } | ProgramEvent::Adopted { .. })
+        | Event::Group(_, GroupEvent::Reached { .. })
         | Event::System(SystemEvent::JournalRestored { .. }) => AnsiColors::Green,
         Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Code(0), .. } | ProgramEvent::Stopping { .. })
         | Event::Dependency(_, DependencyEvent::RestartDue { .. } | DependencyEvent::Broken) => AnsiColors::Yellow,
@@ -40,7 +41,8 @@ pub fn colour(event: &Event) -> AnsiColors {
             | SystemEvent::CommandRefused { .. }
             | SystemEvent::JournalDegraded { .. }
             | SystemEvent::JournalDamaged { .. },
-        ) => AnsiColors::Red,
+        )
+        | Event::Group(_, GroupEvent::Failed { .. } | GroupEvent::FellBack { .. }) => AnsiColors::Red,
         Event::Program(
             _,
             ProgramEvent::OperatorStarted
@@ -48,15 +50,18 @@ pub fn colour(event: &Event) -> AnsiColors {
             | ProgramEvent::OperatorRestarted
             | ProgramEvent::Signalled { .. },
         )
+        | Event::Group(_, GroupEvent::Told { .. } | GroupEvent::Restarted)
         | Event::System(
             SystemEvent::EpochOpened { .. }
             | SystemEvent::HandoverBegun { .. }
             | SystemEvent::ShutdownBegun
             | SystemEvent::ShutdownCompleted { .. },
         ) => AnsiColors::Cyan,
-        Event::Program(_, ProgramEvent::Starting { .. }) | Event::Dependency(_, DependencyEvent::Satisfied { .. }) => {
-            AnsiColors::Default
-        }
+        Event::Program(
+            _,
+            ProgramEvent::Starting { .. } | ProgramEvent::LevelEntered { .. } | ProgramEvent::LevelLeft { .. },
+        )
+        | Event::Dependency(_, DependencyEvent::Satisfied { .. }) => AnsiColors::Default,
     }
 }
 

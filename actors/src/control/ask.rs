@@ -3,7 +3,7 @@
 use gaggled_core::{
     ids::{EpochId, Seq},
     state::Phase,
-    wire::{Reply, ReplyError, View},
+    wire::{GroupView, Reply, ReplyError, View},
 };
 use serde::Serialize;
 
@@ -22,6 +22,8 @@ struct Status<'a> {
     programs: usize,
     up: usize,
     shutting_down: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<GroupView>,
     eventurl: &'a str,
     controlurl: &'a str,
     /// The directory of the journal.
@@ -43,6 +45,7 @@ impl ControlActor {
             let chosen = self.select(programs)?;
             dump.programs = chosen.iter().map(|id| view.program(*id)).collect();
             dump.dependencies = chosen.iter().flat_map(|id| view.dependencies(*id)).collect();
+            dump.groups = Vec::new();
             dump.next = None;
         }
         Ok(Reply::done(id, &dump))
@@ -59,6 +62,7 @@ impl ControlActor {
             programs: self.state.programs.len(),
             up,
             shutting_down: self.state.shutdown.is_some(),
+            groups: View::at(&self.state, self.clock.now()).groups(),
             eventurl: &self.about.eventurl,
             controlurl: &self.about.controlurl,
             state: &self.about.state,

@@ -4,33 +4,44 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use actix::SpawnHandle;
 use gaggled_core::{
-    event::{Cause, Envelope},
-    graph::{Mode, Until},
-    ids::{InstanceId, ProgramId, Seq},
+    event::{Cause, Envelope, Event},
+    graph::{Mode, STOP, Until},
+    ids::{GroupId, InstanceId, ProgramId, Seq},
     rules::Refusal,
-    state::{Outcome, Phase, ProgramState, State},
+    state::{Outcome, Phase, Place, ProgramState, Standing, State},
     time::Instant,
     wire::{ErrorCode, Goal, Reply, View, describe},
 };
 use serde::Serialize;
 
-use super::Answer;
+use super::{Answer, selection::Chosen};
 
 /// Programs that have to reach a state.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     /// The programs, each with the last of its runs that does not count.
     pub programs: BTreeMap<ProgramId, u64>,
+    /// The groups, each with the last thing told to it that does not count.
+    pub groups: BTreeMap<GroupId, Seq>,
     /// The state.
     pub goal: Goal,
 }
 
 impl Target {
+    /// These, as they are.
+    pub(super) fn new(Chosen { programs, groups }: Chosen, goal: Goal) -> Self {
+        let programs = programs.into_iter().map(|id| (id, 0)).collect();
+        Self { programs, groups: groups.into_iter().map(|id| (id, Seq(0))).collect(), goal }
+    }
+
     /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
     pub(super) fn after(mut self, state: &State, good: impl Fn(&ProgramState) -> bool) -> Self {
         for (program, run) in &mut self.programs {
             let now = &state.programs[*program];
             *run = if good(now) { 0 } else { now.instance.0 };
+        }
+        for (group, told) in &mut self.groups {
+            *told = state.groups[*group].told;
         }
         self
     }
@@ -41,8 +52,9 @@ pub(super) struct Waiter {
     id: String,
     key: String,
     target: Option<Target>,
-    /// Programs that are not there yet.
+    /// Programs and groups that are not there yet.
     missing: BTreeSet<ProgramId>,
+    missing_groups: BTreeSet<GroupId>,
     /// The command whose events are not all committed, and how many of them are not.
     uncommitted: Option<(Cause, usize)>,
     alarm: Option<SpawnHandle>,
@@ -60,6 +72,8 @@ struct Done<'a> {
     epoch: gaggled_core::ids::EpochId,
     seq: Seq,
     programs: Vec<&'a str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<&'a str>,
 }
 
 impl Waiter {
@@ -68,6 +82,7 @@ impl Waiter {
             id: id.to_owned(),
             key,
             missing: target.iter().flat_map(|target| target.programs.keys().copied()).collect(),
+            missing_groups: target.iter().flat_map(|target| target.groups.keys().copied()).collect(),
             target,
             uncommitted: None,
             alarm: None,
@@ -91,6 +106,7 @@ impl Waiter {
         match target.goal {
             Goal::Down => Ok(now.phase == Phase::Down),
             Goal::Up if now.phase == Phase::Up => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
+            Goal::Up if now.phase == Phase::Done => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
             Goal::Up if now.phase != Phase::Down => Ok(false),
             Goal::Up if now.given_up => Err(format!(
                 "{name} has ended too often and is given up: {}",
@@ -106,13 +122,9 @@ impl Waiter {
                     Err(format!("{name} could not be started: {}", now.outcome.map(describe).unwrap_or_default()))
                 }
                 Some(outcome @ Outcome::Exited(status))
-                    if policy.mode == Mode::Once && !now.due && now.instance.0 > after =>
+                    if policy.mode != Mode::Respawn && !now.due && now.instance.0 > after =>
                 {
-                    if status.is_success() {
-                        Ok(true)
-                    } else {
-                        Err(format!("{name} {}", describe(outcome)))
-                    }
+                    if policy.succeeds(status) { Ok(true) } else { Err(format!("{name} {}", describe(outcome))) }
                 }
                 _ => Ok(false),
             },
@@ -142,13 +154,55 @@ impl Waiter {
         })
     }
 
+    /// Whether a group has arrived, and with it what should run.
+    fn has_arrived(&self, id: GroupId, state: &State) -> Result<bool, String> {
+        let Some(target) = &self.target else { return Ok(true) };
+        let (group, name) = (&state.groups[id], &state.graph.groups[id].name);
+        let after = target.groups.get(&id).copied().unwrap_or_default();
+        if group.told < after {
+            return Ok(false);
+        }
+        let members = || state.graph.groups[id].members.iter().copied();
+        if target.goal == Goal::Down {
+            let stopped = *group.level == *STOP && group.standing == Standing::Reached;
+            return Ok(state.shutdown.is_some() && members().all(|id| !state.programs[id].is_running()) || stopped);
+        }
+        if state.shutdown.is_some() {
+            return Err(format!("group {name} cannot get there: gaggled is shutting down"));
+        }
+        if let Some(by) = group.failed.as_ref().filter(|_| !group.moves()) {
+            let by = members().find(|id| state.graph.programs[*id].name == *by);
+            let how = by.map(|id| (&state.graph.programs[id].name, state.programs[id].outcome));
+            let how = how.map(|(by, outcome)| format!(": {by} {}", outcome.map(describe).unwrap_or_default()));
+            return Err(format!("group {name} has failed{}", how.unwrap_or_default()));
+        }
+        if group.moves() {
+            return Ok(false);
+        }
+        for id in members().filter(|id| matches!(state.programs[*id].place, Place::In(_))) {
+            let (policy, now) = (&state.graph.programs[id], &state.programs[id]);
+            match policy.mode {
+                _ if now.operator_down => {}
+                Mode::Respawn | Mode::Once if now.given_up => {
+                    return Err(format!("{} of group {name} has ended too often and is given up", policy.name));
+                }
+                Mode::Respawn if !now.is_steady() => return Ok(false),
+                Mode::Once if now.due || now.phase == Phase::Starting => return Ok(false),
+                Mode::Respawn | Mode::Once | Mode::Wait | Mode::Test => {}
+            }
+        }
+        Ok(true)
+    }
+
     fn done(&self, state: &State) -> Reply {
         if let Some(body) = &self.body {
             return Reply::done(&self.id, body);
         }
         let programs = self.target.iter().flat_map(|target| target.programs.keys());
         let programs = programs.map(|id| &*state.graph.programs[*id].name).collect();
-        Reply::done(&self.id, &Done { epoch: state.epoch, seq: state.seq, programs })
+        let groups = self.target.iter().flat_map(|target| target.groups.keys());
+        let groups = groups.map(|id| &*state.graph.groups[*id].name).collect();
+        Reply::done(&self.id, &Done { epoch: state.epoch, seq: state.seq, programs, groups })
     }
 }
 
@@ -159,6 +213,8 @@ pub(super) struct Waiters {
     waiting: BTreeMap<u64, Waiter>,
     /// Who waits for a program.
     by_program: BTreeMap<ProgramId, BTreeSet<u64>>,
+    /// Who waits for a group.
+    by_group: BTreeMap<GroupId, BTreeSet<u64>>,
     /// Who waits for events to be committed.
     uncommitted: BTreeSet<u64>,
     answered: Vec<(String, Reply)>,
@@ -187,6 +243,9 @@ impl Waiters {
         }
         for program in &waiter.missing {
             self.by_program.entry(*program).or_default().insert(number);
+        }
+        for group in &waiter.missing_groups {
+            self.by_group.entry(*group).or_default().insert(number);
         }
         self.waiting.insert(number, waiter);
         self.look(number, None, state);
@@ -220,6 +279,15 @@ impl Waiters {
         for number in concerned {
             self.look(number, None, state);
         }
+        let group = match &envelope.event {
+            Event::Group(group, _) => Some(*group),
+            Event::Program(program, _) => state.graph.programs[*program].group,
+            Event::Dependency(..) | Event::System(_) => None,
+        };
+        let waiting = group.and_then(|group| self.by_group.get(&group)).cloned();
+        for number in waiting.into_iter().flatten() {
+            self.look_at_groups(number, state);
+        }
         let subject = state.graph.subject(&envelope.event);
         let waiting = subject.and_then(|program| self.by_program.get(&program)).cloned();
         for number in waiting.into_iter().flatten() {
@@ -251,7 +319,25 @@ impl Waiters {
                 }
             }
         }
-        if waiter.missing.is_empty() {
+        if changed.is_none() || waiter.missing.is_empty() {
+            self.look_at_groups(number, state);
+        }
+    }
+
+    /// Looks whether the groups that a request waits for are there, and with them everything.
+    fn look_at_groups(&mut self, number: u64, state: &State) {
+        let Some(waiter) = self.waiting.get_mut(&number).filter(|waiter| waiter.uncommitted.is_none()) else { return };
+        for group in waiter.missing_groups.clone() {
+            match waiter.has_arrived(group, state) {
+                Ok(true) => drop(waiter.missing_groups.remove(&group)),
+                Ok(false) => {}
+                Err(why) => {
+                    let reply = Reply::refused(&waiter.id, ErrorCode::Failed, why);
+                    return self.answer(number, &reply);
+                }
+            }
+        }
+        if waiter.missing.is_empty() && waiter.missing_groups.is_empty() {
             let reply = waiter.done(state);
             self.answer(number, &reply);
         }
@@ -287,6 +373,11 @@ impl Waiters {
                 }
             })
             .collect();
+        late.extend(waiter.missing_groups.iter().take(5).map(|group| {
+            let group = view.group(*group);
+            let reason = if group.reason.is_empty() { String::new() } else { format!(" ({})", group.reason) };
+            format!("group {}{reason}", group.group)
+        }));
         if waiter.missing.len() > late.len() {
             late.push(format!("and {} more", waiter.missing.len() - late.len()));
         }
@@ -311,6 +402,14 @@ impl Waiters {
                 waiting.remove(&number);
                 if waiting.is_empty() {
                     self.by_program.remove(program);
+                }
+            }
+        }
+        for group in waiter.target.iter().flat_map(|target| target.groups.keys()) {
+            if let Some(waiting) = self.by_group.get_mut(group) {
+                waiting.remove(&number);
+                if waiting.is_empty() {
+                    self.by_group.remove(group);
                 }
             }
         }

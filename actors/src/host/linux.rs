@@ -108,6 +108,9 @@ pub(super) struct Shared {
     /// For the tokens of strays.
     journal: String,
     names: Table<ProgramId, String>,
+    /// Whether each program has a stop command.
+    has_stop: Table<ProgramId, bool>,
+    orders: Sender<Order>,
     report: Report,
 }
 
@@ -124,6 +127,8 @@ struct Living {
     by_pid: BTreeMap<i32, Process>,
     /// The main process of each program.
     pid_of: BTreeMap<ProgramId, i32>,
+    /// The stop commands that run, and the programs that they are to stop.
+    helpers: BTreeMap<i32, ProgramId>,
     /// Whether nothing is reaped any more: it is left to the next life.
     handed_over: bool,
 }
@@ -153,6 +158,7 @@ impl LinuxHost {
         inheritance: Inheritance,
         report: Report,
     ) -> io::Result<Self> {
+        let (orders, received) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             table: Mutex::new(Living::default()),
             registered: Condvar::new(),
@@ -161,9 +167,10 @@ impl LinuxHost {
             listening: Mutex::new(()),
             journal: environment.journal.clone(),
             names: launches.values().map(|launch| launch.name.clone()).collect(),
+            has_stop: launches.values().map(|launch| launch.stop.is_some()).collect(),
+            orders: orders.clone(),
             report,
         });
-        let (orders, received) = crossbeam_channel::unbounded();
         let starter = Starter::new(launches, environment, shared.clone())?;
         thread::Builder::new().name(starter::THREAD.into()).spawn(move || starter.run(&received))?;
         let reaper = shared.clone();
@@ -201,6 +208,9 @@ impl Processes for LinuxHost {
                 // The starter lives as long as the sender.
                 let _ = self.orders.send(Order::Start(program, instance));
             }
+            HostCommand::Undo { program, instance } => {
+                let _ = self.orders.send(Order::Undo(program, instance));
+            }
             HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
             HostCommand::Kill { program, instance } => Shared::kill(&self.shared, program, instance),
             HostCommand::Signal { program, instance, signal } => self.shared.signal(program, instance, signal),
@@ -212,6 +222,11 @@ impl Living {
     fn insert(&mut self, pid: i32, process: Process) {
         self.pid_of.insert(process.program, pid);
         self.by_pid.insert(pid, process);
+    }
+
+    /// The process of the stop command that runs beside a program.
+    fn helper_of(&self, program: ProgramId) -> Option<i32> {
+        self.helpers.iter().find(|(_, helped)| **helped == program).map(|(pid, _)| *pid)
     }
 
     fn find(&mut self, program: ProgramId, instance: InstanceId) -> Option<(i32, &mut Process)> {
@@ -232,19 +247,25 @@ impl Shared {
 
     fn stop(&self, program: ProgramId, instance: InstanceId) {
         let mut table = self.table();
-        if let Some((pid, process)) = table.find(program, instance) {
-            process.stopping = true;
-            signal_group(pid, process, nix::sys::signal::SIGTERM);
-            // One that stands still could not hear it.
-            signal_group(pid, process, nix::sys::signal::SIGCONT);
+        let Some((pid, process)) = table.find(program, instance) else { return };
+        process.stopping = true;
+        if self.has_stop[program] {
+            let _ = self.orders.send(Order::Help(program, instance, pid));
+        } else {
+            terminate(pid, process);
         }
     }
 
     fn kill(shared: &Arc<Self>, program: ProgramId, instance: InstanceId) {
         let mut table = shared.table();
-        let Some((pid, process)) = table.find(program, instance) else { return };
+        let Some((_, process)) = table.find(program, instance) else { return };
         process.killed = true;
-        if process.ended.is_none() {
+        let runs = process.ended.is_none();
+        if let Some(helper) = table.helper_of(program) {
+            kill_group(helper);
+        }
+        let Some((pid, process)) = table.find(program, instance) else { return };
+        if runs {
             return signal_group(pid, process, nix::sys::signal::SIGKILL);
         }
         // Its main process has gone, so nothing more will be heard of it. To count the rest takes a look at all
@@ -344,6 +365,33 @@ impl Shared {
         self.registered.notify_all();
     }
 
+    /// The stop command of a program runs.
+    pub(super) fn register_helper(&self, pid: i32, program: ProgramId) {
+        let mut table = self.table();
+        table.helpers.insert(pid, program);
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+    }
+
+    /// The stop command of a program could not be started.
+    pub(super) fn no_helper(&self, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+        if let Some((pid, process)) = table.find(program, instance) {
+            terminate(pid, process);
+        }
+    }
+
+    /// A stop command has ended. What it has started does not outlive it.
+    fn helper_ended(&self, table: &mut Living, pid: i32) {
+        let Some(program) = table.helpers.remove(&pid) else { return };
+        kill_group(pid);
+        if let Some(main) = table.pid_of.get(&program).copied() {
+            self.finish_if_empty(table, main);
+        }
+    }
+
     pub(super) fn failed(&self, program: ProgramId, instance: InstanceId, error: SpawnError) {
         self.recorder.clear(program, instance);
         let table = self.table();
@@ -371,7 +419,7 @@ impl Shared {
         for (pid, status) in ended.collect::<Vec<_>>() {
             self.finish(&mut table, pid, status, 0);
         }
-        while !table.by_pid.values().any(|process| process.own) {
+        while table.helpers.is_empty() && !table.by_pid.values().any(|process| process.own) {
             table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -389,6 +437,7 @@ impl Shared {
         }
         kernel::reap(pid);
         match table.by_pid.get(&pid) {
+            None if table.helpers.contains_key(&pid) => self.helper_ended(&mut table, pid),
             Some(process) if process.own && process.ended.is_none() => self.main_ended(table, pid, status),
             _ => self.finish_if_empty(&mut table, group),
         }
@@ -419,9 +468,11 @@ impl Shared {
     fn main_ended(&self, mut table: MutexGuard<'_, Living>, pid: i32, status: ExitStatus) {
         let Some(process) = table.by_pid.get_mut(&pid) else { return };
         process.ended = Some(status);
+        let program = process.program;
         let lives = group_lives(pid, process);
         let waits = process.stopping && !process.killed;
         match (lives, waits) {
+            (false, true) if table.helper_of(program).is_some() => {}
             (false, _) => self.finish(&mut table, pid, status, 0),
             (true, true) => {}
             (true, false) => {
@@ -432,11 +483,25 @@ impl Shared {
     }
 
     fn finish_if_empty(&self, table: &mut Living, group: i32) {
-        let last_of = table.by_pid.get(&group).filter(|process| !group_lives(group, process));
+        let last_of = table.by_pid.get(&group).filter(|process| {
+            let helped = process.stopping && !process.killed && table.helper_of(process.program).is_some();
+            !helped && !group_lives(group, process)
+        });
         if let Some(status) = last_of.and_then(|process| process.ended) {
             self.finish(table, group, status, 0);
         }
     }
+}
+
+fn terminate(pid: i32, process: &Process) {
+    signal_group(pid, process, nix::sys::signal::SIGTERM);
+    // One that stands still could not hear it.
+    signal_group(pid, process, nix::sys::signal::SIGCONT);
+}
+
+/// Kills what is left of the group of a helper, whose number nobody else has as long as anything is.
+fn kill_group(pid: i32) {
+    let _ = killpg(Pid::from_raw(pid), nix::sys::signal::SIGKILL);
 }
 
 fn signal_group(pid: i32, process: &Process, signal: nix::sys::signal::Signal) {

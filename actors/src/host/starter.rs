@@ -33,8 +33,22 @@ pub(super) const THREAD: &str = "starter";
 pub(super) enum Order {
     /// Start this run of a program.
     Start(ProgramId, InstanceId),
+    /// Run the stop command of a program as the process of this run, which has ended.
+    Undo(ProgramId, InstanceId),
+    /// Run the stop command of a program beside this run, whose main process has this id.
+    Help(ProgramId, InstanceId, i32),
     /// Say that everything before this has been done.
     Mark(Sender<()>),
+}
+
+/// What is started of a program.
+#[derive(Clone, Copy)]
+enum What {
+    Command,
+    /// Its stop command, as its process.
+    Stop,
+    /// Its stop command, beside its main process of this id.
+    Help(i32),
 }
 
 /// Starts processes.
@@ -72,28 +86,42 @@ impl Starter {
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
         for order in orders {
             match order {
-                Order::Start(program, instance) => match self.start(program, instance) {
-                    // Its start time is read before it can be reaped: it is the reaper that waits for the table.
-                    Ok(pid) => self.shared.register(pid, proc::birth(pid), program, instance),
-                    Err(error) => self.shared.failed(program, instance, error),
+                Order::Start(program, instance) | Order::Undo(program, instance) => {
+                    let what = if matches!(order, Order::Start(..)) { What::Command } else { What::Stop };
+                    match self.start(program, instance, what) {
+                        // Its start time is read before it can be reaped: it is the reaper that waits for the table.
+                        Ok(pid) => self.shared.register(pid, proc::birth(pid), program, instance),
+                        Err(error) => self.shared.failed(program, instance, error),
+                    }
+                }
+                Order::Help(program, instance, main) => match self.start(program, instance, What::Help(main)) {
+                    Ok(pid) => self.shared.register_helper(pid, program),
+                    Err(_) => self.shared.no_helper(program, instance),
                 },
                 Order::Mark(reached) => drop(reached.send(())),
             }
         }
     }
 
-    fn start(&mut self, program: ProgramId, instance: InstanceId) -> Result<i32, SpawnError> {
-        let Some(launch) = self.launches.get(program) else {
-            return Err(SpawnError { stage: ExecStage::Exec, errno: libc::ENOENT });
-        };
+    fn start(&mut self, program: ProgramId, instance: InstanceId, what: What) -> Result<i32, SpawnError> {
+        let missing = SpawnError { stage: ExecStage::Exec, errno: libc::ENOENT };
+        let launch = self.launches.get(program).ok_or(missing)?;
         let nul = |_| SpawnError { stage: ExecStage::Exec, errno: libc::EINVAL };
-        let candidates = candidates(&launch.command, &self.search).map_err(nul)?;
-        let argv0 = CString::new(launch.command.as_str()).map_err(nul)?;
-        let arguments: Result<Vec<CString>, _> = launch.argv.iter().map(|word| CString::new(word.as_str())).collect();
-        let argv: Vec<CString> = [argv0].into_iter().chain(arguments.map_err(nul)?).collect();
-        let token = variable(token::VARIABLE, &Token::write(&self.journal, &launch.name, instance));
+        let words: Vec<&str> = match what {
+            What::Command => [&launch.command].into_iter().chain(&launch.argv).map(String::as_str).collect(),
+            What::Stop | What::Help(_) => vec!["/bin/sh", "-c", launch.stop.as_deref().ok_or(missing)?],
+        };
+        let candidates = candidates(words[0], &self.search).map_err(nul)?;
+        let argv: Vec<CString> = words.into_iter().map(CString::new).collect::<Result<_, _>>().map_err(nul)?;
+        let mark = match what {
+            // What only helps is not part of the run that the token speaks of.
+            What::Help(main) => variable("GAGGLED_PROGRAM_PID", &main.to_string()),
+            What::Command | What::Stop => {
+                variable(token::VARIABLE, &Token::write(&self.journal, &launch.name, instance))
+            }
+        };
         let own: Vec<CString> =
-            launch.env.iter().filter_map(|(name, value)| variable(name, value)).chain(token).collect();
+            launch.env.iter().filter_map(|(name, value)| variable(name, value)).chain(mark).collect();
         let replaced = |name: &str| launch.env.iter().any(|(own, _)| own == name);
         let env: Vec<&CStr> = self
             .variables
@@ -107,6 +135,8 @@ impl Starter {
             Log::Inherit => None,
             Log::File(path) => Some(open_log(path)?),
         };
+        let is_part = !matches!(what, What::Help(_));
+        let place = is_part.then(|| self.shared.recorder.place(program, instance)).flatten();
         let plan = Plan {
             candidates: &candidates,
             argv: &argv,
@@ -115,11 +145,7 @@ impl Starter {
             stdin: &self.stdin,
             output: output.as_ref(),
             keep_ignored: &self.keep_ignored,
-            record: self
-                .shared
-                .recorder
-                .place(program, instance)
-                .map(|(file, at)| (file, at, Slot { instance, pid: 0, ended: None }.encode())),
+            record: place.map(|(file, at)| (file, at, Slot { instance, pid: 0, ended: None }.encode())),
         };
         kernel::spawn(&plan, &mut self.stack, &self.shared.in_flight)
     }

@@ -7,6 +7,8 @@ use std::{
     ops::Range,
 };
 
+mod groups;
+
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
 use crate::graph::{Limit, Mode, Until};
@@ -29,6 +31,7 @@ pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
             checker.check_program(name, program);
         }
     }
+    groups::check(config, locator, &mut checker.found);
     cycles(config, locator, &mut checker.found);
     checker.found
 }
@@ -95,9 +98,14 @@ fn smtpgate(config: &Config, gate: &SmtpgateConfig, locator: &Locator, found: &m
     }
 }
 
-fn check_name(name: &str, locator: &Locator, found: &mut Vec<Diagnostic>) {
+/// Whether a name can be typed, printed and mailed as it is.
+fn is_usable(name: &str) -> bool {
     let usable = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(usable) {
+    !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(usable)
+}
+
+fn check_name(name: &str, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    if !is_usable(name) {
         found.push(
             Diagnostic::error(format!("name {name:?} cannot be used for a program"))
                 .at(locator.find(&["programs", name]))
@@ -153,8 +161,8 @@ impl Checker<'_> {
                     .help("keep mode: respawn: false is mode: Once"),
             );
         }
-        let texts =
-            program.command.iter().chain(&program.shell).chain(&program.argv).chain(&program.wd).chain(&program.log);
+        let texts = [&program.command, &program.shell, &program.wd, &program.log, &program.stop].into_iter().flatten();
+        let texts = texts.chain(&program.argv);
         if texts.into_iter().any(|text| text.contains('\0')) {
             found.push(
                 Diagnostic::error(format!("program \"{name}\" has a NUL character in its command"))
@@ -163,6 +171,7 @@ impl Checker<'_> {
             );
         }
         check_limit(name, program.limit, locator.find(&["programs", name, "limit"]), found);
+        check_mode(name, program, locator, found);
         check_env(&["programs", name], name, &program.env, locator, found);
         self.check_depends(name, program);
     }
@@ -171,7 +180,9 @@ impl Checker<'_> {
         for (on, depends) in program.depends.iter() {
             let places = self.locator.all(&["programs", name, "depends", on]);
             let other = self.programs.get(on);
-            let once = other.is_some_and(|other| other.effective_mode() == Mode::Once);
+            let mode = other.map(|other| other.effective_mode()).unwrap_or_default();
+            let once = mode != Mode::Respawn;
+            let until = depends.effective_until(mode);
             let needs = format!("program \"{name}\" depends on \"{on}\"");
             let error = match other {
                 None => Diagnostic::error(format!("{needs}, which does not exist"))
@@ -185,15 +196,15 @@ impl Checker<'_> {
                 Some(_) if places.len() > 1 => {
                     Diagnostic::error(format!("{needs} twice")).help("keep one of the two")
                 }
-                Some(_) if depends.until == Until::Completed && !once => {
+                Some(_) if until == Until::Completed && !once => {
                     Diagnostic::error(format!("{needs} to complete, which is started again whenever it ends"))
                         .help(format!("give \"{on}\" mode: Once, or remove until"))
                 }
-                Some(_) if depends.until == Until::Completed && depends.propagate => {
+                Some(_) if until == Until::Completed && depends.propagate => {
                     Diagnostic::error(format!("{needs} to complete, so there is nothing to propagate when it is down"))
                         .help("remove propagate")
                 }
-                Some(_) if depends.until == Until::Started && once => Diagnostic::warning(format!(
+                Some(_) if until == Until::Started && once => Diagnostic::warning(format!(
                     "{needs}, which runs once: \"{name}\" can start only while \"{on}\" runs"
                 ))
                 .help(format!("if \"{on}\" is to have ended well first, add until: Completed")),
@@ -201,6 +212,23 @@ impl Checker<'_> {
             };
             self.found.push(error.at(places.last().cloned()));
         }
+    }
+}
+
+fn check_mode(name: &str, program: &ProgramConfig, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let mode = program.effective_mode();
+    let mut error = |field: &str, what: &str, help: &str| {
+        let error = Diagnostic::error(format!("program \"{name}\" {what}"));
+        found.push(error.at(locator.nearest(&["programs", name, field])).help(help));
+    };
+    if mode.holds_back() && program.limit.is_some() {
+        error("limit", "has a limit, but runs only once", "remove the limit, or the mode");
+    }
+    if mode == Mode::Test && program.stop.is_some() {
+        error("stop", "is a test that would have to be undone", "give it mode: Wait, or remove stop");
+    }
+    if program.success.iter().any(|code| !(0..=255).contains(code)) {
+        error("success", "has an exit code for success that no program exits with", "write codes from 0 to 255");
     }
 }
 
@@ -252,6 +280,9 @@ fn cycles(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
             graph.add_edge(name, on, ());
         }
     }
+    for (name, before) in groups::held_back(config) {
+        graph.add_edge(name, before, ());
+    }
     let mut reported: Vec<(Vec<&str>, Diagnostic)> = Vec::new();
     for component in tarjan_scc(&graph) {
         let members: BTreeSet<&str> = component.iter().copied().collect();
@@ -261,8 +292,12 @@ fn cycles(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
         let Some(path) = path_back(&graph, &members, first) else { continue };
         let closing = path.iter().rev().nth(1).copied().unwrap_or(first);
         let error = Diagnostic::error(format!("programs depend on each other in a cycle: {}", path.join(" -> ")))
-            .at(locator.find(&["programs", closing, "depends", first]))
-            .help("remove one of these dependencies");
+            .at(locator.nearest(&["programs", closing, "depends", first]))
+            .help(if config.groups.is_empty() && config.all_groups().is_empty() {
+                "remove one of these dependencies"
+            } else {
+                "remove one of these dependencies, or change the order: in a group a program waits for those of mode Wait and Test before it"
+            });
         reported.push((path, error));
     }
     reported.sort_by(|a, b| a.0.cmp(&b.0));

@@ -1,10 +1,13 @@
 //! What a configuration file can say, and what it means when it says nothing.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use super::Ordered;
 use crate::{
-    graph::{self, Backoff, Graph, Limit, Mode, Policy, Until},
+    graph::{self, Backoff, Graph, Group, Limit, Mode, Policy, START, Until},
+    ids::GroupId,
     time::Millis,
 };
 
@@ -15,8 +18,23 @@ pub struct Config {
     /// Settings of gaggled itself.
     #[serde(skip_serializing_if = "is_default")]
     pub gaggled: Settings,
+    /// Groups of programs; one that is not here, and that a program names, is at level `start`.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub groups: Ordered<GroupConfig>,
     /// The programs.
     pub programs: Ordered<ProgramConfig>,
+}
+
+/// A group of programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "group", deny_unknown_fields, default)]
+pub struct GroupConfig {
+    /// The level at which it comes up; `start` if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<String>,
+    /// The level to which it goes when a program of mode `Wait` or `Test` does not end well; it stays if none is given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<String>,
 }
 
 /// Settings of gaggled itself.
@@ -105,6 +123,18 @@ pub struct ProgramConfig {
     /// The original's word for the mode: false is `Once`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub respawn: Option<bool>,
+    /// The group it belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// The levels of the group at which it runs; all but `stop` if there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<String>,
+    /// Exit codes that mean success; only 0 if there is none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub success: Vec<i32>,
+    /// A line of shell that stops it, instead of a TERM; if it is of mode `Wait`, one that undoes what it has done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<String>,
     /// Whether it is wanted from the start.
     #[serde(skip_serializing_if = "is_true")]
     pub enabled: bool,
@@ -135,9 +165,10 @@ pub struct ProgramConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "depends", deny_unknown_fields, default)]
 pub struct DependsConfig {
-    /// What is waited for.
-    #[serde(skip_serializing_if = "is_default")]
-    pub until: Until,
+    /// What is waited for; that it has completed if it is of mode `Wait` or `Test`, else that it has started, if nothing
+    /// is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<Until>,
     /// How long that must have been so.
     #[serde(skip_serializing_if = "is_default")]
     pub delay: Millis,
@@ -235,6 +266,10 @@ impl Default for ProgramConfig {
             env: Ordered::default(),
             mode: None,
             respawn: None,
+            group: None,
+            levels: Vec::new(),
+            success: Vec::new(),
+            stop: None,
             enabled: true,
             manual: false,
             killwait: None,
@@ -279,18 +314,50 @@ impl ProgramConfig {
     }
 }
 
+impl DependsConfig {
+    /// What is waited for of a program of this mode.
+    pub fn effective_until(&self, on: Mode) -> Until {
+        self.until.unwrap_or(if on.holds_back() { Until::Completed } else { Until::Started })
+    }
+}
+
 impl Config {
-    /// The programs and dependencies of a checked configuration.
+    /// All groups, those that only programs name last.
+    pub fn all_groups(&self) -> Vec<(&str, GroupConfig)> {
+        let mut groups: Vec<(&str, GroupConfig)> =
+            self.groups.iter().map(|(name, group)| (name, group.clone())).collect();
+        let mut known: BTreeSet<&str> = groups.iter().map(|(name, _)| *name).collect();
+        for name in self.programs.iter().filter_map(|(_, program)| program.group.as_deref()) {
+            if known.insert(name) {
+                groups.push((name, GroupConfig::default()));
+            }
+        }
+        groups
+    }
+
+    /// The programs, dependencies and groups of a checked configuration.
     pub fn graph(&self) -> Graph {
         let mut graph = Graph::new(self.gaggled.killwait);
+        let groups: BTreeMap<&str, GroupId> = self
+            .all_groups()
+            .into_iter()
+            .map(|(name, group)| {
+                let home = group.level.as_deref().unwrap_or(START);
+                (name, graph.add_group(Group::new(name, home, group.on_failure.as_deref())))
+            })
+            .collect();
         for (name, program) in self.programs.iter() {
             graph.add_program(Policy {
                 name: name.into(),
                 mode: program.effective_mode(),
                 enabled: program.enabled && !program.manual,
+                group: program.group.as_deref().and_then(|group| groups.get(group).copied()),
+                levels: program.levels.iter().map(|level| level.as_str().into()).collect(),
+                undone: program.stop.is_some() && program.effective_mode() == Mode::Wait,
+                success: program.success.clone(),
                 killwait: program.killwait.unwrap_or(self.gaggled.killwait),
                 backoff: program.backoff.unwrap_or(self.gaggled.backoff),
-                limit: program.limit.or(self.gaggled.limit),
+                limit: program.limit.or(self.gaggled.limit).filter(|_| !program.effective_mode().holds_back()),
                 essential: program.essential,
                 retired: false,
             });
@@ -299,7 +366,8 @@ impl Config {
         for (name, program) in self.programs.iter() {
             for (on, depends) in program.depends.iter() {
                 if let (Some(of), Some(on)) = (ids.get(name), ids.get(on)) {
-                    let DependsConfig { until, delay, propagate } = *depends;
+                    let until = depends.effective_until(graph.programs[*on].mode);
+                    let DependsConfig { delay, propagate, .. } = *depends;
                     graph.add_dependency(graph::Dependency { of: *of, on: *on, until, delay, propagate });
                 }
             }

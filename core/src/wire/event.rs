@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{BEAT_TOPIC, EVENT_TOPIC, ProgramView, VERSION, View};
 use crate::{
-    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::Graph,
     ids::{EpochId, ProgramId, Seq},
     state::{ProgramState, State},
@@ -47,6 +47,8 @@ struct Message<'a> {
     program: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     on: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<&'a str>,
     #[serde(flatten)]
     event: Fields<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -58,6 +60,7 @@ struct Message<'a> {
 enum Fields<'a> {
     Program(&'a ProgramEvent),
     Dependency(&'a DependencyEvent),
+    Group(&'a GroupEvent),
     System(&'a SystemEvent),
 }
 
@@ -70,6 +73,7 @@ struct Header {
     cause: Cause,
     program: Option<String>,
     on: Option<String>,
+    group: Option<String>,
 }
 
 impl Beat {
@@ -99,13 +103,14 @@ impl<'a> EventText<'a> {
 
 /// An event as JSON, with the state of its program after it, or, for `None`, without.
 pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView<'_>>) -> String {
-    let (program, on) = match &envelope.event {
-        Event::Program(program, _) => (Some(*program), None),
+    let (program, on, group) = match &envelope.event {
+        Event::Program(program, _) => (Some(*program), None, None),
         Event::Dependency(edge, _) => {
             let edge = &graph.edges[*edge];
-            (Some(edge.of), Some(edge.on))
+            (Some(edge.of), Some(edge.on), None)
         }
-        Event::System(_) => (None, None),
+        Event::Group(group, _) => (None, None, Some(&*graph.groups[*group].name)),
+        Event::System(_) => (None, None, None),
     };
     let name = |id: ProgramId| &*graph.programs[id].name;
     let message = Message {
@@ -118,9 +123,11 @@ pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView
         cause: &envelope.cause,
         program: program.map(name),
         on: on.map(name),
+        group,
         event: match &envelope.event {
             Event::Program(_, event) => Fields::Program(event),
             Event::Dependency(_, event) => Fields::Dependency(event),
+            Event::Group(_, event) => Fields::Group(event),
             Event::System(event) => Fields::System(event),
         },
         state: view,
@@ -153,6 +160,8 @@ pub fn decode_event(text: &str, names: &Names, state: &State) -> Result<Envelope
     let find = |name: &str| names.get(name).copied().ok_or_else(|| format!("program \"{name}\" is not known"));
     let program = header.program.as_deref().map(find).transpose()?;
     let on = header.on.as_deref().map(find).transpose()?;
+    let in_graph = |name: &String| state.graph.group(name).ok_or_else(|| format!("group \"{name}\" is not known"));
+    let group = header.group.as_ref().map(in_graph).transpose()?;
     let event = match (program, on) {
         (Some(of), Some(on)) => {
             let edges = state.graph.edges_of(of).iter();
@@ -161,7 +170,10 @@ pub fn decode_event(text: &str, names: &Names, state: &State) -> Result<Envelope
             Event::Dependency(edge, DependencyEvent::deserialize(&value).map_err(wrong)?)
         }
         (Some(program), None) => Event::Program(program, ProgramEvent::deserialize(&value).map_err(wrong)?),
-        (None, _) => Event::System(SystemEvent::deserialize(&value).map_err(wrong)?),
+        (None, _) => match group {
+            Some(group) => Event::Group(group, GroupEvent::deserialize(&value).map_err(wrong)?),
+            None => Event::System(SystemEvent::deserialize(&value).map_err(wrong)?),
+        },
     };
     Ok(Envelope {
         seq: header.seq,

@@ -38,6 +38,19 @@ pub enum Action {
     Down(Selection),
     /// Programs are to be stopped and started.
     Restart(Selection),
+    /// A group is to go to a level.
+    Tell {
+        /// Which.
+        group: String,
+        /// The level; `restart` restarts it.
+        level: String,
+        /// Whether to answer when it is there, rather than when it is accepted.
+        #[serde(default)]
+        wait: bool,
+        /// How long to wait.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<Millis>,
+    },
     /// Programs are to get a signal.
     Signal {
         /// Which.
@@ -190,6 +203,10 @@ pub enum ErrorCode {
     BadVersion,
     /// There is no such program.
     NoSuchProgram,
+    /// There is no such group.
+    NoSuchGroup,
+    /// The group has no such level.
+    NoSuchLevel,
     /// The peer may not ask this.
     Forbidden,
     /// Everything is being stopped.

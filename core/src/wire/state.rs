@@ -4,10 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::VERSION;
 use crate::{
-    graph::{Dependency, Mode, Policy, Until},
+    graph::{Dependency, Mode, Policy, STOP, Until},
     host::ExitStatus,
-    ids::{EpochId, InstanceId, ProgramId, Seq},
-    state::{Outcome, Phase, ProgramState, State},
+    ids::{EpochId, GroupId, InstanceId, ProgramId, Seq},
+    state::{GroupState, Outcome, Phase, Place, ProgramState, Standing, State},
     time::{Instant, Millis, WallTime},
 };
 
@@ -22,7 +22,7 @@ pub struct ProgramView<'a> {
     pub program: &'a str,
     /// Whether it has a process.
     pub up: bool,
-    /// `down`, `starting`, `up`, `stopping`.
+    /// `down`, `starting`, `up`, `stopping`, `done`.
     pub phase: Phase,
     /// The process id, 0 if there is none.
     pub pid: i32,
@@ -125,6 +125,44 @@ pub struct DependencyView {
     pub satisfied: bool,
 }
 
+/// A group as a client sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupView {
+    /// Its name.
+    pub group: String,
+    /// The level it is told to be at.
+    pub level: String,
+    /// `stopped`, `stopping`, `starting`, `up`, `degraded`, `passed`, `done` or `failed`.
+    pub state: GroupWord,
+    /// Its programs, in the order of the configuration.
+    pub programs: Vec<String>,
+    /// Why it is as it is, in words.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// What is to be said of a group, as its programs make it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupWord {
+    /// Nothing of it runs, as it should be.
+    Stopped,
+    /// What does not belong to its level is being stopped.
+    Stopping,
+    /// What belongs to its level is being started.
+    Starting,
+    /// Everything that should run does.
+    Up,
+    /// Something that should run does not.
+    Degraded,
+    /// There were only tests to run, and all have passed.
+    Passed,
+    /// Everything has run to its end.
+    Done,
+    /// A program that holds back others has not ended well.
+    Failed,
+}
+
 /// The state of all programs.
 #[derive(Clone, Debug, Serialize)]
 pub struct Dump<'a> {
@@ -142,6 +180,9 @@ pub struct Dump<'a> {
     pub programs: Vec<ProgramView<'a>>,
     /// The dependencies, in the order of the configuration.
     pub dependencies: Vec<DependencyView>,
+    /// The groups, in the order of the configuration, on the first page.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<GroupView>,
     /// Where the next page begins, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<usize>,
@@ -183,6 +224,7 @@ impl<'a> View<'a> {
             shutting_down: self.state.shutdown.is_some(),
             programs: page().map(|id| self.program(id)).collect(),
             dependencies: page().flat_map(|id| self.dependencies(id)).collect(),
+            groups: if from == 0 { self.groups() } else { Vec::new() },
             next: (end < graph.programs.len()).then_some(end),
         }
     }
@@ -190,6 +232,71 @@ impl<'a> View<'a> {
     /// The dependencies of one program.
     pub fn dependencies(self, of: ProgramId) -> impl Iterator<Item = DependencyView> {
         self.state.graph.edges_of(of).iter().map(move |edge| self.dependency(*edge))
+    }
+
+    /// All groups.
+    pub fn groups(self) -> Vec<GroupView> {
+        self.state.graph.groups.ids().map(|id| self.group(id)).collect()
+    }
+
+    /// One group.
+    pub fn group(self, id: GroupId) -> GroupView {
+        let (graph, group) = (&self.state.graph, &self.state.groups[id]);
+        let members = &graph.groups[id].members;
+        let (state, reason) = self.group_word(group, members);
+        GroupView {
+            group: graph.groups[id].name.to_string(),
+            level: group.level.to_string(),
+            state,
+            programs: members.iter().map(|id| graph.programs[*id].name.to_string()).collect(),
+            reason,
+        }
+    }
+
+    fn group_word(self, group: &GroupState, members: &[ProgramId]) -> (GroupWord, String) {
+        let program = |id: &ProgramId| (&self.state.graph.programs[*id], &self.state.programs[*id]);
+        let all = || members.iter().map(program);
+        let placed = || all().filter(|(_, program)| matches!(program.place, Place::In(_)));
+        let says = |what: &str, policy: &Policy, program: &ProgramState| {
+            let how = program.outcome.map(|outcome| format!(": {}", describe(outcome))).unwrap_or_default();
+            format!("{} {what}{how}", policy.name)
+        };
+        if let Some(by) = &group.failed {
+            let member = all().find(|(policy, _)| policy.name == *by);
+            return (
+                GroupWord::Failed,
+                member.map_or_else(String::new, |(policy, program)| says("did not end well", policy, program)),
+            );
+        }
+        if group.moves() || self.state.shutdown.is_some() {
+            let going = all().find(|(_, program)| program.place == Place::Out && program.is_running());
+            if let Some((policy, _)) = going {
+                return (GroupWord::Stopping, format!("waiting for {} to stop", policy.name));
+            }
+            let held = placed().find(|(policy, program)| policy.mode.holds_back() && !program.is_completed());
+            return (
+                GroupWord::Starting,
+                held.map_or_else(String::new, |(policy, _)| format!("waiting for {} to end", policy.name)),
+            );
+        }
+        let down = |(policy, program): &(&Policy, &ProgramState)| match policy.mode {
+            Mode::Respawn => program.phase != Phase::Up,
+            Mode::Once => program.has_failed(),
+            Mode::Wait | Mode::Test => !program.is_completed(),
+        };
+        if let Some((policy, program)) = placed().find(down) {
+            return (GroupWord::Degraded, says("is not up", policy, program));
+        }
+        let runs = placed().any(|(_, program)| program.is_running());
+        let tests = placed().all(|(policy, _)| policy.mode == Mode::Test);
+        let word = match (runs, placed().next().is_some()) {
+            (true, _) => GroupWord::Up,
+            (false, _) if &*group.level == STOP => GroupWord::Stopped,
+            (false, true) if tests => GroupWord::Passed,
+            (false, true) => GroupWord::Done,
+            (false, false) => GroupWord::Stopped,
+        };
+        (word, String::new())
     }
 
     fn dependency(self, id: crate::ids::EdgeId) -> DependencyView {
@@ -217,6 +324,8 @@ impl<'a> View<'a> {
             }
             Phase::Up if program.leaving.is_some() => ("to be stopped, its dependents go first".to_owned(), None),
             Phase::Up => (String::new(), None),
+            Phase::Done if program.leaving.is_some() => ("to be undone, what builds on it goes first".to_owned(), None),
+            Phase::Done => ("what it has done stands".to_owned(), None),
             Phase::Down if policy.retired => ("no longer configured".to_owned(), None),
             Phase::Down if program.operator_down => {
                 let by = if policy.enabled || program.state_sequence > 1 {
@@ -226,6 +335,7 @@ impl<'a> View<'a> {
                 };
                 (by.to_owned(), None)
             }
+            Phase::Down if program.place == Place::Out => (self.out(policy), None),
             Phase::Down if self.state.shutdown.is_some() => ("gaggled shuts down".to_owned(), None),
             Phase::Down if program.given_up => (given_up(program.outcome, policy), None),
             Phase::Down if !program.due => (finished(program.outcome, policy.mode), None),
@@ -233,10 +343,21 @@ impl<'a> View<'a> {
         }
     }
 
+    /// Why its group does not let a program run, in words.
+    fn out(self, policy: &Policy) -> String {
+        let Some(id) = policy.group else { return String::new() };
+        let (name, group) = (&self.state.graph.groups[id].name, &self.state.groups[id]);
+        match (policy.runs_at(&group.level), group.standing) {
+            (false, _) => format!("group {name} is at level {}", group.level),
+            (true, Standing::Failed) => format!("group {name} has failed"),
+            (true, _) => format!("group {name} has not come to it yet"),
+        }
+    }
+
     /// Why what a dependency waits for will not come about by itself, in words to be added; nothing if it may.
     fn in_vain(self, dependency: &Dependency) -> String {
         let on = &self.state.programs[dependency.on];
-        let once = self.state.graph.programs[dependency.on].mode == Mode::Once;
+        let once = self.state.graph.programs[dependency.on].mode != Mode::Respawn;
         if on.given_up {
             return ", which is given up: ask it up".to_owned();
         }
@@ -289,7 +410,7 @@ fn given_up(outcome: Option<Outcome>, policy: &Policy) -> String {
 /// Why a program is left down, in words.
 fn finished(outcome: Option<Outcome>, mode: Mode) -> String {
     match (outcome, mode) {
-        (Some(outcome), Mode::Once) => format!("ran once: {}", describe(outcome)),
+        (Some(outcome), Mode::Once | Mode::Wait | Mode::Test) => format!("ran once: {}", describe(outcome)),
         (Some(outcome), Mode::Respawn) => describe(outcome),
         (None, _) => "not wanted".to_owned(),
     }

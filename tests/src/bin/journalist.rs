@@ -10,7 +10,7 @@ use gaggled_actors::{
 };
 use gaggled_core::{
     event::{Cause, Envelope, Event, ProgramEvent},
-    graph::{Backoff, Graph, Mode, Policy},
+    graph::{Backoff, Graph, Policy},
     host::{ExitStatus, StartTime},
     ids::{Dense, EpochId, InstanceId, Position, ProgramId},
     journal::Journal,
@@ -82,14 +82,9 @@ fn graph() -> Graph {
     let mut graph = Graph::new(Millis(1000));
     for i in 0..PROGRAMS {
         graph.add_program(Policy {
-            name: format!("program-{i}").into(),
-            mode: Mode::Respawn,
-            enabled: true,
             killwait: Millis(1000),
             backoff: Backoff { initial: Millis(0), max: Millis(0), reset: Millis(0) },
-            limit: None,
-            essential: false,
-            retired: false,
+            ..Policy::new(&format!("program-{i}"))
         });
     }
     graph
@@ -102,7 +97,7 @@ fn commit(journal: &mut Journal, number: u64) -> Envelope {
     let event = match number % 3 {
         0 => ProgramEvent::Starting { instance: InstanceId(known.0 + 1) },
         1 => ProgramEvent::Started { instance: known, pid: 4711, birth: StartTime(number) },
-        _ => ProgramEvent::Exited { instance: known, status: ExitStatus::Code(1), left_behind: 0 },
+        _ => ProgramEvent::Exited { instance: known, status: ExitStatus::Code(1), left_behind: 0, stands: false },
     };
     let at = Instant::from_micros(number);
     let cause = if number.is_multiple_of(3) { Cause::Boot } else { Cause::Event(journal.state().seq) };

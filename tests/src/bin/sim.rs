@@ -26,6 +26,9 @@ fn main() -> ExitCode {
         let policy = Policy::of(seed);
         let run = Simulation::new(&world, policy, mutant).run();
         if count == 1 {
+            for (id, policy) in world.graph.programs.iter() {
+                println!("{id:?}: {policy:?}");
+            }
             for (id, edge) in world.graph.edges.iter() {
                 println!("{id:?}: {edge:?}");
             }

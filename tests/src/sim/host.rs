@@ -1,6 +1,6 @@
 //! A host without processes: it does what a real one does, when the world says, and remembers what really ran.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
     host::{ExecStage, ExitStatus, Fact, HostCommand, Observed, Signal, StartTime},
@@ -46,9 +46,9 @@ impl SimHost {
         }
     }
 
-    /// How many processes there are.
-    pub fn living(&self) -> usize {
-        self.live.len()
+    /// The programs that have a process.
+    pub fn living(&self) -> BTreeSet<ProgramId> {
+        self.live.keys().copied().collect()
     }
 
     /// Whether this program has a process.
@@ -92,6 +92,7 @@ impl SimHost {
     pub fn perform(&mut self, now: Instant, command: HostCommand) -> Vec<(Instant, Fate)> {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
+            HostCommand::Undo { program, instance } => self.undo(now, program, instance),
             HostCommand::Stop { program, instance } => self.signal(now, program, instance, Signal::TERM),
             HostCommand::Kill { program, instance } => self.signal(now, program, instance, Signal::KILL),
             HostCommand::Signal { program, instance, signal } => self.signal(now, program, instance, signal),
@@ -143,6 +144,19 @@ impl SimHost {
             fates.push((end, Fate::End(program, instance, status)));
         }
         fates
+    }
+
+    /// The stop command of a program as its process; it always ends, at the latest when it is killed.
+    fn undo(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
+        if self.live.contains_key(&program) {
+            self.violations.push(format!("I6: what run {instance} of {program:?} has done is undone beside a process"));
+        }
+        self.next_pid = self.next_pid % 50 + 2;
+        self.live.insert(program, (instance, self.next_pid));
+        let fact = Fact::Spawned { pid: self.next_pid, birth: StartTime(instance.0) };
+        let after = self.world.behaviours[program.index()].after_term.unwrap_or(Millis(3_600_000));
+        let end = Fate::End(program, instance, ExitStatus::Code(0));
+        vec![(now, Fate::Report(Observed { program, instance, fact })), (now + after, end)]
     }
 
     fn signal(

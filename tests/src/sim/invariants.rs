@@ -8,7 +8,7 @@
 //! | I9 | each fall of a program is followed by exactly one restart for each dependency on it that propagates |
 //! | I10 | each such restart leads to a new instance, or there is a reason why not |
 //! | I13 | nothing is alive after the shutdown but what it counted |
-//! | I15 | when nothing bad happens any more, everything that is wanted is up or held back by the spacing of starts |
+//! | I15 | when nothing bad happens any more, everything that is wanted, and let in, is up |
 //! | I20 | no queue, no row of refusals and no stretch without an event is long (the scheduler watches this) |
 //! | I21 | a program's state changes only with an event that concerns it |
 
@@ -16,7 +16,7 @@ use gaggled_core::{
     audit::Audit,
     graph::{Mode, Until},
     ids::{EdgeId, ProgramId, Seq},
-    state::{Phase, State},
+    state::{Phase, Place, Standing, State},
     time::{Instant, Millis},
 };
 
@@ -72,14 +72,21 @@ impl Checker {
             let seen = self.audit.program(*program);
             let excused = waits_for_finished(world, &settled, *program)
                 || seen.operator_down
+                || kept_out(world, &settled, *program)
                 || settled.programs[*program].given_up
                 || shutdown_seq.is_some_and(|end| near_end(run, *due, Some(end)));
             if seen.last_start < *due && !excused && world.shutdown_at >= world.healed_at + SETTLING {
                 self.found.push(format!("I10: {program:?} was due to restart at event {due} and never did"));
             }
         }
-        if run.left_alive > usize::try_from(run.state.survivors.unwrap_or(0)).unwrap_or(usize::MAX) {
-            self.found.push(format!("I13: {} processes are left", run.left_alive));
+        let counted = usize::try_from(run.state.survivors.unwrap_or(0)).unwrap_or(usize::MAX);
+        if run.left_alive.len() > counted {
+            self.found.push(format!("I13: {:?} have processes, and {counted} are counted", run.left_alive));
+        }
+        let stopping = |id: &&ProgramId| run.state.programs[**id].phase == Phase::Stopping;
+        let gone = run.state.running.iter().filter(stopping).find(|id| !run.left_alive.contains(id));
+        if let Some(id) = gone {
+            self.found.push(format!("I13: {id:?} is counted and has no process"));
         }
         self.settles(world, &settled);
     }
@@ -91,8 +98,10 @@ impl Checker {
         }
         for (id, policy) in world.graph.programs.iter() {
             let program = &settled.programs[id];
-            let finished = policy.mode == Mode::Once && program.phase == Phase::Down && !program.due;
-            if program.phase != Phase::Up && !program.given_up && !finished && !waits_for_finished(world, settled, id) {
+            let finished = policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.due;
+            let excused =
+                finished || program.given_up || kept_out(world, settled, id) || waits_for_finished(world, settled, id);
+            if !matches!(program.phase, Phase::Up | Phase::Done) && !excused {
                 self.found.push(format!("I15: {id:?} is {:?} although nothing keeps it down", program.phase));
             }
         }
@@ -160,15 +169,32 @@ fn before_shutdown(run: &Run) -> State {
     state
 }
 
+/// Whether the group of a program has a reason not to let it in: its level, a failure, or another that has not ended.
+fn kept_out(world: &World, state: &State, program: ProgramId) -> bool {
+    let policy = &world.graph.programs[program];
+    let Some(id) = policy.group else { return false };
+    let (group, members) = (&state.groups[id], &world.graph.groups[id].members);
+    let holds_back = |member: &&ProgramId| {
+        let (other, seen) = (&world.graph.programs[**member], &state.programs[**member]);
+        let runs = other.runs_at(&group.level) && seen.place != Place::Out;
+        **member < program && other.mode.holds_back() && runs && !seen.is_completed()
+    };
+    let out = state.programs[program].place == Place::Out;
+    out && (!policy.runs_at(&group.level)
+        || group.standing == Standing::Failed
+        || members.iter().any(|m| holds_back(&m)))
+}
+
 /// Whether a program waits, directly or not, for what will not come about by itself: that one which has run once runs, or
 /// that one which runs completes.
 fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool {
     let in_vain = |edge: &EdgeId| {
         let edge = &world.graph.edges[*edge];
         let on = &state.programs[edge.on];
-        let over = world.graph.programs[edge.on].mode == Mode::Once && on.phase == Phase::Down && !on.due;
+        let once = world.graph.programs[edge.on].mode != Mode::Respawn;
+        let over = once && (on.phase == Phase::Done || on.phase == Phase::Down && !on.due);
         match edge.until {
-            _ if on.given_up => true,
+            _ if on.given_up || kept_out(world, state, edge.on) => true,
             Until::Started => over || waits_for_finished(world, state, edge.on),
             Until::Completed => on.counts_since(Until::Completed).is_none(),
         }

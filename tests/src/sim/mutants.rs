@@ -1,7 +1,7 @@
 //! Defects on purpose. Each is a mistake that somebody could make in the rules; the invariants must find every one.
 
 use gaggled_core::{
-    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent, SystemEvent},
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::ActorId,
     host::{ExitStatus, Found, HostCommand},
     ids::{InstanceId, ProgramId},
@@ -81,11 +81,19 @@ pub enum Mutant {
     IgnoreLimit,
     /// A shutdown that was under way is forgotten with a crash.
     ForgetShutdown,
+    /// What has to leave its level is let in again at once.
+    LetBackIn,
+    /// A group takes a failure on its way for its arrival.
+    TakeFailureForArrival,
+    /// What a group was told is forgotten with a crash.
+    ForgetLevel,
+    /// What a program has done is never undone.
+    NeverUndo,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 33] = [
+    pub const ALL: [Self; 37] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -119,6 +127,10 @@ impl Mutant {
         Self::TakeFailureForCompletion,
         Self::IgnoreLimit,
         Self::ForgetShutdown,
+        Self::LetBackIn,
+        Self::TakeFailureForArrival,
+        Self::ForgetLevel,
+        Self::NeverUndo,
     ];
 
     /// The journal with the defect.
@@ -189,6 +201,11 @@ impl Mutant {
                 }
             }
             Self::ForgetShutdown => state.shutdown = None,
+            Self::ForgetLevel => {
+                for (id, group) in graph.groups.iter() {
+                    state.groups[id].level = group.home.clone();
+                }
+            }
             _ => {}
         }
     }
@@ -239,6 +256,7 @@ impl Mutant {
             Self::TakeFailureForCompletion => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
             Self::StartInShutdown => start && *refusal == Refusal::ShuttingDown,
             Self::StartAgainstOperator | Self::IgnoreLimit => start && *refusal == Refusal::NotWanted,
+            Self::LetBackIn => matches!(event, Event::Program(_, ProgramEvent::LevelEntered { .. })),
             Self::RestartTwice => {
                 matches!(event, Event::Dependency(_, DependencyEvent::RestartDue { .. })) && *refusal == Refusal::Stale
             }
@@ -303,6 +321,26 @@ impl Mutant {
             Self::NeverTerm => outputs.retain(|output| {
                 !matches!(output, Output::Perform(HostCommand::Stop { .. } | HostCommand::Kill { .. }))
             }),
+            Self::NeverUndo => outputs.retain(|output| !matches!(output, Output::Perform(HostCommand::Undo { .. }))),
+            Self::LetBackIn => {
+                let back = outputs.iter().filter_map(|output| match output {
+                    Output::Propose(Event::Program(id, ProgramEvent::LevelLeft { told }), cause) => Some(
+                        Output::Propose(Event::Program(*id, ProgramEvent::LevelEntered { told: *told }), cause.clone()),
+                    ),
+                    _ => None,
+                });
+                let back: Vec<Output> = back.collect();
+                outputs.extend(back);
+            }
+            Self::TakeFailureForArrival => {
+                for output in &mut outputs {
+                    if let Output::Propose(Event::Group(_, event), _) = output
+                        && let GroupEvent::Failed { told, .. } = *event
+                    {
+                        *event = GroupEvent::Reached { told };
+                    }
+                }
+            }
             Self::NeverBroken => outputs.retain(|output| {
                 !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::Broken), _))
             }),

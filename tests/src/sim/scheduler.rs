@@ -14,8 +14,9 @@ use gaggled_core::{
     dependency,
     event::{Cause, Envelope, Event},
     graph::{ActorId, Graph},
+    group::Group,
     host::{HostCommand, Observed},
-    ids::{EpochId, Seq},
+    ids::{EpochId, ProgramId, Seq},
     journal::Journal,
     machine::{Input, Machine, Output, Outputs, Timers},
     program::Program,
@@ -82,6 +83,7 @@ enum Message {
 enum Rules {
     Program(Box<Program>),
     Dependency(Box<dependency::Dependency>),
+    Group(Box<Group>),
     Shutdown(Shutdown),
 }
 
@@ -90,6 +92,7 @@ impl Rules {
         match actor {
             ActorId::Program(id) => Self::Program(Box::new(Program::new(state, id))),
             ActorId::Dependency(id) => Self::Dependency(Box::new(dependency::Dependency::new(state, id))),
+            ActorId::Group(id) => Self::Group(Box::new(Group::new(state, id))),
             ActorId::Shutdown => Self::Shutdown(Shutdown::new(state, ())),
         }
     }
@@ -98,6 +101,7 @@ impl Rules {
         match self {
             Self::Program(rules) => rules.step(now, input, out),
             Self::Dependency(rules) => rules.step(now, input, out),
+            Self::Group(rules) => rules.step(now, input, out),
             Self::Shutdown(rules) => rules.step(now, input, out),
         }
     }
@@ -117,7 +121,7 @@ pub struct Run {
     /// How many messages and timers there were.
     pub steps: u64,
     /// Programs that had a process at the end.
-    pub left_alive: usize,
+    pub left_alive: BTreeSet<ProgramId>,
 }
 
 /// One run of a world.
@@ -167,7 +171,7 @@ impl Simulation {
             state: state.clone(),
             violations: Vec::new(),
             steps: 0,
-            left_alive: 0,
+            left_alive: BTreeSet::new(),
         };
         Self {
             world: world.clone(),
@@ -235,7 +239,8 @@ impl Simulation {
     fn begin(&mut self, since: Seq) {
         let programs = self.graph.programs.ids().map(ActorId::Program);
         let edges = self.graph.edges.ids().map(ActorId::Dependency);
-        let actors: Vec<ActorId> = programs.chain(edges).chain([ActorId::Shutdown]).collect();
+        let groups = self.graph.groups.ids().map(ActorId::Group);
+        let actors: Vec<ActorId> = programs.chain(edges).chain(groups).chain([ActorId::Shutdown]).collect();
         let state = self.journal.state();
         self.rules = actors.iter().map(|actor| (*actor, (Rules::new(state, *actor), Timers::default()))).collect();
         for actor in actors {

@@ -1,9 +1,9 @@
 //! A system drawn from a seed: programs, dependencies, how the programs behave, what operators do and when.
 
 use gaggled_core::{
-    event::{Event, ProgramEvent, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Limit, Mode, Policy, Until},
-    ids::{Dense, ProgramId},
+    event::{Event, GroupEvent, ProgramEvent, SystemEvent},
+    graph::{Backoff, Dependency, Graph, Group, Limit, Mode, Policy, RESTART, START, STOP, Until},
+    ids::{Dense, GroupId, ProgramId},
     time::{Instant, Millis},
 };
 
@@ -90,18 +90,35 @@ impl World {
 
 fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
     let mut graph = Graph::new(random.pick(&[Millis(100), Millis(3000), Millis(10_000)]));
+    let groups = random.pick(&[0, 0, 1, 2]);
+    for i in 0..groups {
+        let home = random.pick(&[STOP, START, "1"]);
+        let fallback = random.percent(30).then(|| random.pick(&[STOP, "2"]));
+        graph.add_group(Group::new(&format!("g{i}"), home, fallback));
+    }
     for i in 0..size {
+        let group = (groups > 0 && random.percent(70)).then(|| GroupId::at(random.pick(&[0, groups - 1])));
+        let mode = if random.percent(if group.is_some() { 60 } else { 85 }) {
+            Mode::Respawn
+        } else {
+            random.pick(if group.is_some() { &[Mode::Once, Mode::Wait, Mode::Wait, Mode::Test] } else { &[Mode::Once] })
+        };
+        let levels: &[&str] = random.pick(&[&[], &[], &[START], &["1"], &["1", "2"], &[STOP], &[START, RESTART]]);
         graph.add_program(Policy {
             name: format!("p{i}").into(),
-            mode: if random.percent(85) { Mode::Respawn } else { Mode::Once },
+            mode,
             enabled: random.percent(90),
+            group,
+            levels: levels.iter().filter(|_| group.is_some()).map(|level| (*level).into()).collect(),
+            undone: mode == Mode::Wait && random.percent(50),
+            success: if random.percent(50) { Vec::new() } else { vec![0, 1] },
             killwait: if random.percent(80) { graph.killwait } else { random.pick(&[Millis(50), Millis(2000)]) },
             backoff: if random.percent(80) {
                 Backoff::default()
             } else {
                 Backoff { initial: Millis(10), max: Millis(1000), reset: Millis(5000) }
             },
-            limit: random.percent(10).then(|| Limit {
+            limit: (random.percent(10) && !mode.holds_back()).then(|| Limit {
                 starts: random.pick(&[1, 3, 10]),
                 within: random.pick(&[Millis(1000), Millis(60_000)]),
                 retry: random.pick(&[None, Some(Millis(5000))]),
@@ -110,10 +127,14 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             retired: false,
         });
     }
+    for group in graph.groups.ids().collect::<Vec<_>>() {
+        let fallback = graph.groups[group].fallback.take();
+        graph.groups[group].fallback = fallback.filter(|level| graph.has_level(group, level));
+    }
     for of in 1..size {
         for _ in 0..random.below(4) {
             let on = usize::try_from(random.below(of as u64)).expect("a small number");
-            let once = graph.programs[ProgramId::at(on)].mode == Mode::Once;
+            let once = graph.programs[ProgramId::at(on)].mode != Mode::Respawn;
             let until = if once && random.percent(50) { Until::Completed } else { Until::Started };
             let dependency = Dependency {
                 of: ProgramId::at(of),
@@ -133,7 +154,8 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
 
 fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
     let lifetime = match random.below(10) {
-        0..=1 => random.below(100),
+        0 => random.below(2),
+        1 => random.below(100),
         2..=4 => random.below(if storm { 2000 } else { 120_000 }),
         _ => random.below(4 * 3600 * 1000),
     };
@@ -143,6 +165,13 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
         fork_fails: random.pick(&[0, 0, 0, 10, 50]),
         spawn: random.pick(&[Millis(0), Millis(0), Millis(1), Millis(30), Millis(5000)]),
     }
+}
+
+fn draw_told(random: &mut Random, graph: &Graph) -> Event {
+    let group = GroupId::at(usize::try_from(random.below(graph.groups.len() as u64)).expect("a small number"));
+    let level = random.pick(&[STOP, START, "1", "2", RESTART]);
+    let told = if level == RESTART { GroupEvent::Restarted } else { GroupEvent::Told { level: level.into() } };
+    Event::Group(group, told)
 }
 
 fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> {
@@ -158,6 +187,9 @@ fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> 
             };
             let program =
                 ProgramId::at(usize::try_from(random.below(graph.programs.len() as u64)).expect("a small number"));
+            if !graph.groups.is_empty() && random.percent(30) {
+                return Wish { at: at.clamp(FIRST_WISH, until), event: draw_told(random, graph) };
+            }
             let event = random.pick(&[0, 1, 2]);
             let event = [ProgramEvent::OperatorStopped, ProgramEvent::OperatorStarted, ProgramEvent::OperatorRestarted]
                 [event]
@@ -165,11 +197,14 @@ fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> 
             Wish { at: at.clamp(FIRST_WISH, until), event: Event::Program(program, event) }
         })
         .collect();
+    for group in graph.groups.ids().filter(|group| graph.has_level(*group, START)) {
+        wishes.push(Wish { at: until, event: Event::Group(group, GroupEvent::Told { level: START.into() }) });
+    }
     // In the end nobody wants anything down, so that everything must come up, or come back, by itself.
     for (id, policy) in graph.programs.iter() {
-        let last = wishes.iter().rev().find(|wish| matches!(&wish.event, Event::Program(program, _) if *program == id));
-        let down =
-            last.map_or(!policy.enabled, |wish| matches!(wish.event, Event::Program(_, ProgramEvent::OperatorStopped)));
+        // A group may have refused what was wished after that.
+        let put_down = Event::Program(id, ProgramEvent::OperatorStopped);
+        let down = !policy.enabled || wishes.iter().any(|wish| wish.event == put_down);
         if down {
             wishes.push(Wish { at: until, event: Event::Program(id, ProgramEvent::OperatorStarted) });
         }

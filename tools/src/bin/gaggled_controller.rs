@@ -13,7 +13,7 @@ use gaggled_core::{
     ids::{EpochId, Seq},
     plan::Plan,
     time::Millis,
-    wire::{Action, ErrorCode, Goal, Moment, Reply, ReplyError, Request},
+    wire::{Action, ErrorCode, Goal, GroupView, Moment, Reply, ReplyError, Request},
 };
 use gaggled_gateways::call::{CallError, Caller};
 use gaggled_tools::{VERSION, address::Where, dump, output, render, when};
@@ -21,9 +21,9 @@ use serde_json::Value;
 
 /// Looks at a running gaggled, and tells it what to do
 ///
-/// Without -u and -c it looks at `GAGGLED_CONTROL_URL`, and then at the default place. PROGRAM is a name, or a pattern
-/// such as 'web-*'; none means all. Exit status: 0 done; 1 refused or failed; 2 the arguments cannot be used; 3 no such
-/// program; 4 gaggled cannot be reached; 5 not in time.
+/// Without -u and -c it looks at `GAGGLED_CONTROL_URL`, and then at the default place. PROGRAM is the name of a program or
+/// a group, or a pattern such as 'web-*'; none means everything. Exit status: 0 done; 1 refused or failed; 2 the arguments
+/// cannot be used, or no such group or level; 3 no such program; 4 gaggled cannot be reached; 5 not in time.
 #[derive(Parser)]
 #[command(name = "gaggled_controller", version = VERSION)]
 struct Arguments {
@@ -78,6 +78,19 @@ enum Command {
     Down(Chosen),
     /// Stop programs, and start them again
     Restart(Chosen),
+    /// Move a group to a level: what does not run there stops, and then what does starts, in order
+    Tell {
+        /// The group
+        group: String,
+        /// The level; 'restart' restarts the group
+        level: String,
+        /// Do not wait until it is there
+        #[arg(long)]
+        no_wait: bool,
+        /// How long to wait
+        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        timeout: Millis,
+    },
     /// Send a signal to programs that are up: TERM and KILL to all their processes, others to the main one
     Signal {
         /// A name such as HUP, or a number
@@ -180,6 +193,7 @@ impl Failure {
             Self::Call(CallError::Unreachable { .. }) => 4,
             Self::Call(CallError::Silent { .. }) => 5,
             Self::Refused(error) => match error.code {
+                ErrorCode::NoSuchGroup | ErrorCode::NoSuchLevel => 2,
                 ErrorCode::NoSuchProgram => 3,
                 ErrorCode::TimedOut => 5,
                 ErrorCode::BadRequest
@@ -231,6 +245,11 @@ impl Controller {
             Command::Up(chosen) => self.change(wait(&chosen), Action::Up(chosen.selection())),
             Command::Down(chosen) => self.change(wait(&chosen), Action::Down(chosen.selection())),
             Command::Restart(chosen) => self.change(wait(&chosen), Action::Restart(chosen.selection())),
+            Command::Tell { group, level, no_wait, timeout } => {
+                let timeout_ms = Some(timeout);
+                let waits = if no_wait { Millis(0) } else { timeout };
+                self.change(waits, Action::Tell { group, level, wait: !no_wait, timeout_ms })
+            }
             Command::Signal { signal, programs } => self.change(Millis(0), Action::Signal { programs, signal }),
             Command::Wait { programs, goal, timeout } => {
                 let goal = match goal {
@@ -307,7 +326,9 @@ impl Controller {
         let dump: dump::Dump = serde_json::from_value(body).map_err(|why| Failure::Garbled(why.to_string()))?;
         let coloured = std::io::stdout().is_terminal();
         let text = if tree { dump::tree(&dump) } else { dump::table(&dump, coloured) };
-        self.print(&format!("{text}\n\n{}", dump::summary(&dump)))
+        let groups = dump::groups(&dump.groups);
+        let groups = if groups.is_empty() { groups } else { format!("{groups}\n\n") };
+        self.print(&format!("{text}\n\n{groups}{}", dump::summary(&dump)))
     }
 
     fn why(&self, program: String, at: Option<Moment>) -> Result<(), Failure> {
@@ -412,8 +433,10 @@ impl Controller {
         let uptime = Millis(body["uptime_ms"].as_u64().unwrap_or(0));
         let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
         let ending = if body["shutting_down"] == Value::Bool(true) { ", shutting down" } else { "" };
+        let groups: Vec<GroupView> = serde_json::from_value(body["groups"].clone()).unwrap_or_default();
+        let groups = if groups.is_empty() { String::new() } else { format!("{}\n", dump::groups(&groups)) };
         self.print(&format!(
-            "gaggled {} with pid {} has run for {uptime}{ending}\n{} of {} programs are up\nlast event {} of epoch {}\nevents  {}\ncontrol {}",
+            "gaggled {} with pid {} has run for {uptime}{ending}\n{} of {} programs are up\n{groups}last event {} of epoch {}\nevents  {}\ncontrol {}",
             text("version"), body["pid"], body["up"], body["programs"], body["seq"], body["epoch"], text("eventurl"), text("controlurl"),
         ))
     }

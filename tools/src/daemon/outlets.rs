@@ -80,7 +80,7 @@ impl Threads {
                 }
                 // What is still seen comes after this.
                 Event::System(SystemEvent::HandoverBegun { to }) => End::HandedOver(to),
-                Event::System(_) | Event::Program(..) | Event::Dependency(..) => return,
+                Event::System(_) | Event::Program(..) | Event::Dependency(..) | Event::Group(..) => return,
             };
             if let Some(ended) = ended.take() {
                 let _ = ended.send(end);

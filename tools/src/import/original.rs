@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use gaggled_core::{
     config::{Config, DependsConfig, Ordered, ProgramConfig, SmtpgateConfig},
-    graph::{Mode, Until},
+    graph::Mode,
     time::Millis,
 };
 use gaggled_gateways::url::{Url, UrlError};
@@ -236,7 +236,7 @@ impl Importer {
             }
             let delay = self.number(node, "delay", 0).unwrap_or_default();
             let propagate = self.boolean(node, "propagate", false);
-            depends.0.push((on, DependsConfig { until: Until::Started, delay, propagate }));
+            depends.0.push((on, DependsConfig { until: None, delay, propagate }));
         }
         depends
     }

@@ -1,0 +1,223 @@
+//! The rules of one group: on its way to a level, what goes and what comes, in which order, and what that waits for.
+//!
+//! What does not run at the new level goes first, dependents before what they depend on, else the last of the
+//! configuration first. Only when all that is gone is the first let in that runs there. A program that runs at both
+//! levels is not touched. A program of mode `Wait` or `Test` holds back those that come after it in the configuration,
+//! until it has ended well; if it does not, the group has failed and those never start. (The levels are those of System V
+//! `init`, the order that of `Cluster::Init` 0.215, which let the rest run all the same when a test had failed.)
+
+use std::sync::Arc;
+
+use crate::{
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
+    graph::{Graph, Policy, RESTART},
+    ids::{EpochId, GroupId, ProgramId, Seq},
+    machine::{Input, Machine, Outputs, follows_from},
+    rules::Refusal,
+    state::{GroupState, Place, ProgramState, Standing, State},
+    time::Instant,
+};
+
+/// The machine of one group.
+#[derive(Clone, Debug)]
+pub struct Group {
+    id: GroupId,
+    epoch: EpochId,
+    graph: Arc<Graph>,
+    state: GroupState,
+    /// The programs of the group, in the order of the configuration.
+    members: Vec<Member>,
+    /// The places in that order, as they are told to leave.
+    leave_order: Vec<usize>,
+    /// How many have been seen to on the way out, and on the way in.
+    left: usize,
+    entered: usize,
+    shutdown: bool,
+    /// The last event that it has heard.
+    heard: Seq,
+    /// The proposal that has not been answered.
+    asked: Option<Event>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    id: ProgramId,
+    state: ProgramState,
+}
+
+impl Group {
+    fn policy(&self, member: &Member) -> &Policy {
+        &self.graph.programs[member.id]
+    }
+
+    fn committed(&mut self, envelope: &Envelope) {
+        if self.asked.as_ref() == Some(&envelope.event) {
+            self.asked = None;
+        }
+        match &envelope.event {
+            Event::Program(program, event) => self.member(*program, envelope, event),
+            Event::Dependency(edge, DependencyEvent::RestartDue { .. }) => {
+                let of = self.graph.edges[*edge].of;
+                if let (Some(at), Event::Dependency(_, event)) = (self.place(of), &envelope.event) {
+                    self.members[at].state.apply_dependency(envelope.seq, envelope.at, event);
+                    self.entered = self.entered.min(at);
+                }
+            }
+            Event::Group(_, event) => {
+                self.state.apply(envelope.seq, event);
+                (self.left, self.entered) = (0, 0);
+            }
+            Event::System(SystemEvent::ShutdownBegun) => self.shutdown = true,
+            Event::Dependency(..) | Event::System(_) => {}
+        }
+    }
+
+    fn place(&self, program: ProgramId) -> Option<usize> {
+        self.members.binary_search_by_key(&program, |member| member.id).ok()
+    }
+
+    fn member(&mut self, program: ProgramId, envelope: &Envelope, event: &ProgramEvent) {
+        let (epoch, graph) = (self.epoch, self.graph.clone());
+        let Some(at) = self.place(program) else { return };
+        let member = &mut self.members[at];
+        member.state.apply(&graph.programs[program], epoch, envelope.seq, envelope.at, event);
+        self.state.look_at(program, &member.state);
+        // It may hold back what comes after it anew.
+        self.entered = self.entered.min(at);
+    }
+
+    fn decide(&mut self, cause: Cause, out: &mut Outputs) {
+        if self.asked.is_some() || self.shutdown {
+            return;
+        }
+        if self.state.standing == Standing::Failed {
+            if let Some(level) = self.graph.groups[self.id].fallback.clone().filter(|level| *level != self.state.level)
+            {
+                self.ask(Event::Group(self.id, GroupEvent::FellBack { level }), cause, out);
+            }
+            return;
+        }
+        if !self.state.moves() || self.leave(&cause, out) || !self.state.going.is_empty() || self.enter(&cause, out) {
+            return;
+        }
+        self.ask(Event::Group(self.id, GroupEvent::Reached { told: self.state.told }), cause, out);
+    }
+
+    /// Tells the next one to leave that has to; whether there was one.
+    fn leave(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
+        let told = self.state.told;
+        while let Some(member) = self.leave_order.get(self.left).map(|at| &self.members[*at]) {
+            if self.must_leave(member) {
+                let event = Event::Program(member.id, ProgramEvent::LevelLeft { told });
+                self.ask(event, cause.clone(), out);
+                return true;
+            }
+            self.left += 1;
+        }
+        false
+    }
+
+    /// Lets the next one in that has to come; whether there is anything left to wait for.
+    fn enter(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
+        let told = self.state.told;
+        while let Some(member) = self.members.get(self.entered) {
+            if self.must_enter(member) {
+                let event = Event::Program(member.id, ProgramEvent::LevelEntered { told });
+                self.ask(event, cause.clone(), out);
+                return true;
+            }
+            if self.holds_back(member) {
+                if member.state.has_failed() {
+                    let by = self.policy(member).name.clone();
+                    self.ask(Event::Group(self.id, GroupEvent::Failed { told, by }), cause.clone(), out);
+                }
+                return true;
+            }
+            self.entered += 1;
+        }
+        false
+    }
+
+    fn ask(&mut self, event: Event, cause: Cause, out: &mut Outputs) {
+        self.asked = Some(event.clone());
+        out.propose(event, cause);
+    }
+
+    fn belongs(&self, member: &Member) -> bool {
+        self.state.has(&self.graph.groups[self.id], self.policy(member))
+    }
+
+    /// Whether what its programs have for a restart is run now.
+    fn runs_restart(&self) -> bool {
+        self.state.runs_restart(&self.graph.groups[self.id])
+    }
+
+    fn must_leave(&self, member: &Member) -> bool {
+        let Place::In(since) = member.state.place else { return false };
+        let everything = self.state.standing == Standing::Restarting && !self.runs_restart();
+        !self.belongs(member) || everything && since < self.state.told
+    }
+
+    fn must_enter(&self, member: &Member) -> bool {
+        if !self.policy(member).enabled || member.state.operator_down || !self.belongs(member) {
+            return false;
+        }
+        match member.state.place {
+            Place::Free => false,
+            Place::Out => true,
+            Place::In(since) if since >= self.state.told => false,
+            Place::In(_) => {
+                let again = self.policy(member).mode.holds_back() && member.state.has_failed();
+                again || self.runs_restart() && self.policy(member).names(RESTART)
+            }
+        }
+    }
+
+    /// Whether those after it have to wait.
+    fn holds_back(&self, member: &Member) -> bool {
+        let is_in = matches!(member.state.place, Place::In(_));
+        is_in && self.belongs(member) && self.policy(member).mode.holds_back() && !member.state.is_completed()
+    }
+}
+
+impl Machine for Group {
+    type Id = GroupId;
+
+    fn new(state: &State, id: GroupId) -> Self {
+        let graph = state.graph.clone();
+        let ids = &graph.groups[id].members;
+        let members: Vec<Member> =
+            ids.iter().map(|id| Member { id: *id, state: state.programs[*id].clone() }).collect();
+        let place = |program: ProgramId| ids.binary_search(&program).ok();
+        Self {
+            id,
+            epoch: state.epoch,
+            state: state.groups[id].clone(),
+            leave_order: graph.leave_order(id).into_iter().filter_map(place).collect(),
+            left: 0,
+            entered: 0,
+            shutdown: state.shutdown.is_some(),
+            heard: state.seq,
+            asked: None,
+            members,
+            graph,
+        }
+    }
+
+    fn step(&mut self, _: Instant, input: &Input<'_>, out: &mut Outputs) {
+        match input {
+            Input::Committed(envelope) => {
+                self.heard = envelope.seq;
+                self.committed(envelope);
+                self.decide(Cause::Event(envelope.seq), out);
+            }
+            Input::Rebuilt(since) => self.decide(follows_from(self.state.told, *since), out),
+            // What made it out of date has been heard of meanwhile.
+            Input::Refused(_, Refusal::Stale) => {
+                self.asked = None;
+                self.decide(Cause::Event(self.heard), out);
+            }
+            Input::Refused(..) | Input::Observed(_) | Input::Due(_) => {}
+        }
+    }
+}
