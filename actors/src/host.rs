@@ -25,7 +25,7 @@ pub use self::{
     linux::{Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec},
     recorder::Recorder,
     survivors::{Before, look},
-    watch::{drain, encode_reaped},
+    watch::{LauncherPipe, encode_reaped},
 };
 use crate::{
     root::Connect,

@@ -8,7 +8,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
     os::fd::OwnedFd,
     sync::{
@@ -36,7 +35,7 @@ use super::{
     recorder::{Recorder, Slot},
     starter::{self, Order, Starter},
     token::Token,
-    watch::Watch,
+    watch::{LauncherPipe, Watch},
 };
 
 /// What every program gets.
@@ -55,7 +54,7 @@ pub struct Environment {
 /// What a life of the daemon has from the one before and from its launcher.
 pub struct Inheritance {
     /// The launcher's pipe, if there is a launcher.
-    pub pipe: Option<File>,
+    pub pipe: Option<LauncherPipe>,
     /// The programs that were found running.
     pub survivors: Vec<Survivor>,
     /// What the launcher has told so far.

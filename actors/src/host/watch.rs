@@ -16,7 +16,9 @@ use std::{
 use gaggled_core::host::ExitStatus;
 use nix::{
     errno::Errno,
+    fcntl::{OFlag, SpliceFFlags, tee},
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    unistd::pipe2,
 };
 
 use super::{kernel, linux::Shared, proc};
@@ -58,6 +60,47 @@ pub fn decode_reaped(bytes: &[u8]) -> impl Iterator<Item = (i32, ExitStatus)> {
     })
 }
 
+/// The pipe in which the launcher tells how processes have ended.
+///
+/// What has been read is taken out of it only when it has been kept elsewhere: whoever dies in between leaves it for the
+/// next life.
+#[derive(Debug)]
+pub struct LauncherPipe {
+    pipe: File,
+    /// Where a copy is made to be read.
+    copy: (File, File),
+}
+
+impl LauncherPipe {
+    /// Around the end that the launcher gives, which is never waited for.
+    pub fn new(pipe: File) -> io::Result<Self> {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        Ok(Self { pipe, copy: (read.into(), write.into()) })
+    }
+
+    /// What is in it, which stays there; `None` if the launcher is no more.
+    pub fn look(&mut self) -> Option<Vec<(i32, ExitStatus)>> {
+        let length = match tee(&self.pipe, &self.copy.1, MOST, SpliceFFlags::SPLICE_F_NONBLOCK) {
+            Ok(0) => return None,
+            Ok(length) => length,
+            Err(_) => return Some(Vec::new()),
+        };
+        let mut bytes = vec![0; length];
+        let read = self.copy.0.read_exact(&mut bytes);
+        Some(if read.is_ok() { decode_reaped(&bytes).collect() } else { Vec::new() })
+    }
+
+    /// Takes the first so many out.
+    pub fn take(&mut self, count: usize) {
+        let mut bytes = vec![0; count * REAPED];
+        // What cannot be taken out is read again, which does no harm.
+        let _ = self.pipe.read_exact(&mut bytes);
+    }
+}
+
+/// The most that is looked at, in bytes; more than any pipe holds by default.
+const MOST: usize = 1 << 20;
+
 /// The token of the pipe among those of the orphans.
 const PIPE: u64 = 0;
 
@@ -65,7 +108,7 @@ const PIPE: u64 = 0;
 #[derive(Debug, Default)]
 pub(super) struct Watch {
     /// The launcher's pipe.
-    pub pipe: Option<File>,
+    pub pipe: Option<LauncherPipe>,
     /// Processes that init reaps.
     pub orphans: Vec<(i32, OwnedFd)>,
 }
@@ -75,7 +118,7 @@ impl Watch {
     pub(super) fn start(self, shared: Arc<Shared>, gone: impl FnOnce() + Send + 'static) -> io::Result<()> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         if let Some(pipe) = &self.pipe {
-            epoll.add(pipe, EpollEvent::new(EpollFlags::EPOLLIN, PIPE))?;
+            epoll.add(&pipe.pipe, EpollEvent::new(EpollFlags::EPOLLIN, PIPE))?;
         }
         for (pid, orphan) in &self.orphans {
             let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
@@ -106,7 +149,7 @@ impl Watch {
                 match i32::try_from(event.data()) {
                     Ok(0) if self.hear_launcher(shared) => {}
                     Ok(0) => {
-                        self.pipe.take().map(|pipe| epoll.delete(pipe));
+                        self.pipe.take().map(|pipe| epoll.delete(pipe.pipe));
                         gone.take().into_iter().for_each(|gone| gone());
                     }
                     Ok(pid) => dying.push(pid),
@@ -123,17 +166,12 @@ impl Watch {
     fn hear_launcher(&mut self, shared: &Shared) -> bool {
         let Some(pipe) = &mut self.pipe else { return false };
         let _listening = shared.listening.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut bytes = [0; 256 * REAPED];
-        match pipe.read(&mut bytes) {
-            Ok(0) => false,
-            // Records are written whole, and the buffer holds whole ones.
-            Ok(length) => {
-                let told = bytes.get(..length).unwrap_or_default();
-                decode_reaped(told).for_each(|(pid, status)| shared.ended_elsewhere(pid, status));
-                true
-            }
-            Err(error) => matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock),
+        let Some(told) = pipe.look() else { return false };
+        for (pid, status) in &told {
+            shared.ended_elsewhere(*pid, *status);
         }
+        pipe.take(told.len());
+        true
     }
 
     /// Asks how an orphan has ended; false if that has to be asked again.
@@ -151,14 +189,4 @@ impl Watch {
         shared.ended_elsewhere(pid, status);
         true
     }
-}
-
-/// Reads what has gathered in the launcher's pipe, without waiting.
-pub fn drain(pipe: &mut File) -> Vec<(i32, ExitStatus)> {
-    let mut gathered = Vec::new();
-    let mut bytes = [0; 256 * REAPED];
-    while let Ok(length @ 1..) = pipe.read(&mut bytes) {
-        gathered.extend(decode_reaped(bytes.get(..length).unwrap_or_default()));
-    }
-    gathered
 }

@@ -15,7 +15,7 @@ use gaggled_actors::{
     archive::Archive,
     clock::Clock,
     control::{About, Ask, ControlActor, Farewell, Means},
-    host::{self, Environment, HandOver, HostActor, Inheritance, LinuxHost, Recorder, Survivor},
+    host::{self, Environment, HandOver, HostActor, Inheritance, LauncherPipe, LinuxHost, Recorder, Survivor},
     journal::{
         JournalActor, Propose,
         file::{Health, JournalFile, Journaled, Retention},
@@ -120,7 +120,7 @@ struct TakenOver {
     state: State,
     committed: (Journal, Vec<Envelope>),
     recorder: Recorder,
-    pipe: Option<File>,
+    pipe: Option<LauncherPipe>,
     survivors: Vec<Survivor>,
     reaped: Vec<(i32, ExitStatus)>,
 }
@@ -162,7 +162,7 @@ impl Life<'_> {
 
     /// Starts everything; what it returns besides is told when it ends.
     fn begin(&mut self, clock: Clock, taken: TakenOver) -> io::Result<(Running, oneshot::Receiver<End>)> {
-        let TakenOver { head, state, committed, recorder, pipe, survivors, reaped } = taken;
+        let TakenOver { head, state, committed, recorder, mut pipe, survivors, reaped } = taken;
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
         let (system, launched) = (self.system, self.launched.take());
         let health = HealthSlot::default();
@@ -173,6 +173,9 @@ impl Life<'_> {
         let _ = file.written(PATIENCE_WITH_DISK);
         // Without memory for it a status may be lost, and nothing else.
         let _ = recorder.reset(head.epoch, state.graph.programs.len());
+        if let Some(pipe) = &mut pipe {
+            pipe.take(reaped.len());
+        }
 
         let (events, envelopes) = crossbeam_channel::unbounded();
         let publishing = publisher.publish(state.clone(), envelopes)?;
@@ -292,21 +295,22 @@ struct Looked {
     survivors: Vec<Survivor>,
     reaped: Vec<(i32, ExitStatus)>,
     recorder: Recorder,
-    pipe: Option<File>,
+    pipe: Option<LauncherPipe>,
 }
 
 /// Looks what has become of everything that may still run. Processes are known by their tokens even if there is nothing
 /// left of the journal but its identity.
 fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Launched>) -> io::Result<Looked> {
     let recorder = Recorder::new(launched.map(|launched| launched.recorder.try_clone()).transpose()?);
-    let mut pipe = launched.map(|launched| launched.pipe.try_clone()).transpose()?;
+    let pipe = launched.map(|launched| launched.pipe.try_clone()).transpose()?;
+    let mut pipe = pipe.map(LauncherPipe::new).transpose()?;
     let mut reaped = Vec::new();
     let last = remains.last.as_ref().filter(|(before, _)| before.boot == head.boot);
     let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
     let state = last.map_or(&opening.state, |(_, last)| last);
     let before = host::Before { state, identity: &head.journal, recorded: runs.as_deref() };
     let (found, survivors) = host::look(&before, &opening.state, || {
-        reaped = pipe.as_mut().map(host::drain).unwrap_or_default();
+        reaped = pipe.as_mut().and_then(LauncherPipe::look).unwrap_or_default();
         reaped.clone()
     });
     Ok(Looked { found, survivors, reaped, recorder, pipe })
