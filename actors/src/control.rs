@@ -4,6 +4,7 @@
 //! why. A command is answered when its events are committed, or, if its sender waits, when the programs are there.
 
 mod ask;
+mod durable;
 mod librarian;
 mod past;
 mod plans;
@@ -16,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture};
 use gaggled_core::{
     command::{DEFAULT_TIMEOUT, Peer, Role},
     event::{Cause, Envelope, Event, Handover, ProgramEvent, SystemEvent},
@@ -30,6 +31,7 @@ use gaggled_core::{
 };
 
 use self::{
+    durable::Durable,
     librarian::{Conclude, Concluded, Job, Librarian},
     selection::Chosen,
     waiter::{Target, Waiter, Waiters},
@@ -37,7 +39,7 @@ use self::{
 use crate::{
     archive::Archive,
     clock::Clock,
-    journal::{JournalActor, Propose},
+    journal::{JournalActor, Propose, file::JournalFile},
     shell::{Committed, panic_message},
 };
 
@@ -125,6 +127,8 @@ pub struct Means {
     pub clock: Clock,
     /// Where commands are proposed.
     pub journal: Addr<JournalActor>,
+    /// What is waited for before a command is answered.
+    pub file: JournalFile,
     /// What is past.
     pub archive: Archive,
     /// What changes gaggled as a whole.
@@ -177,6 +181,7 @@ pub struct ControlActor {
     began: Instant,
     journal: Addr<JournalActor>,
     waiters: Waiters,
+    durable: Durable,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
     /// What commands have done in the lives before this one: they act once, too.
@@ -212,7 +217,7 @@ impl ControlActor {
 
     /// The actor, with the state before the first event and what is known of the events before that.
     pub fn new(state: State, entries: Vec<Entry>, means: Means) -> Self {
-        let Means { clock, journal, archive, renewal, about } = means;
+        let Means { clock, journal, file, archive, renewal, about } = means;
         Self {
             names: state.graph.names().into_iter().filter(|(_, id)| !state.graph.programs[*id].retired).collect(),
             began: clock.now(),
@@ -220,6 +225,7 @@ impl ControlActor {
             clock,
             journal,
             waiters: Waiters::default(),
+            durable: Durable::new(file),
             answered: VecDeque::new(),
             taken: entries.iter().filter_map(Entry::trace).collect(),
             history: History::with(Self::HISTORY, entries),
@@ -255,7 +261,7 @@ impl ControlActor {
                 return answer(reply.clone());
             }
             if let Some(waiter) = self.waiters.by_key(&key) {
-                return waiter.answers.push(answer);
+                return waiter.answers.push(self.durable.hold(answer));
             }
         }
         match self.course(&id, action) {
@@ -264,6 +270,7 @@ impl ControlActor {
                 self.wait(Waiter::new(&id, String::new(), Some(target), answer), timeout, ctx);
             }
             Ok(Course::Propose(proposal)) if self.waiters.len() < Self::WAITERS => {
+                let answer = self.durable.hold(answer);
                 self.propose(&Asked { peer, id, key }, proposal, answer, ctx);
             }
             Ok(Course::Elsewhere(job)) => {
@@ -507,8 +514,9 @@ impl Handler<Declined> for ControlActor {
 }
 
 impl Handler<Farewell> for ControlActor {
-    type Result = ();
-    fn handle(&mut self, _: Farewell, _: &mut Context<Self>) {
+    type Result = ResponseFuture<()>;
+    fn handle(&mut self, _: Farewell, _: &mut Context<Self>) -> ResponseFuture<()> {
         self.waiters.dismiss();
+        Box::pin(self.durable.end())
     }
 }

@@ -1,6 +1,8 @@
 //! The journal actor: every event passes here, is admitted, numbered and applied, and then sent on.
 
 pub mod file;
+mod syncer;
+mod writer;
 
 use std::sync::Arc;
 

@@ -188,7 +188,8 @@ impl Life<'_> {
         let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance)?;
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
-        let sinks = vec![slot.sink(), file.sink(), Threads { events, log, ended }.sink()];
+        // What is answered when it is written must have been given to be written before.
+        let sinks = vec![file.sink(), slot.sink(), Threads { events, log, ended }.sink()];
         let actors = root::start(committed, clock, &address, sinks, slot.decline());
         health.fill(&actors.journal);
 
@@ -196,6 +197,7 @@ impl Life<'_> {
         let means = Means {
             clock,
             journal: actors.journal.clone(),
+            file: file.clone(),
             archive: Archive::new(&path),
             renewal: renewer.renewal(),
             about: system.about(&path),

@@ -1,0 +1,338 @@
+//! What the thread does that writes the journal.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use crossbeam_channel::Receiver;
+use gaggled_core::{
+    event::{Envelope, SystemEvent},
+    segment::{self, ConfigText, Head, Kind},
+    state::State,
+};
+use tokio::sync::oneshot;
+
+use super::{
+    file::{Entry, Health, Journaled, Retention},
+    syncer::Syncer,
+};
+use crate::state_directory::{SegmentFile, StateError, open_own, segments};
+
+/// How long an event may be written and not synchronised.
+const SYNC: Duration = Duration::from_secs(1);
+/// How soon a disk that has failed is tried again, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How many events are written at once.
+const BATCH: usize = 1024;
+
+pub(super) struct Writer {
+    directory: PathBuf,
+    head: Head,
+    /// The fold of everything that has come, written or not.
+    state: State,
+    retention: Retention,
+    health: Health,
+    /// The segment that is written; `None` if there is none yet, or it has failed.
+    file: Option<Arc<File>>,
+    syncer: Syncer,
+    /// Who is to be told when everything so far has been written.
+    marks: Vec<oneshot::Sender<()>>,
+    /// Its size, and what of it is sure to be whole.
+    written: u64,
+    good: u64,
+    /// What is to be written, and how many events it holds.
+    buffer: Vec<u8>,
+    buffered: u64,
+    /// What is left to the next life.
+    config: Option<ConfigText>,
+    /// Whether events were lost on the way to this thread, so that a snapshot has to follow.
+    behind: Arc<AtomicBool>,
+    sync_at: Option<Instant>,
+    retry_at: Option<Instant>,
+    retry: Duration,
+    /// Events that are in no segment.
+    missed: u64,
+    degraded: bool,
+    /// Whether a snapshot was asked for.
+    asked: bool,
+}
+
+impl Writer {
+    /// What writes, and what it writes first.
+    pub(super) fn new(
+        directory: PathBuf,
+        journaled: Journaled,
+        retention: Retention,
+        health: Health,
+        behind: Arc<AtomicBool>,
+    ) -> io::Result<(Self, Vec<Envelope>)> {
+        let Journaled { head, state, opening } = journaled;
+        let writer = Self {
+            directory,
+            head,
+            state,
+            retention,
+            health,
+            file: None,
+            syncer: Syncer::start()?,
+            marks: Vec::new(),
+            written: 0,
+            good: 0,
+            buffer: Vec::new(),
+            buffered: 0,
+            config: None,
+            behind,
+            sync_at: None,
+            retry_at: None,
+            retry: RETRY.0,
+            missed: 0,
+            degraded: false,
+            asked: false,
+        };
+        Ok((writer, opening))
+    }
+
+    pub(super) fn run(mut self, opening: Vec<Envelope>, entries: &Receiver<Entry>) {
+        self.begin(&opening);
+        if self.file.is_none() {
+            self.missed += opening.len() as u64;
+        }
+        for envelope in opening {
+            self.state.apply(&envelope);
+        }
+        let never = crossbeam_channel::never();
+        loop {
+            let deadline = [self.sync_at.filter(|_| !self.syncer.is_busy()), self.retry_at].into_iter().flatten().min();
+            let due = deadline.map_or(never.clone(), crossbeam_channel::at);
+            crossbeam_channel::select! {
+                recv(entries) -> first => {
+                    let Ok(first) = first else { break };
+                    self.take(first);
+                    entries.try_iter().take(BATCH).for_each(|entry| self.take(entry));
+                    self.write();
+                    for mark in self.marks.drain(..) {
+                        let _ = mark.send(());
+                    }
+                }
+                recv(self.syncer.done()) -> done => if let Ok(done) = done { self.synchronised(done) },
+                recv(due) -> _ => {}
+            }
+            self.keep_up();
+            self.catch_up(entries);
+        }
+        self.sync();
+    }
+
+    /// The disk has been waited for, by the other thread.
+    fn synchronised(&mut self, (file, result): (Arc<File>, io::Result<()>)) {
+        self.syncer.free();
+        if let Err(error) = result
+            && self.file.as_ref().is_some_and(|own| Arc::ptr_eq(own, &file))
+        {
+            self.fail(&words(&error));
+        }
+    }
+
+    /// When this thread has caught up, an event brings the snapshot that makes up for what was lost.
+    fn catch_up(&mut self, entries: &Receiver<Entry>) {
+        if entries.is_empty() && self.behind.load(Ordering::SeqCst) && !std::mem::replace(&mut self.asked, true) {
+            (self.health)(SystemEvent::JournalDegraded { why: "events were lost on the way to the disk".to_owned() });
+        }
+    }
+
+    /// What is due: a disk that is tried again, a synchronisation, a new segment.
+    fn keep_up(&mut self) {
+        let now = now();
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.begin(&[]);
+        }
+        if self.sync_at.is_some_and(|at| at <= now)
+            && let Some(file) = &self.file
+            && self.syncer.begin(file)
+        {
+            self.sync_at = None;
+        }
+        if self.file.is_some() && self.written >= self.retention.segment() {
+            self.sync();
+            self.begin(&[]);
+        }
+    }
+
+    fn take(&mut self, entry: Entry) {
+        match entry {
+            Entry::Event(envelope) => {
+                if self.file.is_some() {
+                    segment::frame_event(&envelope, &self.state.graph, &mut self.buffer);
+                    self.buffered += 1;
+                } else {
+                    self.missed += 1;
+                }
+                self.state.apply(&envelope);
+            }
+            Entry::Snapshot(state) => {
+                self.write();
+                self.missed += state.seq.0.saturating_sub(self.state.seq.0);
+                self.state = *state;
+                (self.degraded, self.asked) = (true, false);
+                self.begin(&[]);
+            }
+            Entry::Config(config) => {
+                self.config = Some(config);
+                if self.file.is_some() {
+                    let frame = self.config_frame();
+                    self.buffer.extend(frame);
+                }
+            }
+            Entry::Mark(mark) => self.marks.push(mark),
+            Entry::Flush { synchronise, reply } => {
+                self.write();
+                if synchronise {
+                    self.sync();
+                }
+                let whole = self.file.is_some() && !self.behind.load(Ordering::SeqCst);
+                let done = if whole { Ok(()) } else { Err("the journal cannot be written".to_owned()) };
+                let _ = reply.send(done);
+            }
+        }
+    }
+
+    /// Begins a segment with a snapshot, and with the opening of a life if that begins with it: whole or not at all.
+    fn begin(&mut self, opening: &[Envelope]) {
+        self.retry_at = None;
+        let begun = segment::begin(&self.head, &self.state).map_err(|why| why.to_string()).and_then(|bytes| {
+            let mut bytes = bytes;
+            bytes.extend(self.config_frame());
+            for envelope in opening {
+                segment::frame_event(envelope, &self.state.graph, &mut bytes);
+            }
+            let segment = SegmentFile::new(&self.directory, self.state.epoch, self.state.seq);
+            self.make(&segment, &bytes).map(|file| (file, bytes.len() as u64))
+        });
+        match begun {
+            Ok((file, size)) => {
+                self.file = Some(Arc::new(file));
+                (self.written, self.good, self.retry) = (size, size, RETRY.0);
+                if std::mem::take(&mut self.degraded) {
+                    let missed = std::mem::take(&mut self.missed);
+                    (self.health)(SystemEvent::JournalRestored { missed });
+                }
+                self.forget();
+            }
+            Err(why) => self.fail(&why),
+        }
+    }
+
+    /// The configuration that is left to the next life, if there is one.
+    fn config_frame(&self) -> Vec<u8> {
+        let mut frame = Vec::new();
+        if let Some(body) = self.config.as_ref().and_then(|config| serde_json::to_vec(config).ok()) {
+            segment::frame(Kind::Config, &body, &mut frame);
+        }
+        frame
+    }
+
+    /// Makes the file of a segment. It gets its name when it is whole, so that there is never a part of a beginning.
+    fn make(&self, segment: &SegmentFile, bytes: &[u8]) -> Result<File, String> {
+        let new = segment.path.with_extension("new");
+        let made = make_at(&new, bytes).and_then(|file| {
+            fs::rename(&new, &segment.path).map_err(|error| words(&error))?;
+            File::open(&self.directory).and_then(|directory| directory.sync_all()).map_err(|error| words(&error))?;
+            Ok(file)
+        });
+        if made.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        made
+    }
+
+    fn write(&mut self) {
+        let Some(file) = &self.file else { return };
+        if self.buffer.is_empty() {
+            return;
+        }
+        match (&**file).write_all(&self.buffer) {
+            Ok(()) => {
+                self.written += self.buffer.len() as u64;
+                self.good = self.written;
+                self.sync_at = self.sync_at.or(Some(now() + SYNC));
+            }
+            Err(error) => {
+                // What was written in part is taken back; if that fails it is a torn end.
+                let _ = file.set_len(self.good);
+                self.missed += self.buffered;
+                self.fail(&words(&error));
+            }
+        }
+        self.buffer.clear();
+        self.buffered = 0;
+    }
+
+    fn sync(&mut self) {
+        self.sync_at = None;
+        if let Some(Err(error)) = self.file.as_ref().map(|file| file.sync_data()) {
+            self.fail(&words(&error));
+        }
+    }
+
+    fn fail(&mut self, why: &str) {
+        self.file = None;
+        self.sync_at = None;
+        self.retry_at = Some(now() + self.retry);
+        self.retry = self.retry.saturating_mul(2).min(RETRY.1);
+        if !std::mem::replace(&mut self.degraded, true) {
+            (self.health)(SystemEvent::JournalDegraded { why: why.to_owned() });
+        }
+    }
+
+    /// Deletes the oldest segments when there is too much of them, and those that are too old.
+    fn forget(&self) {
+        let segments = segments(&self.directory);
+        let Some((_, past)) = segments.split_last() else { return };
+        let sizes: Vec<u64> = past.iter().map(|file| fs::metadata(&file.path).map_or(0, |found| found.len())).collect();
+        let mut total: u64 = sizes.iter().sum();
+        // Room for the segment that is written now.
+        let room = self.retention.bytes.saturating_sub(self.retention.segment());
+        for (segment, size) in past.iter().zip(sizes) {
+            if total <= room && !self.is_old(segment) {
+                break;
+            }
+            let _ = fs::remove_file(&segment.path);
+            total -= size;
+        }
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the age of a file is wall time")]
+    fn is_old(&self, segment: &SegmentFile) -> bool {
+        let changed = fs::metadata(&segment.path).and_then(|found| found.modified());
+        let age = changed.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        age.is_some_and(|age| age > self.retention.age.as_duration())
+    }
+}
+
+fn make_at(path: &Path, bytes: &[u8]) -> Result<File, String> {
+    let mut options = OpenOptions::new();
+    let mut file = open_own(path, options.create(true).write(true).truncate(true)).map_err(|error| match error {
+        StateError::Io { error, .. } => words(&error),
+        other @ (StateError::Unsafe { .. } | StateError::InUse { .. } | StateError::Newer { .. }) => other.to_string(),
+    })?;
+    file.write_all(bytes).and_then(|()| file.sync_data()).map_err(|error| words(&error))?;
+    Ok(file)
+}
+
+/// An error without the number of the system.
+fn words(error: &io::Error) -> String {
+    let words = error.to_string();
+    words.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
+#[expect(clippy::disallowed_methods, reason = "disks live in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
