@@ -5,6 +5,7 @@
 
 mod kernel;
 mod linux;
+mod pid_file;
 mod proc;
 mod recorder;
 mod starter;

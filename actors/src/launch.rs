@@ -1,18 +1,27 @@
 //! From a configuration to what the host needs, and whether it can be had on this machine.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path};
+mod confines;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
 
 use gaggled_core::{
     config::{Config, Diagnostic, Locator, ProgramConfig},
     graph::Graph,
-    host::{Launch, Log},
+    host::{Launch, Log, PidFile},
     ids::{ProgramId, Table},
 };
 
-/// What the host needs of each program of a graph. Of one that is no longer configured it needs only the name: it is
-/// never started again.
-pub fn launches(config: &Config, graph: &Graph) -> Table<ProgramId, Launch> {
-    let configured: BTreeMap<&str, &ProgramConfig> = config.programs.iter().collect();
+/// What the host needs of each program of a graph. One that is no longer configured is stopped as the configuration
+/// before said, if that is known, and never started again.
+pub fn launches(config: &Config, before: Option<&Config>, graph: &Graph) -> Table<ProgramId, Launch> {
+    let mut configured: BTreeMap<&str, &ProgramConfig> =
+        before.map(|before| before.programs.iter().collect()).unwrap_or_default();
+    configured.extend(config.programs.iter());
     let launch = |name: &str| match configured.get(name) {
         Some(program) => launch(name, program),
         None => Launch { name: name.to_owned(), ..Launch::default() },
@@ -25,11 +34,33 @@ fn launch(name: &str, program: &ProgramConfig) -> Launch {
         (Some(command), _) => (command.clone(), program.argv.clone()),
         (None, shell) => ("/bin/sh".to_owned(), vec!["-c".to_owned(), shell.clone().unwrap_or_default()]),
     };
-    let mut env: Vec<(String, String)> =
-        program.env.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect();
+    let (confines, mut env) = match confines::resolve(program) {
+        Ok(resolved) => (Some(resolved.confines), resolved.variables),
+        Err(_) => (None, Vec::new()),
+    };
+    env.retain(|(name, _)| program.env.get(name).is_none());
+    env.extend(program.env.iter().map(|(name, value)| (name.to_owned(), value.clone())));
     env.push(("GAGGLED_PROGRAM_NAME".to_owned(), name.to_owned()));
-    let log = program.log.clone().map_or(Log::Inherit, Log::File);
-    Launch { name: name.to_owned(), command, argv, stop: program.stop.clone(), env, wd: program.wd.clone(), log }
+    Launch {
+        name: name.to_owned(),
+        command,
+        argv,
+        stop: program.stop.clone(),
+        env,
+        wd: program.wd.clone(),
+        log: program.log.clone().map_or(Log::Inherit, Log::File),
+        pid_file: program.pid_file.as_ref().map(|file| in_directory(file, program.wd.as_deref())),
+        confines,
+    }
+}
+
+/// A pid file whose name is not absolute is looked for where the program runs.
+fn in_directory(file: &PidFile, wd: Option<&str>) -> PidFile {
+    let whole = |path: &String| wd.map_or_else(|| path.clone(), |wd| Path::new(wd).join(path).display().to_string());
+    match file {
+        PidFile::Write(path) => PidFile::Write(whole(path)),
+        PidFile::Read(path) => PidFile::Read(whole(path)),
+    }
 }
 
 /// The directories in which commands are looked for: those of the configuration, then those of `$PATH`.
@@ -55,13 +86,17 @@ pub fn variables(
     variables
 }
 
-/// Commands and directories that are not there. Of a disabled program nothing is asked.
+/// What a program asks for and cannot have here: users, commands, directories. Of a disabled program nothing is asked.
 pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     for (name, program) in config.programs.iter().filter(|(_, program)| program.enabled) {
         let place = |field: &str| locator.nearest(&["programs", name, field]);
+        if let Err(why) = confines::resolve(program) {
+            let error = Diagnostic::error(format!("program \"{name}\" {}", why.why));
+            found.push(error.at(place(why.field)).help(why.help));
+        }
         if let Some(command) = &program.command
-            && let Err(why) = executable(command, program.wd.as_deref(), search)
+            && let Err(why) = executable(command, program, search)
         {
             found.push(
                 Diagnostic::error(format!("command \"{command}\" of program \"{name}\" {why}"))
@@ -69,37 +104,50 @@ pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagn
                     .help("correct the command or the path, install what is missing, or set enabled: false"),
             );
         }
-        let folder = program.log.as_deref().and_then(|log| Path::new(log).parent());
-        if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
-            found.push(
-                Diagnostic::warning(format!(
-                    "directory \"{}\" for the log of program \"{name}\" is not there now",
-                    folder.display()
-                ))
-                .at(place("log"))
-                .help("the program cannot start before there is one"),
-            );
+        let mut missing = |field: &str, what: &str, directory: &Path| {
+            let message = format!("{what} \"{}\" of program \"{name}\" is no directory now", directory.display());
+            let help = "the program cannot start before there is one";
+            found.push(Diagnostic::warning(message).at(place(field)).help(help));
+        };
+        for (field, what, file) in [
+            ("log", "the directory of the log", program.log.as_deref()),
+            ("pid_file", "the directory of the pid file", program.pid_file.as_ref().map(|file| file.path().as_str())),
+        ] {
+            let folder = file.and_then(|file| Path::new(file).parent());
+            if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
+                missing(field, what, folder);
+            }
         }
-        if let Some(wd) = program.wd.as_deref().filter(|wd| !Path::new(wd).is_dir()) {
-            found.push(
-                Diagnostic::warning(format!("working directory \"{wd}\" of program \"{name}\" is not a directory now"))
-                    .at(place("wd"))
-                    .help("the program cannot start before there is one"),
-            );
+        for (field, what, directory) in [
+            ("chroot", "the root", program.chroot.as_ref().map(PathBuf::from)),
+            ("wd", "the working directory", program.wd.as_deref().map(|wd| inside(program, Path::new(wd)))),
+        ] {
+            if let Some(directory) = directory.filter(|directory| !directory.is_dir()) {
+                missing(field, what, &directory);
+            }
         }
     }
     found
 }
 
-fn executable(command: &str, wd: Option<&str>, search: &[String]) -> Result<(), String> {
+/// Where a path of a program is for gaggled, if the program has another root.
+fn inside(program: &ProgramConfig, path: &Path) -> PathBuf {
+    match &program.chroot {
+        Some(root) => Path::new(root).join(path.strip_prefix("/").unwrap_or(path)),
+        None => path.to_owned(),
+    }
+}
+
+fn executable(command: &str, program: &ProgramConfig, search: &[String]) -> Result<(), String> {
     if command.contains('/') {
-        let path = wd.map_or_else(|| Path::new(command).to_owned(), |wd| Path::new(wd).join(command));
-        return is_executable(&path);
+        let path =
+            program.wd.as_deref().map_or_else(|| Path::new(command).to_owned(), |wd| Path::new(wd).join(command));
+        return is_executable(&inside(program, &path));
     }
     let mut why =
         format!("is not found in {}", if search.is_empty() { "an empty path".to_owned() } else { search.join(":") });
     for directory in search {
-        match is_executable(&Path::new(directory).join(command)) {
+        match is_executable(&inside(program, &Path::new(directory).join(command))) {
             Ok(()) => return Ok(()),
             Err(wrong) if !wrong.contains("does not exist") => why = wrong,
             Err(_) => {}

@@ -7,6 +7,7 @@ mod check;
 mod locate;
 mod model;
 mod order;
+mod settings;
 
 use std::ops::Range;
 
@@ -15,8 +16,9 @@ use ron::{error::SpannedError, extensions::Extensions, options::Options};
 pub use self::{
     check::SMTPGATE,
     locate::Locator,
-    model::{Config, DependsConfig, JournalConfig, ProgramConfig, Settings, SmtpgateConfig, Tls},
+    model::{Config, DependsConfig, GroupConfig, ProgramConfig},
     order::Ordered,
+    settings::{JournalConfig, Settings, SmtpgateConfig, Tls},
 };
 
 /// Whether a file with this finding may be used.
@@ -208,6 +210,23 @@ mod tests {
                 "has a limit, but runs only once",
             ),
             (r#"(programs: {"a": (command: "x", success: [256])})"#, "exit code for success"),
+            (r#"(programs: {"a": (command: "x", nice: 20)})"#, "niceness"),
+            (r#"(programs: {"a": (command: "x", nice: 1000)})"#, "out of bounds"),
+            (r#"(programs: {"a": (command: "x", oom_score_adj: 1001)})"#, "score"),
+            (r#"(programs: {"a": (command: "x", user: "")})"#, "user without a name"),
+            (r#"(programs: {"a": (command: "x", user: "a:b:c")})"#, "user without a name"),
+            (r#"(programs: {"a": (command: "x", chroot: "srv")})"#, "not absolute"),
+            (r#"(programs: {"a": (command: "x", umask: "8")})"#, "umask \"8\""),
+            (r#"(programs: {"a": (command: "x", umask: "1000")})"#, "umask \"1000\""),
+            (r#"(programs: {"a": (command: "x", rlimits: {"files": 9})})"#, "limit \"files\" of 9"),
+            (r#"(programs: {"a": (command: "x", rlimits: {"nofile": "9:8"})})"#, "limit \"9:8\""),
+            (r#"(programs: {"a": (command: "x", rlimits: {"nofile": 9, "nofile": 8})})"#, "there twice"),
+            (r#"(programs: {"a": (command: "x", pid_file: Read(""))})"#, "without a name"),
+            (r#"(programs: {"a": (command: "x", pid_file: Keep("f"))})"#, "Keep"),
+            (
+                r#"(programs: {"a": (command: "x", mode: Wait, group: "g", pid_file: Read("f"))})"#,
+                "makes a daemon of itself",
+            ),
             (r#"(programs: {"a": (command: "x", limit: (starts: 3))})"#, "within"),
             (r#"(programs: {"a b": (command: "x")})"#, "name \"a b\""),
             (r#"(programs: {"": (command: "x")})"#, "name \"\""),

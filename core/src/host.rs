@@ -6,7 +6,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{InstanceId, ProgramId};
+use crate::{
+    confines::Confines,
+    ids::{InstanceId, ProgramId},
+};
 
 /// Everything needed to start a program, decided before the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +28,27 @@ pub struct Launch {
     pub wd: Option<String>,
     /// Where the output goes.
     pub log: Log,
+    /// Where its process id is.
+    pub pid_file: Option<PidFile>,
+    /// What the kernel holds it to; `None` if that cannot be found out, so that it must not be started.
+    pub confines: Option<Confines>,
+}
+
+/// A file with the process id of a program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PidFile {
+    /// It is written when the program starts, and removed when it has ended.
+    Write(String),
+    /// The command makes a daemon of itself, and writes there which process that is.
+    Read(String),
+}
+
+impl PidFile {
+    /// The file.
+    pub fn path(&self) -> &String {
+        let (Self::Write(path) | Self::Read(path)) = self;
+        path
+    }
 }
 
 /// Where the output of a program goes.
@@ -47,6 +71,14 @@ pub enum ExecStage {
     Log,
     /// Making a session and resetting signals.
     Session,
+    /// Writing the pid file.
+    PidFile,
+    /// Setting limits, niceness or the file mode mask.
+    Limits,
+    /// Changing the root directory.
+    Root,
+    /// Becoming the user, and giving up what the user has not.
+    User,
     /// Changing to the working directory.
     Wd,
     /// Executing the command.
@@ -74,6 +106,10 @@ impl fmt::Display for ExecStage {
             Self::Fork => "making the process",
             Self::Log => "opening the log",
             Self::Session => "making a session",
+            Self::PidFile => "writing the pid file",
+            Self::Limits => "setting its limits",
+            Self::Root => "changing the root directory",
+            Self::User => "becoming the user",
             Self::Wd => "changing to the working directory",
             Self::Exec => "executing the command",
         })

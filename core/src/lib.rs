@@ -20,6 +20,7 @@
 pub mod audit;
 pub mod command;
 pub mod config;
+pub mod confines;
 pub mod dependency;
 pub mod event;
 pub mod graph;

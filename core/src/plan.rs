@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{
     config::{Config, ProgramConfig, SMTPGATE},
@@ -172,39 +173,44 @@ fn compare(
         (false, true) if down && !runs => return (Change::Start, "it is enabled now".to_owned()),
         (true | false, true | false) => {}
     }
-    let mut launch = common.to_vec();
-    let fields = [
-        ("command", old.command != new.command),
-        ("argv", old.argv != new.argv),
-        ("shell", old.shell != new.shell),
-        ("wd", old.wd != new.wd),
-        ("env", old.env != new.env),
-        ("log", old.log != new.log),
-    ];
-    launch.extend(fields.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field));
+    let changed = changed_fields(old, new);
+    let (rules, launch): (Vec<&str>, Vec<&str>) =
+        changed.iter().map(String::as_str).partition(|field| FOLLOWED_AS_IT_RUNS.contains(field));
+    let launch = [common, &launch].concat();
     if !launch.is_empty() {
         // What an operator wants down is not brought up by that.
         let change = if runs && !down { Change::Restart } else { Change::Update };
         return (change, format!("{} changed", launch.join(", ")));
     }
-    if old == new {
+    if rules.is_empty() {
         return (Change::Keep, String::new());
     }
-    let fields = [
-        ("mode", old.effective_mode() != new.effective_mode()),
-        ("group", old.group != new.group),
-        ("levels", old.levels != new.levels),
-        ("success", old.success != new.success),
-        ("stop", old.stop != new.stop),
-        ("killwait", old.killwait != new.killwait),
-        ("backoff", old.backoff != new.backoff),
-        ("limit", old.limit != new.limit),
-        ("essential", old.essential != new.essential),
-        ("depends", old.depends != new.depends),
-        ("enabled", old.enabled != new.enabled || old.manual != new.manual),
-    ];
-    let changed: Vec<&str> = fields.into_iter().filter(|(_, changed)| *changed).map(|(field, _)| field).collect();
-    (Change::Update, format!("{} changed, which needs no restart", changed.join(", ")))
+    (Change::Update, format!("{} changed, which needs no restart", rules.join(", ")))
+}
+
+/// What the rules look at while a program runs; everything else it gets when it is started.
+const FOLLOWED_AS_IT_RUNS: [&str; 11] =
+    ["mode", "group", "levels", "success", "stop", "killwait", "backoff", "limit", "essential", "depends", "enabled"];
+
+/// The fields that have changed, by their names in the file.
+fn changed_fields(old: &ProgramConfig, new: &ProgramConfig) -> Vec<String> {
+    let fields = |program: &ProgramConfig| {
+        let plain = ProgramConfig {
+            // Each of these is said in two ways.
+            mode: Some(program.effective_mode()),
+            respawn: None,
+            enabled: wanted(program),
+            manual: false,
+            ..program.clone()
+        };
+        match serde_json::to_value(plain) {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        }
+    };
+    let (old, new) = (fields(old), fields(new));
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
 }
 
 #[cfg(test)]

@@ -20,6 +20,9 @@ use std::{
 
 use gaggled_core::host::{ExecStage, ExitStatus};
 
+mod confine;
+
+pub use self::confine::Confinement;
 use super::recorder::{Slot, SlotBytes};
 
 /// A start that did not come to be.
@@ -46,10 +49,25 @@ pub struct Plan<'a> {
     pub stdin: &'a OwnedFd,
     /// What becomes its standard output and error, if they are not the daemon's.
     pub output: Option<&'a OwnedFd>,
+    /// The pid file that the child writes.
+    pub pid_file: Option<PidFilePlan<'a>>,
+    /// What the child gives up.
+    pub confinement: &'a Confinement,
     /// The signals that the child ignores if the daemon does; all others do what they do by default.
     pub keep_ignored: &'a [c_int],
     /// Where the child writes down who it is before it executes its command, and what, but for its process id.
     pub record: Option<(RawFd, i64, SlotBytes)>,
+}
+
+/// A pid file that is written under another name, and gets its own when it is whole.
+#[derive(Debug)]
+pub struct PidFilePlan<'a> {
+    /// The file, open for writing.
+    pub file: &'a OwnedFd,
+    /// The name that it has.
+    pub new: &'a CStr,
+    /// The name that it gets.
+    pub path: &'a CStr,
 }
 
 /// The stack that children run on until they have executed their command. One at a time: the parent stands still.
@@ -107,6 +125,10 @@ struct Child {
     argv: *const *const c_char,
     envp: *const *const c_char,
     wd: *const c_char,
+    pid_file: c_int,
+    pid_file_new: *const c_char,
+    pid_file_path: *const c_char,
+    confinement: *const Confinement,
     stdin: c_int,
     output: c_int,
     recorder: c_int,
@@ -134,6 +156,10 @@ pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32,
         argv: argv.as_ptr(),
         envp: envp.as_ptr(),
         wd: plan.wd.map_or(ptr::null(), CStr::as_ptr),
+        pid_file: plan.pid_file.as_ref().map_or(-1, |pid_file| pid_file.file.as_raw_fd()),
+        pid_file_new: plan.pid_file.as_ref().map_or(ptr::null(), |pid_file| pid_file.new.as_ptr()),
+        pid_file_path: plan.pid_file.as_ref().map_or(ptr::null(), |pid_file| pid_file.path.as_ptr()),
+        confinement: ptr::from_ref(plan.confinement),
         stdin: plan.stdin.as_raw_fd(),
         output: plan.output.map_or(-1, AsRawFd::as_raw_fd),
         recorder: plan.record.map_or(-1, |(file, _, _)| file),
@@ -197,6 +223,12 @@ extern "C" fn run(child: *mut c_void) -> c_int {
         }
         // Kernels before 5.11 do not know this; the daemon's own descriptors are closed on exec all the same.
         libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        if me.pid_file >= 0 && !write_pid(me) {
+            fail(me, ExecStage::PidFile);
+        }
+        if let Err(stage) = (*me.confinement).impose() {
+            fail(me, stage);
+        }
         if !me.wd.is_null() && libc::chdir(me.wd) < 0 {
             fail(me, ExecStage::Wd);
         }
@@ -204,6 +236,28 @@ extern "C" fn run(child: *mut c_void) -> c_int {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
         execute(me)
+    }
+}
+
+/// Writes the process id into the pid file, and gives that its name.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn write_pid(me: &Child) -> bool {
+    let mut digits = [b'\n'; 12];
+    let mut at = digits.len() - 1;
+    // SAFETY: takes nothing, and cannot fail.
+    let mut left = unsafe { libc::getpid() }.unsigned_abs();
+    while left > 0 || at == digits.len() - 1 {
+        at -= 1;
+        digits[at] = b'0' + (left % 10) as u8;
+        left /= 10;
+    }
+    let length = digits.len() - at;
+    // SAFETY: the bytes are a local, and the names end with a null byte.
+    unsafe {
+        let written = libc::write(me.pid_file, digits.as_ptr().add(at).cast(), length);
+        written == length.cast_signed() && libc::rename(me.pid_file_new, me.pid_file_path) == 0
     }
 }
 

@@ -20,7 +20,7 @@ use std::{
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
-    host::{ExitStatus, Fact, HostCommand, Launch, Observed, Processes, Signal, StartTime},
+    host::{ExitStatus, Fact, HostCommand, Launch, Observed, PidFile, Processes, Signal, StartTime},
     ids::{InstanceId, ProgramId, Table},
 };
 use nix::{
@@ -31,7 +31,7 @@ use nix::{
 
 use super::{
     kernel::{self, SpawnError},
-    proc,
+    pid_file, proc,
     recorder::{Recorder, Slot},
     starter::{self, Order, Starter},
     token::Token,
@@ -106,9 +106,7 @@ pub(super) struct Shared {
     pub(super) listening: Mutex<()>,
     /// For the tokens of strays.
     journal: String,
-    names: Table<ProgramId, String>,
-    /// Whether each program has a stop command.
-    has_stop: Table<ProgramId, bool>,
+    traits: Table<ProgramId, Traits>,
     orders: Sender<Order>,
     report: Report,
 }
@@ -116,6 +114,20 @@ pub(super) struct Shared {
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+/// What has to be known of a program while it runs.
+#[derive(Debug)]
+struct Traits {
+    name: String,
+    has_stop: bool,
+    pid_file: Option<PidFile>,
+}
+
+impl Traits {
+    fn of(launch: &Launch) -> Self {
+        Self { name: launch.name.clone(), has_stop: launch.stop.is_some(), pid_file: launch.pid_file.clone() }
     }
 }
 
@@ -165,8 +177,7 @@ impl LinuxHost {
             recorder,
             listening: Mutex::new(()),
             journal: environment.journal.clone(),
-            names: launches.values().map(|launch| launch.name.clone()).collect(),
-            has_stop: launches.values().map(|launch| launch.stop.is_some()).collect(),
+            traits: launches.values().map(Traits::of).collect(),
             orders: orders.clone(),
             report,
         });
@@ -248,7 +259,7 @@ impl Shared {
         let mut table = self.table();
         let Some((pid, process)) = table.find(program, instance) else { return };
         process.stopping = true;
-        if self.has_stop[program] {
+        if self.traits[program].has_stop {
             let _ = self.orders.send(Order::Help(program, instance, pid));
         } else {
             terminate(pid, process);
@@ -307,6 +318,9 @@ impl Shared {
         if let Some(process) = table.by_pid.remove(&pid) {
             table.pid_of.remove(&process.program);
             let escaped = self.kill_strays(table, pid, &process);
+            if let Some(file) = &self.traits[process.program].pid_file {
+                pid_file::remove(file.path(), pid);
+            }
             self.report(&process, Fact::Exited { status, left_behind: left_behind.saturating_add(escaped) });
         }
     }
@@ -315,10 +329,10 @@ impl Shared {
     /// became a child of the first thread of this process, or of the launcher's.
     fn kill_strays(&self, table: &Living, group: i32, process: &Process) -> u16 {
         let parent = if process.own { getpid() } else { getppid() }.as_raw();
-        let name = self.names.get(process.program);
+        let name = &self.traits[process.program].name;
         let is_own = |pid: i32| {
             let token = Token::of(pid, &self.journal);
-            token.is_some_and(|token| token.instance == process.instance && Some(&token.program) == name)
+            token.is_some_and(|token| token.instance == process.instance && token.program == *name)
         };
         let is_stray = |child: &i32| {
             let known = table.by_pid.contains_key(child) || proc::stat(*child).is_none_or(|stat| stat.group == group);

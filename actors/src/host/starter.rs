@@ -13,15 +13,15 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
-    host::{ExecStage, Launch, Log},
+    host::{ExecStage, Launch, Log, PidFile},
     ids::{InstanceId, ProgramId, Table},
 };
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{
-    kernel::{self, Plan, SpawnError, Stack},
+    kernel::{self, Confinement, Plan, SpawnError, Stack},
     linux::{Environment, Shared},
-    proc,
+    pid_file, proc,
     recorder::Slot,
     token::{self, Token},
 };
@@ -136,6 +136,12 @@ impl Starter {
             Log::File(path) => Some(open_log(path)?),
         };
         let is_part = !matches!(what, What::Help(_));
+        let user = SpawnError { stage: ExecStage::User, errno: libc::EINVAL };
+        let confinement = launch.confines.as_ref().and_then(Confinement::new).ok_or(user)?;
+        let pid_file = match &launch.pid_file {
+            Some(PidFile::Write(path)) if matches!(what, What::Command) => Some(pid_file::create(path)?),
+            Some(_) | None => None,
+        };
         let place = is_part.then(|| self.shared.recorder.place(program, instance)).flatten();
         let plan = Plan {
             candidates: &candidates,
@@ -144,10 +150,16 @@ impl Starter {
             wd: wd.as_deref(),
             stdin: &self.stdin,
             output: output.as_ref(),
+            pid_file: pid_file.as_ref().map(pid_file::Created::plan),
+            confinement: &confinement,
             keep_ignored: &self.keep_ignored,
             record: place.map(|(file, at)| (file, at, Slot { instance, pid: 0, ended: None }.encode())),
         };
-        kernel::spawn(&plan, &mut self.stack, &self.shared.in_flight)
+        let spawned = kernel::spawn(&plan, &mut self.stack, &self.shared.in_flight);
+        if let (Err(SpawnError { stage, .. }), Some(created)) = (&spawned, pid_file) {
+            created.abandon(*stage);
+        }
+        spawned
     }
 }
 

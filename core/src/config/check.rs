@@ -7,11 +7,15 @@ use std::{
     ops::Range,
 };
 
+mod confines;
 mod groups;
 
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
-use crate::graph::{Limit, Mode, Until};
+use crate::{
+    graph::{Limit, Mode, Until},
+    host::PidFile,
+};
 
 use super::{Config, Diagnostic, Locator, Ordered, ProgramConfig, SmtpgateConfig, Tls};
 
@@ -161,11 +165,12 @@ impl Checker<'_> {
                     .help("keep mode: respawn: false is mode: Once"),
             );
         }
-        let texts = [&program.command, &program.shell, &program.wd, &program.log, &program.stop].into_iter().flatten();
-        let texts = texts.chain(&program.argv);
+        let ProgramConfig { command, shell, wd, log, stop, user, chroot, .. } = program;
+        let texts = [command, shell, wd, log, stop, user, chroot].into_iter().flatten().chain(&program.argv);
+        let texts = texts.chain(program.pid_file.as_ref().map(PidFile::path));
         if texts.into_iter().any(|text| text.contains('\0')) {
             found.push(
-                Diagnostic::error(format!("program \"{name}\" has a NUL character in its command"))
+                Diagnostic::error(format!("program \"{name}\" has a NUL character in a text"))
                     .at(here)
                     .help("remove it"),
             );
@@ -173,6 +178,7 @@ impl Checker<'_> {
         check_limit(name, program.limit, locator.find(&["programs", name, "limit"]), found);
         check_mode(name, program, locator, found);
         check_env(&["programs", name], name, &program.env, locator, found);
+        confines::check(name, program, locator, found);
         self.check_depends(name, program);
     }
 
@@ -186,7 +192,9 @@ impl Checker<'_> {
             let needs = format!("program \"{name}\" depends on \"{on}\"");
             let error = match other {
                 None => Diagnostic::error(format!("{needs}, which does not exist"))
-                    .help(nearest_name(on, self.programs.keys().copied())),
+                    .help(nearest_name(on, self.programs.keys().copied()).unwrap_or_else(|| {
+                        "add such a program, or remove the dependency".to_owned()
+                    })),
                 Some(other) if !other.enabled && program.enabled => {
                     Diagnostic::error(format!("{needs}, which is disabled"))
                         .help(format!(
@@ -264,12 +272,10 @@ fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locato
     }
 }
 
-fn nearest_name<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> String {
-    let best = names.map(|name| (strsim::levenshtein(wrong, name), name)).min();
-    match best {
-        Some((distance, name)) if distance <= 1 + wrong.len() / 3 => format!("did you mean \"{name}\"?"),
-        _ => "add such a program, or remove the dependency".to_owned(),
-    }
+/// Asks for the name that was probably meant, if there is one that is like it.
+fn nearest_name<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let (distance, name) = names.map(|name| (strsim::levenshtein(wrong, name), name)).min()?;
+    (distance <= 1 + wrong.len() / 3).then(|| format!("did you mean \"{name}\"?"))
 }
 
 fn cycles(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {

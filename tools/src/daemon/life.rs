@@ -185,7 +185,9 @@ impl Life<'_> {
             let _ = gone.send(());
         };
         let inheritance = Inheritance { pipe, survivors, reaped, gone: Box::new(tell) };
-        let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance)?;
+        let before = self.remains.last.as_ref().and_then(|(head, _)| Config::parse(&head.config.text).ok());
+        let before = before.map(|parsed| parsed.config);
+        let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance, before.as_ref())?;
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
         // What is answered when it is written must have been given to be written before.
@@ -429,6 +431,7 @@ impl System {
         state: &State,
         recorder: Recorder,
         inheritance: Inheritance,
+        before: Option<&Config>,
     ) -> io::Result<(Addr<HostActor<LinuxHost>>, HostAddress)> {
         let about = [
             (EVENT_VARIABLE, self.urls.event.clone()),
@@ -453,7 +456,7 @@ impl System {
                 actor.do_send(Saw(observed));
             }
         };
-        let launches = launch::launches(&self.config, &state.graph);
+        let launches = launch::launches(&self.config, before, &state.graph);
         let host = LinuxHost::new(launches, environment, recorder, inheritance, Box::new(report))?;
         let address = HostActor::new(host).start();
         let _ = saw.set(address.clone().recipient());

@@ -1,0 +1,49 @@
+//! Mistakes of sense about what the kernel holds a program to, and about its pid file.
+
+use crate::{confines::Resource, host::PidFile};
+
+use super::{Diagnostic, Locator, ProgramConfig, nearest_name};
+
+pub(super) fn check(name: &str, program: &ProgramConfig, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let mut error = |field: &str, what: &str, help: &str| {
+        let error = Diagnostic::error(format!("program \"{name}\" {what}"));
+        found.push(error.at(locator.nearest(&["programs", name, field])).help(help));
+    };
+    if program.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
+        error("nice", "has a niceness that there is not", "write -20 (first of all) to 19 (last of all)");
+    }
+    if program.oom_score_adj.is_some_and(|score| !(-1000..=1000).contains(&score)) {
+        error("oom_score_adj", "has a score that there is not", "write -1000 (never taken) to 1000 (taken first)");
+    }
+    if program.user.as_ref().is_some_and(|user| user.split(':').any(str::is_empty) || user.matches(':').count() > 1) {
+        error("user", "has a user without a name", "write user: \"name\", or \"name:group\"");
+    }
+    if program.chroot.as_ref().is_some_and(|root| !root.starts_with('/')) {
+        error("chroot", "has a root that is not absolute", "write the whole path, beginning with /");
+    }
+    if program.pid_file.as_ref().is_some_and(|file| file.path().is_empty()) {
+        error("pid_file", "has a pid file without a name", "write the path of the file");
+    }
+    if matches!(program.pid_file, Some(PidFile::Read(_))) && program.effective_mode().holds_back() {
+        error(
+            "pid_file",
+            "is to run to its end, and makes a daemon of itself",
+            "remove pid_file: Read(..), or the mode",
+        );
+    }
+    for (resource, limit) in program.rlimits.iter() {
+        let places = locator.all(&["programs", name, "rlimits", resource]);
+        let known = Resource::ALL.map(|(known, _)| known);
+        let (what, help) = if Resource::parse(resource).is_none() {
+            let help = nearest_name(resource, known.into_iter())
+                .unwrap_or_else(|| format!("write one of {}", known.join(", ")));
+            ("is not known", help)
+        } else if places.len() > 1 {
+            ("is there twice", "keep one of the two".to_owned())
+        } else {
+            continue;
+        };
+        let error = Diagnostic::error(format!("limit \"{resource}\" of {limit} of program \"{name}\" {what}"));
+        found.push(error.at(places.last().cloned()).help(help));
+    }
+}

@@ -1,0 +1,180 @@
+//! What a configuration file can say about gaggled itself.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ordered, model::is_default};
+use crate::{
+    graph::{Backoff, Limit},
+    time::Millis,
+};
+
+/// Settings of gaggled itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename = "gaggled", deny_unknown_fields, default)]
+pub struct Settings {
+    /// How long a program may take to end after a TERM before it is killed.
+    #[serde(skip_serializing_if = "is_default_killwait")]
+    pub killwait: Millis,
+    /// Directories that are searched before `$PATH`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub path: String,
+    /// Variables for every program, over gaggled's own environment.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub env: Ordered<String>,
+    /// How the starts of a program that keeps ending are spaced.
+    #[serde(skip_serializing_if = "is_default")]
+    pub backoff: Backoff,
+    /// When a program that keeps ending is given up; never if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+    /// Where events are published; the default place if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eventurl: Option<String>,
+    /// Where requests are answered; the default place if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub controlurl: Option<String>,
+    /// Urls that are used although anybody who reaches them can do everything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub insecure: Vec<String>,
+    /// The directory of the journal; the default place if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<String>,
+    /// How much of the journal is kept.
+    #[serde(skip_serializing_if = "is_default")]
+    pub journal: JournalConfig,
+    /// Mail about what happens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub smtpgate: Option<SmtpgateConfig>,
+    /// Accepted from files of the original; nothing polls here.
+    #[serde(skip_serializing)]
+    pub tick: Option<i64>,
+    /// Accepted from files of the original; nothing polls here.
+    #[serde(skip_serializing)]
+    pub startwait: Option<i64>,
+}
+
+/// How much of the journal is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "journal", deny_unknown_fields, default)]
+pub struct JournalConfig {
+    /// How much of the disk it may take.
+    pub megabytes: u64,
+    /// How long it is kept at most.
+    pub age: Millis,
+}
+
+impl Default for JournalConfig {
+    fn default() -> Self {
+        Self { megabytes: 256, age: Millis(30 * 24 * 3600 * 1000) }
+    }
+}
+
+/// How the connection to the mail server is protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Tls {
+    /// Not at all. No password is ever sent then.
+    #[default]
+    Plain,
+    /// It begins in the clear and must be upgraded.
+    StartTls,
+    /// From the first byte.
+    Implicit,
+}
+
+/// Mail about what happens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename = "smtpgate", deny_unknown_fields, default)]
+pub struct SmtpgateConfig {
+    /// The mail server.
+    pub mx: String,
+    /// Its port; 25, or 465 with `tls: Implicit`, if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The name given to the server; this host's if it is empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub helo: String,
+    /// The sender.
+    pub from: String,
+    /// The recipients.
+    pub to: Vec<String>,
+    /// What every subject begins with; the first `__HOSTNAME__` in it becomes this host's name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub spfix: String,
+    /// How long a program must have been quiet before it is said to be up again.
+    pub period: Millis,
+    /// For how long statements are collected into one mail; 0 sends each by itself.
+    #[serde(skip_serializing_if = "is_default")]
+    pub batch: Millis,
+    /// Whether gaggled runs the gate itself, as a program named `smtpgate`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub auto: bool,
+    /// How the connection is protected.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls: Tls,
+    /// A file with certificates to trust besides those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// The name to log in with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// A file that holds the password, and nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<String>,
+    /// How long one attempt to deliver a mail may take.
+    #[serde(skip_serializing_if = "is_default_mail_timeout")]
+    pub timeout: Millis,
+}
+
+const KILLWAIT: Millis = Millis(10_000);
+const MAIL_TIMEOUT: Millis = Millis(45_000);
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            killwait: KILLWAIT,
+            path: String::new(),
+            env: Ordered::default(),
+            backoff: Backoff::default(),
+            limit: None,
+            eventurl: None,
+            controlurl: None,
+            insecure: Vec::new(),
+            state: None,
+            journal: JournalConfig::default(),
+            smtpgate: None,
+            tick: None,
+            startwait: None,
+        }
+    }
+}
+
+impl Default for SmtpgateConfig {
+    fn default() -> Self {
+        Self {
+            mx: String::new(),
+            port: None,
+            helo: String::new(),
+            from: String::new(),
+            to: Vec::new(),
+            spfix: String::new(),
+            period: Millis(10_000),
+            batch: Millis(0),
+            auto: false,
+            tls: Tls::Plain,
+            ca: None,
+            user: None,
+            password_file: None,
+            timeout: MAIL_TIMEOUT,
+        }
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_killwait(value: &Millis) -> bool {
+    *value == KILLWAIT
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_mail_timeout(value: &Millis) -> bool {
+    *value == MAIL_TIMEOUT
+}
