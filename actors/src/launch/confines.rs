@@ -44,17 +44,38 @@ pub(super) fn resolve(program: &ProgramConfig) -> Result<Resolved, Unresolved> {
         capabilities: capabilities(program)?,
         no_new_privs: program.no_new_privs,
     };
-    if confines.root.is_some() && !may(Capability::CAP_SYS_CHROOT) {
-        let why = "asks for another root, which gaggled may not change".to_owned();
-        return Err(Unresolved::new("chroot", why, "run gaggled as root, or remove chroot"));
-    }
+    allowed(&confines)?;
     Ok(Resolved { confines, variables })
+}
+
+/// Refuses what the kernel would refuse when the program is started.
+fn allowed(confines: &Confines) -> Result<(), Unresolved> {
+    let refuse = |field, asks: String| Err(Unresolved::new(field, asks, "run gaggled as root, or remove the field"));
+    if confines.root.is_some() && !may(Capability::CAP_SYS_CHROOT) {
+        return refuse("chroot", "asks for another root, which gaggled may not change".to_owned());
+    }
+    if let Some(nice) = confines.nice
+        && i32::from(nice) < rustix::process::getpriority_process(None).unwrap_or(0)
+        && !may(Capability::CAP_SYS_NICE)
+    {
+        return refuse("nice", format!("asks for niceness {nice}, which is less than gaggled may give"));
+    }
+    if let Some(score) = confines.oom_score_adj
+        && own_score().is_some_and(|own| score < own)
+        && !may(Capability::CAP_SYS_RESOURCE)
+    {
+        return refuse("oom_score_adj", format!("asks for score {score}, which is less than gaggled may give"));
+    }
+    Ok(())
 }
 
 /// That gaggled is protected when memory runs out does not protect its programs.
 fn unprotected() -> Option<i16> {
-    let own = fs::read_to_string("/proc/self/oom_score_adj").ok()?;
-    own.trim().parse::<i16>().ok().filter(|score| *score < 0).map(|_| 0)
+    own_score().filter(|score| *score < 0).map(|_| 0)
+}
+
+fn own_score() -> Option<i16> {
+    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
 }
 
 fn capabilities(program: &ProgramConfig) -> Result<Option<u64>, Unresolved> {
