@@ -3,11 +3,14 @@
 //! Only here is there anything unsafe, in `kernel`, because the kernel offers no other way to start a process at the
 //! same price whatever the size of the daemon.
 
+mod attendant;
 mod kernel;
+mod kinship;
 mod linux;
 mod pid_file;
 mod proc;
 mod recorder;
+mod shared;
 mod starter;
 mod survivors;
 mod token;

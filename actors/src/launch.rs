@@ -50,8 +50,20 @@ fn launch(name: &str, program: &ProgramConfig) -> Launch {
         wd: program.wd.clone(),
         log: program.log.clone().map_or(Log::Inherit, Log::File),
         pid_file: program.pid_file.as_ref().map(|file| in_directory(file, program.wd.as_deref())),
+        ready: program.ready.clone(),
+        health: program.health.clone(),
+        watchdog: program.watchdog,
         confines,
     }
+}
+
+/// The pid files of the programs that make daemons of themselves, by their names.
+pub fn daemon_files(config: &Config) -> BTreeMap<String, String> {
+    let file = |program: &ProgramConfig| match in_directory(program.pid_file.as_ref()?, program.wd.as_deref()) {
+        PidFile::Read(path) => Some(path),
+        PidFile::Write(_) => None,
+    };
+    config.programs.iter().filter_map(|(name, program)| Some((name.to_owned(), file(program)?))).collect()
 }
 
 /// A pid file whose name is not absolute is looked for where the program runs.

@@ -25,6 +25,7 @@
 //! | I28 | a group is there only when everything is in that runs at its level |
 //! | I29 | a group is told by nobody but by events: a new life of the daemon begins with the level of the last |
 //! | I30 | what a program has done that ended well stands, if there is a command to undo it, and else does not |
+//! | I31 | an instance is ready once, and one that is not ready in time is found unhealthy |
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -46,6 +47,10 @@ use crate::{
 pub struct Seen {
     running: bool,
     up_since: Option<Instant>,
+    /// When it was ready.
+    ready_since: Option<Instant>,
+    /// Whether it was found unhealthy.
+    unhealthy: bool,
     /// When its last run has ended, if it has ended well.
     completed: Option<Instant>,
     /// Whether it is to run again.
@@ -110,6 +115,8 @@ impl Seen {
         Self {
             running: known.is_running() && known.phase != Phase::Done && !known.undoing,
             up_since: known.up_since.filter(|_| known.is_running()),
+            ready_since: known.ready_since.filter(|_| known.is_running()),
+            unhealthy: leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy),
             completed: ProgramState { due: false, ..known.clone() }.counts_since(Until::Completed),
             owed: known.due && !known.is_running(),
             told: known.signalled,
@@ -297,9 +304,24 @@ impl Audit {
         match event {
             ProgramEvent::Starting { instance } => self.starts(id, *instance, envelope),
             ProgramEvent::Started { .. } if self.seen(id).stopping.is_some() => {}
-            ProgramEvent::Started { .. } => self.seen(id).up_since = Some(at),
-            ProgramEvent::Adopted { .. } => {
+            ProgramEvent::Started { .. } => {
+                let ready = self.graph.programs[id].care.is_ready_at_once();
                 let seen = self.seen(id);
+                seen.up_since = Some(at);
+                seen.ready_since = ready.then_some(at);
+            }
+            ProgramEvent::Daemonized { .. } => {
+                let ready = self.graph.programs[id].care.readiness.is_none();
+                let seen = self.seen(id);
+                seen.ready_since = seen.ready_since.or(ready.then_some(at));
+            }
+            ProgramEvent::Ready { .. } | ProgramEvent::Unhealthy { .. } => self.is_looked_at(id, event, envelope),
+            ProgramEvent::Adopted { .. } => {
+                let ready = self.graph.programs[id].care.is_ready_at_once();
+                let seen = self.seen(id);
+                if seen.up_since.is_none() {
+                    seen.ready_since = ready.then_some(at);
+                }
                 seen.is_in |= seen.up_since.is_none() && !seen.replaced && seen.operator_fall.is_none();
                 seen.up_since = seen.up_since.or(Some(at));
             }
@@ -350,6 +372,24 @@ impl Audit {
         }
     }
 
+    /// I31.
+    fn is_looked_at(&mut self, id: ProgramId, event: &ProgramEvent, envelope: &Envelope) {
+        let seen = self.seen(id);
+        let stays = seen.operator_fall.is_none() && !seen.replaced && !seen.unhealthy && seen.stopping.is_none();
+        let ready = matches!(event, ProgramEvent::Ready { .. });
+        let again = ready && seen.ready_since.is_some();
+        let untimely = !seen.running || seen.up_since.is_none() || !stays || again;
+        if ready {
+            seen.ready_since = Some(envelope.at);
+        } else {
+            seen.unhealthy = true;
+        }
+        if untimely {
+            self.found
+                .push(format!("I31: event {}: {id:?} is said to be ready or unhealthy out of time", envelope.seq));
+        }
+    }
+
     /// I25, I26 and I27.
     fn moves(&mut self, id: ProgramId, event: &ProgramEvent, envelope: &Envelope) {
         if let Some(exists) = event.makes_running() {
@@ -367,6 +407,9 @@ impl Audit {
             }
             ProgramEvent::Started { .. }
             | ProgramEvent::Adopted { .. }
+            | ProgramEvent::Daemonized { .. }
+            | ProgramEvent::Ready { .. }
+            | ProgramEvent::Unhealthy { .. }
             | ProgramEvent::SpawnFailed { .. }
             | ProgramEvent::Stopping { .. }
             | ProgramEvent::StopEscalated { .. }
@@ -417,7 +460,8 @@ impl Audit {
     /// It is about to be stopped although what it depends on is up: a fall, of which its dependents hear first.
     fn leaves(&mut self, id: ProgramId, envelope: &Envelope) {
         let seen = self.seen(id);
-        if seen.exists && seen.operator_fall.is_none() && !seen.replaced && seen.stopping.is_none() {
+        let stays = seen.operator_fall.is_none() && !seen.replaced && !seen.unhealthy && seen.stopping.is_none();
+        if seen.exists && stays {
             seen.operator_fall = Some((envelope.seq, envelope.at));
             if seen.running {
                 self.falls(id, envelope.seq);
@@ -432,6 +476,7 @@ impl Audit {
             let seen = self.seen(id);
             *seen = Seen { running: true, instance: instance.0, last_start: envelope.seq, ..seen.clone() };
             (seen.up_since, seen.operator_fall, seen.stopping) = (None, None, None);
+            (seen.ready_since, seen.unhealthy) = (None, false);
             (seen.replaced, seen.escalated, seen.planned) = (false, false, true);
             (seen.completed, seen.owed, seen.told) = (None, false, false);
             return;
@@ -439,9 +484,11 @@ impl Audit {
         for edge in self.graph.edges_of(id) {
             let edge = self.graph.edges[*edge];
             let on = &self.programs[edge.on];
-            let steady = on.running && on.stopping.is_none() && on.operator_fall.is_none() && !on.replaced;
+            let leaves = on.stopping.is_some() || on.operator_fall.is_some() || on.replaced || on.unhealthy;
+            let steady = on.running && !leaves;
             let since = match edge.until {
                 Until::Started => on.up_since.filter(|_| steady),
+                Until::Ready => on.ready_since.filter(|_| steady),
                 Until::Completed => on.completed.filter(|_| {
                     let goes = on.exists && (on.replaced || on.operator_fall.is_some());
                     !on.owed && on.is_in && !goes
@@ -486,7 +533,7 @@ impl Audit {
         (seen.completed, seen.owed, seen.told) = (None, false, false);
         seen.running = true;
         seen.instance = instance.0;
-        seen.up_since = None;
+        (seen.up_since, seen.ready_since, seen.unhealthy) = (None, None, false);
         seen.operator_fall = None;
         seen.replaced = false;
         seen.stopping = None;
@@ -502,7 +549,7 @@ impl Audit {
         let (essential, shutdown) = (self.graph.programs[id].essential, self.shutdown.is_some());
         let slack = self.slack;
         let seen = self.seen(id);
-        let mut wrong = Vec::new();
+        let (mut wrong, mut late) = (Vec::new(), None);
         if !seen.undoing && (instance.0 != seen.instance || instance.0 <= seen.ended) {
             wrong.push(format!("I17: event {}: run {instance} of {id:?} ends twice or never was", envelope.seq));
         }
@@ -523,20 +570,28 @@ impl Audit {
             wrong.push(format!("I30: event {}: what {id:?} has done stands, or not, without reason", envelope.seq));
         }
         let fell_before = seen.operator_fall.is_some();
-        let ends_everything =
-            essential && !seen.exists && !shutdown && seen.stopping.is_none() && !seen.replaced && !fell_before;
-        seen.planned |= seen.stopping.is_some() || seen.replaced || fell_before;
+        let unwanted = seen.stopping.is_some() || seen.replaced || fell_before;
+        let failed = seen.unhealthy && !seen.operator_down && !seen.owed && seen.is_in;
+        let ends_everything = essential && !seen.exists && !shutdown && (!unwanted || failed);
+        seen.planned |= unwanted && !seen.unhealthy;
         if seen.planned {
             seen.own_starts.clear();
         }
+        if !unwanted && seen.ready_since.is_none() && !seen.unhealthy {
+            late = seen.up_since;
+        }
         seen.running = false;
-        seen.up_since = None;
+        (seen.up_since, seen.ready_since, seen.unhealthy) = (None, None, false);
         seen.operator_fall = None;
         seen.stopping = None;
         seen.ended = instance.0;
         seen.completed = (once && well && !seen.told).then_some(envelope.at);
         if !fell_before {
             self.falls(id, envelope.seq);
+        }
+        let interrupted = self.openings.iter().any(|opening| late.is_some_and(|since| *opening >= since));
+        if late.is_some_and(|since| since + policy.care.within + slack < envelope.at) && !interrupted {
+            wrong.push(format!("I31: event {}: {id:?} was not ready, and nobody has noticed", envelope.seq));
         }
         if ends_everything && self.doomed.is_none() {
             self.doomed = Some((envelope.seq, envelope.at));
@@ -574,6 +629,7 @@ impl Audit {
             let goes_first = match reason {
                 StopReason::Shutdown => true,
                 StopReason::Level if !seen.is_in && group(dependent) == group(id) => true,
+                StopReason::Unhealthy => false,
                 StopReason::Level | StopReason::Operator | StopReason::Propagated => followers.contains(&dependent),
             };
             if seen.exists && goes_first {

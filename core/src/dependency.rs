@@ -1,6 +1,6 @@
 //! The rules of one dependency `of -> on`: when it is open, and what a fall of `on` means for `of`.
 //!
-//! It is open while `on` has been up for the delay, in one instance, and nobody has decided to stop it; or, if it waits
+//! It is open while `on` has been up, or ready, for the delay, in one instance, and nobody has decided to stop it; or, if it waits
 //! for that, while `on` has run to its end and is not to run again. If it
 //! propagates, each fall of `on` is followed by exactly one restart of `of`.
 
@@ -36,7 +36,13 @@ impl Dependency {
         match &envelope.event {
             Event::Program(program, event) if *program == self.edge.on => {
                 self.on.apply(&self.policy, self.epoch, envelope.seq, envelope.at, event);
-                if matches!(event, ProgramEvent::Started { .. } | ProgramEvent::Exited { .. }) {
+                if matches!(
+                    event,
+                    ProgramEvent::Started { .. }
+                        | ProgramEvent::Daemonized { .. }
+                        | ProgramEvent::Ready { .. }
+                        | ProgramEvent::Exited { .. }
+                ) {
                     self.armed_by = envelope.seq;
                 }
             }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     graph::Level,
+    health::Ailment,
     host::{ExecStage, ExitStatus, Signal, StartTime},
     ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq},
     time::{Instant, WallTime},
@@ -95,6 +96,30 @@ pub enum ProgramEvent {
         /// When that process began.
         birth: StartTime,
     },
+    /// Its command has ended and has left a daemon, which is its main process from now on.
+    #[serde(rename = "ProgramDaemonized")]
+    Daemonized {
+        /// The run.
+        instance: InstanceId,
+        /// The process id of the daemon.
+        pid: i32,
+        /// When that process began.
+        birth: StartTime,
+    },
+    /// It is ready.
+    #[serde(rename = "ProgramReady")]
+    Ready {
+        /// The run.
+        instance: InstanceId,
+    },
+    /// It runs, and does not do what it is there for.
+    #[serde(rename = "ProgramUnhealthy")]
+    Unhealthy {
+        /// The run.
+        instance: InstanceId,
+        /// What is wrong with it.
+        ailment: Ailment,
+    },
     /// It could not be started.
     #[serde(rename = "ProgramSpawnFailed")]
     SpawnFailed {
@@ -176,6 +201,8 @@ pub enum StopReason {
     Propagated,
     /// Its group goes to another level, or is restarted.
     Level,
+    /// It does not do what it is there for.
+    Unhealthy,
     /// The whole system goes down.
     Shutdown,
 }
@@ -341,6 +368,9 @@ impl ProgramEvent {
             Self::Exited { stands, .. } => Some(*stands),
             Self::Started { .. }
             | Self::Adopted { .. }
+            | Self::Daemonized { .. }
+            | Self::Ready { .. }
+            | Self::Unhealthy { .. }
             | Self::Stopping { .. }
             | Self::StopEscalated { .. }
             | Self::Signalled { .. }
@@ -361,6 +391,9 @@ impl Event {
                 ProgramEvent::Starting { .. } => "ProgramStarting",
                 ProgramEvent::Started { .. } => "ProgramStarted",
                 ProgramEvent::Adopted { .. } => "ProgramAdopted",
+                ProgramEvent::Daemonized { .. } => "ProgramDaemonized",
+                ProgramEvent::Ready { .. } => "ProgramReady",
+                ProgramEvent::Unhealthy { .. } => "ProgramUnhealthy",
                 ProgramEvent::SpawnFailed { .. } => "ProgramSpawnFailed",
                 ProgramEvent::Stopping { .. } => "ProgramStopping",
                 ProgramEvent::StopEscalated { .. } => "ProgramStopEscalated",
@@ -459,6 +492,7 @@ impl fmt::Display for StopReason {
             Self::Operator => "an operator asked for it",
             Self::Propagated => "a program it depends on went down",
             Self::Level => "its group moves",
+            Self::Unhealthy => "it is unhealthy",
             Self::Shutdown => "gaggled shuts down",
         })
     }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     event::{DependencyEvent, Event, ProgramEvent, SystemEvent},
+    health::Care,
     host::ExitStatus,
     ids::{EdgeId, GroupId, ProgramId, Table},
     time::Millis,
@@ -113,6 +114,9 @@ pub struct Policy {
     pub killwait: Millis,
     /// How its starts are spaced.
     pub backoff: Backoff,
+    /// What is asked of it beyond that it runs.
+    #[serde(default)]
+    pub care: Care,
     /// When it is given up, if ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<Limit>,
@@ -137,6 +141,7 @@ impl Policy {
             success: Vec::new(),
             killwait: Millis(10_000),
             backoff: Backoff::default(),
+            care: Care::default(),
             limit: None,
             essential: false,
             retired: false,
@@ -210,6 +215,8 @@ pub enum Until {
     /// That `on` is up.
     #[default]
     Started,
+    /// That `on` is ready.
+    Ready,
     /// That `on` has run to its end by itself, with exit code 0.
     Completed,
 }

@@ -184,6 +184,9 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
                 ProgramEvent::Starting { instance } => format!("{program} is being started (run {instance})"),
                 ProgramEvent::Started { pid, .. } => format!("{program} came up with pid {pid}"),
                 ProgramEvent::Adopted { pid, .. } => format!("{program} was found running with pid {pid}"),
+                ProgramEvent::Daemonized { pid, .. } => format!("{program} has left a daemon with pid {pid}"),
+                ProgramEvent::Ready { .. } => format!("{program} is ready"),
+                ProgramEvent::Unhealthy { ailment, .. } => format!("{program} is unhealthy: {ailment}"),
                 ProgramEvent::SpawnFailed { stage, errno, .. } => {
                     format!(
                         "{program} could not be started: {}",

@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     confines::Confines,
+    health::{Check, Complaint, Health, Ready},
     ids::{InstanceId, ProgramId},
+    time::Millis,
 };
 
 /// Everything needed to start a program, decided before the start.
@@ -30,6 +32,12 @@ pub struct Launch {
     pub log: Log,
     /// Where its process id is.
     pub pid_file: Option<PidFile>,
+    /// How it shows that it is ready.
+    pub ready: Option<Ready>,
+    /// How it is looked after.
+    pub health: Option<Health>,
+    /// How long it may be silent.
+    pub watchdog: Option<Millis>,
     /// What the kernel holds it to; `None` if that cannot be found out, so that it must not be started.
     pub confines: Option<Confines>,
 }
@@ -59,6 +67,16 @@ pub enum Log {
     Inherit,
     /// Appended to a file.
     File(String),
+}
+
+impl Log {
+    /// The file, if it is one.
+    pub fn path(&self) -> Option<&String> {
+        match self {
+            Self::Inherit => None,
+            Self::File(path) => Some(path),
+        }
+    }
 }
 
 /// The step of a start that failed.
@@ -249,6 +267,15 @@ pub enum HostCommand {
         /// The run that is meant.
         instance: InstanceId,
     },
+    /// Ask this instance whether it is ready, or well.
+    Check {
+        /// The program.
+        program: ProgramId,
+        /// The run that is meant.
+        instance: InstanceId,
+        /// What is asked.
+        check: Check,
+    },
     /// Kill everything that this instance consists of.
     Kill {
         /// The program.
@@ -337,6 +364,21 @@ pub enum Fact {
         /// The error number of the system call.
         errno: i32,
     },
+    /// Its command has ended and has left a daemon, which is its main process from now on.
+    Daemonized {
+        /// Its process id.
+        pid: i32,
+        /// When it began.
+        birth: StartTime,
+    },
+    /// It has said that it is ready.
+    Ready,
+    /// It was asked, and this came of it.
+    Checked(Result<(), Complaint>),
+    /// It is not ready yet, and this is why.
+    Complained(Complaint),
+    /// It has said that it is alive.
+    Alive,
     /// Nothing of the instance is left.
     Exited {
         /// How its main process ended.

@@ -25,6 +25,7 @@ pub mod dependency;
 pub mod event;
 pub mod graph;
 pub mod group;
+pub mod health;
 pub mod history;
 pub mod host;
 pub mod ids;

@@ -43,6 +43,12 @@ pub enum Timer {
     Gate,
     /// The shutdown has taken too long.
     GiveUp,
+    /// A program is to be asked whether it is ready, or well.
+    Check,
+    /// This instance should be ready by now.
+    NotReady(InstanceId),
+    /// This instance should have said something by now.
+    Silent(InstanceId),
 }
 
 /// What a machine wants.

@@ -13,6 +13,7 @@ use std::collections::BTreeSet;
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
     graph::Policy,
+    health::Vigil,
     host::{ExitStatus, Fact, HostCommand, Observed},
     ids::{EpochId, InstanceId, ProgramId, Seq},
     machine::{Input, Machine, Outputs, Timer, follows_from},
@@ -40,6 +41,7 @@ pub struct Program {
     asked: bool,
     /// The event after which the timer of `decide` was armed.
     armed_by: Seq,
+    vigil: Vigil,
 }
 
 impl Program {
@@ -71,6 +73,7 @@ impl Program {
         match event {
             ProgramEvent::Starting { instance } => {
                 self.asked = false;
+                self.vigil.forget();
                 out.perform(HostCommand::Spawn { program, instance: *instance });
             }
             ProgramEvent::Stopping { instance, deadline, .. } => {
@@ -90,8 +93,11 @@ impl Program {
                 out.perform(HostCommand::Signal { program, instance: *instance, signal: *signal });
             }
             ProgramEvent::Exited { .. } => self.asked = false,
-            ProgramEvent::Started { .. }
-            | ProgramEvent::Adopted { .. }
+            ProgramEvent::Started { .. } | ProgramEvent::Daemonized { .. } | ProgramEvent::Ready { .. } => {
+                self.vigil.begin(envelope.at, &self.state, out);
+            }
+            ProgramEvent::Adopted { .. }
+            | ProgramEvent::Unhealthy { .. }
             | ProgramEvent::SpawnFailed { .. }
             | ProgramEvent::LevelEntered { .. }
             | ProgramEvent::LevelLeft { .. }
@@ -145,6 +151,7 @@ impl Program {
     /// Until when the dependents that go first are waited for.
     fn hold(&self, reason: StopReason) -> Option<Instant> {
         match reason {
+            StopReason::Unhealthy => None,
             StopReason::Propagated if !self.is_planned() => None,
             StopReason::Propagated | StopReason::Operator => {
                 (self.dependents.intersection(&self.followers).next().is_some())
@@ -166,7 +173,7 @@ impl Program {
         let bound = match reason {
             StopReason::Shutdown => self.counted(self.shutdown) + self.shutdown_killwait.max(killwait),
             _ if self.is_planned() => self.leaving_since() + killwait,
-            StopReason::Operator | StopReason::Propagated | StopReason::Level => now + killwait,
+            StopReason::Operator | StopReason::Propagated | StopReason::Level | StopReason::Unhealthy => now + killwait,
         };
         let deadline = bound.min(now + killwait);
         let instance = self.state.instance;
@@ -197,10 +204,23 @@ impl Program {
         out.arm(timer, at);
     }
 
-    fn observed(&self, observed: Observed, out: &mut Outputs) {
+    fn observed(&mut self, now: Instant, observed: Observed, out: &mut Outputs) {
         let instance = observed.instance;
         let event = match observed.fact {
             Fact::Spawned { pid, birth } => ProgramEvent::Started { instance, pid, birth },
+            Fact::Daemonized { pid, birth } => {
+                let again = self.state.daemonized && self.state.pid == Some(pid) && self.state.birth == birth;
+                if again {
+                    return;
+                }
+                ProgramEvent::Daemonized { instance, pid, birth }
+            }
+            Fact::Ready | Fact::Checked(_) | Fact::Complained(_) | Fact::Alive => {
+                if self.state.instance == instance {
+                    self.vigil.observed(now, &self.state, observed.fact, out);
+                }
+                return;
+            }
             Fact::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
             Fact::Exited { status, left_behind } => {
                 let stands = self.stands(status);
@@ -210,9 +230,14 @@ impl Program {
         let stopping = self.state.phase == Phase::Stopping && self.state.instance == instance;
         let cause = match observed.fact {
             Fact::Exited { .. } if !stopping => Cause::Os,
-            Fact::Exited { .. } | Fact::Spawned { .. } | Fact::SpawnFailed { .. } => {
-                Cause::Event(self.state.changed_by)
-            }
+            Fact::Exited { .. }
+            | Fact::Spawned { .. }
+            | Fact::SpawnFailed { .. }
+            | Fact::Daemonized { .. }
+            | Fact::Ready
+            | Fact::Checked(_)
+            | Fact::Complained(_)
+            | Fact::Alive => Cause::Event(self.state.changed_by),
         };
         out.propose(Event::Program(self.id, event), cause);
     }
@@ -261,6 +286,7 @@ impl Program {
                 None => out.perform(HostCommand::Kill { program, instance }),
             }
         }
+        self.vigil.begin(now, &self.state, out);
         self.decide(now, follows_from(self.state.last_seq, since), out);
     }
 }
@@ -284,6 +310,7 @@ impl Machine for Program {
             shutdown_killwait: state.graph.killwait,
             asked: false,
             armed_by: state.programs[id].last_seq,
+            vigil: Vigil::new(id, &state.graph.programs[id]),
         }
     }
 
@@ -293,8 +320,11 @@ impl Machine for Program {
                 self.committed(envelope, out);
                 self.decide(now, Cause::Event(envelope.seq), out);
             }
-            Input::Observed(observed) => self.observed(*observed, out),
+            Input::Observed(observed) => self.observed(now, *observed, out),
             Input::Due(Timer::Kill(instance)) => self.kill(*instance, out),
+            Input::Due(timer @ (Timer::Check | Timer::NotReady(_) | Timer::Silent(_))) => {
+                self.vigil.due(&self.state, *timer, out);
+            }
             Input::Due(_) => self.decide(now, Cause::Timer(self.armed_by), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
             Input::Rebuilt(since) => self.rebuilt(now, *since, out),

@@ -101,6 +101,18 @@ impl State {
                     None => Err(Refusal::Stale),
                 }
             }
+            ProgramEvent::Daemonized { instance, .. } if !program.undoing => {
+                is_in(program, *instance, &[Phase::Up, Phase::Stopping])
+            }
+            ProgramEvent::Ready { instance } if program.ready_since.is_none() && program.leaving.is_none() => {
+                is_in(program, *instance, &[Phase::Up])
+            }
+            ProgramEvent::Unhealthy { instance, .. } if program.leaving.is_none() => {
+                is_in(program, *instance, &[Phase::Up])
+            }
+            ProgramEvent::Daemonized { .. } | ProgramEvent::Ready { .. } | ProgramEvent::Unhealthy { .. } => {
+                Err(Refusal::Stale)
+            }
             // Committed only when a life of the daemon begins, without being asked for.
             ProgramEvent::Adopted { .. } => Err(Refusal::Stale),
             ProgramEvent::Exited { instance, .. } | ProgramEvent::Signalled { instance, .. } => {
@@ -241,7 +253,11 @@ fn is_observation(event: &Event) -> bool {
     match event {
         Event::Program(_, event) => matches!(
             event,
-            ProgramEvent::Started { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::Exited { .. }
+            ProgramEvent::Started { .. }
+                | ProgramEvent::Daemonized { .. }
+                | ProgramEvent::Ready { .. }
+                | ProgramEvent::SpawnFailed { .. }
+                | ProgramEvent::Exited { .. }
         ),
         Event::Dependency(..) | Event::Group(..) | Event::System(_) => false,
     }

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     event::{DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StopReason, SystemEvent},
     graph::{Backoff, Dependency, Graph, Group, Level, Mode, Policy, RESTART, Until},
+    health::Ailment,
     host::{ExecStage, ExitStatus, StartTime},
     ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq, Table},
     time::{Instant, Millis},
@@ -96,6 +97,15 @@ pub struct ProgramState {
     pub birth: StartTime,
     /// When the instance came up.
     pub up_since: Option<Instant>,
+    /// When it was ready, if it is.
+    #[serde(default)]
+    pub ready_since: Option<Instant>,
+    /// Whether the process is the daemon that the command has left.
+    #[serde(default)]
+    pub daemonized: bool,
+    /// What is wrong with the instance, or was with the last.
+    #[serde(default)]
+    pub ailment: Option<Ailment>,
     /// When the phase last changed.
     pub changed_at: Instant,
     /// The event that changed it.
@@ -222,6 +232,9 @@ impl ProgramState {
             pid: None,
             birth: StartTime::default(),
             up_since: None,
+            ready_since: None,
+            daemonized: false,
+            ailment: None,
             changed_at: Instant::default(),
             changed_by: Seq(0),
             place: if policy.group.is_some() { Place::Out } else { Place::Free },
@@ -259,8 +272,14 @@ impl ProgramState {
     pub fn counts_since(&self, until: Until) -> Option<Instant> {
         match until {
             Until::Started => self.up_since.filter(|_| self.is_steady()),
+            Until::Ready => self.ready_since.filter(|_| self.is_steady()),
             Until::Completed => self.is_completed().then_some(self.changed_at),
         }
+    }
+
+    /// Whether it is up, ready, and nobody has decided to stop it.
+    pub fn is_ready(&self) -> bool {
+        self.is_steady() && self.ready_since.is_some()
     }
 
     /// Whether it has run to its end, well, and is not to run again. What was told to end has not run to its end.
@@ -280,7 +299,10 @@ impl ProgramState {
     /// How it ends with this event, if nobody has wanted that.
     pub fn verdict(&self, event: &ProgramEvent) -> Option<ExitStatus> {
         if let ProgramEvent::Exited { status, stands, .. } = event {
-            return (self.leaving.is_none() && !stands).then_some(*status);
+            let unhealthy = self.leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
+            let wanted = !self.operator_down && !self.due && self.place != Place::Out;
+            let by_itself = self.leaving.is_none() || unhealthy && wanted;
+            return (by_itself && !stands).then_some(*status);
         }
         let ProgramEvent::SpawnFailed { stage, errno, .. } = event else { return None };
         (!stage.is_transient(*errno)).then_some(ExitStatus::Unknown)
@@ -292,18 +314,29 @@ impl ProgramState {
         match event {
             ProgramEvent::Starting { instance } => self.starting(*instance, policy, at),
             ProgramEvent::Started { pid, birth, .. } if self.phase == Phase::Starting => {
-                self.started(*pid, *birth, at);
+                self.started(*pid, *birth, policy, at);
             }
             ProgramEvent::Adopted { pid, birth, .. } if self.phase == Phase::Starting => {
                 if self.place == Place::Out && self.leaving.is_none() {
                     // That it was let in was not written.
                     self.place = Place::In(seq);
                 }
-                self.started(*pid, *birth, at);
+                self.started(*pid, *birth, policy, at);
             }
             ProgramEvent::Started { pid, birth, .. } | ProgramEvent::Adopted { pid, birth, .. } => {
                 self.pid = Some(*pid);
                 self.birth = *birth;
+            }
+            ProgramEvent::Daemonized { pid, birth, .. } => {
+                (self.pid, self.birth, self.daemonized) = (Some(*pid), *birth, true);
+                if policy.care.readiness.is_none() {
+                    self.ready_since = self.ready_since.or(Some(at));
+                }
+            }
+            ProgramEvent::Ready { .. } => self.ready_since = Some(at),
+            ProgramEvent::Unhealthy { ailment, .. } => {
+                self.ailment = Some(*ailment);
+                self.leaving = Some(Leaving { reason: StopReason::Unhealthy, planned: false, since: at });
             }
             ProgramEvent::SpawnFailed { stage, errno, .. } if self.undoing => {
                 self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
@@ -337,6 +370,7 @@ impl ProgramState {
                 }
                 self.phase = Phase::Done;
                 self.pid = None;
+                self.ready_since = None;
                 self.state_sequence += 1;
             }
             ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
@@ -411,23 +445,25 @@ impl ProgramState {
         self.instance = instance;
         self.attempts = self.attempts.saturating_add(1);
         self.up_since = None;
+        self.ailment = None;
         self.due = false;
         self.leaving = None;
         self.signalled = false;
         self.not_before = None;
     }
 
-    fn started(&mut self, pid: i32, birth: StartTime, at: Instant) {
+    fn started(&mut self, pid: i32, birth: StartTime, policy: &Policy, at: Instant) {
         self.phase = Phase::Up;
         self.pid = Some(pid);
         self.birth = birth;
         self.up_since = Some(at);
+        self.ready_since = policy.care.is_ready_at_once().then_some(at);
         self.state_sequence += 1;
     }
 
     fn exited(&mut self, status: ExitStatus, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant) {
         let began = self.up_since.unwrap_or(at);
-        let planned = self.leaving.is_some();
+        let planned = self.leaving.is_some_and(|leaving| leaving.reason != StopReason::Unhealthy);
         let wanted = !self.operator_down && self.place != Place::Out;
         if self.leaving.is_none_or(|leaving| !leaving.planned) {
             self.fall = Some(seq);
@@ -463,6 +499,8 @@ impl ProgramState {
     fn down(&mut self) {
         self.phase = Phase::Down;
         self.pid = None;
+        self.ready_since = None;
+        self.daemonized = false;
         self.leaving = None;
         self.deadline = None;
         self.undoing = false;

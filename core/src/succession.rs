@@ -236,6 +236,8 @@ fn carried(old: &ProgramState, was_enabled: bool, policy: &Policy, beginning: Be
         pid: None,
         birth: StartTime::default(),
         up_since: None,
+        ready_since: None,
+        daemonized: false,
         changed_at: Instant::default(),
         changed_by: Seq(0),
         place: if policy.group.is_some() { Place::Out } else { Place::Free },

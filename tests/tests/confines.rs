@@ -44,7 +44,9 @@ fn limit(daemon: &Daemon, name: &str, what: &str) -> String {
 fn failed_at(daemon: &mut Daemon, name: &str) -> (ExecStage, i32) {
     daemon.wait(&format!("{name} to fail"), |heard, state| {
         let id = state.graph.names()[name];
-        heard.iter().any(|heard| matches!(&heard.event, Event::Program(of, ProgramEvent::SpawnFailed { .. }) if *of == id))
+        heard
+            .iter()
+            .any(|heard| matches!(&heard.event, Event::Program(of, ProgramEvent::SpawnFailed { .. }) if *of == id))
     });
     let id = daemon.state().graph.names()[name];
     let found = daemon.heard.iter().find_map(|heard| match heard.event {
@@ -63,7 +65,9 @@ fn what_is_set_is_set_and_what_is_not_is_as_it_was() {
         teller("plain", ""),
         teller(
             "set",
-            &format!("umask: \"037\", wd: \"/usr\", nice: {nice}, oom_score_adj: 17, rlimits: {{\"nofile\": \"100:200\", \"core\": 0, \"cpu\": \"unlimited\"}}")
+            &format!(
+                "umask: \"037\", wd: \"/usr\", nice: {nice}, oom_score_adj: 17, rlimits: {{\"nofile\": \"100:200\", \"core\": 0, \"cpu\": \"unlimited\"}}"
+            )
         )
     ));
     let (plain, set) = (told(&mut daemon, "plain"), told(&mut daemon, "set"));

@@ -20,7 +20,7 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
 fn the_configurations_of_the_readme_can_be_read() {
     let readme = document("README.md");
     let shown = blocks(&readme, "ron");
-    assert_eq!(shown.len(), 4);
+    assert_eq!(shown.len(), 5);
     for text in shown {
         let whole = if text.starts_with('(') { text.to_owned() } else { format!("(gaggled: ({text}))") };
         if let Err(found) = Config::parse(&whole) {

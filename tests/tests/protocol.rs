@@ -7,6 +7,7 @@ use gaggled_core::{
         Beginning, Cause, DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StopReason, SystemEvent,
     },
     graph::{Dependency, Graph, Group, Mode, Policy, Until},
+    health::{Ailment, Complaint},
     host::{ExecStage, ExitStatus, Signal, StartTime},
     ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq},
     state::State,
@@ -102,7 +103,7 @@ fn everything() -> (State, Vec<Envelope>) {
         (Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Event(Seq(25))),
         (Event::System(SystemEvent::HandoverBegun { to: Handover::Upgrade }), Cause::Os),
     ];
-    let script = script.into_iter().chain(everything_of_a_group(site, mount));
+    let script = script.into_iter().chain(everything_of_a_group(site, mount)).chain(everything_of_health(web));
     let epoch = EpochId(1_795_169_933_570);
     let envelopes = script.zip(1_u64..).map(|((event, cause), number)| Envelope {
         seq: Seq(number),
@@ -113,6 +114,30 @@ fn everything() -> (State, Vec<Envelope>) {
         event,
     });
     (State::new(Arc::new(graph), epoch), envelopes.collect())
+}
+
+/// The same for readiness and health.
+fn everything_of_health(web: ProgramId) -> Vec<(Event, Cause)> {
+    let (three, os) = (InstanceId(3), || Cause::Os);
+    let program = |event| Event::Program(web, event);
+    let unhealthy = |ailment| program(ProgramEvent::Unhealthy { instance: three, ailment });
+    vec![
+        (program(ProgramEvent::Starting { instance: three }), Cause::Event(Seq(37))),
+        (program(ProgramEvent::Started { instance: three, pid: 103, birth: StartTime(4714) }), Cause::Event(Seq(38))),
+        (program(ProgramEvent::Daemonized { instance: three, pid: 104, birth: StartTime(4715) }), os()),
+        (program(ProgramEvent::Ready { instance: three }), os()),
+        (unhealthy(Ailment::Unwell(Complaint::Http(503))), os()),
+        (unhealthy(Ailment::NotReady(Some(Complaint::Foreign(1)))), Cause::Timer(Seq(39))),
+        (unhealthy(Ailment::Silent), Cause::Timer(Seq(39))),
+        (
+            program(ProgramEvent::Stopping {
+                instance: three,
+                reason: StopReason::Unhealthy,
+                deadline: Instant::from_micros(44_000_000),
+            }),
+            Cause::Event(Seq(44)),
+        ),
+    ]
 }
 
 /// The same for a group; the first of these is event 28.

@@ -19,7 +19,7 @@ use nix::{
 };
 
 fn sleeper(name: &str) -> String {
-    format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),")
+    format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"2000000000\"]),")
 }
 
 fn one(program: &str) -> Selection {

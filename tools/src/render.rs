@@ -27,14 +27,23 @@ pub fn date_time(wall: WallTime) -> String {
 /// Which colour an event has, and whether it is worth one.
 pub fn colour(event: &Event) -> AnsiColors {
     match event {
-        Event::Program(_, ProgramEvent::Started { .. } | ProgramEvent::Adopted { .. })
+        Event::Program(
+            _,
+            ProgramEvent::Started { .. }
+            | ProgramEvent::Adopted { .. }
+            | ProgramEvent::Daemonized { .. }
+            | ProgramEvent::Ready { .. },
+        )
         | Event::Group(_, GroupEvent::Reached { .. })
         | Event::System(SystemEvent::JournalRestored { .. }) => AnsiColors::Green,
         Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Code(0), .. } | ProgramEvent::Stopping { .. })
         | Event::Dependency(_, DependencyEvent::RestartDue { .. } | DependencyEvent::Broken) => AnsiColors::Yellow,
         Event::Program(
             _,
-            ProgramEvent::Exited { .. } | ProgramEvent::SpawnFailed { .. } | ProgramEvent::StopEscalated { .. },
+            ProgramEvent::Exited { .. }
+            | ProgramEvent::SpawnFailed { .. }
+            | ProgramEvent::StopEscalated { .. }
+            | ProgramEvent::Unhealthy { .. },
         )
         | Event::System(
             SystemEvent::ActorPanicked { .. }

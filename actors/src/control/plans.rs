@@ -20,7 +20,7 @@ impl ControlActor {
             events.extend(self.group_up(*group)?);
         }
         let target = Target::new(Chosen { programs, groups }, Goal::Up);
-        Ok(proposal(selection, events, target.after(&self.state, ProgramState::is_steady)))
+        Ok(proposal(selection, events, target.after(&self.state, ProgramState::is_ready)))
     }
 
     pub(super) fn down(&self, selection: &Selection) -> Result<Proposal, ReplyError> {

@@ -105,7 +105,7 @@ impl Waiter {
         let name = &policy.name;
         match target.goal {
             Goal::Down => Ok(now.phase == Phase::Down),
-            Goal::Up if now.phase == Phase::Up => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
+            Goal::Up if now.phase == Phase::Up => Ok(now.is_ready() && now.instance > InstanceId(after)),
             Goal::Up if now.phase == Phase::Done => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
             Goal::Up if now.phase != Phase::Down => Ok(false),
             Goal::Up if now.given_up => Err(format!(
@@ -186,7 +186,7 @@ impl Waiter {
                 Mode::Respawn | Mode::Once if now.given_up => {
                     return Err(format!("{} of group {name} has ended too often and is given up", policy.name));
                 }
-                Mode::Respawn if !now.is_steady() => return Ok(false),
+                Mode::Respawn if !now.is_ready() => return Ok(false),
                 Mode::Once if now.due || now.phase == Phase::Starting => return Ok(false),
                 Mode::Respawn | Mode::Once | Mode::Wait | Mode::Test => {}
             }

@@ -12,6 +12,7 @@
 
 use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
+    fs::File,
     io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     ptr,
@@ -49,6 +50,8 @@ pub struct Plan<'a> {
     pub stdin: &'a OwnedFd,
     /// What becomes its standard output and error, if they are not the daemon's.
     pub output: Option<&'a OwnedFd>,
+    /// What the child has open as the descriptor of this number.
+    pub descriptor: Option<(&'a File, c_int)>,
     /// The pid file that the child writes.
     pub pid_file: Option<PidFilePlan<'a>>,
     /// What the child gives up.
@@ -125,6 +128,8 @@ struct Child {
     argv: *const *const c_char,
     envp: *const *const c_char,
     wd: *const c_char,
+    descriptor: c_int,
+    descriptor_as: c_int,
     pid_file: c_int,
     pid_file_new: *const c_char,
     pid_file_path: *const c_char,
@@ -156,6 +161,8 @@ pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32,
         argv: argv.as_ptr(),
         envp: envp.as_ptr(),
         wd: plan.wd.map_or(ptr::null(), CStr::as_ptr),
+        descriptor: plan.descriptor.map_or(-1, |(file, _)| file.as_raw_fd()),
+        descriptor_as: plan.descriptor.map_or(-1, |(_, number)| number),
         pid_file: plan.pid_file.as_ref().map_or(-1, |pid_file| pid_file.file.as_raw_fd()),
         pid_file_new: plan.pid_file.as_ref().map_or(ptr::null(), |pid_file| pid_file.new.as_ptr()),
         pid_file_path: plan.pid_file.as_ref().map_or(ptr::null(), |pid_file| pid_file.path.as_ptr()),
@@ -226,6 +233,9 @@ extern "C" fn run(child: *mut c_void) -> c_int {
         if me.pid_file >= 0 && !write_pid(me) {
             fail(me, ExecStage::PidFile);
         }
+        if me.descriptor >= 0 && !give_descriptor(me) {
+            fail(me, ExecStage::Session);
+        }
         if let Err(stage) = (*me.confinement).impose() {
             fail(me, stage);
         }
@@ -237,6 +247,15 @@ extern "C" fn run(child: *mut c_void) -> c_int {
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
         execute(me)
     }
+}
+
+/// Opens the descriptor under its number, and keeps it open when the command is executed.
+///
+/// # Safety
+/// As for [`run`].
+unsafe fn give_descriptor(me: &Child) -> bool {
+    // SAFETY: only numbers are passed.
+    unsafe { libc::dup2(me.descriptor, me.descriptor_as) >= 0 && libc::fcntl(me.descriptor_as, libc::F_SETFD, 0) >= 0 }
 }
 
 /// Writes the process id into the pid file, and gives that its name.

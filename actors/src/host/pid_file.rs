@@ -7,10 +7,13 @@ use std::{
     ffi::CString,
     fs::{self, OpenOptions},
     io::{self, Read},
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
 };
 
-use gaggled_core::host::ExecStage;
+use gaggled_core::{health::Complaint, host::ExecStage};
 
 use super::kernel::{PidFilePlan, SpawnError};
 
@@ -54,23 +57,32 @@ impl Created {
     }
 }
 
-/// The process id in a pid file.
-pub(super) fn read(path: &str) -> Result<i32, String> {
-    let words = |error: io::Error| error.to_string().split(" (os error").next().unwrap_or_default().to_lowercase();
-    let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).clone();
-    let file = options.open(path).map_err(words)?;
-    if !file.metadata().is_ok_and(|found| found.is_file()) {
-        return Err("it is not a file".to_owned());
+/// A process that a pid file names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub pid: i32,
+    /// To whom the file belongs.
+    pub owner: u32,
+}
+
+/// The process that a pid file names.
+pub(super) fn read(path: &str) -> Result<Named, Complaint> {
+    let wrong = |error: io::Error| Complaint::Error(error.raw_os_error().unwrap_or(libc::EIO));
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).map_err(wrong)?;
+    let found = file.metadata().map_err(wrong)?;
+    if !found.is_file() {
+        return Err(Complaint::NoPid);
     }
-    let mut text = String::new();
-    file.take(LONGEST).read_to_string(&mut text).map_err(words)?;
-    let pid = text.trim().parse().ok().filter(|pid| *pid > 0);
-    pid.ok_or_else(|| "there is no process id in it".to_owned())
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes).map_err(wrong)?;
+    let pid = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
+    pid.filter(|pid| *pid > 0).map(|pid| Named { pid, owner: found.uid() }).ok_or(Complaint::NoPid)
 }
 
 /// Removes a pid file that is still that of a process which has ended.
 pub(super) fn remove(path: &str, pid: i32) {
-    if read(path) == Ok(pid) {
+    if read(path).is_ok_and(|named| named.pid == pid) {
         let _ = fs::remove_file(path);
     }
 }

@@ -45,6 +45,12 @@ pub(super) fn birth(pid: i32) -> StartTime {
     stat(pid).map_or_else(StartTime::default, |stat| stat.birth)
 }
 
+/// As whom a process runs.
+pub(super) fn uid(pid: i32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
 /// The name of a process.
 pub(super) fn name(pid: i32) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim_end().to_owned())

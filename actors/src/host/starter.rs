@@ -13,16 +13,27 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
-    host::{ExecStage, Launch, Log, PidFile},
+    health::Ready,
+    host::{ExecStage, ExitStatus, Launch, Log, Observed, PidFile},
     ids::{InstanceId, ProgramId, Table},
 };
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::fstat,
+    },
+};
+use tokio::sync::oneshot;
 
 use super::{
+    attendant::{Addresses, Hearing},
     kernel::{self, Confinement, Plan, SpawnError, Stack},
-    linux::{Environment, Shared},
-    pid_file, proc,
+    linux::Environment,
+    pid_file,
     recorder::Slot,
+    shared::Shared,
     token::{self, Token},
 };
 
@@ -37,18 +48,30 @@ pub(super) enum Order {
     Undo(ProgramId, InstanceId),
     /// Run the stop command of a program beside this run, whose main process has this id.
     Help(ProgramId, InstanceId, i32),
+    /// Run a command that checks a run of a program, and tell how it ends.
+    Check {
+        program: ProgramId,
+        instance: InstanceId,
+        /// A line of shell.
+        line: String,
+        answer: oneshot::Sender<ExitStatus>,
+    },
+    /// Remove a pid file if it still names this process, and then report that it has ended.
+    RemovePidFile { path: String, pid: i32, ended: Observed },
     /// Say that everything before this has been done.
     Mark(Sender<()>),
 }
 
 /// What is started of a program.
 #[derive(Clone, Copy)]
-enum What {
+enum What<'a> {
     Command,
     /// Its stop command, as its process.
     Stop,
     /// Its stop command, beside its main process of this id.
     Help(i32),
+    /// A line of shell that checks it, beside its main process of this id.
+    Check(&'a str, i32),
 }
 
 /// Starts processes.
@@ -59,7 +82,11 @@ pub(super) struct Starter {
     journal: String,
     keep_ignored: Vec<i32>,
     stdin: OwnedFd,
+    /// Where the output of checks goes.
+    nowhere: OwnedFd,
     stack: Stack,
+    /// Where programs say that they are ready.
+    addresses: Addresses,
     shared: Arc<Shared>,
 }
 
@@ -67,6 +94,7 @@ impl Starter {
     pub(super) fn new(
         launches: Table<ProgramId, Launch>,
         environment: Environment,
+        addresses: Addresses,
         shared: Arc<Shared>,
     ) -> io::Result<Self> {
         let variables =
@@ -78,7 +106,9 @@ impl Starter {
             journal: environment.journal,
             keep_ignored: environment.keep_ignored,
             stdin: File::open("/dev/null")?.into(),
+            nowhere: OpenOptions::new().write(true).open("/dev/null")?.into(),
             stack: Stack::new()?,
+            addresses,
             shared,
         })
     }
@@ -86,43 +116,70 @@ impl Starter {
     pub(super) fn run(mut self, orders: &Receiver<Order>) {
         for order in orders {
             match order {
-                Order::Start(program, instance) | Order::Undo(program, instance) => {
-                    let what = if matches!(order, Order::Start(..)) { What::Command } else { What::Stop };
-                    match self.start(program, instance, what) {
-                        // Its start time is read before it can be reaped: it is the reaper that waits for the table.
-                        Ok(pid) => self.shared.register(pid, proc::birth(pid), program, instance),
-                        Err(error) => self.shared.failed(program, instance, error),
-                    }
-                }
+                Order::Start(program, instance) => self.run_as(program, instance, What::Command),
+                Order::Undo(program, instance) => self.run_as(program, instance, What::Stop),
                 Order::Help(program, instance, main) => match self.start(program, instance, What::Help(main)) {
-                    Ok(pid) => self.shared.register_helper(pid, program),
+                    Ok((pid, _)) => self.shared.register_helper(pid, program),
                     Err(_) => self.shared.no_helper(program, instance),
                 },
+                Order::Check { program, instance, line, answer } => self.check(program, instance, &line, answer),
+                Order::RemovePidFile { path, pid, ended } => {
+                    pid_file::remove(&path, pid);
+                    self.shared.tell(ended.program, ended.instance, ended.fact);
+                }
                 Order::Mark(reached) => drop(reached.send(())),
             }
         }
     }
 
-    fn start(&mut self, program: ProgramId, instance: InstanceId, what: What) -> Result<i32, SpawnError> {
+    fn run_as(&mut self, program: ProgramId, instance: InstanceId, what: What<'_>) {
+        match self.start(program, instance, what) {
+            Ok((pid, hearing)) => self.shared.register((program, instance), pid, hearing),
+            Err(error) => self.shared.failed(program, instance, error),
+        }
+    }
+
+    /// If it cannot be started, nobody answers, and that is noticed.
+    fn check(&mut self, program: ProgramId, instance: InstanceId, line: &str, answer: oneshot::Sender<ExitStatus>) {
+        let Some((_, main)) = self.shared.current(program).filter(|(run, _)| *run == instance) else { return };
+        match self.start(program, instance, What::Check(line, main)) {
+            Ok((pid, _)) => self.shared.register_check(pid, program, answer),
+            Err(_) => self.shared.not_started(),
+        }
+    }
+
+    fn start(
+        &mut self,
+        program: ProgramId,
+        instance: InstanceId,
+        what: What<'_>,
+    ) -> Result<(i32, Hearing), SpawnError> {
         let missing = SpawnError { stage: ExecStage::Exec, errno: libc::ENOENT };
         let launch = self.launches.get(program).ok_or(missing)?;
         let nul = |_| SpawnError { stage: ExecStage::Exec, errno: libc::EINVAL };
         let words: Vec<&str> = match what {
             What::Command => [&launch.command].into_iter().chain(&launch.argv).map(String::as_str).collect(),
             What::Stop | What::Help(_) => vec!["/bin/sh", "-c", launch.stop.as_deref().ok_or(missing)?],
+            What::Check(line, _) => vec!["/bin/sh", "-c", line],
         };
         let candidates = candidates(words[0], &self.search).map_err(nul)?;
         let argv: Vec<CString> = words.into_iter().map(CString::new).collect::<Result<_, _>>().map_err(nul)?;
         let mark = match what {
             // What only helps is not part of the run that the token speaks of.
-            What::Help(main) => variable("GAGGLED_PROGRAM_PID", &main.to_string()),
+            What::Help(main) | What::Check(_, main) => variable("GAGGLED_PROGRAM_PID", &main.to_string()),
             What::Command | What::Stop => {
                 variable(token::VARIABLE, &Token::write(&self.journal, &launch.name, instance))
             }
         };
-        let own: Vec<CString> =
-            launch.env.iter().filter_map(|(name, value)| variable(name, value)).chain(mark).collect();
-        let replaced = |name: &str| launch.env.iter().any(|(own, _)| own == name);
+        let is_command = matches!(what, What::Command);
+        let address = self.addresses.get(&program).filter(|_| is_command);
+        let notify = address.into_iter().filter_map(|address| variable("NOTIFY_SOCKET", address));
+        let watchdog = launch.watchdog.filter(|_| is_command);
+        let watchdog = watchdog.and_then(|span| variable("WATCHDOG_USEC", &(span.0 * 1000).to_string()));
+        let set = launch.env.iter().filter_map(|(name, value)| variable(name, value));
+        let own: Vec<CString> = set.chain(mark).chain(notify).chain(watchdog).collect();
+        let of_others = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
+        let replaced = |name: &str| of_others.contains(&name) || launch.env.iter().any(|(own, _)| own == name);
         let env: Vec<&CStr> = self
             .variables
             .iter()
@@ -133,9 +190,11 @@ impl Starter {
         let wd = launch.wd.as_deref().map(CString::new).transpose().map_err(nul)?;
         let output = match &launch.log {
             Log::Inherit => None,
+            Log::File(_) if matches!(what, What::Check(..)) => Some(self.nowhere.try_clone().map_err(no_descriptor)?),
             Log::File(path) => Some(open_log(path)?),
         };
-        let is_part = !matches!(what, What::Help(_));
+        let hearing = if is_command { hearing(launch, output.as_ref())? } else { Hearing::default() };
+        let is_part = matches!(what, What::Command | What::Stop);
         let user = SpawnError { stage: ExecStage::User, errno: libc::EINVAL };
         let confinement = launch.confines.as_ref().and_then(Confinement::new).ok_or(user)?;
         let pid_file = match &launch.pid_file {
@@ -150,6 +209,7 @@ impl Starter {
             wd: wd.as_deref(),
             stdin: &self.stdin,
             output: output.as_ref(),
+            descriptor: hearing.descriptor.as_ref().zip(launch.ready.as_ref().and_then(Ready::descriptor)),
             pid_file: pid_file.as_ref().map(pid_file::Created::plan),
             confinement: &confinement,
             keep_ignored: &self.keep_ignored,
@@ -159,7 +219,7 @@ impl Starter {
         if let (Err(SpawnError { stage, .. }), Some(created)) = (&spawned, pid_file) {
             created.abandon(*stage);
         }
-        spawned
+        spawned.map(|pid| (pid, hearing))
     }
 }
 
@@ -173,6 +233,28 @@ fn candidates(command: &str, search: &[String]) -> Result<Vec<CString>, std::ffi
         return Ok(vec![CString::new(command)?]);
     }
     search.iter().map(|directory| CString::new(format!("{directory}/{command}"))).collect()
+}
+
+/// What a run is given to show that it is ready with.
+fn hearing(launch: &Launch, log: Option<&OwnedFd>) -> Result<Hearing, SpawnError> {
+    let failed = |errno: Errno| SpawnError { stage: ExecStage::Session, errno: errno as i32 };
+    match launch.ready {
+        // A file in memory and not a pipe: what is written there can be read by whoever comes after gaggled, and nobody
+        // who writes is disturbed when gaggled is away.
+        Some(Ready::Descriptor(_)) => {
+            let file = memfd_create(c"ready", MFdFlags::MFD_CLOEXEC).map_err(failed)?;
+            Ok(Hearing { descriptor: Some(file.into()), log_from: None })
+        }
+        Some(Ready::Line(_)) => {
+            let length = log.and_then(|log| fstat(log).ok()).and_then(|found| u64::try_from(found.st_size).ok());
+            Ok(Hearing { descriptor: None, log_from: length })
+        }
+        Some(Ready::Notify | Ready::Command(_) | Ready::Tcp(_) | Ready::Http(_)) | None => Ok(Hearing::default()),
+    }
+}
+
+fn no_descriptor(error: io::Error) -> SpawnError {
+    SpawnError { stage: ExecStage::Fork, errno: error.raw_os_error().unwrap_or(libc::EMFILE) }
 }
 
 fn open_log(path: &str) -> Result<OwnedFd, SpawnError> {

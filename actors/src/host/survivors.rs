@@ -21,6 +21,7 @@ use nix::{
 use super::{
     kernel,
     linux::Survivor,
+    pid_file,
     proc::{self, Stat},
     recorder::Slot,
     starter,
@@ -42,6 +43,8 @@ pub struct Before<'a> {
     pub identity: &'a str,
     /// What it has recorded, if it has.
     pub recorded: Option<&'a [Vec<Slot>]>,
+    /// The pid files of programs that make daemons of themselves, by their names.
+    pub daemon_files: &'a BTreeMap<String, String>,
 }
 
 /// What is found of each program that had a process, or may have one that the journal has not heard of: of the instance
@@ -75,10 +78,19 @@ pub fn look(
     let mut survivors = Vec::new();
     let mut find = |(program, seen): (ProgramId, Seen)| {
         let name = &*state.graph.programs[program].name;
+        let (known, file) = (&state.programs[program], before.daemon_files.get(name));
+        let (seen, found_daemon) = match (seen, file) {
+            (Seen::Gone { instance, pid: Some(_), .. }, Some(file)) if !known.daemonized => {
+                let token = Token { instance, program: name.to_owned() };
+                daemon(file, slots(name), &token, before.identity).map_or((seen, false), |daemon| (daemon, true))
+            }
+            _ => (seen, known.daemonized),
+        };
         let found = match seen {
             Seen::Alive { instance, pid, stat } => {
                 let Stat { birth, parent, .. } = stat;
-                survivors.push(Survivor { program, instance, pid, birth, parent });
+                let is_daemon = found_daemon && (Some(pid) == known.pid || !known.daemonized);
+                survivors.push(Survivor { program, instance, pid, birth, parent, is_daemon });
                 Found::Alive { instance, pid, birth }
             }
             // A child writes itself down before it is anything: what is not written never was.
@@ -95,6 +107,21 @@ pub fn look(
     };
     let found = seen.into_iter().map(&mut find).collect();
     (found, survivors)
+}
+
+/// The daemon that the command of a run has left, if the life before did not live to write that down: it was recorded, or
+/// its pid file names it and it carries the token.
+fn daemon(file: &str, slots: &[Slot], token: &Token, identity: &str) -> Option<Seen> {
+    let alive = |pid: i32| proc::stat(pid).filter(|stat| !stat.is_zombie());
+    let launcher = getppid().as_raw();
+    let recorded = slots.iter().find(|slot| slot.instance == token.instance && slot.ended.is_none());
+    let recorded = recorded.and_then(|slot| Some((slot.pid, alive(slot.pid).filter(|stat| stat.parent == launcher)?)));
+    let named = || {
+        let pid = pid_file::read(file).ok()?.pid;
+        Some((pid, alive(pid).filter(|_| Token::of(pid, identity).as_ref() == Some(token))?))
+    };
+    let (pid, stat) = recorded.or_else(named)?;
+    Some(Seen::Alive { instance: token.instance, pid, stat })
 }
 
 /// Ends the children of the life before that had not executed their command when it died: they would do so later, when

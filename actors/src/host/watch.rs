@@ -21,7 +21,7 @@ use nix::{
     unistd::pipe2,
 };
 
-use super::{kernel, linux::Shared, proc};
+use super::{kernel, proc, shared::Shared};
 
 /// The end of a process, as the launcher writes it: process id, kind, value; each four bytes, little-endian.
 pub const REAPED: usize = 12;

@@ -9,6 +9,7 @@ use std::{
 
 mod confines;
 mod groups;
+mod health;
 
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
@@ -167,7 +168,7 @@ impl Checker<'_> {
         }
         let ProgramConfig { command, shell, wd, log, stop, user, chroot, .. } = program;
         let texts = [command, shell, wd, log, stop, user, chroot].into_iter().flatten().chain(&program.argv);
-        let texts = texts.chain(program.pid_file.as_ref().map(PidFile::path));
+        let texts = texts.chain(program.pid_file.as_ref().map(PidFile::path)).chain(health::texts(program));
         if texts.into_iter().any(|text| text.contains('\0')) {
             found.push(
                 Diagnostic::error(format!("program \"{name}\" has a NUL character in a text"))
@@ -179,6 +180,7 @@ impl Checker<'_> {
         check_mode(name, program, locator, found);
         check_env(&["programs", name], name, &program.env, locator, found);
         confines::check(name, program, locator, found);
+        health::check(name, program, locator, found);
         self.check_depends(name, program);
     }
 
@@ -188,7 +190,7 @@ impl Checker<'_> {
             let other = self.programs.get(on);
             let mode = other.map(|other| other.effective_mode()).unwrap_or_default();
             let once = mode != Mode::Respawn;
-            let until = depends.effective_until(mode);
+            let until = other.map_or(Until::Started, |other| depends.effective_until(other));
             let needs = format!("program \"{name}\" depends on \"{on}\"");
             let error = match other {
                 None => Diagnostic::error(format!("{needs}, which does not exist"))
@@ -212,7 +214,7 @@ impl Checker<'_> {
                     Diagnostic::error(format!("{needs} to complete, so there is nothing to propagate when it is down"))
                         .help("remove propagate")
                 }
-                Some(_) if until == Until::Started && once => Diagnostic::warning(format!(
+                Some(_) if matches!(until, Until::Started | Until::Ready) && once => Diagnostic::warning(format!(
                     "{needs}, which runs once: \"{name}\" can start only while \"{on}\" runs"
                 ))
                 .help(format!("if \"{on}\" is to have ended well first, add until: Completed")),

@@ -8,6 +8,7 @@ use super::{Ordered, Settings};
 use crate::{
     confines::{Rlimit, Umask},
     graph::{self, Backoff, Graph, Group, Limit, Mode, Policy, START, Until},
+    health::{Care, Checkup, Health, Readiness, Ready},
     host::PidFile,
     ids::GroupId,
     time::Millis,
@@ -101,6 +102,18 @@ pub struct ProgramConfig {
     /// The file with its process id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PidFile>,
+    /// How it shows that it is ready; that it runs is enough if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready: Option<Ready>,
+    /// How long it may take to be ready; a minute if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_timeout: Option<Millis>,
+    /// How it is looked after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+    /// How long it may go without telling that it is alive, as `sd_notify` does with `WATCHDOG=1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<Millis>,
     /// As whom it runs: a user, or `user:group`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -137,8 +150,8 @@ pub struct ProgramConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "depends", deny_unknown_fields, default)]
 pub struct DependsConfig {
-    /// What is waited for; that it has completed if it is of mode `Wait` or `Test`, else that it has started, if nothing
-    /// is said.
+    /// What is waited for. If nothing is said: that it has completed, if it is of mode `Wait` or `Test`; that it is
+    /// ready, if it can show that; else that it has started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub until: Option<Until>,
     /// How long that must have been so.
@@ -171,6 +184,10 @@ impl Default for ProgramConfig {
             essential: false,
             log: None,
             pid_file: None,
+            ready: None,
+            start_timeout: None,
+            health: None,
+            watchdog: None,
             user: None,
             supplementary_groups: None,
             chroot: None,
@@ -194,12 +211,29 @@ impl ProgramConfig {
             (None, Some(true) | None) => Mode::Respawn,
         }
     }
+
+    /// What is asked of it beyond that it runs.
+    pub fn care(&self) -> Care {
+        let readiness = |ready: &Ready| if ready.probe().is_some() { Readiness::Asked } else { Readiness::Told };
+        let plain = Care::default();
+        Care {
+            daemonizes: matches!(self.pid_file, Some(PidFile::Read(_))),
+            readiness: self.ready.as_ref().map(readiness),
+            within: self.start_timeout.unwrap_or(plain.within),
+            checkup: self.health.as_ref().map(|health| Checkup { every: health.every, failures: health.failures }),
+            watchdog: self.watchdog,
+        }
+    }
 }
 
 impl DependsConfig {
-    /// What is waited for of a program of this mode.
-    pub fn effective_until(&self, on: Mode) -> Until {
-        self.until.unwrap_or(if on.holds_back() { Until::Completed } else { Until::Started })
+    /// What is waited for of a program.
+    pub fn effective_until(&self, on: &ProgramConfig) -> Until {
+        self.until.unwrap_or_else(|| match on.effective_mode() {
+            Mode::Wait | Mode::Test => Until::Completed,
+            Mode::Respawn | Mode::Once if on.care().is_ready_at_once() => Until::Started,
+            Mode::Respawn | Mode::Once => Until::Ready,
+        })
     }
 }
 
@@ -240,15 +274,17 @@ impl Config {
                 killwait: program.killwait.unwrap_or(self.gaggled.killwait),
                 backoff: program.backoff.unwrap_or(self.gaggled.backoff),
                 limit: program.limit.or(self.gaggled.limit).filter(|_| !program.effective_mode().holds_back()),
+                care: program.care(),
                 essential: program.essential,
                 retired: false,
             });
         }
         let ids = graph.names();
+        let configured: BTreeMap<&str, &ProgramConfig> = self.programs.iter().collect();
         for (name, program) in self.programs.iter() {
             for (on, depends) in program.depends.iter() {
-                if let (Some(of), Some(on)) = (ids.get(name), ids.get(on)) {
-                    let until = depends.effective_until(graph.programs[*on].mode);
+                if let (Some(of), Some(on), Some(other)) = (ids.get(name), ids.get(on), configured.get(on)) {
+                    let until = depends.effective_until(other);
                     let DependsConfig { delay, propagate, .. } = *depends;
                     graph.add_dependency(graph::Dependency { of: *of, on: *on, until, delay, propagate });
                 }

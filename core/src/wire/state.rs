@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::VERSION;
 use crate::{
+    event::StopReason,
     graph::{Dependency, Mode, Policy, STOP, Until},
     host::ExitStatus,
     ids::{EpochId, GroupId, InstanceId, ProgramId, Seq},
@@ -22,6 +23,8 @@ pub struct ProgramView<'a> {
     pub program: &'a str,
     /// Whether it has a process.
     pub up: bool,
+    /// Whether it is ready; one that cannot show it is ready as soon as it is up.
+    pub ready: bool,
     /// `down`, `starting`, `up`, `stopping`, `done`.
     pub phase: Phase,
     /// The process id, 0 if there is none.
@@ -85,6 +88,7 @@ impl<'a> ProgramView<'a> {
         Self {
             program: name,
             up,
+            ready: up && program.is_ready(),
             phase: program.phase,
             pid: program.pid.unwrap_or(0),
             uptime_ms: program.up_since.filter(|_| up).map_or(0, |since| now.since(since).0),
@@ -114,7 +118,7 @@ pub struct DependencyView {
     pub of: String,
     /// The program it depends on.
     pub on: String,
-    /// What is waited for: `Started` or `Completed`.
+    /// What is waited for: `Started`, `Ready` or `Completed`.
     #[serde(default)]
     pub until: Until,
     /// How long that must have been so.
@@ -287,6 +291,10 @@ impl<'a> View<'a> {
         if let Some((policy, program)) = placed().find(down) {
             return (GroupWord::Degraded, says("is not up", policy, program));
         }
+        let unready = |(_, program): &(&Policy, &ProgramState)| program.is_steady() && !program.is_ready();
+        if let Some((policy, _)) = placed().find(unready) {
+            return (GroupWord::Starting, format!("waiting for {} to be ready", policy.name));
+        }
         let runs = placed().any(|(_, program)| program.is_running());
         let tests = placed().all(|(policy, _)| policy.mode == Mode::Test);
         let word = match (runs, placed().next().is_some()) {
@@ -318,11 +326,15 @@ impl<'a> View<'a> {
         match program.phase {
             Phase::Starting => ("starting".to_owned(), None),
             Phase::Stopping => {
-                let why = program.leaving.map_or_else(String::new, |leaving| format!(": {}", leaving.reason));
+                let why = program.leaving.map_or_else(String::new, |leaving| match program.ailment {
+                    Some(ailment) if leaving.reason == StopReason::Unhealthy => format!(": {ailment}"),
+                    Some(_) | None => format!(": {}", leaving.reason),
+                });
                 let wait = program.deadline.map(|deadline| self.now.until(deadline));
                 (format!("stopping{why}"), wait)
             }
             Phase::Up if program.leaving.is_some() => ("to be stopped, its dependents go first".to_owned(), None),
+            Phase::Up if !program.is_ready() => ("not ready yet".to_owned(), None),
             Phase::Up => (String::new(), None),
             Phase::Done if program.leaving.is_some() => ("to be undone, what builds on it goes first".to_owned(), None),
             Phase::Done => ("what it has done stands".to_owned(), None),
@@ -337,8 +349,8 @@ impl<'a> View<'a> {
             }
             Phase::Down if program.place == Place::Out => (self.out(policy), None),
             Phase::Down if self.state.shutdown.is_some() => ("gaggled shuts down".to_owned(), None),
-            Phase::Down if program.given_up => (given_up(program.outcome, policy), None),
-            Phase::Down if !program.due => (finished(program.outcome, policy.mode), None),
+            Phase::Down if program.given_up => (given_up(program, policy), None),
+            Phase::Down if !program.due => (finished(program, policy.mode), None),
             Phase::Down => self.waiting(id, program),
         }
     }
@@ -362,11 +374,15 @@ impl<'a> View<'a> {
             return ", which is given up: ask it up".to_owned();
         }
         if !once || on.phase != Phase::Down || on.due {
-            return if dependency.until == Until::Completed { " to complete".to_owned() } else { String::new() };
+            return match dependency.until {
+                Until::Completed => " to complete".to_owned(),
+                Until::Ready if on.phase == Phase::Up => " to be ready".to_owned(),
+                Until::Ready | Until::Started => String::new(),
+            };
         }
         match (on.outcome, dependency.until) {
             (Some(outcome), Until::Completed) => format!(", which has failed ({}): ask it up", describe(outcome)),
-            (Some(_), Until::Started) => ", which has run once: ask it up".to_owned(),
+            (Some(_), Until::Started | Until::Ready) => ", which has run once: ask it up".to_owned(),
             (None, _) => String::new(),
         }
     }
@@ -386,7 +402,7 @@ impl<'a> View<'a> {
                 _ => (format!("waiting for {on}{}", self.in_vain(dependency)), None),
             };
         }
-        let last = program.outcome.map_or_else(String::new, |outcome| format!(": {}", describe(outcome)));
+        let last = last_run(program).map_or_else(String::new, |last| format!(": {last}"));
         match program.not_before {
             Some(at) if at > self.now => {
                 let wait = self.now.until(at);
@@ -398,8 +414,8 @@ impl<'a> View<'a> {
 }
 
 /// Why a program that has ended too often is left down, in words.
-fn given_up(outcome: Option<Outcome>, policy: &Policy) -> String {
-    let last = outcome.map(describe).unwrap_or_default();
+fn given_up(program: &ProgramState, policy: &Policy) -> String {
+    let last = last_run(program).unwrap_or_default();
     let often = policy.limit.map_or_else(String::new, |limit| {
         let starts = if limit.starts == 1 { "start" } else { "starts" };
         format!(" after {} {starts} within {}", limit.starts, limit.within)
@@ -408,12 +424,18 @@ fn given_up(outcome: Option<Outcome>, policy: &Policy) -> String {
 }
 
 /// Why a program is left down, in words.
-fn finished(outcome: Option<Outcome>, mode: Mode) -> String {
-    match (outcome, mode) {
-        (Some(outcome), Mode::Once | Mode::Wait | Mode::Test) => format!("ran once: {}", describe(outcome)),
-        (Some(outcome), Mode::Respawn) => describe(outcome),
+fn finished(program: &ProgramState, mode: Mode) -> String {
+    match (last_run(program), mode) {
+        (Some(last), Mode::Once | Mode::Wait | Mode::Test) => format!("ran once: {last}"),
+        (Some(last), Mode::Respawn) => last,
         (None, _) => "not wanted".to_owned(),
     }
+}
+
+/// How the last run of a program ended, in words; nothing if there was none.
+pub fn last_run(program: &ProgramState) -> Option<String> {
+    let how = describe(program.outcome?);
+    Some(program.ailment.map_or(how.clone(), |ailment| format!("{how}, because {ailment}")))
 }
 
 /// How a run ended, in words.

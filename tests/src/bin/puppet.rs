@@ -3,11 +3,21 @@
 //! `sleep MS` · `exit MS CODE` · `raise MS SIGNO` · `stubborn` (ignores TERM and INT) · `slowterm MS CODE` (takes that
 //! long to end after a TERM) · `spawn` (leaves a child in its group) · `count FILE MS CODE` (adds a line to the file) ·
 //! `report FILE` (writes what it was given: status, descriptors, variables) · `daemonise` (leaves a child in its group and
-//! ends well) · `escape` (has a child that makes a session of its own) · `stray` (has a grandchild that is nobody's)
+//! ends well) · `forker FILE HOW` (leaves a daemon in a session of its own, and its process id in the file; HOW is what
+//! it is to do then) · `notify MS TEXT..` (says each text at `$NOTIFY_SOCKET`, after so long each) · `ready FD MS` (writes a
+//! line to the descriptor after so long) · `serve PORT FILE` (answers HTTP with the status in the file) · `escape` (has a child that makes a session of its own) · `stray` (has a grandchild that is nobody's)
 
 use std::{
     fs::{self, OpenOptions},
-    io::Write,
+    io::{BufRead, BufReader, Write},
+    net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt,
+        unix::{
+            net::{SocketAddr, UnixDatagram},
+            process::CommandExt,
+        },
+    },
     process::{Child, Command, exit},
     time::Duration,
 };
@@ -17,6 +27,7 @@ use nix::{
     unistd::{pause, setsid},
 };
 
+#[expect(clippy::zombie_processes, reason = "to leave its children to others is a part that a puppet plays")]
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize| words.get(at).and_then(|word| word.parse::<i32>().ok()).unwrap_or(0);
@@ -49,12 +60,40 @@ fn main() {
         "spawn" => {
             child(&["sleep", "1000000"]).wait().expect("its end");
         }
+        "forker" => {
+            let what: Vec<&str> = ["hide"].into_iter().chain(words[2..].iter().map(String::as_str)).collect();
+            let daemon = child(&what);
+            // As daemons do: whole or not at all.
+            let new = format!("{}.new", words[1]);
+            fs::write(&new, format!("{}\n", daemon.id())).expect("a file");
+            fs::rename(new, &words[1]).expect("a file");
+        }
+        "notify" => {
+            for text in &words[2..] {
+                wait(rest(1));
+                notify(text);
+            }
+            wait_for_ever();
+        }
+        "ready" => {
+            wait(rest(2));
+            let mut file =
+                OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", number(1))).expect("a descriptor");
+            file.write_all(b"ready\n").expect("a line");
+            wait_for_ever();
+        }
+        "serve" => serve(&words[1], &words[2]),
         "daemonise" => drop(child(&["sleep", "1000000"])),
         "escape" => drop(child(&["hide"]).wait()),
         "hide" => {
             setsid().expect("a session");
-            wait_for_ever();
+            match words.get(1).map_or("", String::as_str) {
+                "scrubbed" => scrubbed(&["hidden"]),
+                "short" => wait(rest(2)),
+                _ => wait_for_ever(),
+            }
         }
+        "hidden" => wait_for_ever(),
         "stray" => {
             child(&["parent"]).wait().expect("its end");
             wait_for_ever();
@@ -73,6 +112,35 @@ fn main() {
         }
         other => panic!("{other:?} is no part for a puppet"),
     }
+}
+
+/// Goes on as a puppet without any variables, as daemons are that write over their environment.
+fn scrubbed(words: &[&str]) -> ! {
+    let own = std::env::current_exe().expect("a path");
+    let error = Command::new(own).args(words).env_clear().exec();
+    panic!("cannot go on: {error}");
+}
+
+fn notify(text: &str) {
+    let address = std::env::var("NOTIFY_SOCKET").expect("somebody who listens");
+    let name = address.strip_prefix('@').expect("an abstract name");
+    let address = SocketAddr::from_abstract_name(name).expect("a name");
+    let socket = UnixDatagram::unbound().expect("a socket");
+    // Whoever listens may be away.
+    let _ = socket.send_to_addr(text.as_bytes(), &address);
+}
+
+/// Answers every request with the status that is in a file then.
+fn serve(port: &str, file: &str) -> ! {
+    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).expect("a port");
+    for stream in listener.incoming() {
+        let mut stream = stream.expect("a connection");
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).expect("a request");
+        let status = fs::read_to_string(file).unwrap_or_else(|_| "200".to_owned());
+        let _ = write!(stream, "HTTP/1.1 {} Word\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", status.trim());
+    }
+    unreachable!("there is always another connection");
 }
 
 /// Another puppet.

@@ -130,6 +130,10 @@ impl Host {
                 break;
             }
             let Some(Reverse((_, _, FateAt(fate)))) = self.fates.pop() else { break };
+            if let Some((at, fate)) = self.processes.again(now, fate) {
+                self.created += 1;
+                self.fates.push(Reverse((at, self.created, FateAt(fate))));
+            }
             if let Some(observed) = self.processes.meet(fate) {
                 self.programs[observed.program].do_send(Saw(observed));
             }

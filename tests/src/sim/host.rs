@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
+    health::{Check, Complaint, Readiness},
     host::{ExecStage, ExitStatus, Fact, HostCommand, Observed, Signal, StartTime},
     ids::{Dense, InstanceId, ProgramId},
     time::{Instant, Millis},
@@ -17,6 +18,17 @@ pub enum Fate {
     Report(Observed),
     /// The process of this instance ends.
     End(ProgramId, InstanceId, ExitStatus),
+    /// The process of this instance says that it is alive, again and again.
+    Speak {
+        /// Which.
+        program: ProgramId,
+        /// Which of its runs.
+        instance: InstanceId,
+        /// How often.
+        every: Millis,
+        /// Until when.
+        last: Instant,
+    },
 }
 
 /// The processes that there are.
@@ -24,6 +36,8 @@ pub enum Fate {
 pub struct SimHost {
     world: World,
     live: BTreeMap<ProgramId, (InstanceId, i32)>,
+    /// When each of them came up.
+    since: BTreeMap<ProgramId, Instant>,
     /// How runs ended, as whoever has reaped them knows.
     ended: BTreeMap<(ProgramId, InstanceId), ExitStatus>,
     /// Whether whoever knows that has lived since the last beginning.
@@ -39,6 +53,7 @@ impl SimHost {
         Self {
             world: world.clone(),
             live: BTreeMap::new(),
+            since: BTreeMap::new(),
             ended: BTreeMap::new(),
             remembers: true,
             next_pid: 2,
@@ -78,9 +93,18 @@ impl SimHost {
         self.remembers = false;
     }
 
-    /// A life of the daemon has begun: from now on somebody remembers.
-    pub fn begin(&mut self) {
+    /// A life of the daemon has begun: from now on somebody remembers. What is still to be seen of those that live is
+    /// seen now; what they have said is lost.
+    pub fn begin(&mut self, now: Instant) -> Vec<(Instant, Fate)> {
         self.remembers = true;
+        let living: Vec<_> = self.live.iter().map(|(program, (instance, _))| (*program, *instance)).collect();
+        let mut fates = Vec::new();
+        for (program, instance) in living {
+            let since = self.since.get(&program).copied().unwrap_or(now);
+            fates.extend(self.daemon(now.max(since), program, instance));
+            fates.extend(self.signs_of_life(now, since, program, instance));
+        }
+        fates
     }
 
     /// Whether what nobody tells of cannot have been.
@@ -94,21 +118,37 @@ impl SimHost {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
             HostCommand::Undo { program, instance } => self.undo(now, program, instance),
             HostCommand::Stop { program, instance } => self.signal(now, program, instance, Signal::TERM),
+            HostCommand::Check { program, instance, check } => self.check(now, program, instance, check),
             HostCommand::Kill { program, instance } => self.signal(now, program, instance, Signal::KILL),
             HostCommand::Signal { program, instance, signal } => self.signal(now, program, instance, signal),
         }
     }
 
+    /// The same again, when it has been met now.
+    pub fn again(&self, now: Instant, fate: Fate) -> Option<(Instant, Fate)> {
+        let Fate::Speak { program, instance, every, last } = fate else { return None };
+        (now + every < last && self.runs(program, instance)).then_some((now + every, fate))
+    }
+
     /// What the host reports when a fate is met, if anything.
     pub fn meet(&mut self, fate: Fate) -> Option<Observed> {
         match fate {
+            Fate::Report(Observed { program, instance, fact: Fact::Daemonized { pid, .. } }) => {
+                let (run, known) = self.live.get_mut(&program).filter(|(run, _)| *run == instance)?;
+                *known = pid;
+                Some(Observed { program, instance: *run, fact: Fact::Daemonized { pid, birth: StartTime(instance.0) } })
+            }
+            Fate::Report(observed) if speaks(observed.fact) && !self.runs(observed.program, observed.instance) => None,
             Fate::Report(observed) => Some(observed),
             Fate::End(program, instance, status) if self.runs(program, instance) => {
                 self.live.remove(&program);
                 self.ended.insert((program, instance), status);
                 Some(Observed { program, instance, fact: Fact::Exited { status, left_behind: 0 } })
             }
-            Fate::End(..) => None,
+            Fate::Speak { program, instance, .. } if self.runs(program, instance) => {
+                Some(Observed { program, instance, fact: Fact::Alive })
+            }
+            Fate::End(..) | Fate::Speak { .. } => None,
         }
     }
 
@@ -136,6 +176,9 @@ impl SimHost {
             fact: Fact::Spawned { pid: self.next_pid, birth: StartTime(instance.0) },
         });
         let mut fates = vec![(up, started)];
+        self.since.insert(program, up);
+        fates.extend(self.daemon(up, program, instance));
+        fates.extend(self.word(up, program, instance));
         let lifetime = behaviour.lifetime.0 / 2 + random.below(behaviour.lifetime.0 / 2 + 1);
         let end = up + Millis(lifetime);
         if end < self.world.healed_at {
@@ -143,7 +186,65 @@ impl SimHost {
                 random.pick(&[ExitStatus::Code(0), ExitStatus::Code(1), ExitStatus::Signal(9), ExitStatus::Core(11)]);
             fates.push((end, Fate::End(program, instance, status)));
         }
+        fates.extend(self.signs_of_life(up, up, program, instance));
         fates
+    }
+
+    /// How long it takes to be ready; nobody is late when everything is well.
+    fn readiness(&self, up: Instant, program: ProgramId) -> Option<Millis> {
+        let behaviour = self.world.behaviours[program.index()];
+        if up >= self.world.healed_at {
+            Some(behaviour.ready.unwrap_or_default().min(Millis(100)))
+        } else {
+            behaviour.ready
+        }
+    }
+
+    /// When its command leaves a daemon behind, if it is one that does.
+    fn daemon(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, Fate)> {
+        let daemonizes = self.world.graph.programs[program].care.daemonizes;
+        let after = self.readiness(up, program).filter(|_| daemonizes)?;
+        let pid = 100 + self.live.get(&program).map_or(0, |(_, pid)| *pid % 100);
+        let fact = Fact::Daemonized { pid, birth: StartTime(instance.0) };
+        Some((up + after, Fate::Report(Observed { program, instance, fact })))
+    }
+
+    /// When it says that it is ready, if it is one that does.
+    fn word(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, Fate)> {
+        let told = self.world.graph.programs[program].care.readiness == Some(Readiness::Told);
+        let after = self.readiness(up, program).filter(|_| told)?;
+        Some((up + after, Fate::Report(Observed { program, instance, fact: Fact::Ready })))
+    }
+
+    /// When it says that it is alive, from now on.
+    fn signs_of_life(
+        &self,
+        now: Instant,
+        up: Instant,
+        program: ProgramId,
+        instance: InstanceId,
+    ) -> Option<(Instant, Fate)> {
+        let span = self.world.graph.programs[program].care.watchdog?;
+        let healed = up >= self.world.healed_at;
+        let last = if healed { self.world.shutdown_at } else { up + self.world.behaviours[program.index()].speaks };
+        Some((now, Fate::Speak { program, instance, every: span.half(), last: last.min(self.world.shutdown_at) }))
+    }
+
+    /// It is asked whether it is ready, or well.
+    fn check(&mut self, now: Instant, program: ProgramId, instance: InstanceId, check: Check) -> Vec<(Instant, Fate)> {
+        if !self.runs(program, instance) {
+            return Vec::new();
+        }
+        let behaviour = self.world.behaviours[program.index()];
+        let up = self.since.get(&program).copied().unwrap_or(now);
+        let mut random = Random::new(self.world.seed ^ now.as_micros() ^ (u64::from(program.0) << 40));
+        let healed = now >= self.world.healed_at;
+        let well = match check {
+            Check::Ready => healed || self.readiness(up, program).is_some_and(|after| up + after <= now),
+            Check::Health => healed || !random.percent(behaviour.sick),
+        };
+        let fact = Fact::Checked(if well { Ok(()) } else { Err(Complaint::Error(111)) });
+        vec![(now + Millis(random.pick(&[0, 1, 30])), Fate::Report(Observed { program, instance, fact }))]
     }
 
     /// The stop command of a program as its process; it always ends, at the latest when it is killed.
@@ -178,4 +279,9 @@ impl SimHost {
             },
         }
     }
+}
+
+/// Whether only one that lives can say so.
+fn speaks(fact: Fact) -> bool {
+    matches!(fact, Fact::Ready | Fact::Checked(_))
 }

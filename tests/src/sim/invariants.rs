@@ -195,7 +195,7 @@ fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool 
         let over = once && (on.phase == Phase::Done || on.phase == Phase::Down && !on.due);
         match edge.until {
             _ if on.given_up || kept_out(world, state, edge.on) => true,
-            Until::Started => over || waits_for_finished(world, state, edge.on),
+            Until::Started | Until::Ready => over || waits_for_finished(world, state, edge.on),
             Until::Completed => on.counts_since(Until::Completed).is_none(),
         }
     };

@@ -1,8 +1,8 @@
 //! Defects on purpose. Each is a mistake that somebody could make in the rules; the invariants must find every one.
 
 use gaggled_core::{
-    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::ActorId,
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
+    graph::{ActorId, Until},
     host::{ExitStatus, Found, HostCommand},
     ids::{InstanceId, ProgramId},
     journal::Journal,
@@ -89,11 +89,17 @@ pub enum Mutant {
     ForgetLevel,
     /// What a program has done is never undone.
     NeverUndo,
+    /// A dependency that waits until a program is ready takes its start for that.
+    TakeStartForReadiness,
+    /// A program that is not ready in time is left alone.
+    WaitForReadinessForEver,
+    /// A program that was found unhealthy is left alone.
+    LeaveTheUnhealthy,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 40] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -131,6 +137,9 @@ impl Mutant {
         Self::TakeFailureForArrival,
         Self::ForgetLevel,
         Self::NeverUndo,
+        Self::TakeStartForReadiness,
+        Self::WaitForReadinessForEver,
+        Self::LeaveTheUnhealthy,
     ];
 
     /// The journal with the defect.
@@ -244,6 +253,12 @@ impl Mutant {
     fn is_meant(self, journal: &Journal, event: &Event) -> bool {
         match event {
             Event::Program(id, _) if self == Self::IgnoreLimit => journal.state().programs[*id].given_up,
+            Event::Program(id, _) if self == Self::TakeStartForReadiness => {
+                let state = journal.state();
+                let unmet = state.graph.edges_of(*id).iter().filter(|edge| state.edges[**edge].satisfied.is_none());
+                let mut unmet = unmet.map(|edge| &state.graph.edges[*edge]);
+                unmet.all(|edge| edge.until == Until::Ready && state.programs[edge.on].is_steady())
+            }
             _ => true,
         }
     }
@@ -253,6 +268,7 @@ impl Mutant {
         match self {
             Self::StartWithoutDependencies => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
             Self::StartTooEarly => start && matches!(refusal, Refusal::TooEarly { .. }),
+            Self::TakeStartForReadiness => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
             Self::TakeFailureForCompletion => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
             Self::StartInShutdown => start && *refusal == Refusal::ShuttingDown,
             Self::StartAgainstOperator | Self::IgnoreLimit => start && *refusal == Refusal::NotWanted,
@@ -332,15 +348,7 @@ impl Mutant {
                 let back: Vec<Output> = back.collect();
                 outputs.extend(back);
             }
-            Self::TakeFailureForArrival => {
-                for output in &mut outputs {
-                    if let Output::Propose(Event::Group(_, event), _) = output
-                        && let GroupEvent::Failed { told, .. } = *event
-                    {
-                        *event = GroupEvent::Reached { told };
-                    }
-                }
-            }
+            Self::TakeFailureForArrival => outputs.iter_mut().for_each(Self::take_for_arrival),
             Self::NeverBroken => outputs.retain(|output| {
                 !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::Broken), _))
             }),
@@ -369,11 +377,33 @@ impl Mutant {
                     }
                 }
             }
+            Self::WaitForReadinessForEver | Self::LeaveTheUnhealthy => outputs.retain(|output| self.notices(output)),
             Self::ForgetBackoffTimer => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Start, _))),
-            Self::StartWithoutDependencies | Self::TakeFailureForCompletion => Self::start_unmet(input, &mut outputs),
+            Self::StartWithoutDependencies | Self::TakeFailureForCompletion | Self::TakeStartForReadiness => {
+                Self::start_unmet(input, &mut outputs);
+            }
             _ => {}
         }
         outputs
+    }
+
+    fn take_for_arrival(output: &mut Output) {
+        if let Output::Propose(Event::Group(_, event), _) = output
+            && let GroupEvent::Failed { told, .. } = *event
+        {
+            *event = GroupEvent::Reached { told };
+        }
+    }
+
+    /// Whether something that is wrong with a program leads to this.
+    fn notices(self, output: &Output) -> bool {
+        match output {
+            Output::Arm(Timer::NotReady(_), _) => self != Self::WaitForReadinessForEver,
+            Output::Propose(Event::Program(_, ProgramEvent::Stopping { reason: StopReason::Unhealthy, .. }), _) => {
+                self != Self::LeaveTheUnhealthy
+            }
+            _ => true,
+        }
     }
 
     fn start_unmet(input: &Input<'_>, outputs: &mut Vec<Output>) {

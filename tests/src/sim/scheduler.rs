@@ -288,7 +288,8 @@ impl Simulation {
         }
         let before = self.run.lives.last().expect("there is always one");
         let (life, journal, opening) = crash::next(before, &self.world, &self.host, self.now, self.mutant);
-        self.host.begin();
+        let fates = self.host.begin(self.now);
+        self.expect(fates);
         let since = opening.first().expect("it begins").seq;
         self.journal = journal;
         self.run.lives.push(life);
@@ -300,7 +301,10 @@ impl Simulation {
     fn turn(&mut self) -> bool {
         self.run.steps += 1;
         self.steps_since_commit += 1;
-        if self.steps_since_commit > 2000 + 20 * self.rules.len() as u64 {
+        // Programs that are well are looked at again and again, and nothing has to be said about that.
+        let care = self.graph.programs.values().map(|policy| policy.care);
+        let looked_at = care.filter(|care| care.checkup.is_some() || care.watchdog.is_some()).count() as u64;
+        if self.steps_since_commit > 2000 + 20 * self.rules.len() as u64 + 1500 * looked_at {
             self.run.violations.push("I20: a great many steps without an event".into());
         }
         if self.life().envelopes.len() > 200_000 {
@@ -381,15 +385,20 @@ impl Simulation {
             (Party::Actor(actor), Message::Observed(observed)) => self.step(actor, &Input::Observed(observed)),
             (Party::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Rebuilt(since)),
             (Party::Host, Message::Perform(command)) => {
-                for (at, fate) in self.host.perform(self.now, command) {
-                    self.created += 1;
-                    self.fates.push(Reverse((at, self.created, self.fate_store.len())));
-                    self.fate_store.push(fate);
-                }
-                self.rearm_host();
+                let fates = self.host.perform(self.now, command);
+                self.expect(fates);
             }
             (party, message) => unreachable!("{party:?} got {message:?}"),
         }
+    }
+
+    fn expect(&mut self, fates: Vec<(Instant, Fate)>) {
+        for (at, fate) in fates {
+            self.created += 1;
+            self.fates.push(Reverse((at, self.created, self.fate_store.len())));
+            self.fate_store.push(fate);
+        }
+        self.rearm_host();
     }
 
     fn commit(&mut self, from: Party, event: Event, cause: Cause) {
@@ -510,6 +519,11 @@ impl Simulation {
                 break;
             }
             self.fates.pop();
+            if let Some((at, fate)) = self.host.again(self.now, self.fate_store[fate]) {
+                self.created += 1;
+                self.fates.push(Reverse((at, self.created, self.fate_store.len())));
+                self.fate_store.push(fate);
+            }
             if let Some(observed) = self.host.meet(self.fate_store[fate]) {
                 let actor = Party::Actor(ActorId::Program(observed.program));
                 self.post(Party::Host, actor, Message::Observed(observed));

@@ -3,6 +3,7 @@
 use gaggled_core::{
     event::{Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::{Backoff, Dependency, Graph, Group, Limit, Mode, Policy, RESTART, START, STOP, Until},
+    health::{Care, Checkup, Readiness},
     ids::{Dense, GroupId, ProgramId},
     time::{Instant, Millis},
 };
@@ -20,6 +21,12 @@ pub struct Behaviour {
     pub fork_fails: u64,
     /// How long a start takes.
     pub spawn: Millis,
+    /// How long it takes to be ready, and its command to leave a daemon; `None` never is.
+    pub ready: Option<Millis>,
+    /// How often in a hundred it fails a check.
+    pub sick: u64,
+    /// For how long it says that it is alive.
+    pub speaks: Millis,
 }
 
 /// What an operator wants.
@@ -118,6 +125,7 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             } else {
                 Backoff { initial: Millis(10), max: Millis(1000), reset: Millis(5000) }
             },
+            care: draw_care(random, mode),
             limit: (random.percent(10) && !mode.holds_back()).then(|| Limit {
                 starts: random.pick(&[1, 3, 10]),
                 within: random.pick(&[Millis(1000), Millis(60_000)]),
@@ -135,13 +143,17 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
         for _ in 0..random.below(4) {
             let on = usize::try_from(random.below(of as u64)).expect("a small number");
             let once = graph.programs[ProgramId::at(on)].mode != Mode::Respawn;
-            let until = if once && random.percent(50) { Until::Completed } else { Until::Started };
+            let until = if once && random.percent(50) {
+                Until::Completed
+            } else {
+                random.pick(&[Until::Started, Until::Ready])
+            };
             let dependency = Dependency {
                 of: ProgramId::at(of),
                 on: ProgramId::at(on),
                 until,
                 delay: random.pick(&[Millis(0), Millis(1), Millis(50), Millis(700), Millis(5000)]),
-                propagate: until == Until::Started && random.percent(50),
+                propagate: until != Until::Completed && random.percent(50),
             };
             let known = graph.edges.values().any(|edge| edge.of == dependency.of && edge.on == dependency.on);
             if !known {
@@ -150,6 +162,22 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
         }
     }
     graph
+}
+
+/// What is asked of a program beyond that it runs: mostly nothing.
+fn draw_care(random: &mut Random, mode: Mode) -> Care {
+    if mode.holds_back() || random.percent(60) {
+        return Care::default();
+    }
+    Care {
+        daemonizes: random.percent(30),
+        readiness: random.pick(&[None, Some(Readiness::Told), Some(Readiness::Asked)]),
+        within: random.pick(&[Millis(500), Millis(5000), Millis(30_000)]),
+        checkup: random
+            .percent(30)
+            .then(|| Checkup { every: random.pick(&[Millis(5000), Millis(20_000)]), failures: random.pick(&[1, 3]) }),
+        watchdog: random.percent(20).then_some(Millis(20_000)),
+    }
 }
 
 fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
@@ -164,6 +192,9 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
         after_term: (!random.percent(20)).then(|| Millis(random.pick(&[0, 1, 20, 150, 2500]))),
         fork_fails: random.pick(&[0, 0, 0, 10, 50]),
         spawn: random.pick(&[Millis(0), Millis(0), Millis(1), Millis(30), Millis(5000)]),
+        ready: random.pick(&[Some(0), Some(1), Some(700), Some(20_000), None]).map(Millis),
+        sick: random.pick(&[0, 0, 20, 70]),
+        speaks: Millis(random.pick(&[0, 40_000, u64::MAX >> 20])),
     }
 }
 

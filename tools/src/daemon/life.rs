@@ -1,6 +1,7 @@
 //! One life of the daemon: it takes over what the life before has left, begins, and ends.
 
 use std::{
+    collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
     path::Path,
@@ -155,7 +156,9 @@ impl Life<'_> {
         let head = system.head(clock, remains, directory);
         let opening = system.opening(clock, head.epoch, self);
         let state = opening.state.clone();
-        let Looked { found, survivors, reaped, recorder, pipe } = look(&opening, &head, remains, launched.as_ref())?;
+        let files = launch::daemon_files(&system.config);
+        let looked = look(&opening, &head, remains, launched.as_ref(), &files)?;
+        let Looked { found, survivors, reaped, recorder, pipe } = looked;
         let committed = opening.commit(VERSION, found, system.wishes(&state, remains, homeless.as_deref()));
         Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped })
     }
@@ -231,6 +234,7 @@ impl Running {
     async fn end(self, end: End) -> Ended {
         let ended = match end {
             End::Stopped { survivors, verdict } => {
+                let _ = self.host.send(HandOver(PATIENCE_WITH_STARTS)).await;
                 let _ = self.control.send(Farewell).await;
                 self.stand(Standing::Ending, "");
                 Ended::Stopped { survivors, verdict }
@@ -304,7 +308,13 @@ struct Looked {
 
 /// Looks what has become of everything that may still run. Processes are known by their tokens even if there is nothing
 /// left of the journal but its identity.
-fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Launched>) -> io::Result<Looked> {
+fn look(
+    opening: &Opening,
+    head: &Head,
+    remains: &Remains,
+    launched: Option<&Launched>,
+    daemon_files: &BTreeMap<String, String>,
+) -> io::Result<Looked> {
     let recorder = Recorder::new(launched.map(|launched| launched.recorder.try_clone()).transpose()?);
     let pipe = launched.map(|launched| launched.pipe.try_clone()).transpose()?;
     let mut pipe = pipe.map(LauncherPipe::new).transpose()?;
@@ -312,7 +322,7 @@ fn look(opening: &Opening, head: &Head, remains: &Remains, launched: Option<&Lau
     let last = remains.last.as_ref().filter(|(before, _)| before.boot == head.boot);
     let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
     let state = last.map_or(&opening.state, |(_, last)| last);
-    let before = host::Before { state, identity: &head.journal, recorded: runs.as_deref() };
+    let before = host::Before { state, identity: &head.journal, recorded: runs.as_deref(), daemon_files };
     let (found, survivors) = host::look(&before, &opening.state, || {
         reaped = pipe.as_mut().and_then(LauncherPipe::look).unwrap_or_default();
         reaped.clone()

@@ -1,0 +1,85 @@
+//! Which process belongs to which run: whose word counts, and which daemon is whose.
+//!
+//! What a file or a message says is only a hint. A process belongs to a run if it carries the token of that run.
+
+use std::sync::{PoisonError, atomic::Ordering};
+
+use gaggled_core::{
+    health::Complaint,
+    host::Fact,
+    ids::{InstanceId, ProgramId},
+};
+use nix::unistd::{geteuid, getpid, getppid};
+
+use super::{
+    pid_file, proc,
+    recorder::Slot,
+    shared::{Process, Shared, Stage},
+    token::{self, Token},
+};
+
+impl Shared {
+    /// The run of a program that a process speaks for, if it may: it is its main process or has its token, or is gone by
+    /// now and was of a user who could be.
+    pub(super) fn speaker(&self, program: ProgramId, pid: i32, uid: u32) -> Option<InstanceId> {
+        let mut table = self.table();
+        // It may speak before its start has been reported.
+        while self.in_flight.load(Ordering::SeqCst) == pid {
+            table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        let main = *table.pid_of.get(&program)?;
+        let instance = table.by_pid.get(&main)?.instance;
+        if pid == main {
+            return Some(instance);
+        }
+        let token = Token::of(pid, &self.journal);
+        let carries = |token: Token| token.instance == instance && token.program == self.traits[program].name;
+        let is_gone = || proc::stat(pid).is_none_or(|stat| stat.is_zombie());
+        let could_be = [0, geteuid().as_raw(), self.traits[program].uid].contains(&uid);
+        token.map_or_else(|| is_gone() && could_be, carries).then_some(instance)
+    }
+
+    /// Takes the process that a pid file names for the daemon of a run, if it is; what is wrong with it if not. `None` if
+    /// that is not asked any more.
+    pub(super) fn take_daemon(
+        &self,
+        program: ProgramId,
+        instance: InstanceId,
+        named: pid_file::Named,
+    ) -> Option<Result<(), Complaint>> {
+        let mut table = self.table();
+        let (main, process) = table.find(program, instance).filter(|(_, process)| process.stage == Stage::Awaiting)?;
+        let (own, birth) = (process.own, process.birth);
+        let pid = named.pid;
+        let Some(stat) = proc::stat(pid).filter(|stat| !stat.is_zombie()) else {
+            return Some(Err(Complaint::NoProcess(pid)));
+        };
+        let parent = if own { getpid() } else { getppid() }.as_raw();
+        let known = table.by_pid.contains_key(&pid) || table.helpers.contains_key(&pid);
+        // What was there before the command cannot be its daemon, and the end of what is not ours would not be heard.
+        if known || stat.parent != parent || stat.birth.0 < birth.0 || !self.belongs(program, instance, named) {
+            return Some(Err(Complaint::Foreign(pid)));
+        }
+        table.remove(main);
+        let daemon = Process::new(program, instance, pid, stat.birth, own);
+        let daemon = if stat.group == pid { daemon } else { daemon.in_group(stat.group) };
+        self.recorder.write(program, Slot { instance, pid, ended: None });
+        self.report(&daemon, Fact::Daemonized { pid, birth: stat.birth });
+        table.insert(pid, daemon.into_daemon());
+        Some(Ok(()))
+    }
+
+    /// Whether a process is one of a run. It carries the token of that, unless it has written over its environment: then
+    /// it must be what the program could have ended itself, and nobody else may have named it.
+    fn belongs(&self, program: ProgramId, instance: InstanceId, named: pid_file::Named) -> bool {
+        let traits = &self.traits[program];
+        if proc::variable(named.pid, token::VARIABLE).is_some() {
+            let token = Token::of(named.pid, &self.journal);
+            return token.is_some_and(|token| token.instance == instance && token.program == traits.name);
+        }
+        let Some(uid) = proc::uid(named.pid) else { return false };
+        let powerful = [0, geteuid().as_raw()];
+        let within_reach = uid == traits.uid || powerful.contains(&traits.uid);
+        within_reach && (named.owner == uid || powerful.contains(&named.owner))
+    }
+}

@@ -1,0 +1,89 @@
+//! Mistakes of sense about how a program shows that it is ready and well.
+
+use crate::{
+    health::{Probe, Ready},
+    time::Millis,
+};
+
+use super::{Diagnostic, Locator, ProgramConfig};
+
+/// The texts that are passed on to the system.
+pub(super) fn texts(program: &ProgramConfig) -> impl Iterator<Item = &String> {
+    let ready = program.ready.as_ref().and_then(|ready| match ready {
+        Ready::Notify | Ready::Descriptor(_) => None,
+        Ready::Line(text) | Ready::Command(text) | Ready::Tcp(text) | Ready::Http(text) => Some(text),
+    });
+    let health = program.health.as_ref().map(|health| match &health.check {
+        Probe::Command(text) | Probe::Tcp(text) | Probe::Http(text) => text,
+    });
+    ready.into_iter().chain(health)
+}
+
+pub(super) fn check(name: &str, program: &ProgramConfig, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let mut error = |field: &str, what: &str, help: &str| {
+        let error = Diagnostic::error(format!("program \"{name}\" {what}"));
+        found.push(error.at(locator.nearest(&["programs", name, field])).help(help));
+    };
+    let care = program.care();
+    let looked_after = care.readiness.is_some() || care.checkup.is_some() || care.watchdog.is_some();
+    if program.effective_mode().holds_back() && looked_after {
+        let field = if program.ready.is_some() { "ready" } else { "health" };
+        error(
+            field,
+            "is to run to its end, so there is nothing to be ready or well for",
+            "remove the field, or the mode",
+        );
+    }
+    match &program.ready {
+        Some(Ready::Descriptor(fd)) if !(3..=1023).contains(fd) => {
+            error("ready", "is to tell through a descriptor that it cannot have", "write a number from 3 to 1023");
+        }
+        Some(Ready::Line(_)) if program.log.is_none() => {
+            error("ready", "is ready by a line of its log, and has no log", "add log: \"...\"");
+        }
+        Some(Ready::Line(text)) if text.is_empty() => {
+            error("ready", "is ready by an empty line", "write a part of the line");
+        }
+        Some(_) | None => {}
+    }
+    for (field, probe) in [
+        ("ready", program.ready.as_ref().and_then(Ready::probe)),
+        ("health", program.health.as_ref().map(|health| health.check.clone())),
+    ] {
+        if let Some((what, help)) = probe.as_ref().and_then(wrong) {
+            error(field, what, help);
+        }
+    }
+    if let Some(health) = &program.health {
+        if health.every == Millis(0) || health.timeout == Millis(0) {
+            error("health", "is checked with a time of 0", "write for instance every: \"10s\", timeout: \"5s\"");
+        }
+        if health.failures == 0 {
+            error("health", "is unhealthy after 0 failures", "write failures: 1 or more");
+        }
+    }
+    for (field, span) in [("start_timeout", program.start_timeout), ("watchdog", program.watchdog)] {
+        if span == Some(Millis(0)) {
+            error(field, "has a time of 0", "write for instance \"30s\"");
+        }
+    }
+}
+
+/// What is wrong with a probe, and the cure.
+fn wrong(probe: &Probe) -> Option<(&'static str, &'static str)> {
+    match probe {
+        Probe::Command(line) => line.is_empty().then_some(("is checked by an empty command", "write a line of shell")),
+        Probe::Tcp(address) => {
+            let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+            let fine = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+            let what = "is checked at an address that is none";
+            (!fine).then_some((what, "write host:port, for instance \"127.0.0.1:5432\""))
+        }
+        Probe::Http(url) => {
+            let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+            let fine = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+            let what = "is checked at a url that is none";
+            (!fine).then_some((what, "write for instance \"http://127.0.0.1:8080/health\""))
+        }
+    }
+}

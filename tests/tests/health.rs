@@ -1,0 +1,266 @@
+//! When programs are ready, how it is found out that they are not well, and which process a daemon is.
+
+use std::fs;
+
+use gaggled_core::{
+    command::Selection,
+    event::{Event, ProgramEvent},
+    health::{Ailment, Complaint},
+    state::ProgramState,
+    wire::Action,
+};
+use gaggled_tests::harness::{Daemon, free_port};
+use nix::sys::signal::Signal;
+
+const FOR_EVER: &str = "1000000000";
+
+/// The event of a program at which this is so.
+fn happened(daemon: &Daemon, program: &str, is: impl Fn(&ProgramEvent) -> bool) -> Option<u64> {
+    let id = daemon.state().graph.names().get(program).copied()?;
+    daemon.heard.iter().find_map(|heard| match &heard.event {
+        Event::Program(of, event) if *of == id && is(event) => Some(heard.seq.0),
+        _ => None,
+    })
+}
+
+fn wait_ready(daemon: &mut Daemon, program: &str, run: u64) {
+    daemon.wait(&format!("{program} to be ready in run {run}"), |_, state| {
+        let known = state.graph.names().get(program).map(|id| &state.programs[*id]);
+        known.is_some_and(|now| now.instance.0 >= run && now.is_ready())
+    });
+}
+
+fn wait_unhealthy(daemon: &mut Daemon, program: &str) -> Ailment {
+    let found = |daemon: &Daemon| {
+        let id = daemon.state().graph.names().get(program).copied()?;
+        daemon.heard.iter().find_map(|heard| match &heard.event {
+            Event::Program(of, ProgramEvent::Unhealthy { ailment, .. }) if *of == id => Some(*ailment),
+            _ => None,
+        })
+    };
+    daemon.wait(&format!("{program} to be unhealthy"), |heard, state| {
+        let Some(id) = state.graph.names().get(program).copied() else { return false };
+        heard
+            .iter()
+            .any(|heard| matches!(&heard.event, Event::Program(of, ProgramEvent::Unhealthy { .. }) if *of == id))
+    });
+    found(daemon).expect("it was found")
+}
+
+fn puppet(name: &str, words: &str, fields: &str) -> String {
+    let argv: Vec<String> = words.split(' ').map(|word| format!("\"{word}\"")).collect();
+    format!("\"{name}\": (command: \"@PUPPET@\", argv: [{}], {fields}),", argv.join(", "))
+}
+
+/// Each way to be ready, and a dependent of each that must not start before.
+#[test]
+fn what_depends_on_a_program_waits_until_that_is_ready() {
+    let port = free_port();
+    let ways = [
+        ("told", puppet("told", "notify 200 STATUS=soon READY=1", "ready: Notify")),
+        ("descriptor", puppet("descriptor", "ready 7 200", "ready: Descriptor(7)")),
+        (
+            "line",
+            "\"line\": (shell: \"echo starting; sleep 0.2; echo now listening on 1; exec sleep 1000000\", \
+             log: \"@DIR@/line.log\", ready: Line(\"listening on\")),"
+                .to_owned(),
+        ),
+        (
+            "command",
+            "\"command\": (shell: \"sleep 0.2; touch @DIR@/there; exec sleep 1000000\", ready: Command(\"test -e @DIR@/there\")),"
+                .to_owned(),
+        ),
+        ("tcp", puppet("tcp", &format!("serve {port} @DIR@/status"), &format!("ready: Tcp(\"127.0.0.1:{port}\")"))),
+        ("daemon", puppet("daemon", "forker @DIR@/daemon.pid", "pid_file: Read(\"@DIR@/daemon.pid\")")),
+    ];
+    let dependents = ways.iter().map(|(name, _)| {
+        puppet(&format!("after-{name}"), &format!("sleep {FOR_EVER}"), &format!("depends: {{\"{name}\": ()}}"))
+    });
+    let programs: String = ways.iter().map(|(_, text)| text.clone()).chain(dependents).collect();
+    let mut daemon = Daemon::new(&programs);
+    daemon.wait("all to be ready", |_, state| state.programs.values().all(ProgramState::is_ready));
+    for (name, _) in &ways {
+        let ready = happened(&daemon, name, |event| {
+            matches!(event, ProgramEvent::Ready { .. } | ProgramEvent::Daemonized { .. })
+        });
+        let after = happened(&daemon, &format!("after-{name}"), |event| matches!(event, ProgramEvent::Starting { .. }));
+        assert!(ready < after && ready.is_some(), "{name}: ready by event {ready:?}, followed by event {after:?}");
+    }
+    assert_eq!(daemon.dump()["told"]["ready"], true);
+    // Readiness survives the death of the daemon, and nobody notices.
+    let before = daemon.dump();
+    daemon.kill_core();
+    let after = daemon.dump();
+    for (name, program) in before.as_object().expect("programs") {
+        assert_eq!((&after[name]["pid"], &after[name]["ready"]), (&program["pid"], &program["ready"]), "{name}");
+    }
+    daemon.end();
+    daemon.verify();
+}
+
+#[test]
+fn what_is_not_ready_in_time_is_stopped_and_tried_again() {
+    let port = free_port();
+    let within = "start_timeout: \"300ms\", backoff: (initial: 50, max: 50)";
+    let programs = [
+        puppet("mute", &format!("sleep {FOR_EVER}"), &format!("ready: Notify, {within}")),
+        puppet("deaf", &format!("sleep {FOR_EVER}"), &format!("ready: Tcp(\"127.0.0.1:{port}\"), {within}")),
+        puppet("wrong", &format!("sleep {FOR_EVER}"), &format!("ready: Command(\"exit 3\"), {within}")),
+        puppet("slow", &format!("sleep {FOR_EVER}"), &format!("ready: Command(\"sleep 1000\"), {within}")),
+        puppet("nowhere", "exit 0 0", &format!("pid_file: Read(\"@DIR@/no.pid\"), {within}")),
+    ];
+    let mut daemon = Daemon::new(&programs.concat());
+    let expected = [
+        ("mute", Ailment::NotReady(None)),
+        ("deaf", Ailment::NotReady(Some(Complaint::Error(111)))),
+        ("wrong", Ailment::NotReady(Some(Complaint::Command(gaggled_core::host::ExitStatus::Code(3))))),
+        ("slow", Ailment::NotReady(None)),
+        ("nowhere", Ailment::NotReady(Some(Complaint::Error(2)))),
+    ];
+    for (name, ailment) in expected {
+        assert_eq!(wait_unhealthy(&mut daemon, name), ailment, "{name}");
+    }
+    daemon.wait("all to be tried again", |_, state| state.programs.values().all(|program| program.instance.0 >= 3));
+    let up = Action::Up(Selection {
+        programs: vec!["deaf".to_owned()],
+        wait: true,
+        timeout_ms: Some(gaggled_core::time::Millis(500)),
+    });
+    let refused = daemon.ask(up).error.expect("it never is").message;
+    assert!(refused.contains("deaf"), "{refused}");
+    daemon.end();
+    daemon.verify();
+}
+
+#[test]
+fn a_program_that_fails_its_checks_is_replaced() {
+    let port = free_port();
+    let check = format!("health: (check: Http(\"http://127.0.0.1:{port}/health\"), every: \"50ms\", failures: 3)");
+    let mut daemon = Daemon::new(&format!(
+        "{} {}",
+        puppet(
+            "web",
+            &format!("serve {port} @DIR@/status"),
+            &format!("ready: Http(\"http://127.0.0.1:{port}/\"), {check}, backoff: (initial: 0, max: 0)")
+        ),
+        puppet("after", &format!("sleep {FOR_EVER}"), "depends: {\"web\": (propagate: true)}"),
+    ));
+    wait_ready(&mut daemon, "after", 1);
+    fs::write(daemon.directory.path().join("status"), "503").expect("a file");
+    assert_eq!(wait_unhealthy(&mut daemon, "web"), Ailment::Unwell(Complaint::Http(503)));
+    daemon.wait_down("web", 1);
+    fs::write(daemon.directory.path().join("status"), "302").expect("a file");
+    wait_ready(&mut daemon, "web", 2);
+    wait_ready(&mut daemon, "after", 2);
+    daemon.end();
+    daemon.verify();
+}
+
+#[test]
+fn a_program_that_falls_silent_is_replaced() {
+    let words = "notify 100 READY=1 WATCHDOG=1 WATCHDOG=1 WATCHDOG=1";
+    let mut daemon = Daemon::new(&puppet("a", words, "ready: Notify, watchdog: \"600ms\""));
+    wait_ready(&mut daemon, "a", 1);
+    assert_eq!(wait_unhealthy(&mut daemon, "a"), Ailment::Silent);
+    let at = |daemon: &Daemon, is: fn(&ProgramEvent) -> bool| {
+        daemon.heard.iter().find_map(|heard| match &heard.event {
+            Event::Program(_, event) if is(event) => Some(heard.at.as_millis()),
+            _ => None,
+        })
+    };
+    let ready = at(&daemon, |event| matches!(event, ProgramEvent::Ready { .. })).expect("it was ready");
+    let silent = at(&daemon, |event| matches!(event, ProgramEvent::Unhealthy { .. })).expect("it was silent");
+    assert!(silent >= ready + 800, "it was alive for some time: {} ms", silent - ready);
+    wait_ready(&mut daemon, "a", 2);
+}
+
+/// A daemon is the program: it is signalled, its end is told, its pid file goes with it, and it survives gaggled.
+#[test]
+fn a_daemon_is_followed() {
+    let mut daemon = Daemon::new(&format!(
+        "{} {}",
+        puppet("plain", "forker @DIR@/plain.pid", "pid_file: Read(\"@DIR@/plain.pid\")"),
+        puppet("scrubbed", "forker @DIR@/scrubbed.pid scrubbed", "pid_file: Read(\"scrubbed.pid\"), wd: \"@DIR@\"")
+    ));
+    for name in ["plain", "scrubbed"] {
+        wait_ready(&mut daemon, name, 1);
+        let path = daemon.directory.path().join(format!("{name}.pid"));
+        let named = fs::read_to_string(&path).expect("a pid file");
+        assert_eq!(named.trim(), daemon.pid_of(name).to_string(), "{name}");
+        daemon.kill(name, Signal::SIGUSR1);
+        daemon.wait_down(name, 1);
+        wait_ready(&mut daemon, name, 2);
+        assert_ne!(fs::read_to_string(&path).expect("a pid file"), named);
+    }
+    let (plain, scrubbed) = (daemon.pid_of("plain"), daemon.pid_of("scrubbed"));
+    daemon.kill_core();
+    assert_eq!((daemon.pid_of("plain"), daemon.pid_of("scrubbed")), (plain, scrubbed));
+    daemon.kill_all();
+    let mut daemon = daemon.again();
+    wait_ready(&mut daemon, "plain", 2);
+    assert_eq!((daemon.pid_of("plain"), daemon.pid_of("scrubbed")), (plain, scrubbed));
+    daemon.kill("plain", Signal::SIGUSR2);
+    daemon.wait_down("plain", 2);
+    daemon.must(Action::Down(Selection { programs: vec!["scrubbed".to_owned()], wait: true, timeout_ms: None }));
+    // Whoever is its parent now may not have noticed yet.
+    let stat = fs::read_to_string(format!("/proc/{scrubbed}/stat")).unwrap_or_default();
+    assert!(stat.is_empty() || stat.contains(") Z "), "it was stopped: {stat}");
+    assert!(!daemon.directory.path().join("scrubbed.pid").exists());
+    daemon.end();
+    daemon.verify();
+}
+
+/// Whatever a pid file says, nobody else gets a signal.
+#[test]
+fn a_hostile_pid_file_harms_nobody() {
+    let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().expect("a bystander");
+    let table = [
+        ("first", "1".to_owned(), "Foreign(1)"),
+        ("bystander", bystander.id().to_string(), "Foreign"),
+        ("neighbour", "@NEIGHBOUR@".to_owned(), "Foreign"),
+        ("zero", "0".to_owned(), "NoPid"),
+        ("negative", "-1".to_owned(), "NoPid"),
+        ("huge", "99999999999999".to_owned(), "NoPid"),
+        ("garbage", "postmaster".to_owned(), "NoPid"),
+        ("nobody", "4194300".to_owned(), "NoProcess"),
+    ];
+    let mut programs =
+        puppet("neighbour-itself", &format!("sleep {FOR_EVER}"), "pid_file: Write(\"@DIR@/neighbour.pid\")");
+    for (name, content, _) in &table {
+        let write =
+            if content == "@NEIGHBOUR@" { "cat @DIR@/neighbour.pid".to_owned() } else { format!("echo {content}") };
+        let fields = format!(
+            "pid_file: Read(\"@DIR@/{name}\"), start_timeout: \"300ms\", depends: {{\"neighbour-itself\": ()}}"
+        );
+        programs.push_str(&format!("\"{name}\": (shell: \"{write} > @DIR@/{name}\", {fields}),"));
+    }
+    // A link leads to a file of somebody else, and a directory is no file.
+    programs.push_str("\"link\": (shell: \"ln -sf @DIR@/neighbour.pid @DIR@/link\", pid_file: Read(\"@DIR@/link\"), start_timeout: \"300ms\", depends: {\"neighbour-itself\": ()}),");
+    programs.push_str(
+        "\"folder\": (shell: \"mkdir -p @DIR@/folder\", pid_file: Read(\"@DIR@/folder\"), start_timeout: \"300ms\"),",
+    );
+    let mut daemon = Daemon::new(&programs);
+    let neighbour = {
+        daemon.wait_up("neighbour-itself", 1);
+        daemon.pid_of("neighbour-itself")
+    };
+    let expected =
+        table.iter().map(|(name, _, found)| (*name, *found)).chain([("link", "Foreign"), ("folder", "NoPid")]);
+    for (name, found) in expected {
+        let ailment = format!("{:?}", wait_unhealthy(&mut daemon, name));
+        assert!(ailment.contains(found), "{name}: {ailment}");
+    }
+    daemon.must(Action::Down(Selection {
+        programs: table.iter().map(|(name, ..)| (*name).to_owned()).collect(),
+        wait: true,
+        timeout_ms: None,
+    }));
+    assert_eq!(daemon.pid_of("neighbour-itself"), neighbour);
+    assert_eq!(daemon.dump()["neighbour-itself"]["instance"], 1);
+    assert!(bystander.try_wait().expect("a status").is_none(), "the bystander lives");
+    daemon.end();
+    assert!(bystander.try_wait().expect("a status").is_none(), "the bystander lives");
+    bystander.kill().expect("it lives");
+    bystander.wait().expect("its end");
+    daemon.verify();
+}
