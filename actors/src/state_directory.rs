@@ -32,7 +32,7 @@ pub enum StateError {
     },
     /// Another gaggled writes there.
     #[error(
-        "{path} is in use by another gaggled{pid}: end that one, or give this one a directory of its own (gaggled.state)"
+        "{path} is already in use by another gaggled{pid}: end that one, or give this one a directory of its own (gaggled.state)"
     )]
     InUse {
         /// The directory.

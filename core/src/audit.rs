@@ -423,7 +423,7 @@ impl Audit {
     fn arrives(&mut self, group: GroupId, seq: Seq) {
         let missing = |id: &&ProgramId| {
             let (policy, seen) = (&self.graph.programs[**id], &self.programs[**id]);
-            policy.enabled && policy.runs_at(&self.groups[group].level) && !seen.operator_down && !seen.is_in
+            policy.enabled && self.groups[group].runs(policy) && !seen.operator_down && !seen.is_in
         };
         if let Some(id) = self.graph.groups[group].members.iter().find(missing) {
             self.found.push(format!("I28: event {seq}: {group:?} is there without {id:?}"));
@@ -437,8 +437,9 @@ impl Audit {
         let Some(group) = policy.group else { return };
         let members = &graph.groups[group].members;
         let restarts = self.groups[group].standing == Standing::Restarting;
-        let level = self.groups[group].level.clone();
-        let runs = |policy: &Policy| policy.runs_at(&level) || restarts && policy.names(RESTART);
+        let told = self.groups[group].clone();
+        let level = told.level.clone();
+        let runs = |policy: &Policy| told.runs(policy) || restarts && policy.names(RESTART);
         let mut wrong = Vec::new();
         if !runs(policy) {
             wrong.push(format!("I25: event {}: {id:?} is let in at level {level}", envelope.seq));

@@ -32,6 +32,7 @@ pub mod ids;
 pub mod journal;
 pub mod machine;
 pub mod mirror;
+pub mod nodes;
 pub mod notifier;
 pub mod plan;
 pub mod program;

@@ -11,7 +11,7 @@ use crate::{
     config::{Config, ProgramConfig, SMTPGATE},
     event::{Cause, Event, ProgramEvent},
     graph::{Group, STOP},
-    ids::GroupId,
+    ids::{GroupId, Seq},
     state::{Place, ProgramState, State},
 };
 
@@ -65,10 +65,10 @@ impl Plan {
         let mut steps = Vec::new();
         for (name, program) in new.programs.iter() {
             let level = program.group.as_deref().and_then(|group| levels.get(group));
-            let out = level.filter(|level| !runs_at(program, level));
+            let out = level.filter(|at| !at.runs(program));
             let (change, why) = match before.get(name) {
                 None if out.is_some() => {
-                    let level = out.map_or("", |level| level);
+                    let level = out.map_or("", |at| &at.level);
                     (Change::Update, format!("it is new, and its group is at level {level}"))
                 }
                 None if wanted(program) => (Change::Start, "it is new".to_owned()),
@@ -78,10 +78,10 @@ impl Plan {
                     (change, "gaggled.smtpgate changed".to_owned())
                 }
                 Some(_) if out.is_some() && runs(name) => {
-                    (Change::Stop, format!("its group is at level {}", out.map_or("", |level| level)))
+                    (Change::Stop, format!("its group is at level {}", out.map_or("", |at| &at.level)))
                 }
                 Some(_) if level.is_some() && out.is_none() && is_out(name) && wanted(program) && !down(name) => {
-                    (Change::Start, format!("its group is at level {}", level.map_or("", |level| level)))
+                    (Change::Start, format!("its group is at level {}", level.map_or("", |at| &at.level)))
                 }
                 Some(known) => compare(known, program, &common, runs(name), down(name)),
             };
@@ -117,19 +117,29 @@ impl Plan {
 }
 
 /// The level of each group with another configuration: the one that it is at, unless it comes up at another now.
-fn levels_after(new: &Config, state: &State) -> BTreeMap<String, String> {
+fn levels_after(new: &Config, state: &State) -> BTreeMap<String, At> {
     let graph = new.graph();
     let level = |(id, group): (GroupId, &Group)| {
         let old = state.graph.group(&group.name).filter(|old| state.graph.groups[*old].home == group.home);
-        let kept = old.map(|old| &state.groups[old].level).filter(|level| graph.has_level(id, level));
-        (group.name.to_string(), kept.unwrap_or(&group.home).to_string())
+        let kept = old.map(|old| &state.groups[old]).filter(|old| graph.has_level(id, &old.level));
+        let level = kept.map_or(&group.home, |kept| &kept.level).to_string();
+        (group.name.to_string(), At { level, told: kept.is_some_and(|kept| kept.told > Seq(0)) })
     };
     graph.groups.iter().map(level).collect()
 }
 
-fn runs_at(program: &ProgramConfig, level: &str) -> bool {
-    let names = program.levels.iter().any(|own| own == level);
-    names || program.levels.is_empty() && level != STOP
+/// Where a group is.
+struct At {
+    level: String,
+    /// Whether somebody has told it so.
+    told: bool,
+}
+
+impl At {
+    fn runs(&self, program: &ProgramConfig) -> bool {
+        let names = program.levels.contains(&self.level);
+        if self.level == STOP { names && self.told } else { names || program.levels.is_empty() }
+    }
 }
 
 fn wanted(program: &ProgramConfig) -> bool {

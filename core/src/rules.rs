@@ -158,10 +158,10 @@ impl State {
     fn refuse_at_level(&self, id: ProgramId) -> Result<(), Refusal> {
         let policy = &self.graph.programs[id];
         let Some(group) = policy.group else { return Ok(()) };
-        let level = &self.groups[group].level;
-        if policy.runs_at(level) {
+        if self.groups[group].runs(policy) {
             return Ok(());
         }
+        let level = &self.groups[group].level;
         Err(Refusal::NotAtLevel { group: self.graph.groups[group].name.to_string(), level: level.clone() })
     }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     event::{DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StopReason, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Group, Level, Mode, Policy, RESTART, Until},
+    graph::{Backoff, Dependency, Graph, Group, Level, Mode, Policy, RESTART, STOP, Until},
     health::Ailment,
     host::{ExecStage, ExitStatus, StartTime},
     ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq, Table},
@@ -582,9 +582,15 @@ impl GroupState {
         }
     }
 
+    /// Whether a program runs at its level. One that comes up at `stop`, and that nobody has told anything, has nothing to
+    /// clean up.
+    pub fn runs(&self, program: &Policy) -> bool {
+        program.runs_at(&self.level) && (self.told > Seq(0) || *self.level != *STOP)
+    }
+
     /// Whether one of its programs has a place in it now: at its level, or for a restart.
     pub fn has(&self, group: &Group, program: &Policy) -> bool {
-        program.runs_at(&self.level) || self.runs_restart(group) && program.names(RESTART)
+        self.runs(program) || self.runs_restart(group) && program.names(RESTART)
     }
 
     /// Whether its programs have something to run for a restart, and that is what they do.

@@ -172,7 +172,8 @@ fn succeed(last: Last<'_>, graph: &Graph, beginning: Beginning, epoch: EpochId, 
             };
             let level = Some(last.groups[old].level.clone()).filter(|level| graph.has_level(id, level));
             let level = level.unwrap_or_else(|| group.home.clone());
-            let told = last.groups[old].told;
+            // What it was told lasts; that anything is to be cleaned up for it does not.
+            let told = if begins_anew(beginning) { Seq(0) } else { last.groups[old].told };
             next.groups[id] = GroupState { level, told, standing, failed, going: BTreeSet::new() };
         }
         for member in &group.members {

@@ -2,4 +2,5 @@
 
 pub mod harness;
 pub mod script;
+pub mod seeds;
 pub mod sim;

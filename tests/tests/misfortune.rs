@@ -359,7 +359,7 @@ fn a_second_gaggled_with_the_same_journal_is_refused() {
     let refused = Command::new(binary("gaggled")).arg("-c").arg(other).output().expect("gaggled");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(100), "{said}");
-    assert!(said.contains("is in use by another gaggled, pid"), "{said}");
+    assert!(said.contains("is already in use by another gaggled, pid"), "{said}");
     assert_eq!(daemon.dump()["a"]["instance"], 1);
 }
 

@@ -1,22 +1,46 @@
 //! Configurations of other programs, printed as one of gaggled.
 
-use std::{path::Path, process::ExitCode};
+use std::{
+    fmt::{self, Display},
+    fs,
+    path::Path,
+    process::ExitCode,
+};
 
 use clap::ValueEnum;
-use gaggled_core::config::Config;
+use gaggled_core::config::{Config, ProgramConfig};
 
 use crate::output;
 
+mod cltab;
+mod clusterit;
+mod diprocd;
 mod info;
+mod ini;
 mod original;
+mod plone;
+mod procfile;
+mod supervisord;
 
-pub use self::original::import as import_original;
+pub use self::{clusterit::in_words as cluster_in_words, original::import as import_original};
 
 /// The program that a file is for.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Format {
     /// The original gaggled (2011), Boost INFO
     Gaggled,
+    /// `Cluster::Init`, cltab
+    Cltab,
+    /// diprocd, the JSON of a worker; of a master, with --node
+    Diprocd,
+    /// plone.recipe.cluster, a buildout configuration
+    Plone,
+    /// ClusterIt, a cluster file
+    Clusterit,
+    /// supervisord, its configuration
+    Supervisord,
+    /// foreman and others, a Procfile
+    Procfile,
 }
 
 /// What came of reading a foreign file.
@@ -28,10 +52,78 @@ pub struct Imported {
     pub notes: Vec<String>,
 }
 
+impl Imported {
+    fn note(&mut self, place: impl Display, text: impl Display) {
+        self.notes.push(format!("{place}: {text}"));
+    }
+
+    /// Adds a program, under a name that can be used here.
+    fn program(&mut self, place: &Place, name: &str, program: ProgramConfig) -> Result<(), String> {
+        let own = usable(name);
+        if own != name {
+            self.note(
+                place,
+                format!("{name:?} is called {own:?} here: a name has 1 to 64 of a-z, A-Z, 0-9, and . _ -"),
+            );
+        }
+        if self.config.programs.get(&own).is_some() {
+            return Err(format!("{place}: \"{name}\" is there twice: rename one of the two"));
+        }
+        self.config.programs.0.push((own, program));
+        Ok(())
+    }
+
+    /// Makes sure that it can be read again.
+    fn checked(self) -> Result<Self, String> {
+        let printed = self.config.print().map_err(|why| why.to_string())?;
+        match Config::parse(&printed) {
+            Ok(_) => Ok(self),
+            Err(found) => Err(found.into_iter().map(|found| found.message).collect::<Vec<_>>().join("; ")),
+        }
+    }
+}
+
+/// A line of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Place {
+    file: String,
+    line: usize,
+}
+
+impl Place {
+    fn new(file: &Path, line: usize) -> Self {
+        Self { file: file.display().to_string(), line }
+    }
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// A name that can be used here.
+fn usable(name: &str) -> String {
+    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' });
+    letters.take(64).collect()
+}
+
+/// The text of a file.
+fn read(path: &Path) -> Result<String, String> {
+    let bytes = fs::read(path).map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
+    String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", path.display()))
+}
+
 /// Prints a foreign file as a configuration; what could not be kept goes to standard error, and into comments.
-pub fn run(format: Format, file: &Path) -> ExitCode {
+pub fn run(format: Format, file: &Path, node: Option<&str>) -> ExitCode {
     let imported = match format {
         Format::Gaggled => import_original(file),
+        Format::Cltab => cltab::import(file),
+        Format::Diprocd => diprocd::import(file, node),
+        Format::Plone => plone::import(file),
+        Format::Clusterit => clusterit::import(file),
+        Format::Supervisord => supervisord::import(file),
+        Format::Procfile => procfile::import(file),
     };
     let imported = match imported {
         Ok(imported) => imported,

@@ -8,6 +8,7 @@ pub mod import;
 pub mod journal_log;
 pub mod journal_tool;
 pub mod launcher;
+pub mod nodes;
 pub mod output;
 pub mod render;
 pub mod smtpgate;

@@ -16,9 +16,10 @@ use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 use crate::{
     graph::{Limit, Mode, Until},
     host::PidFile,
+    nodes::Nodes,
 };
 
-use super::{Config, Diagnostic, Locator, Ordered, ProgramConfig, SmtpgateConfig, Tls};
+use super::{Config, Diagnostic, Locator, NodesPlace, Ordered, ProgramConfig, SmtpgateConfig, Tls};
 
 /// The longest name of a program.
 const NAME_MAX: usize = 64;
@@ -37,6 +38,7 @@ pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
         }
     }
     groups::check(config, locator, &mut checker.found);
+    check_nodes(config, locator, &mut checker.found);
     cycles(config, locator, &mut checker.found);
     checker.found
 }
@@ -221,6 +223,22 @@ impl Checker<'_> {
                 Some(_) => continue,
             };
             self.found.push(error.at(places.last().cloned()));
+        }
+    }
+}
+
+fn check_nodes(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    for wrong in Nodes::new(&config.statements_of_nodes()).err().into_iter().flatten() {
+        let at = match &wrong.place {
+            NodesPlace::Hosts => locator.find(&["hosts"]),
+            NodesPlace::Set(set) => locator.find(&["nodes", set]),
+        };
+        found.push(Diagnostic::error(wrong.message).at(at).help(wrong.help));
+    }
+    for (set, _) in config.nodes.iter() {
+        if let [_, again, ..] = locator.all(&["nodes", set]) {
+            let error = Diagnostic::error(format!("set \"{set}\" is there twice")).at(Some(again.clone()));
+            found.push(error.help("put the members together, or rename one of the two"));
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::{
     health::{Care, Checkup, Health, Readiness, Ready},
     host::PidFile,
     ids::GroupId,
+    nodes::{Member, Statement},
     time::Millis,
 };
 
@@ -21,11 +22,26 @@ pub struct Config {
     /// Settings of gaggled itself.
     #[serde(skip_serializing_if = "is_default")]
     pub gaggled: Settings,
+    /// Hosts that are in no set of nodes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Named sets of hosts; a member that begins with `@` is another set.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub nodes: Ordered<Vec<String>>,
     /// Groups of programs; one that is not here, and that a program names, is at level `start`.
     #[serde(skip_serializing_if = "Ordered::is_empty")]
     pub groups: Ordered<GroupConfig>,
     /// The programs.
     pub programs: Ordered<ProgramConfig>,
+}
+
+/// Where something is said of hosts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodesPlace {
+    /// In `hosts`.
+    Hosts,
+    /// In this set of `nodes`.
+    Set(String),
 }
 
 /// A group of programs.
@@ -238,6 +254,19 @@ impl DependsConfig {
 }
 
 impl Config {
+    /// What it says of hosts, each with the way to where it stands.
+    pub fn statements_of_nodes(&self) -> Vec<(NodesPlace, Statement)> {
+        let orphans = self.hosts.iter().map(|host| (NodesPlace::Hosts, Statement::Orphan(host.clone())));
+        let sets = self.nodes.iter().flat_map(|(set, members)| {
+            let place = NodesPlace::Set(set.to_owned());
+            let of_set = place.clone();
+            let member =
+                move |member: &String| (of_set.clone(), Statement::Member(set.to_owned(), Member::parse(member)));
+            [(place, Statement::Set(set.to_owned()))].into_iter().chain(members.iter().map(member))
+        });
+        orphans.chain(sets).collect()
+    }
+
     /// All groups, those that only programs name last.
     pub fn all_groups(&self) -> Vec<(&str, GroupConfig)> {
         let mut groups: Vec<(&str, GroupConfig)> =

@@ -359,7 +359,7 @@ impl<'a> View<'a> {
     fn out(self, policy: &Policy) -> String {
         let Some(id) = policy.group else { return String::new() };
         let (name, group) = (&self.state.graph.groups[id].name, &self.state.groups[id]);
-        match (policy.runs_at(&group.level), group.standing) {
+        match (group.runs(policy), group.standing) {
             (false, _) => format!("group {name} is at level {}", group.level),
             (true, Standing::Failed) => format!("group {name} has failed"),
             (true, _) => format!("group {name} has not come to it yet"),

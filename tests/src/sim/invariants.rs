@@ -176,13 +176,11 @@ fn kept_out(world: &World, state: &State, program: ProgramId) -> bool {
     let (group, members) = (&state.groups[id], &world.graph.groups[id].members);
     let holds_back = |member: &&ProgramId| {
         let (other, seen) = (&world.graph.programs[**member], &state.programs[**member]);
-        let runs = other.runs_at(&group.level) && seen.place != Place::Out;
+        let runs = group.runs(other) && seen.place != Place::Out;
         **member < program && other.mode.holds_back() && runs && !seen.is_completed()
     };
     let out = state.programs[program].place == Place::Out;
-    out && (!policy.runs_at(&group.level)
-        || group.standing == Standing::Failed
-        || members.iter().any(|m| holds_back(&m)))
+    out && (!group.runs(policy) || group.standing == Standing::Failed || members.iter().any(|m| holds_back(&m)))
 }
 
 /// Whether a program waits, directly or not, for what will not come about by itself: that one which has run once runs, or

@@ -12,7 +12,7 @@ use gaggled_tools::{
     daemon::{self, BAD_CONFIGURATION, Options, System},
     import, journal_tool,
     launcher::{self, Position},
-    output,
+    nodes, output,
 };
 
 /// Runs programs that depend on each other
@@ -54,7 +54,12 @@ enum Command {
         format: import::Format,
         /// The file
         file: PathBuf,
+        /// The node of a diprocd master whose programs are meant
+        #[arg(long)]
+        node: Option<String>,
     },
+    /// Tell which hosts a set of nodes has, and which sets a host is in
+    Nodes(nodes::Query),
     /// Look at a journal without a running gaggled
     Journal {
         /// What to do
@@ -80,7 +85,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match arguments.command {
-        Some(Command::Import { format, file }) => import::run(format, &file),
+        Some(Command::Import { format, file, node }) => import::run(format, &file, node.as_deref()),
         Some(Command::Completions { shell }) => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Arguments::command(), "gaggled", &mut script);
@@ -91,6 +96,7 @@ fn main() -> ExitCode {
             let rendered = clap_mangen::Man::new(Arguments::command()).render(&mut page);
             output::end(rendered.and_then(|()| output::line(String::from_utf8_lossy(&page).trim_end())))
         }
+        Some(Command::Nodes(query)) => nodes::run(&query),
         Some(Command::Journal { command }) => journal_tool::run(&command),
         Some(Command::Succeed { state }) => daemon::succeed(&state),
         None => {

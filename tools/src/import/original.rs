@@ -14,6 +14,7 @@ use gaggled_gateways::url::{Url, UrlError};
 use super::{
     Imported,
     info::{self, Node},
+    usable,
 };
 
 /// Reads a file of the original.
@@ -292,9 +293,4 @@ impl Importer {
         }
         Some(Millis(default))
     }
-}
-
-fn usable(name: &str) -> String {
-    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' });
-    letters.take(64).collect()
 }

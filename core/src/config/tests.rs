@@ -1,0 +1,148 @@
+use super::*;
+
+/// Configurations that must be refused, and words that must be said.
+const MISTAKES: &[(&str, &str)] = &[
+    (r#"(programs: {"a": (command: "x", respwan: true)})"#, "respwan"),
+    (r#"(programs: {"a": (command: "x", mode: Off)})"#, "Off"),
+    (r#"(programs: {"a": (command: "x"), "a": (command: "y")})"#, "program \"a\" is there twice"),
+    (r#"(programs: {"a": ()})"#, "program \"a\" has no command"),
+    (r#"(programs: {"a": (command: "")})"#, "program \"a\" has an empty command"),
+    (r#"(programs: {"a": (command: "x", shell: "y")})"#, "both a command and a shell"),
+    (r#"(programs: {"a": (command: "x", depends: {"b": ()})})"#, "depends on \"b\", which does not exist"),
+    (r#"(programs: {"a": (command: "x", depends: {"a": ()})})"#, "cycle: a -> a"),
+    (
+        r#"(programs: {"a": (command: "x", depends: {"b": ()}), "b": (command: "x", depends: {"a": ()})})"#,
+        "cycle: a -> b -> a",
+    ),
+    (
+        r#"(programs: {"a": (command: "x", depends: {"b": ()}), "b": (command: "x", enabled: false)})"#,
+        "depends on \"b\", which is disabled",
+    ),
+    (
+        r#"(programs: {"a": (command: "x", depends: {"b": (until: Completed)}), "b": (command: "x")})"#,
+        "to complete, which is started again whenever it ends",
+    ),
+    (
+        r#"(programs: {"a": (command: "x", depends: {"b": (until: Completed, propagate: true)}), "b": (command: "x", mode: Once)})"#,
+        "nothing to propagate",
+    ),
+    (r#"(programs: {"a": (command: "x", depends: {"b": (until: Ended)})})"#, "Ended"),
+    (r#"(programs: {"a": (command: "x", limit: (starts: 0, within: "1m"))})"#, "allows 0 starts"),
+    (r#"(programs: {"a": (command: "x", limit: (starts: 3, within: 0))})"#, "a time of 0"),
+    (r"(gaggled: (limit: (starts: 99999, within: 1)))", "allows 99999 starts"),
+    (r#"(programs: {"a": (command: "x", levels: ["1"])})"#, "has levels and no group"),
+    (r#"(programs: {"a": (command: "x", group: "a")})"#, "group \"a\" has the name of a program"),
+    (r#"(programs: {"a": (command: "x", group: "g", levels: ["1"])})"#, "group \"g\" has no level \"start\""),
+    (
+        r#"(groups: {"g": (level: "2")}, programs: {"a": (command: "x", group: "g", levels: ["1"])})"#,
+        "group \"g\" has no level \"2\"",
+    ),
+    (r#"(groups: {"g": (on_failure: "2")}, programs: {"a": (command: "x", group: "g")})"#, "no level \"2\""),
+    (r#"(groups: {"g": (), "g": ()})"#, "group \"g\" is there twice"),
+    (r#"(groups: {"g h": ()})"#, "name \"g h\""),
+    (r#"(programs: {"a": (command: "x", group: "g", levels: ["a b"])})"#, "name \"a b\""),
+    (
+        r#"(programs: {"a": (command: "x", group: "g", mode: Wait, depends: {"b": ()}), "b": (command: "x", group: "g")})"#,
+        "a -> b -> a",
+    ),
+    (r#"(programs: {"a": (command: "x", mode: Test, stop: "y")})"#, "is a test that would have to be undone"),
+    (
+        r#"(programs: {"a": (command: "x", mode: Wait, limit: (starts: 1, within: 1))})"#,
+        "has a limit, but runs only once",
+    ),
+    (r#"(programs: {"a": (command: "x", success: [256])})"#, "exit code for success"),
+    (r#"(programs: {"a": (command: "x", nice: 20)})"#, "niceness"),
+    (r#"(programs: {"a": (command: "x", nice: 1000)})"#, "out of bounds"),
+    (r#"(programs: {"a": (command: "x", oom_score_adj: 1001)})"#, "score"),
+    (r#"(programs: {"a": (command: "x", user: "")})"#, "user without a name"),
+    (r#"(programs: {"a": (command: "x", user: "a:b:c")})"#, "user without a name"),
+    (r#"(programs: {"a": (command: "x", chroot: "srv")})"#, "not absolute"),
+    (r#"(programs: {"a": (command: "x", umask: "8")})"#, "umask \"8\""),
+    (r#"(programs: {"a": (command: "x", umask: "1000")})"#, "umask \"1000\""),
+    (r#"(programs: {"a": (command: "x", rlimits: {"files": 9})})"#, "limit \"files\" of 9"),
+    (r#"(programs: {"a": (command: "x", rlimits: {"nofile": "9:8"})})"#, "limit \"9:8\""),
+    (r#"(programs: {"a": (command: "x", rlimits: {"nofile": 9, "nofile": 8})})"#, "there twice"),
+    (r#"(programs: {"a": (command: "x", pid_file: Read(""))})"#, "without a name"),
+    (r#"(programs: {"a": (command: "x", pid_file: Keep("f"))})"#, "Keep"),
+    (r#"(programs: {"a": (command: "x", mode: Wait, group: "g", pid_file: Read("f"))})"#, "makes a daemon of itself"),
+    (r#"(programs: {"a": (command: "x", ready: Tcp("5432"))})"#, "an address that is none"),
+    (r#"(programs: {"a": (command: "x", ready: Http("/health"))})"#, "a url that is none"),
+    (r#"(programs: {"a": (command: "x", ready: Command(""))})"#, "an empty command"),
+    (r#"(programs: {"a": (command: "x", ready: Descriptor(2))})"#, "a descriptor that it cannot have"),
+    (r#"(programs: {"a": (command: "x", ready: Line("up"))})"#, "has no log"),
+    (r#"(programs: {"a": (command: "x", log: "f", ready: Line(""))})"#, "an empty line"),
+    (r#"(programs: {"a": (command: "x", ready: Soon)})"#, "Soon"),
+    (r#"(programs: {"a": (command: "x", health: (check: Tcp("h:0")))})"#, "an address that is none"),
+    (r#"(programs: {"a": (command: "x", health: (check: Tcp("h:1"), every: 0))})"#, "a time of 0"),
+    (r#"(programs: {"a": (command: "x", health: (check: Tcp("h:1"), failures: 0))})"#, "0 failures"),
+    (r#"(programs: {"a": (command: "x", health: (every: 1))})"#, "check"),
+    (r#"(programs: {"a": (command: "x", watchdog: 0)})"#, "a time of 0"),
+    (r#"(programs: {"a": (command: "x", start_timeout: 0)})"#, "a time of 0"),
+    (r#"(programs: {"a": (command: "x", mode: Test, ready: Notify)})"#, "nothing to be ready or well for"),
+    (r#"(programs: {"a": (command: "x", limit: (starts: 3))})"#, "within"),
+    (r#"(programs: {"a b": (command: "x")})"#, "name \"a b\""),
+    (r#"(programs: {"": (command: "x")})"#, "name \"\""),
+    (r#"(programs: {"a": (command: "x", env: {"A=B": "c"})})"#, "\"A=B\""),
+    (r#"(programs: {"a": (command: "x", env: {"GAGGLED_HOST": "c"})})"#, "GAGGLED_HOST"),
+    (r#"(programs: {"a": (command: "x", respawn: true, mode: Once)})"#, "both respawn and mode"),
+    (r#"(nodes: {"a": ["@b"]})"#, "no set \"b\""),
+    (r#"(nodes: {"a": ["@b"], "b": ["@a"]})"#, "is in itself"),
+    (r#"(nodes: {"a": ["b"], "b": []})"#, "host \"b\" has the name of a set"),
+    (r#"(nodes: {"a": ["b c"]})"#, "no name of a host"),
+    (r#"(nodes: {"a": [], "a": []})"#, "set \"a\" is there twice"),
+    (r#"(nodes: {"__all__": []})"#, "means something else"),
+    (r#"(hosts: [""])"#, "no name of a host"),
+    (r"(gaggled: (killwait: -1))", "negative"),
+    (r#"(gaggled: (killwait: "5 bananas"))"#, "5 bananas"),
+    (r"(gaggled: (killwait: 99999999999999))", "ten years"),
+    (r#"(programs: {"a": (command: "x")"#, "expected"),
+    (r"(gaggled: (smtpgate: (auto: true)))", "smtpgate"),
+];
+
+fn refused(text: &str) -> Vec<String> {
+    match Config::parse(text) {
+        Ok(_) => Vec::new(),
+        Err(found) => found.into_iter().map(|found| found.message).collect(),
+    }
+}
+
+#[test]
+fn the_empty_configuration_is_one() {
+    assert!(refused("()").is_empty());
+    assert!(refused("(programs: {})").is_empty());
+}
+
+#[test]
+fn a_full_configuration_prints_and_reads_back_the_same() {
+    let text = r#"(
+        gaggled: (killwait: "3s", path: "/opt/bin", env: {"TZ": "UTC"}, eventurl: "ipc:///tmp/e", controlurl: "ipc:///tmp/c"),
+        programs: {
+            "db": (command: "postgres", argv: ["-D", "/srv/db"], killwait: 5000, log: "/var/log/db.log"),
+            "web": (shell: "exec web", mode: Once, enabled: false, wd: "/", env: {"A": "b"}, depends: {
+                "db": (delay: "500ms", propagate: true),
+            }),
+        },
+    )"#;
+    let first = Config::parse(text).expect("it is correct").config;
+    let printed = first.print().expect("it can be written");
+    assert_eq!(Config::parse(&printed).expect("it is correct again").config, first, "{printed}");
+}
+
+#[test]
+fn every_mistake_is_named() {
+    for (text, expected) in MISTAKES {
+        let found = refused(text);
+        assert!(
+            found.iter().any(|message| message.to_lowercase().contains(&expected.to_lowercase())),
+            "{text}\n{found:?}"
+        );
+    }
+}
+
+#[test]
+fn several_mistakes_are_reported_at_once_each_in_its_place() {
+    let text = "(programs: {\n  \"a\": (command: \"x\", depends: {\"nosuch\": ()}),\n  \"b\": (),\n})";
+    let found = Config::parse(text).expect_err("it is wrong");
+    let places: Vec<&str> = found.iter().map(|found| &text[found.span.clone().expect("a place")]).collect();
+    assert_eq!(places, ["\"nosuch\"", "\"b\""]);
+}

@@ -1,0 +1,316 @@
+//! Named sets of hosts, as the `nodes` of a configuration or a ClusterIt cluster file tell them.
+//!
+//! Everything is in the order in which names appear for the first time, hosts and sets in one row, as PEAK's
+//! `running.cluster` has it. What that crashed on or passed over in silence is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use petgraph::{algo::toposort, graphmap::DiGraphMap};
+
+/// The set of all hosts.
+pub const ALL: &str = "__all__";
+/// The set of the hosts that stand outside of every set.
+pub const ORPHANS: &str = "__orphans__";
+
+/// A member of a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Member {
+    /// A host.
+    Host(String),
+    /// Everything in another set.
+    Set(String),
+}
+
+impl Member {
+    /// A member as a configuration writes it: a set has an `@` before its name.
+    pub fn parse(text: &str) -> Self {
+        match text.strip_prefix('@') {
+            Some(name) => Self::Set(name.to_owned()),
+            None => Self::Host(text.to_owned()),
+        }
+    }
+}
+
+/// Something that is said of hosts: it stands at a place, which the caller knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Statement {
+    /// This host stands outside of every set.
+    Orphan(String),
+    /// There is a set of this name.
+    Set(String),
+    /// The set has this member.
+    Member(String, Member),
+}
+
+/// What is wrong with a statement, and the cure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong<P> {
+    /// The place of the statement.
+    pub place: P,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+}
+
+/// Named sets of hosts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nodes {
+    /// All hosts, in order.
+    hosts: Vec<String>,
+    orphans: BTreeSet<usize>,
+    /// The sets, in order, with the numbers of their hosts.
+    sets: Vec<(String, BTreeSet<usize>)>,
+}
+
+impl Nodes {
+    /// One host, and no sets.
+    pub fn of_one(host: &str) -> Self {
+        Self { hosts: vec![host.to_owned()], orphans: BTreeSet::from([0]), sets: Vec::new() }
+    }
+
+    /// Puts statements together, or tells everything that is wrong with them.
+    pub fn new<P: Clone>(statements: &[(P, Statement)]) -> Result<Self, Vec<Wrong<P>>> {
+        let wrong = Told::new(statements).wrong();
+        if !wrong.is_empty() {
+            return Err(wrong);
+        }
+        let mut nodes = Self::default();
+        let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut members: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
+        for (_, statement) in statements {
+            let host = match statement {
+                Statement::Orphan(host) | Statement::Member(_, Member::Host(host)) => Some(host.as_str()),
+                Statement::Set(_) | Statement::Member(_, Member::Set(_)) => None,
+            };
+            if let Some(host) = host {
+                numbers.entry(host).or_insert_with(|| {
+                    nodes.hosts.push(host.to_owned());
+                    nodes.hosts.len() - 1
+                });
+            }
+            match statement {
+                Statement::Orphan(host) => nodes.orphans.extend(numbers.get(host.as_str())),
+                Statement::Set(set) => {
+                    members.entry(set).or_default();
+                }
+                Statement::Member(set, member) => members.entry(set).or_default().push(member),
+            }
+        }
+        let mut resolved: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        for set in inner_first(&members) {
+            let mut hosts = BTreeSet::new();
+            for member in members.get(set).into_iter().flatten() {
+                match member {
+                    Member::Host(host) => hosts.extend(numbers.get(host.as_str())),
+                    Member::Set(other) => hosts.extend(resolved.get(other.as_str()).into_iter().flatten()),
+                }
+            }
+            resolved.insert(set, hosts);
+        }
+        for name in in_order(statements) {
+            if let Some(hosts) = resolved.remove(name) {
+                nodes.sets.push((name.to_owned(), hosts));
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// Reads a ClusterIt cluster file; a place is a line, from 1.
+    pub fn parse_cluster(text: &str) -> Result<Self, Vec<Wrong<usize>>> {
+        Self::new(&statements_of_cluster(text)?)
+    }
+
+    /// All sets.
+    pub fn sets(&self) -> impl Iterator<Item = &str> {
+        self.sets.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// The hosts that are meant by `@set`, `*`, or the name of a host; `None` if there is no such set or host.
+    pub fn hosts(&self, query: &str) -> Option<Vec<&str>> {
+        let numbered = |numbers: &BTreeSet<usize>| {
+            numbers.iter().filter_map(|number| self.hosts.get(*number)).map(String::as_str).collect()
+        };
+        match query.strip_prefix('@') {
+            Some(ORPHANS) => Some(numbered(&self.orphans)),
+            Some(ALL) => Some(self.hosts.iter().map(String::as_str).collect()),
+            Some(name) => self.sets.iter().find(|(set, _)| set == name).map(|(_, hosts)| numbered(hosts)),
+            None if query == "*" => self.hosts("@__all__"),
+            None => self.hosts.iter().find(|host| *host == query).map(|host| vec![host.as_str()]),
+        }
+    }
+
+    /// The sets that a host is in; `None` if there is no such host.
+    pub fn sets_of(&self, host: &str) -> Option<Vec<&str>> {
+        let number = self.hosts.iter().position(|known| known == host)?;
+        Some(self.sets.iter().filter(|(_, hosts)| hosts.contains(&number)).map(|(name, _)| name.as_str()).collect())
+    }
+}
+
+/// The sets, each after those that are in it. There is no cycle.
+fn inner_first<'a>(members: &BTreeMap<&'a str, Vec<&'a Member>>) -> Vec<&'a str> {
+    let mut order = toposort(&graph_of(members), None).unwrap_or_default();
+    order.reverse();
+    order
+}
+
+fn graph_of<'a>(members: &BTreeMap<&'a str, Vec<&'a Member>>) -> DiGraphMap<&'a str, ()> {
+    let mut graph = DiGraphMap::new();
+    for (set, members) in members {
+        graph.add_node(*set);
+        for member in members {
+            if let Member::Set(other) = member {
+                graph.add_edge(*set, other.as_str(), ());
+            }
+        }
+    }
+    graph
+}
+
+/// The names of sets, in the order of their first appearance.
+fn in_order<P>(statements: &[(P, Statement)]) -> impl Iterator<Item = &str> {
+    statements.iter().filter_map(|(_, statement)| match statement {
+        Statement::Set(name) | Statement::Member(_, Member::Set(name)) => Some(name.as_str()),
+        Statement::Orphan(_) | Statement::Member(_, Member::Host(_)) => None,
+    })
+}
+
+/// Statements with what is known of them for the check.
+struct Told<'a, P> {
+    statements: &'a [(P, Statement)],
+    sets: BTreeSet<&'a str>,
+}
+
+impl<'a, P: Clone> Told<'a, P> {
+    fn new(statements: &'a [(P, Statement)]) -> Self {
+        let set = |statement: &'a Statement| match statement {
+            Statement::Set(name) => Some(name.as_str()),
+            Statement::Orphan(_) | Statement::Member(..) => None,
+        };
+        Self { statements, sets: statements.iter().filter_map(|(_, statement)| set(statement)).collect() }
+    }
+
+    fn wrong(&self) -> Vec<Wrong<P>> {
+        let mut wrong: Vec<Wrong<P>> =
+            self.statements.iter().filter_map(|(place, statement)| self.wrong_at(place, statement)).collect();
+        if wrong.is_empty() {
+            wrong.extend(self.cycle());
+        }
+        wrong
+    }
+
+    fn wrong_at(&self, place: &P, statement: &Statement) -> Option<Wrong<P>> {
+        let wrong = |message: String, help: &str| Some(Wrong { place: place.clone(), message, help: help.to_owned() });
+        let member = match statement {
+            Statement::Orphan(host) => Member::Host(host.clone()),
+            Statement::Member(_, member) => member.clone(),
+            Statement::Set(name) if name.is_empty() => {
+                return wrong("a set of nodes has no name".into(), "write a name");
+            }
+            Statement::Set(name) if [ALL, ORPHANS].contains(&name.as_str()) => {
+                return wrong(format!("set \"{name}\" has a name that means something else"), "give it another name");
+            }
+            Statement::Set(name) if name.contains(char::is_whitespace) || name.starts_with('@') => {
+                return wrong(
+                    format!("set \"{name}\" has a name that cannot be used"),
+                    "write it without spaces and @",
+                );
+            }
+            Statement::Set(_) => return None,
+        };
+        match &member {
+            Member::Set(name) if !self.sets.contains(name.as_str()) => {
+                wrong(format!("there is no set \"{name}\""), "add it, or correct the name")
+            }
+            Member::Host(host) if host.is_empty() || host.contains(char::is_whitespace) => {
+                wrong(format!("\"{host}\" is no name of a host"), "write one name, without spaces")
+            }
+            Member::Host(host) if self.sets.contains(host.as_str()) => {
+                wrong(format!("host \"{host}\" has the name of a set"), "rename one of the two")
+            }
+            Member::Set(_) | Member::Host(_) => None,
+        }
+    }
+
+    /// Sets that are in each other, told at the last statement that makes it so.
+    fn cycle(&self) -> Option<Wrong<P>> {
+        let inclusions = || {
+            self.statements.iter().filter_map(|(place, statement)| match statement {
+                Statement::Member(set, Member::Set(other)) => Some((place, set.as_str(), other.as_str())),
+                Statement::Member(..) | Statement::Orphan(_) | Statement::Set(_) => None,
+            })
+        };
+        let whole: DiGraphMap<&str, ()> = inclusions().map(|(_, set, other)| (set, other)).collect();
+        toposort(&whole, None).err()?;
+        let mut graph: DiGraphMap<&str, ()> = DiGraphMap::new();
+        inclusions().find_map(|(place, set, other)| {
+            graph.add_edge(set, other, ());
+            let cycle = toposort(&graph, None).err()?;
+            let message = format!("set \"{}\" is in itself, by way of other sets", cycle.node_id());
+            Some(Wrong { place: place.clone(), message, help: "remove one of them from the other".into() })
+        })
+    }
+}
+
+fn statements_of_cluster(text: &str) -> Result<Vec<(usize, Statement)>, Vec<Wrong<usize>>> {
+    let mut statements = Vec::new();
+    // The set that lines belong to, and whether its members are sets.
+    let mut current: Option<(String, bool)> = None;
+    let mut kinds: BTreeMap<String, bool> = BTreeMap::new();
+    for (line, number) in text.lines().map(str::trim).zip(1..) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let begun = line
+            .strip_prefix("GROUP:")
+            .map(|name| (name, false))
+            .or(line.strip_prefix("LUMP:").map(|name| (name, true)));
+        match (begun, &current) {
+            (Some((name, of_sets)), _) => {
+                let name = name.trim().to_owned();
+                if kinds.insert(name.clone(), of_sets).is_some_and(|before| before != of_sets) {
+                    let message = format!("\"{name}\" is a GROUP and a LUMP");
+                    return Err(vec![Wrong { place: number, message, help: "rename one of the two".to_owned() }]);
+                }
+                statements.push((number, Statement::Set(name.clone())));
+                current = Some((name, of_sets));
+            }
+            (None, None) => statements.push((number, Statement::Orphan(line.to_owned()))),
+            (None, Some((set, of_sets))) => {
+                let member = if *of_sets { Member::Set(line.to_owned()) } else { Member::Host(line.to_owned()) };
+                statements.push((number, Statement::Member(set.clone(), member)));
+            }
+        }
+    }
+    Ok(statements)
+}
+
+/// The hosts outside of every set, and the sets with their members, as a configuration writes them.
+pub type Written = (Vec<String>, Vec<(String, Vec<String>)>);
+
+/// What a cluster file says, for a configuration: the hosts outside of every set, and the sets.
+pub fn config_of_cluster(text: &str) -> Result<Written, Vec<Wrong<usize>>> {
+    let statements = statements_of_cluster(text)?;
+    Nodes::new(&statements)?;
+    let mut hosts = Vec::new();
+    let mut sets: Vec<(String, Vec<String>)> = Vec::new();
+    for (_, statement) in statements {
+        match statement {
+            Statement::Orphan(host) => hosts.push(host),
+            Statement::Set(name) if sets.iter().any(|(known, _)| *known == name) => {}
+            Statement::Set(name) => sets.push((name, Vec::new())),
+            Statement::Member(set, member) => {
+                let text = match &member {
+                    Member::Host(host) => host.clone(),
+                    Member::Set(other) => format!("@{other}"),
+                };
+                if let Some((_, members)) = sets.iter_mut().find(|(known, _)| *known == set)
+                    && !members.contains(&text)
+                {
+                    members.push(text);
+                }
+            }
+        }
+    }
+    Ok((hosts, sets))
+}

@@ -1,0 +1,72 @@
+//! A Procfile: `name: command`, a line each, and the variables in a `.env` beside it.
+
+use std::{fs, path::Path};
+
+use gaggled_core::config::ProgramConfig;
+
+use super::{Imported, Place, read};
+
+/// The first port that is given away, and how far those of programs are apart, as foreman does it.
+const PORTS: (usize, usize) = (5000, 100);
+
+/// Reads a Procfile.
+pub fn import(path: &Path) -> Result<Imported, String> {
+    let mut imported = Imported::default();
+    let directory = std::path::absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
+    for (line, number) in read(path)?.lines().zip(1..) {
+        let place = Place::new(path, number);
+        let text = line.trim();
+        if text.is_empty() || text.starts_with('#') {
+            continue;
+        }
+        let named = text.split_once(':').map(|(name, command)| (name.trim(), command.trim()));
+        let is_name =
+            |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
+        let Some((name, command)) = named.filter(|(name, command)| is_name(name) && !command.is_empty()) else {
+            imported.note(&place, "is no \"name: command\", and was ignored");
+            continue;
+        };
+        let port = PORTS.0 + PORTS.1 * imported.config.programs.0.len();
+        let mut program = ProgramConfig {
+            shell: Some(command.to_owned()),
+            wd: directory.as_ref().map(|directory| directory.display().to_string()),
+            ..ProgramConfig::default()
+        };
+        program.env.0.push(("PORT".to_owned(), port.to_string()));
+        imported.program(&place, name, program)?;
+    }
+    if imported.config.programs.is_empty() {
+        return Err(format!("{}: has no line with \"name: command\"", path.display()));
+    }
+    let whole = Place::new(path, 1);
+    imported.note(&whole, "each program got the PORT that foreman gives: 5000, 5100 and so on");
+    imported.note(&whole, "foreman ends everything when one program ends; here that one is started again (essential: true ends everything)");
+    variables(&path.with_file_name(".env"), &mut imported);
+    imported.checked()
+}
+
+/// The variables of a `.env`, if there is one.
+fn variables(path: &Path, imported: &mut Imported) {
+    let Ok(text) = fs::read_to_string(path) else { return };
+    for (line, number) in text.lines().zip(1..) {
+        let place = Place::new(path, number);
+        let line = line.trim();
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        match line.split_once('=') {
+            Some((name, value)) if !name.trim().is_empty() && !name.starts_with("GAGGLED_") => {
+                let value = shell_words::split(value)
+                    .ok()
+                    .filter(|words| words.len() == 1)
+                    .map_or(value.trim().to_owned(), |words| words.concat());
+                let env = &mut imported.config.gaggled.env.0;
+                env.retain(|(known, _)| known != name.trim());
+                env.push((name.trim().to_owned(), value));
+            }
+            Some(_) | None => imported.note(&place, "is no variable, and was ignored"),
+        }
+    }
+    imported.note(Place::new(path, 1), "its variables are copied: the new file is as secret as this one");
+}
