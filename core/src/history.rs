@@ -253,8 +253,13 @@ fn dependency_in_words(graph: &Graph, id: crate::ids::EdgeId, event: &crate::eve
     let (of, on) = (&graph.programs[edge.of].name, &graph.programs[edge.on].name);
     match event {
         Satisfied { .. } if edge.until == Until::Completed => format!("{on} had completed, as {of} needs"),
-        Satisfied { .. } if edge.delay.0 == 0 => format!("{on} was up, as {of} needs"),
-        Satisfied { .. } => format!("{on} had been up for {}, as {of} needs", edge.delay),
+        Satisfied { .. } => {
+            let what = if edge.until == Until::Ready { "ready" } else { "up" };
+            match edge.delay.0 {
+                0 => format!("{on} was {what}, as {of} needs"),
+                _ => format!("{on} had been {what} for {}, as {of} needs", edge.delay),
+            }
+        }
         Broken => format!("{of} can no longer count on {on}"),
         RestartDue { .. } => format!("{of} has to restart, because {on} went down"),
     }

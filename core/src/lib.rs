@@ -10,9 +10,10 @@
 //! 2. [`event`] is what can have happened, [`state`] is the one fold over it, [`rules`] says what may be committed, and
 //!    [`journal`] numbers it;
 //! 3. [`program`], [`dependency`], [`group`] and [`shutdown`] are the machines that propose events and ask for effects;
-//! 4. [`segment`] is how the journal lies on disk, and [`succession`] how one life of the daemon
+//! 4. [`ensemble`] is all of them together, and [`forecast`] runs them on programs that are made up;
+//! 5. [`segment`] is how the journal lies on disk, and [`succession`] how one life of the daemon
 //!    follows another, with [`plan`] for a changed configuration;
-//! 5. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it, and [`audit`] how its journal is checked.
+//! 6. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it, and [`audit`] how its journal is checked.
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 #![deny(clippy::wildcard_enum_match_arm)]
@@ -22,7 +23,9 @@ pub mod command;
 pub mod config;
 pub mod confines;
 pub mod dependency;
+pub mod ensemble;
 pub mod event;
+pub mod forecast;
 pub mod graph;
 pub mod group;
 pub mod health;
@@ -36,6 +39,7 @@ pub mod nodes;
 pub mod notifier;
 pub mod plan;
 pub mod program;
+pub mod random;
 pub mod rules;
 pub mod segment;
 pub mod shutdown;

@@ -1,9 +1,10 @@
 //! The state of all programs for people: a table, or a tree of dependencies.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use gaggled_core::{
+    graph::Until,
     plan::{Change, Plan},
     state::Phase,
     time::Millis,
@@ -64,6 +65,16 @@ impl Row {
             Phase::Starting | Phase::Stopping => Color::Yellow,
             Phase::Down if self.is_operator_shutdown => Color::Blue,
             Phase::Down => Color::Red,
+        }
+    }
+
+    /// The colour of its state, as Graphviz names it.
+    pub fn colour_name(&self) -> &'static str {
+        match self.phase {
+            Phase::Up | Phase::Done => "palegreen",
+            Phase::Starting | Phase::Stopping => "khaki",
+            Phase::Down if self.is_operator_shutdown => "lightblue",
+            Phase::Down => "lightcoral",
         }
     }
 
@@ -156,33 +167,60 @@ pub fn summary(dump: &Dump) -> String {
     if parts.is_empty() { "no programs".to_owned() } else { parts.join(", ") }
 }
 
-/// The programs as a tree: below each program what depends on it. What depends on several stands below each.
-pub fn tree(dump: &Dump) -> String {
+/// The programs as a tree: below each program what depends on it. What depends on several stands below each, but what is
+/// below that only once.
+pub fn tree(dump: &Dump, has_state: bool) -> String {
     let rows: BTreeMap<&str, &Row> = dump.programs.iter().map(|row| (row.program.as_str(), row)).collect();
-    let depends =
-        |program: &str| dump.dependencies.iter().any(|edge| edge.of == program && rows.contains_key(&*edge.on));
-    let roots = dump.programs.iter().filter(|row| !depends(&row.program));
-    roots.map(|row| branch(dump, &rows, row, None).to_string()).collect::<String>().trim_end().to_owned()
+    let mut dependents: BTreeMap<&str, Vec<&DependencyView>> = BTreeMap::new();
+    let mut depends: BTreeSet<&str> = BTreeSet::new();
+    for edge in dump.dependencies.iter().filter(|edge| rows.contains_key(&*edge.on)) {
+        dependents.entry(&edge.on).or_default().push(edge);
+        depends.insert(&edge.of);
+    }
+    let mut drawing = Drawing { rows: &rows, dependents: &dependents, has_state, drawn: BTreeSet::new() };
+    let roots = dump.programs.iter().filter(|row| !depends.contains(row.program.as_str()));
+    roots.map(|row| drawing.branch(row, None).to_string()).collect::<String>().trim_end().to_owned()
 }
 
-fn branch(dump: &Dump, rows: &BTreeMap<&str, &Row>, row: &Row, edge: Option<&DependencyView>) -> Tree<String> {
-    let mut label = format!("{} [{}]", row.program, row.state());
-    if let Some(edge) = edge {
-        let mut rules = Vec::new();
-        if edge.delay_ms.0 > 0 {
-            rules.push(format!("after {}", edge.delay_ms));
+/// A tree that is being drawn.
+struct Drawing<'a> {
+    rows: &'a BTreeMap<&'a str, &'a Row>,
+    dependents: &'a BTreeMap<&'a str, Vec<&'a DependencyView>>,
+    has_state: bool,
+    drawn: BTreeSet<&'a str>,
+}
+
+impl<'a> Drawing<'a> {
+    fn branch(&mut self, row: &'a Row, edge: Option<&DependencyView>) -> Tree<String> {
+        let mut label = row.program.clone();
+        if self.has_state {
+            label = format!("{label} [{}]", row.state());
         }
-        if edge.propagate {
-            rules.push("propagates".to_owned());
-        }
+        let rules = edge.map(rules).unwrap_or_default();
         if !rules.is_empty() {
             label = format!("{label} ({})", rules.join(", "));
         }
+        if self.has_state && !row.reason.is_empty() {
+            label = format!("{label} {}", row.reason);
+        }
+        let below = self.dependents.get(row.program.as_str()).map_or(&[][..], Vec::as_slice);
+        if !below.is_empty() && !self.drawn.insert(&row.program) {
+            return Tree::new(format!("{label} ..."));
+        }
+        let below: Vec<_> =
+            below.iter().filter_map(|edge| Some(self.branch(self.rows.get(&*edge.of)?, Some(edge)))).collect();
+        Tree::new(label).with_leaves(below)
     }
-    if !row.reason.is_empty() {
-        label = format!("{label} {}", row.reason);
-    }
-    let below = dump.dependencies.iter().filter(|edge| edge.on == row.program);
-    let below = below.filter_map(|edge| Some(branch(dump, rows, rows.get(&*edge.of)?, Some(edge))));
-    Tree::new(label).with_leaves(below)
+}
+
+/// What a dependency is about, in words.
+fn rules(edge: &DependencyView) -> Vec<String> {
+    let until = match edge.until {
+        Until::Started => None,
+        Until::Ready => Some("when ready".to_owned()),
+        Until::Completed => Some("when completed".to_owned()),
+    };
+    let delay = (edge.delay_ms.0 > 0).then(|| format!("after {}", edge.delay_ms));
+    let propagates = edge.propagate.then(|| "propagates".to_owned());
+    until.into_iter().chain(delay).chain(propagates).collect()
 }

@@ -1,9 +1,12 @@
 //! What the programs of gaggled share: finding the daemon, and printing for people.
 
 pub mod address;
+pub mod backoff;
 pub mod daemon;
 pub mod diagnostics;
 pub mod dump;
+pub mod forecast;
+pub mod graph;
 pub mod import;
 pub mod journal_log;
 pub mod journal_tool;

@@ -1,6 +1,6 @@
 //! As whom a program is to run here: names become numbers.
 
-use std::{ffi::CString, fs, str::FromStr};
+use std::{ffi::CString, fs, str::FromStr, sync::OnceLock};
 
 use caps::{CapSet, Capability};
 use gaggled_core::{
@@ -74,8 +74,10 @@ fn unprotected() -> Option<i16> {
     own_score().filter(|score| *score < 0).map(|_| 0)
 }
 
+/// That of gaggled, which every program would have.
 fn own_score() -> Option<i16> {
-    fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok()
+    static OWN: OnceLock<Option<i16>> = OnceLock::new();
+    *OWN.get_or_init(|| fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok())
 }
 
 fn capabilities(program: &ProgramConfig) -> Result<Option<u64>, Unresolved> {

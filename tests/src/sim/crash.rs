@@ -14,7 +14,12 @@ use gaggled_core::{
     time::{Instant, Millis, WallTime},
 };
 
-use super::{host::SimHost, mutants::Mutant, random::Random, world::World};
+use super::{
+    host::SimHost,
+    mutants::Mutant,
+    random::{Pick, Random},
+    world::World,
+};
 
 /// One life of the daemon, as the disk has it.
 #[derive(Clone, Debug)]

@@ -9,7 +9,10 @@ use gaggled_core::{
     time::{Instant, Millis},
 };
 
-use super::{random::Random, world::World};
+use super::{
+    random::{Pick, Random},
+    world::World,
+};
 
 /// Something that will happen to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

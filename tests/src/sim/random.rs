@@ -1,36 +1,15 @@
-//! The only randomness there is: a small generator that a seed determines (`SplitMix64`, Steele, Lea and Flood 2014).
+//! The only randomness there is.
 
-/// A generator of numbers.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
+pub use gaggled_core::random::Random;
 
-impl Random {
-    /// The generator of a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed ^ 0x9e37_79b9_7f4a_7c15)
-    }
-
-    /// The next number.
-    pub fn number(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number from 0 to one less than `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.number() % bound.max(1)
-    }
-
-    /// True so many times in a hundred.
-    pub fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-
+/// Choices.
+pub trait Pick {
     /// One of several.
-    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    fn pick<T: Copy>(&mut self, choices: &[T]) -> T;
+}
+
+impl Pick for Random {
+    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         let at = self.below(choices.len() as u64);
         choices[usize::try_from(at).expect("a small number")]
     }

@@ -11,17 +11,14 @@ use std::{
 };
 
 use gaggled_core::{
-    dependency,
+    ensemble::{Rules, everybody},
     event::{Cause, Envelope, Event},
     graph::{ActorId, Graph},
-    group::Group,
     host::{HostCommand, Observed},
     ids::{EpochId, ProgramId, Seq},
     journal::Journal,
-    machine::{Input, Machine, Output, Outputs, Timers},
-    program::Program,
+    machine::{Input, Output, Outputs, Timers},
     rules::Refusal,
-    shutdown::Shutdown,
     state::State,
     time::{Instant, WallTime},
 };
@@ -30,7 +27,7 @@ use super::{
     crash::{self, Life, Plan},
     host::{Fate, SimHost},
     mutants::Mutant,
-    random::Random,
+    random::{Pick, Random},
     wheel::Wheel,
     world::World,
 };
@@ -77,34 +74,6 @@ enum Message {
     Perform(HostCommand),
     Observed(Observed),
     Begin(Seq),
-}
-
-/// The rules of one actor, whichever it is.
-enum Rules {
-    Program(Box<Program>),
-    Dependency(Box<dependency::Dependency>),
-    Group(Box<Group>),
-    Shutdown(Shutdown),
-}
-
-impl Rules {
-    fn new(state: &State, actor: ActorId) -> Self {
-        match actor {
-            ActorId::Program(id) => Self::Program(Box::new(Program::new(state, id))),
-            ActorId::Dependency(id) => Self::Dependency(Box::new(dependency::Dependency::new(state, id))),
-            ActorId::Group(id) => Self::Group(Box::new(Group::new(state, id))),
-            ActorId::Shutdown => Self::Shutdown(Shutdown::new(state, ())),
-        }
-    }
-
-    fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
-        match self {
-            Self::Program(rules) => rules.step(now, input, out),
-            Self::Dependency(rules) => rules.step(now, input, out),
-            Self::Group(rules) => rules.step(now, input, out),
-            Self::Shutdown(rules) => rules.step(now, input, out),
-        }
-    }
 }
 
 /// What a run has shown.
@@ -237,10 +206,7 @@ impl Simulation {
 
     /// Builds the rules from the fold, and lets them begin to want something.
     fn begin(&mut self, since: Seq) {
-        let programs = self.graph.programs.ids().map(ActorId::Program);
-        let edges = self.graph.edges.ids().map(ActorId::Dependency);
-        let groups = self.graph.groups.ids().map(ActorId::Group);
-        let actors: Vec<ActorId> = programs.chain(edges).chain(groups).chain([ActorId::Shutdown]).collect();
+        let actors = everybody(&self.graph);
         let state = self.journal.state();
         self.rules = actors.iter().map(|actor| (*actor, (Rules::new(state, *actor), Timers::default()))).collect();
         for actor in actors {

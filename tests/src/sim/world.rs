@@ -8,7 +8,10 @@ use gaggled_core::{
     time::{Instant, Millis},
 };
 
-use super::{crash, random::Random};
+use super::{
+    crash,
+    random::{Pick, Random},
+};
 
 /// How a program behaves once it runs.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use gaggled_tools::{
     VERSION,
     daemon::{self, BAD_CONFIGURATION, Options, System},
-    import, journal_tool,
+    forecast, graph, import, journal_tool,
     launcher::{self, Position},
     nodes, output,
 };
@@ -58,6 +58,10 @@ enum Command {
         #[arg(long)]
         node: Option<String>,
     },
+    /// Draw the dependencies, with their state if a gaggled runs
+    Graph(graph::Arguments),
+    /// Show what would happen to a system if something failed
+    Simulate(forecast::Arguments),
     /// Tell which hosts a set of nodes has, and which sets a host is in
     Nodes(nodes::Query),
     /// Look at a journal without a running gaggled
@@ -96,6 +100,8 @@ fn main() -> ExitCode {
             let rendered = clap_mangen::Man::new(Arguments::command()).render(&mut page);
             output::end(rendered.and_then(|()| output::line(String::from_utf8_lossy(&page).trim_end())))
         }
+        Some(Command::Graph(arguments)) => graph::run(&arguments),
+        Some(Command::Simulate(arguments)) => forecast::run(&arguments),
         Some(Command::Nodes(query)) => nodes::run(&query),
         Some(Command::Journal { command }) => journal_tool::run(&command),
         Some(Command::Succeed { state }) => daemon::succeed(&state),

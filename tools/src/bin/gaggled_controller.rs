@@ -12,11 +12,12 @@ use gaggled_core::{
     command::Selection,
     ids::{EpochId, Seq},
     plan::Plan,
+    state::State,
     time::Millis,
     wire::{Action, ErrorCode, Goal, GroupView, Moment, Reply, ReplyError, Request},
 };
 use gaggled_gateways::call::{CallError, Caller};
-use gaggled_tools::{VERSION, address::Where, dump, output, render, when};
+use gaggled_tools::{VERSION, address::Where, backoff, dump, output, render, when};
 use serde_json::Value;
 
 /// Looks at a running gaggled, and tells it what to do
@@ -118,6 +119,11 @@ enum Command {
         /// Why it was as it was after an event, or at a time
         #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
         at: Option<Moment>,
+    },
+    /// Tell how the starts of a program are spaced, and when it is given up
+    Backoff {
+        /// Its name
+        program: String,
     },
     /// Wait until programs are up, or down
     Wait {
@@ -259,6 +265,7 @@ impl Controller {
                 self.change(timeout, Action::Wait { programs, goal, timeout_ms: Some(timeout) })
             }
             Command::Dump { programs, tree, at } => self.dump(&programs, tree, at),
+            Command::Backoff { program } => self.backoff(&program),
             Command::Why { program, at } => self.why(program, at),
             Command::Events { since, until, program } => self.events(since, until, program),
             Command::Plan { file } => self.plan(file),
@@ -303,6 +310,22 @@ impl Controller {
         self.print(&text)
     }
 
+    fn backoff(&self, program: &str) -> Result<(), Failure> {
+        let page = Action::Dump { programs: vec![program.to_owned()], from: 0, limit: None, at: None };
+        let now = self.call(page, Millis(0))?;
+        let state = self.call(Action::Snapshot, Millis(0))?;
+        let state: State = serde_json::from_value(state).map_err(|why| Failure::Garbled(why.to_string()))?;
+        let Some(id) = state.graph.names().get(program).copied() else {
+            let message = format!("there is no program \"{program}\"");
+            return Err(Failure::Refused(ReplyError { code: ErrorCode::NoSuchProgram, message }));
+        };
+        let wait = now["programs"][0]["wait_ms"].as_u64().filter(|_| state.programs[id].not_before.is_some());
+        if self.json {
+            return self.show(&backoff::body(&state, id, wait));
+        }
+        self.print(&backoff::in_words(&state, id, wait))
+    }
+
     fn dump(&self, programs: &[String], tree: bool, at: Option<Moment>) -> Result<(), Failure> {
         let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
         let page = |from| Action::Dump { programs: programs.to_vec(), from, limit: None, at };
@@ -325,7 +348,7 @@ impl Controller {
         }
         let dump: dump::Dump = serde_json::from_value(body).map_err(|why| Failure::Garbled(why.to_string()))?;
         let coloured = std::io::stdout().is_terminal();
-        let text = if tree { dump::tree(&dump) } else { dump::table(&dump, coloured) };
+        let text = if tree { dump::tree(&dump, true) } else { dump::table(&dump, coloured) };
         let groups = dump::groups(&dump.groups);
         let groups = if groups.is_empty() { groups } else { format!("{groups}\n\n") };
         self.print(&format!("{text}\n\n{groups}{}", dump::summary(&dump)))

@@ -1,0 +1,106 @@
+//! `gaggled graph` and `gaggled simulate`: what a system is, and what it would do.
+
+use std::{fs, path::Path, process::Command, sync::Arc};
+
+use gaggled_core::{
+    config::Config,
+    forecast::{Assumptions, Fault, Forecast},
+    time::{Instant, Millis},
+};
+use gaggled_tests::{
+    harness::{Daemon, Start, binary, directory},
+    seeds::said,
+};
+
+const SYSTEM: &str = r#"(
+    programs: {
+        "db": (command: "sleep", argv: ["1000"], ready: Tcp("127.0.0.1:5432")),
+        "cache": (command: "sleep", argv: ["1000"]),
+        "migrate": (command: "true", mode: Once, depends: {"db": ()}),
+        "app": (command: "sleep", argv: ["1000"], depends: {
+            "db": (delay: "500ms", propagate: true), "migrate": (until: Completed), "cache": (),
+        }),
+        "web": (command: "sleep", argv: ["1000"], depends: {"app": (propagate: true)}),
+        "cron": (command: "sleep", argv: ["1000"]),
+    },
+)"#;
+
+fn gaggled(arguments: &[&str], config: &Path) -> (i32, String) {
+    said(&Command::new(binary("gaggled")).args(arguments).arg("-c").arg(config).output().expect("gaggled"))
+}
+
+fn at(seconds: u64) -> Instant {
+    Instant::default() + Millis(seconds * 1000)
+}
+
+#[test]
+fn a_forecast_tells_who_would_notice() {
+    let config = Config::parse(SYSTEM).expect("it is correct").config;
+    let graph = config.graph();
+    let names = graph.names();
+    let fail = |name: &str| Assumptions { faults: vec![Fault::Fail(names[name], at(10))], until: at(60), seed: 1 };
+    let noticed = |assumptions: &Assumptions| {
+        let impacts = Forecast::new(&graph, assumptions).impacts(assumptions);
+        assert!(impacts.iter().all(|impact| impact.back.is_some()), "everybody comes back: {impacts:?}");
+        impacts.iter().map(|impact| graph.programs[impact.program].name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(noticed(&fail("db")), ["db", "app", "web"]);
+    assert_eq!(noticed(&fail("app")), ["app", "web"]);
+    assert_eq!(noticed(&fail("cache")), ["cache"]);
+    // The same seed gives the same forecast, and another one another.
+    let again = |seed| Forecast::new(&graph, &Assumptions { seed, ..fail("db") }).envelopes;
+    assert_eq!(again(7), again(7));
+    assert_ne!(again(7).last().map(|envelope| envelope.at), again(8).last().map(|envelope| envelope.at));
+    // What never comes up keeps down what waits for it to be up again.
+    let broken = Assumptions { faults: vec![Fault::Broken(names["db"], at(10), at(60))], until: at(60), seed: 1 };
+    let impacts = Forecast::new(&graph, &broken).impacts(&broken);
+    let app = impacts.iter().find(|impact| impact.program == names["app"]).expect("it notices");
+    assert!(app.back.is_none() && app.out >= Millis(49_000), "{app:?}");
+}
+
+#[test]
+fn what_would_happen_is_shown_to_people_and_programs() {
+    let directory = directory();
+    let file = directory.path().join("system.ron");
+    fs::write(&file, SYSTEM).expect("a file");
+    let (code, text) = gaggled(&["simulate", "--fail", "db@10s", "--until", "1m", "--seed", "3"], &file);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("10.000 s") && text.contains("db was killed by SIGKILL"), "{text}");
+    assert!(text.contains("PROGRAM  STARTS  NOT READY FOR  READY AGAIN"), "{text}");
+    assert!(text.contains("3 other programs do not notice."), "{text}");
+    let (code, text) = gaggled(&["simulate", "--break", "db@10s..20s", "--json"], &file);
+    assert_eq!(code, 0, "{text}");
+    for line in text.lines() {
+        serde_json::from_str::<serde_json::Value>(line).unwrap_or_else(|why| panic!("{why}: {line}"));
+    }
+    for (arguments, expected, why) in [
+        (["--fail", "nosuch@1s"], 3, "no program \"nosuch\""),
+        (["--fail", "db"], 2, "write PROGRAM@TIME"),
+        (["--fail", "db@soon"], 2, "duration \"soon\""),
+        (["--break", "db@1s"], 2, "write PROGRAM@TIME..TIME"),
+    ] {
+        let (code, text) = gaggled(&[&["simulate"], &arguments[..]].concat(), &file);
+        assert_eq!((code, text.contains(why)), (expected, true), "{text}");
+    }
+}
+
+#[test]
+fn the_dependencies_are_drawn_with_and_without_state() {
+    let directory = Arc::new(directory());
+    let file = directory.path().join("drawn.ron");
+    fs::write(&file, SYSTEM).expect("a file");
+    let tree = "db\n├── migrate (when ready)\n│   └── app (when completed)\n│       └── web (propagates)\n\
+                └── app (when ready, after 500 ms, propagates) ...\ncache\n└── app ...\ncron\n";
+    assert_eq!(gaggled(&["graph"], &file), (0, tree.to_owned()));
+    let (code, text) = gaggled(&["graph", "--dot"], &file);
+    assert_eq!(code, 0);
+    assert!(text.starts_with("digraph {") && text.contains("label = \"ready, after 500 ms\", style = bold"), "{text}");
+    let running = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\"), programs: {\
+                   \"a\": (command: \"sleep\", argv: [\"1000\"]), \"b\": (command: \"sleep\", argv: [\"1000\"], depends: {\"a\": ()})})";
+    let mut daemon = Daemon::with(running, directory.clone(), &Start::default());
+    daemon.wait_up("b", 1);
+    assert_eq!(gaggled(&["graph"], &directory.path().join("system.ron")), (0, "a [up]\n└── b [up]\n".to_owned()));
+    let backoff = said(&daemon.tool("gaggled_controller", &["backoff", "b"]));
+    assert!(backoff.0 == 0 && backoff.1.contains("it is never given up\nnothing holds it back"), "{backoff:?}");
+    assert_eq!(said(&daemon.tool("gaggled_controller", &["backoff", "c"])).0, 3);
+}

@@ -1,0 +1,186 @@
+//! Who moves from supervisord or from a Procfile: everything that can be kept is kept, and the rest is said.
+
+use std::fs;
+
+use gaggled_core::{
+    config::{Config, ProgramConfig},
+    graph::Mode,
+    time::Millis,
+};
+use gaggled_tests::{
+    harness::{Daemon, Start, directory},
+    seeds::{import, imported, said},
+};
+
+/// The example of supervisord's manual, put together from its sections, with what people add.
+const SUPERVISORD: &str = r#"; a comment
+[unix_http_server]
+file = /tmp/supervisor.sock            ; the path to the socket file
+
+[supervisord]
+logfile = /tmp/supervisord.log
+environment = KEY1="value1",KEY2="value, with a comma"
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+[program:cat]
+command=/bin/cat
+process_name=%(program_name)s
+numprocs=1
+directory=/tmp
+umask=022
+priority=999
+autostart=true
+autorestart=unexpected
+startsecs=10
+startretries=3
+exitcodes=0
+stopsignal=TERM
+stopwaitsecs=10
+stopasgroup=false
+killasgroup=false
+user=chrism
+redirect_stderr=false
+stdout_logfile=/a/path
+stdout_logfile_maxbytes=1MB
+stdout_logfile_backups=10
+stdout_capture_maxbytes=1MB
+stdout_events_enabled=false
+stderr_logfile=/a/path
+environment=A="1",B="2",C='it is'
+serverurl=AUTO
+
+[program:worker]
+command=/bin/sh -c "exec sleep %(process_num)d" --name=%(program_name)s_%(process_num)02d --path=%%x
+numprocs=2
+numprocs_start=1
+process_name=%(program_name)s_%(process_num)02d
+autostart=false
+autorestart=false
+stopsignal=QUIT
+stopwaitsecs=60
+exitcodes=0,2
+redirect_stderr=true
+stdout_logfile=NONE
+colour=blue
+
+[group:site]
+programs=cat,other
+
+[eventlistener:theeventlistenername]
+command=/bin/eventlistener
+
+[include]
+files = conf.d/*.conf none/*.conf
+"#;
+
+fn read(text: &str) -> Config {
+    Config::parse(text).expect("it is correct").config
+}
+
+fn program<'a>(config: &'a Config, name: &str) -> &'a ProgramConfig {
+    config.programs.get(name).unwrap_or_else(|| panic!("no program {name}"))
+}
+
+#[test]
+fn a_supervisord_is_imported_with_what_it_includes() {
+    let directory = directory();
+    let file = directory.path().join("supervisord.conf");
+    fs::write(&file, SUPERVISORD).expect("a file");
+    fs::create_dir(directory.path().join("conf.d")).expect("a directory");
+    let other = "[program:other]\ncommand=%(here)s/run\n  --long\n  --longer\nstdout_logfile=AUTO\nautorestart=true\n";
+    fs::write(directory.path().join("conf.d/other.conf"), other).expect("a file");
+    let output = import("supervisord", &file);
+    let (code, notes) = (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert_eq!(code, Some(0), "{notes}");
+    let config = read(&String::from_utf8_lossy(&output.stdout));
+    let names: Vec<&str> = config.programs.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["cat", "worker_01", "worker_02", "other"]);
+    let cat = program(&config, "cat");
+    assert_eq!(
+        (cat.command.as_deref(), cat.user.as_deref(), cat.log.as_deref()),
+        (Some("/bin/cat"), Some("chrism"), Some("/a/path"))
+    );
+    assert_eq!(
+        (cat.group.as_deref(), cat.wd.as_deref(), cat.umask.map(|umask| umask.0)),
+        (Some("site"), Some("/tmp"), Some(0o022))
+    );
+    assert_eq!(
+        (cat.env.get("A").map(String::as_str), cat.env.get("C").map(String::as_str)),
+        (Some("1"), Some("it is"))
+    );
+    assert_eq!(cat.limit.map(|limit| limit.starts), Some(4));
+    let worker = program(&config, "worker_02");
+    assert_eq!(worker.argv, ["-c", "exec sleep 2", "--name=worker_02", "--path=%x"]);
+    assert_eq!((worker.mode, worker.manual, worker.killwait), (Some(Mode::Once), true, Some(Millis(60_000))));
+    assert_eq!((worker.success.as_slice(), worker.log.as_deref()), (&[0, 2][..], Some("/dev/null")));
+    assert_eq!(worker.stop.as_deref(), Some("kill -QUIT \"$GAGGLED_PROGRAM_PID\""));
+    let other = program(&config, "other");
+    assert_eq!(other.command, Some(format!("{}/conf.d/run", directory.path().display())));
+    assert_eq!(
+        (other.argv.as_slice(), other.log.as_deref()),
+        (&["--long".to_owned(), "--longer".to_owned()][..], None)
+    );
+    assert_eq!(config.gaggled.env.get("KEY2").map(String::as_str), Some("value, with a comma"));
+    for said in [
+        "supervisord.conf:19: priority of cat is left out",
+        "supervisord.conf:34: stderr_logfile of cat is left out: a program has one log",
+        "stdout_logfile_maxbytes of cat is left out: let logrotate do it",
+        "colour of worker is no setting",
+        "[eventlistener:theeventlistenername] is left out",
+        "cat is started again however it ends",
+        "none/*.conf",
+    ] {
+        assert!(notes.contains(said), "{said}: {notes}");
+    }
+    assert!(!notes.contains("other is started again however"), "{notes}");
+}
+
+#[test]
+fn what_cannot_be_understood_is_refused_with_its_place() {
+    let directory = directory();
+    let file = directory.path().join("bad.conf");
+    let table = [
+        ("command = x\n", "bad.conf:1: stands before the first [section]"),
+        ("[program:a]\nnothing\n", "bad.conf:2: is neither [section] nor name = value"),
+        ("[program:a]\nnumprocs=2\n", "bad.conf:1: [program:a] has no command"),
+        ("[program:a]\ncommand=x \"y\n", "bad.conf:2: command has a quote that is not closed"),
+        ("[program:a]\ncommand=x\nnumprocs=many\n", "bad.conf:3: numprocs is no number"),
+        ("[program:a]\ncommand=x\nnumprocs=0\n", "numprocs is 0"),
+        ("[program:a]\ncommand=x\nautorestart=perhaps\n", "bad.conf:3: autorestart is not true, false or unexpected"),
+        ("[program:a]\ncommand=x\numask=9\n", "bad.conf:3: umask is no octal number"),
+        ("[program:a]\ncommand=%(nothing)s\n", "bad.conf:2: %(nothing)s is not known here"),
+        ("[program:a]\ncommand=100%\n", "bad.conf:2: % stands alone"),
+        ("[program:a]\ncommand=x\n[program:a]\ncommand=y\n", "bad.conf:3: \"a\" is there twice"),
+        ("[program:a]\ncommand=x\nenvironment=A\n", "environment is no list of KEY"),
+        ("[supervisord]\n", "has no [program:...] section"),
+    ];
+    for (text, why) in table {
+        fs::write(&file, text).expect("a file");
+        let (code, told) = said(&import("supervisord", &file));
+        assert_eq!((code, told.contains(why)), (1, true), "{text}: {told}");
+    }
+}
+
+#[test]
+fn a_procfile_runs_with_its_ports_and_variables() {
+    let directory = std::sync::Arc::new(directory());
+    let file = directory.path().join("Procfile");
+    fs::write(&file, "# a comment\nweb: exec sh -c 'echo $PORT $NAME > web; exec sleep 1000'\n\nworker:   pwd > worker; exec sleep 1000\nno process\n")
+        .expect("a file");
+    fs::write(directory.path().join(".env"), "NAME=\"a name\"\nexport OTHER=x # y\n# nothing\n").expect("a file");
+    let notes = said(&import("procfile", &file)).1;
+    assert!(notes.contains("Procfile:5: is no \"name: command\", and was ignored"), "{notes}");
+    let mut daemon = Daemon::with(&imported("procfile", &file), directory.clone(), &Start::default());
+    daemon.wait_up("web", 1);
+    daemon.wait_up("worker", 1);
+    let text = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap_or_default();
+    daemon.wait_outside("both to have written", || !text("web").is_empty() && !text("worker").is_empty());
+    assert_eq!(text("web"), "5000 a name\n");
+    assert_eq!(text("worker").trim(), fs::canonicalize(directory.path()).expect("a path").display().to_string());
+    for bad in ["", "# nothing\n", "\n"] {
+        fs::write(&file, bad).expect("a file");
+        assert_eq!(said(&import("procfile", &file)).0, 1);
+    }
+}
