@@ -64,6 +64,21 @@ fn the_commands_of_the_readme_work_on_the_demo() {
 }
 
 #[test]
+fn the_forecast_of_the_readme_is_what_gaggled_says() {
+    let readme = document("README.md");
+    let shown = blocks(&readme, "console").into_iter().find_map(|block| block.strip_prefix("$ gaggled simulate "));
+    let (command, told) = shown.and_then(|block| block.split_once("\n...\n")).expect("a forecast");
+    let output = std::process::Command::new(gaggled_tests::harness::binary("gaggled"))
+        .arg("simulate")
+        .args(command.split(' '))
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
+        .output()
+        .expect("gaggled");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.ends_with(told), "{said}");
+}
+
+#[test]
 fn every_program_tells_its_version_and_its_use() {
     for tool in ["gaggled", "gaggled_controller", "gaggled_listener", "gaggled_smtpgate"] {
         for argument in ["--version", "--help", "-h"] {

@@ -124,8 +124,8 @@ fn a_supervisord_is_imported_with_what_it_includes() {
     );
     assert_eq!(config.gaggled.env.get("KEY2").map(String::as_str), Some("value, with a comma"));
     for said in [
-        "supervisord.conf:19: priority of cat is left out",
-        "supervisord.conf:34: stderr_logfile of cat is left out: a program has one log",
+        "supervisord.conf:18: priority of cat is left out",
+        "stderr_logfile of cat is left out: a program has one log",
         "stdout_logfile_maxbytes of cat is left out: let logrotate do it",
         "colour of worker is no setting",
         "[eventlistener:theeventlistenername] is left out",
