@@ -174,7 +174,7 @@ fn a_second_gaggled_on_the_same_urls_is_refused_and_the_first_untouched() {
     let second = Command::new(binary("gaggled")).arg("-c").arg(config).output().expect("gaggled");
     let said = String::from_utf8_lossy(&second.stderr);
     assert_eq!(second.status.code(), Some(100), "{said}");
-    assert!(said.contains("is in use"), "{said}");
+    assert!(said.contains("is already in use"), "{said}");
     assert_eq!(daemon.dump()["a"]["instance"], 1);
 }
 

@@ -58,7 +58,10 @@ fn what_depends_on_a_program_waits_until_that_is_ready() {
     let port = free_port();
     let ways = [
         ("told", puppet("told", "notify 200 STATUS=soon READY=1", "ready: Notify")),
-        ("descriptor", puppet("descriptor", "ready 7 200", "ready: Descriptor(7)")),
+        (
+            "descriptor",
+            "\"descriptor\": (shell: \"sleep 0.2; echo >&7; exec sleep 1000000\", ready: Descriptor(7)),".to_owned(),
+        ),
         (
             "line",
             "\"line\": (shell: \"echo starting; sleep 0.2; echo now listening on 1; exec sleep 1000000\", \

@@ -5,7 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
     sync::Arc,
@@ -243,7 +243,10 @@ fn hearing(launch: &Launch, log: Option<&OwnedFd>) -> Result<Hearing, SpawnError
         // who writes is disturbed when gaggled is away.
         Some(Ready::Descriptor(_)) => {
             let file = memfd_create(c"ready", MFdFlags::MFD_CLOEXEC).map_err(failed)?;
-            Ok(Hearing { descriptor: Some(file.into()), log_from: None })
+            // What is written to the first descriptor of such a file is not told to inotify, what is written to another is.
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            let file = OpenOptions::new().read(true).write(true).open(path).map_err(no_descriptor)?;
+            Ok(Hearing { descriptor: Some(file), log_from: None })
         }
         Some(Ready::Line(_)) => {
             let length = log.and_then(|log| fstat(log).ok()).and_then(|found| u64::try_from(found.st_size).ok());

@@ -4,8 +4,9 @@
 //! long to end after a TERM) · `spawn` (leaves a child in its group) · `count FILE MS CODE` (adds a line to the file) ·
 //! `report FILE` (writes what it was given: status, descriptors, variables) · `daemonise` (leaves a child in its group and
 //! ends well) · `forker FILE HOW` (leaves a daemon in a session of its own, and its process id in the file; HOW is what
-//! it is to do then) · `notify MS TEXT..` (says each text at `$NOTIFY_SOCKET`, after so long each) · `ready FD MS` (writes a
-//! line to the descriptor after so long) · `serve PORT FILE` (answers HTTP with the status in the file) · `escape` (has a child that makes a session of its own) · `stray` (has a grandchild that is nobody's)
+//! it is to do then) · `notify MS TEXT..` (says each text at `$NOTIFY_SOCKET`, after so long each) · `serve PORT FILE`
+//! (answers HTTP with the status in the file) · `escape` (has a child that makes a session of its own) · `stray` (has a
+//! grandchild that is nobody's)
 
 use std::{
     fs::{self, OpenOptions},
@@ -73,13 +74,6 @@ fn main() {
                 wait(rest(1));
                 notify(text);
             }
-            wait_for_ever();
-        }
-        "ready" => {
-            wait(rest(2));
-            let mut file =
-                OpenOptions::new().write(true).open(format!("/proc/self/fd/{}", number(1))).expect("a descriptor");
-            file.write_all(b"ready\n").expect("a line");
             wait_for_ever();
         }
         "serve" => serve(&words[1], &words[2]),
