@@ -10,26 +10,33 @@ use std::{
 };
 
 use gaggled_core::{
-    config::{Config, Diagnostic, Locator, ProgramConfig},
+    config::{Config, Diagnostic, LOGGER, Locator, ProgramConfig},
     graph::Graph,
     host::{Launch, Log, PidFile},
     ids::{ProgramId, Table},
+    logs::Outlet,
 };
 
 /// What the host needs of each program of a graph. One that is no longer configured is stopped as the configuration
 /// before said, if that is known, and never started again.
-pub fn launches(config: &Config, before: Option<&Config>, graph: &Graph) -> Table<ProgramId, Launch> {
+pub fn launches(
+    config: &Config,
+    before: Option<&Config>,
+    graph: &Graph,
+    outlets: &[Outlet],
+) -> Table<ProgramId, Launch> {
+    let outlets: BTreeMap<&str, &Outlet> = outlets.iter().map(|outlet| (outlet.program.as_str(), outlet)).collect();
     let mut configured: BTreeMap<&str, &ProgramConfig> =
         before.map(|before| before.programs.iter().collect()).unwrap_or_default();
     configured.extend(config.programs.iter());
     let launch = |name: &str| match configured.get(name) {
-        Some(program) => launch(name, program),
+        Some(program) => launch(name, program, outlets.get(name).copied()),
         None => Launch { name: name.to_owned(), ..Launch::default() },
     };
     graph.programs.values().map(|policy| launch(&policy.name)).collect()
 }
 
-fn launch(name: &str, program: &ProgramConfig) -> Launch {
+fn launch(name: &str, program: &ProgramConfig, outlet: Option<&Outlet>) -> Launch {
     let (command, argv) = match (&program.command, &program.shell) {
         (Some(command), _) => (command.clone(), program.argv.clone()),
         (None, shell) => ("/bin/sh".to_owned(), vec!["-c".to_owned(), shell.clone().unwrap_or_default()]),
@@ -48,13 +55,28 @@ fn launch(name: &str, program: &ProgramConfig) -> Launch {
         stop: program.stop.clone(),
         env,
         wd: program.wd.clone(),
-        log: program.log.clone().map_or(Log::Inherit, Log::File),
+        log: match (outlet.and_then(|outlet| outlet.pipe.clone()), program.log.clone()) {
+            (Some(pipe), file) => Log::Pipe { pipe, file },
+            (None, Some(file)) => Log::File(file),
+            (None, None) => Log::Inherit,
+        },
         pid_file: program.pid_file.as_ref().map(|file| in_directory(file, program.wd.as_deref())),
         ready: program.ready.clone(),
         health: program.health.clone(),
         watchdog: program.watchdog,
         confines,
     }
+}
+
+/// Where the output of each program goes; the pipes are in a directory of gaggled's own.
+pub fn outlets(config: &Config, pipes: &Path) -> Vec<Outlet> {
+    let outlet = |(name, program): (&str, &ProgramConfig)| {
+        let merged = config.gaggled.merge && program.log.is_none();
+        let taken = name != LOGGER && (merged || program.rotate.is_some());
+        let pipe = taken.then(|| pipes.join(format!("{name}.pipe")).display().to_string());
+        Outlet { program: name.to_owned(), file: program.log.clone(), pipe, rotate: program.rotate }
+    };
+    config.programs.iter().map(outlet).collect()
 }
 
 /// The pid files of the programs that make daemons of themselves, by their names.

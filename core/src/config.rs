@@ -14,7 +14,7 @@ use std::ops::Range;
 use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
-    check::SMTPGATE,
+    check::{LOGGER, SMTPGATE},
     locate::Locator,
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
     order::Ordered,

@@ -67,6 +67,13 @@ pub enum Log {
     Inherit,
     /// Appended to a file.
     File(String),
+    /// To a pipe, from which another process takes it.
+    Pipe {
+        /// The pipe.
+        pipe: String,
+        /// The file that it comes to, if it is one.
+        file: Option<String>,
+    },
 }
 
 impl Log {
@@ -75,6 +82,7 @@ impl Log {
         match self {
             Self::Inherit => None,
             Self::File(path) => Some(path),
+            Self::Pipe { file, .. } => file.as_ref(),
         }
     }
 }

@@ -33,6 +33,7 @@ pub mod history;
 pub mod host;
 pub mod ids;
 pub mod journal;
+pub mod logs;
 pub mod machine;
 pub mod mirror;
 pub mod nodes;

@@ -55,8 +55,8 @@ fn the_commands_of_the_readme_work_on_the_demo() {
     let help = daemon.tool("gaggled_controller", &["--help"]);
     let help = String::from_utf8_lossy(&help.stdout).into_owned();
     let names = [
-        "up", "down", "restart", "tell", "signal", "dump", "why", "backoff", "wait", "events", "snapshot", "status",
-        "plan", "reload", "upgrade", "shutdown",
+        "up", "down", "restart", "tell", "signal", "dump", "why", "logs", "backoff", "wait", "events", "snapshot",
+        "status", "plan", "reload", "upgrade", "shutdown",
     ];
     for name in names {
         assert!(help.contains(&format!("  {name} ")), "{name} is not in the help");

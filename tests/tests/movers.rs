@@ -111,6 +111,7 @@ fn a_supervisord_is_imported_with_what_it_includes() {
         (Some("1"), Some("it is"))
     );
     assert_eq!(cat.limit.map(|limit| limit.starts), Some(4));
+    assert_eq!(cat.rotate.map(|rotate| (rotate.size.0, rotate.keep)), Some((1 << 20, 10)));
     let worker = program(&config, "worker_02");
     assert_eq!(worker.argv, ["-c", "exec sleep 2", "--name=worker_02", "--path=%x"]);
     assert_eq!((worker.mode, worker.manual, worker.killwait), (Some(Mode::Once), true, Some(Millis(60_000))));
@@ -126,7 +127,6 @@ fn a_supervisord_is_imported_with_what_it_includes() {
     for said in [
         "supervisord.conf:18: priority of cat is left out",
         "stderr_logfile of cat is left out: a program has one log",
-        "stdout_logfile_maxbytes of cat is left out: let logrotate do it",
         "colour of worker is no setting",
         "[eventlistener:theeventlistenername] is left out",
         "cat is started again however it ends",

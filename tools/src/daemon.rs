@@ -17,9 +17,10 @@ use gaggled_actors::{
     state_directory::{Remains, StateDirectory, StateError},
 };
 use gaggled_core::{
-    config::{Config, Diagnostic, Locator, Parsed, ProgramConfig, Severity},
+    config::{Config, DependsConfig, Diagnostic, LOGGER, Locator, Parsed, ProgramConfig, Severity},
     event::Handover,
     host::ExitStatus,
+    logs::Outlet,
     segment::ConfigText,
     state::State,
     wire::Reply,
@@ -36,6 +37,7 @@ use crate::{
     address::{self, Urls},
     diagnostics,
     launcher::{self, Position},
+    logger,
 };
 
 /// Exit status: the configuration cannot be used.
@@ -51,6 +53,8 @@ pub struct System {
     text: ConfigText,
     urls: Urls,
     search: Vec<String>,
+    /// Where the output of each program goes.
+    outlets: Vec<Outlet>,
     ignore_interrupts: bool,
 }
 
@@ -119,7 +123,12 @@ impl System {
             );
         }
         add_gate(&mut config, Path::new(&text.path));
-        (Self { config, text, urls, search, ignore_interrupts }, found)
+        let outlets = match address::state_directory(&config.gaggled) {
+            Ok(state) => add_logger(&mut config, &state),
+            // That there is nowhere for the journal either is said when it is opened.
+            Err(_) => Vec::new(),
+        };
+        (Self { config, text, urls, search, outlets, ignore_interrupts }, found)
     }
 
     /// How many programs and dependencies there are.
@@ -316,6 +325,26 @@ fn check_gate(config: &Config, locator: &Locator) -> Option<Diagnostic> {
     let gate = config.gaggled.smtpgate.as_ref()?;
     let error = gaggled_gateways::smtp::check(gate).err()?;
     Some(Diagnostic::error(error.to_string()).at(locator.find(&["gaggled", "smtpgate"])))
+}
+
+/// Adds the program that writes logs which are rotated or merged, and lets everybody who writes to it go before it. It is
+/// told what to write by a file; that it is told something else starts it again.
+fn add_logger(config: &mut Config, state: &Path) -> Vec<Outlet> {
+    let outlets = launch::outlets(config, &logger::pipes(state));
+    if !config.needs_logger() {
+        return outlets;
+    }
+    for (name, program) in &mut config.programs.0 {
+        if outlets.iter().any(|outlet| outlet.program == *name && outlet.pipe.is_some()) {
+            program.depends.0.push((LOGGER.to_owned(), DependsConfig::default()));
+        }
+    }
+    let own = std::env::current_exe().map_or_else(|_| "gaggled".to_owned(), |own| own.display().to_string());
+    let own = own.trim_end_matches(" (deleted)").to_owned();
+    let argv = vec!["write-logs".to_owned(), state.display().to_string(), logger::fingerprint(&outlets)];
+    let program = ProgramConfig { command: Some(own), argv, ..ProgramConfig::default() };
+    config.programs.0.push((LOGGER.to_owned(), program));
+    outlets
 }
 
 /// Adds the program that `smtpgate: (auto: true)` asks for.

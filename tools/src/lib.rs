@@ -11,6 +11,8 @@ pub mod import;
 pub mod journal_log;
 pub mod journal_tool;
 pub mod launcher;
+pub mod logger;
+pub mod logs;
 pub mod nodes;
 pub mod output;
 pub mod render;

@@ -2,11 +2,11 @@
 
 use std::{
     ffi::{CStr, CString},
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
+        unix::fs::{FileTypeExt, OpenOptionsExt},
     },
     sync::Arc,
 };
@@ -17,12 +17,13 @@ use gaggled_core::{
     host::{ExecStage, ExitStatus, Launch, Log, Observed, PidFile},
     ids::{InstanceId, ProgramId, Table},
 };
+use nix::unistd::mkfifo;
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
-        stat::fstat,
+        stat::Mode,
     },
 };
 use tokio::sync::oneshot;
@@ -190,10 +191,13 @@ impl Starter {
         let wd = launch.wd.as_deref().map(CString::new).transpose().map_err(nul)?;
         let output = match &launch.log {
             Log::Inherit => None,
-            Log::File(_) if matches!(what, What::Check(..)) => Some(self.nowhere.try_clone().map_err(no_descriptor)?),
+            Log::File(_) | Log::Pipe { .. } if matches!(what, What::Check(..)) => {
+                Some(self.nowhere.try_clone().map_err(no_descriptor)?)
+            }
             Log::File(path) => Some(open_log(path)?),
+            Log::Pipe { pipe, .. } => Some(open_pipe(pipe)?),
         };
-        let hearing = if is_command { hearing(launch, output.as_ref())? } else { Hearing::default() };
+        let hearing = if is_command { hearing(launch)? } else { Hearing::default() };
         let is_part = matches!(what, What::Command | What::Stop);
         let user = SpawnError { stage: ExecStage::User, errno: libc::EINVAL };
         let confinement = launch.confines.as_ref().and_then(Confinement::new).ok_or(user)?;
@@ -236,7 +240,7 @@ fn candidates(command: &str, search: &[String]) -> Result<Vec<CString>, std::ffi
 }
 
 /// What a run is given to show that it is ready with.
-fn hearing(launch: &Launch, log: Option<&OwnedFd>) -> Result<Hearing, SpawnError> {
+fn hearing(launch: &Launch) -> Result<Hearing, SpawnError> {
     let failed = |errno: Errno| SpawnError { stage: ExecStage::Session, errno: errno as i32 };
     match launch.ready {
         // A file in memory and not a pipe: what is written there can be read by whoever comes after gaggled, and nobody
@@ -249,7 +253,7 @@ fn hearing(launch: &Launch, log: Option<&OwnedFd>) -> Result<Hearing, SpawnError
             Ok(Hearing { descriptor: Some(file), log_from: None })
         }
         Some(Ready::Line(_)) => {
-            let length = log.and_then(|log| fstat(log).ok()).and_then(|found| u64::try_from(found.st_size).ok());
+            let length = launch.log.path().and_then(|path| fs::metadata(path).ok()).map(|found| found.len());
             Ok(Hearing { descriptor: None, log_from: length })
         }
         Some(Ready::Notify | Ready::Command(_) | Ready::Tcp(_) | Ready::Http(_)) | None => Ok(Hearing::default()),
@@ -258,6 +262,28 @@ fn hearing(launch: &Launch, log: Option<&OwnedFd>) -> Result<Hearing, SpawnError
 
 fn no_descriptor(error: io::Error) -> SpawnError {
     SpawnError { stage: ExecStage::Fork, errno: error.raw_os_error().unwrap_or(libc::EMFILE) }
+}
+
+/// Opens a pipe for reading, too: so there is always somebody who reads it, and whoever writes it never hears that there
+/// is nobody, when the process that takes what is in it is away.
+fn open_pipe(path: &str) -> Result<OwnedFd, SpawnError> {
+    let failed = |errno| SpawnError { stage: ExecStage::Log, errno };
+    let open = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path);
+    let pipe = match open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
+                // Whoever takes what is in it may have made it meanwhile.
+                Ok(()) | Err(Errno::EEXIST) => open(),
+                Err(errno) => return Err(failed(errno as i32)),
+            }
+        }
+        opened => opened,
+    };
+    let pipe = pipe.map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    if !pipe.metadata().is_ok_and(|found| found.file_type().is_fifo()) {
+        return Err(failed(libc::EINVAL));
+    }
+    Ok(pipe.into())
 }
 
 fn open_log(path: &str) -> Result<OwnedFd, SpawnError> {

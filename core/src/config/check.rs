@@ -16,13 +16,18 @@ use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 use crate::{
     graph::{Limit, Mode, Until},
     host::PidFile,
+    logs::Rotate,
     nodes::Nodes,
+    time::Millis,
 };
 
 use super::{Config, Diagnostic, Locator, NodesPlace, Ordered, ProgramConfig, SmtpgateConfig, Tls};
 
 /// The longest name of a program.
 const NAME_MAX: usize = 64;
+
+/// The name of the program that writes logs which are rotated or merged.
+pub const LOGGER: &str = "logger";
 
 /// The name of the program that `smtpgate: (auto: true)` adds.
 pub const SMTPGATE: &str = "smtpgate";
@@ -39,6 +44,7 @@ pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
     }
     groups::check(config, locator, &mut checker.found);
     check_nodes(config, locator, &mut checker.found);
+    check_logs(config, locator, &mut checker.found);
     cycles(config, locator, &mut checker.found);
     checker.found
 }
@@ -224,6 +230,32 @@ impl Checker<'_> {
             };
             self.found.push(error.at(places.last().cloned()));
         }
+    }
+}
+
+fn check_logs(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    for (name, program) in config.programs.iter() {
+        let Some(rotate) = program.rotate else { continue };
+        let mut error = |what: &str, help: &str| {
+            let error = Diagnostic::error(format!("program \"{name}\" {what}"));
+            found.push(error.at(locator.find(&["programs", name, "rotate"])).help(help));
+        };
+        if program.log.is_none() {
+            error("is to have its log rotated, and has no log", "add log: \"...\", or remove rotate");
+        }
+        if rotate.size < Rotate::SMALLEST || rotate.age == Some(Millis(0)) {
+            error("is to have its log rotated at once", "write size: 4096 or more, and age: \"1h\" or so");
+        }
+        if !(1..=Rotate::MOST).contains(&rotate.keep) {
+            error("is to keep too few logs, or too many", &format!("write keep: 1 to {}", Rotate::MOST));
+        }
+    }
+    if config.needs_logger() && config.programs.get(LOGGER).is_some() {
+        found.push(
+            Diagnostic::error(format!("program \"{LOGGER}\" is there twice: rotate and merge add one of that name"))
+                .at(locator.find(&["programs", LOGGER]))
+                .help("rename the program"),
+        );
     }
 }
 

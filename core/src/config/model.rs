@@ -11,6 +11,7 @@ use crate::{
     health::{Care, Checkup, Health, Readiness, Ready},
     host::PidFile,
     ids::GroupId,
+    logs::Rotate,
     nodes::{Member, Statement},
     time::Millis,
 };
@@ -115,6 +116,9 @@ pub struct ProgramConfig {
     /// A file that its output is appended to, instead of gaggled's own output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
+    /// How its log is kept; whoever looks after it does so for ever if this is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotate: Option<Rotate>,
     /// The file with its process id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PidFile>,
@@ -199,6 +203,7 @@ impl Default for ProgramConfig {
             limit: None,
             essential: false,
             log: None,
+            rotate: None,
             pid_file: None,
             ready: None,
             start_timeout: None,
@@ -254,6 +259,11 @@ impl DependsConfig {
 }
 
 impl Config {
+    /// Whether there is output that somebody has to write.
+    pub fn needs_logger(&self) -> bool {
+        self.gaggled.merge || self.programs.iter().any(|(_, program)| program.rotate.is_some())
+    }
+
     /// What it says of hosts, each with the way to where it stands.
     pub fn statements_of_nodes(&self) -> Vec<(NodesPlace, Statement)> {
         let orphans = self.hosts.iter().map(|host| (NodesPlace::Hosts, Statement::Orphan(host.clone())));

@@ -42,6 +42,9 @@ pub struct Settings {
     /// How much of the journal is kept.
     #[serde(skip_serializing_if = "is_default")]
     pub journal: JournalConfig,
+    /// Whether the output of programs without a log is merged, each line with the name of its program.
+    #[serde(skip_serializing_if = "is_default")]
+    pub merge: bool,
     /// Mail about what happens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smtpgate: Option<SmtpgateConfig>,
@@ -141,6 +144,7 @@ impl Default for Settings {
             insecure: Vec::new(),
             state: None,
             journal: JournalConfig::default(),
+            merge: false,
             smtpgate: None,
             tick: None,
             startwait: None,

@@ -12,7 +12,7 @@ use gaggled_tools::{
     daemon::{self, BAD_CONFIGURATION, Options, System},
     forecast, graph, import, journal_tool,
     launcher::{self, Position},
-    nodes, output,
+    logger, nodes, output,
 };
 
 /// Runs programs that depend on each other
@@ -62,6 +62,14 @@ enum Command {
     Graph(graph::Arguments),
     /// Show what would happen to a system if something failed
     Simulate(forecast::Arguments),
+    /// Write the logs of programs: gaggled runs this itself
+    #[command(hide = true)]
+    WriteLogs {
+        /// The directory of the journal
+        state: PathBuf,
+        /// What it is that is to be written, for telling one from another
+        fingerprint: String,
+    },
     /// Tell which hosts a set of nodes has, and which sets a host is in
     Nodes(nodes::Query),
     /// Look at a journal without a running gaggled
@@ -102,6 +110,7 @@ fn main() -> ExitCode {
         }
         Some(Command::Graph(arguments)) => graph::run(&arguments),
         Some(Command::Simulate(arguments)) => forecast::run(&arguments),
+        Some(Command::WriteLogs { state, .. }) => logger::run(&state),
         Some(Command::Nodes(query)) => nodes::run(&query),
         Some(Command::Journal { command }) => journal_tool::run(&command),
         Some(Command::Succeed { state }) => daemon::succeed(&state),

@@ -17,7 +17,13 @@ use gaggled_core::{
     wire::{Action, ErrorCode, Goal, GroupView, Moment, Reply, ReplyError, Request},
 };
 use gaggled_gateways::call::{CallError, Caller};
-use gaggled_tools::{VERSION, address::Where, backoff, dump, output, render, when};
+use gaggled_tools::{
+    VERSION,
+    address::Where,
+    backoff, dump, logger,
+    logs::{self, Wanted},
+    output, render, when,
+};
 use serde_json::Value;
 
 /// Looks at a running gaggled, and tells it what to do
@@ -119,6 +125,20 @@ enum Command {
         /// Why it was as it was after an event, or at a time
         #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
         at: Option<Moment>,
+    },
+    /// Show what a program has written to its log
+    Logs {
+        /// Its name
+        program: String,
+        /// How many of the last lines
+        #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
+        lines: usize,
+        /// Only lines from this time on: 14:03:07, 10m ago; for logs with rotate: (stamp: true)
+        #[arg(long, value_name = "TIME", value_parser = when::parse)]
+        since: Option<Moment>,
+        /// Go on with what is added
+        #[arg(short, long)]
+        follow: bool,
     },
     /// Tell how the starts of a program are spaced, and when it is given up
     Backoff {
@@ -265,6 +285,7 @@ impl Controller {
                 self.change(timeout, Action::Wait { programs, goal, timeout_ms: Some(timeout) })
             }
             Command::Dump { programs, tree, at } => self.dump(&programs, tree, at),
+            Command::Logs { program, lines, since, follow } => self.logs(&program, lines, since, follow),
             Command::Backoff { program } => self.backoff(&program),
             Command::Why { program, at } => self.why(program, at),
             Command::Events { since, until, program } => self.events(since, until, program),
@@ -308,6 +329,27 @@ impl Controller {
     fn show(&self, body: &Value) -> Result<(), Failure> {
         let text = if self.json { body.to_string() } else { format!("{body:#}") };
         self.print(&text)
+    }
+
+    fn logs(&self, program: &str, lines: usize, since: Option<Moment>, follow: bool) -> Result<(), Failure> {
+        let status = self.call(Action::Status, Millis(0))?;
+        let refused = |code, message| Failure::Refused(ReplyError { code, message });
+        let since = match since {
+            Some(Moment::Seq(_)) => {
+                let why = "a log knows times and no numbers of events".to_owned();
+                return Err(refused(ErrorCode::BadRequest, why));
+            }
+            Some(Moment::Time(time)) => Some(time),
+            None => None,
+        };
+        let state = Path::new(status["state"].as_str().unwrap_or_default());
+        let outlets = logger::list(state).map_err(|error| {
+            refused(ErrorCode::Failed, format!("{}: which log is whose cannot be read: {error}", state.display()))
+        })?;
+        if !outlets.iter().any(|outlet| outlet.program == program) {
+            return Err(refused(ErrorCode::NoSuchProgram, format!("there is no program \"{program}\"")));
+        }
+        logs::show(&outlets, program, Wanted { lines, since, follow }).map_err(|why| refused(ErrorCode::Failed, why))
     }
 
     fn backoff(&self, program: &str) -> Result<(), Failure> {

@@ -52,6 +52,7 @@ use crate::{
     address::{CONTROL_VARIABLE, EVENT_VARIABLE},
     journal_log::JournalLog,
     launcher::{Letter, Position, Standing},
+    logger,
 };
 
 /// How long a log that is not read may hold up the end.
@@ -190,6 +191,8 @@ impl Life<'_> {
         let inheritance = Inheritance { pipe, survivors, reaped, gone: Box::new(tell) };
         let before = self.remains.last.as_ref().and_then(|(head, _)| Config::parse(&head.config.text).ok());
         let before = before.map(|parsed| parsed.config);
+        // Programs run whether or not their logs can be read by name.
+        let _ = logger::leave(&path, &system.outlets);
         let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance, before.as_ref())?;
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
@@ -466,7 +469,7 @@ impl System {
                 actor.do_send(Saw(observed));
             }
         };
-        let launches = launch::launches(&self.config, before, &state.graph);
+        let launches = launch::launches(&self.config, before, &state.graph, &self.outlets);
         let host = LinuxHost::new(launches, environment, recorder, inheritance, Box::new(report))?;
         let address = HostActor::new(host).start();
         let _ = saw.set(address.clone().recipient());

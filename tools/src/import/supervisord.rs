@@ -9,6 +9,7 @@ use gaggled_core::{
     config::{GroupConfig, Ordered, ProgramConfig},
     confines::Umask,
     graph::{Backoff, Limit, Mode},
+    logs::{Bytes, Rotate},
     time::Millis,
 };
 
@@ -18,7 +19,9 @@ use super::{
 };
 
 /// Options of a program that mean nothing here.
-const UNUSED: [&str; 8] = [
+const UNUSED: [&str; 10] = [
+    "stderr_logfile_maxbytes",
+    "stderr_logfile_backups",
     "stdout_capture_maxbytes",
     "stderr_capture_maxbytes",
     "stdout_events_enabled",
@@ -30,7 +33,9 @@ const UNUSED: [&str; 8] = [
 ];
 
 /// Options that are kept.
-const KEPT: [&str; 20] = [
+const KEPT: [&str; 22] = [
+    "stdout_logfile_maxbytes",
+    "stdout_logfile_backups",
     "command",
     "numprocs",
     "numprocs_start",
@@ -52,10 +57,6 @@ const KEPT: [&str; 20] = [
     "directory",
     "umask",
 ];
-
-/// Options that are for a log that is rotated.
-const ROTATION: [&str; 4] =
-    ["stdout_logfile_maxbytes", "stdout_logfile_backups", "stderr_logfile_maxbytes", "stderr_logfile_backups"];
 
 /// Reads a file and what it includes.
 pub fn import(path: &Path) -> Result<Imported, String> {
@@ -190,7 +191,6 @@ impl Importer {
                 "stderr_logfile" if section.get("redirect_stderr").is_none_or(|option| option.value() != "true") => {
                     "is left out: a program has one log, for both".to_owned()
                 }
-                known if ROTATION.contains(&known) => "is left out: let logrotate do it, with copytruncate".to_owned(),
                 known if UNUSED.contains(&known) => "is left out".to_owned(),
                 known if KEPT.contains(&known) => continue,
                 _ => "is no setting, and was ignored".to_owned(),
@@ -237,6 +237,7 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
         Some("NONE") => Some("/dev/null".to_owned()),
         Some(path) => Some(path.to_owned()),
     };
+    let rotate = rotation(section, log.is_some())?;
     let environment = text("environment")?.map(|text| variables(&text, &section.place)).transpose()?;
     Ok(ProgramConfig {
         command: Some(command.clone()),
@@ -246,6 +247,7 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
         user: text("user")?,
         umask: umask.transpose()?.map(Umask),
         log,
+        rotate,
         mode,
         manual: text("autostart")?.as_deref() == Some("false"),
         success: if codes == [0] { Vec::new() } else { codes },
@@ -261,6 +263,22 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
         backoff: Some(Backoff { initial: Millis(1000), ..Backoff::default() }),
         ..ProgramConfig::default()
     })
+}
+
+/// A log of supervisord is begun anew at 50 MB unless it says otherwise, and ten are kept.
+fn rotation(section: &Section, has_log: bool) -> Result<Option<Rotate>, String> {
+    let option = |name: &str| section.get(name).map(|found| (found.place.clone(), found.value()));
+    let size = match option("stdout_logfile_maxbytes") {
+        None => Bytes(50 << 20),
+        Some((place, text)) => Bytes::read(&text).ok_or(format!("{place}: stdout_logfile_maxbytes is no size"))?,
+    };
+    let keep = match option("stdout_logfile_backups") {
+        None => 10,
+        Some((place, text)) => text.parse().map_err(|_| format!("{place}: stdout_logfile_backups is no number"))?,
+    };
+    // Without a size, or without anything to keep, it is never begun anew.
+    let rotates = has_log && size >= Rotate::SMALLEST && keep > 0;
+    Ok(rotates.then(|| Rotate { size, keep, ..Rotate::default() }))
 }
 
 /// `KEY=value,KEY2="value, with a comma"`.

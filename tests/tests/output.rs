@@ -1,0 +1,236 @@
+//! What programs write: to files that are begun anew, merged with their names, to a reader that stands still, to a disk
+//! that is full; and how it is read.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Command, Stdio},
+    sync::Arc,
+};
+
+use gaggled_core::{command::Selection, wire::Action};
+use gaggled_tests::{
+    harness::{Daemon, Start, binary, directory},
+    seeds::said,
+};
+use nix::sys::signal::Signal;
+
+/// A program that counts in its log, a thousand lines at a time, a hundred a second.
+const COUNT: &str = "i=0; while [ $i -lt @LINES@ ]; do i=$((i+1)); echo line $i; [ $((i % 100)) = 0 ] && sleep 0.05; done; exec sleep 100000";
+
+fn counter(name: &str, lines: u32, fields: &str) -> String {
+    let count = COUNT.replace("@LINES@", &lines.to_string());
+    format!("\"{name}\": (shell: \"{count}\", log: \"@DIR@/{name}.log\", {fields}),")
+}
+
+/// Every line of a log, the oldest first, compressed or not.
+fn all_lines(directory: &Path, name: &str) -> Vec<String> {
+    let path = directory.join(format!("{name}.log"));
+    let older = (1..100).rev().filter_map(|number| {
+        let plain = format!("{}.{number}", path.display());
+        fs::read(&plain).ok().or_else(|| {
+            let output =
+                Command::new("gzip").args(["-dc", &format!("{plain}.gz")]).stderr(Stdio::null()).output().ok()?;
+            output.status.success().then_some(output.stdout)
+        })
+    });
+    let bytes: Vec<u8> = older.flatten().chain(fs::read(&path).unwrap_or_default()).collect();
+    String::from_utf8_lossy(&bytes).lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_log_is_begun_anew_and_loses_nothing_whoever_is_killed() {
+    let mut daemon = Daemon::new(&format!(
+        "{} {}",
+        counter("plain", 3000, "rotate: (size: \"4k\", keep: 50)"),
+        counter("small", 3000, "rotate: (size: \"4k\", keep: 50, compress: true, stamp: true)"),
+    ));
+    daemon.wait_up("plain", 1);
+    let path = daemon.directory.path().to_owned();
+    let some = path.clone();
+    daemon.wait_outside("some output", move || all_lines(&some, "plain").len() > 300);
+    daemon.kill("logger", Signal::SIGKILL);
+    daemon.kill_core();
+    let some = path.clone();
+    daemon.wait_outside("more output", move || all_lines(&some, "plain").len() > 1000);
+    daemon.kill_all();
+    let mut daemon = daemon.again();
+    daemon.wait_up("plain", 1);
+    let whole = path.clone();
+    daemon.wait_outside("everything", move || {
+        ["plain", "small"]
+            .iter()
+            .all(|name| all_lines(&whole, name).last().is_some_and(|line| line.ends_with("line 3000")))
+    });
+    let expected: Vec<String> = (1..=3000).map(|number| format!("line {number}")).collect();
+    // Only what the process that writes had in its hands when it was killed can be missing.
+    let plain = all_lines(&path, "plain");
+    assert!(plain.len() > 2500 && plain.iter().all(|line| expected.contains(line)), "{} lines", plain.len());
+    assert!(plain.is_sorted_by_key(|line| line[5..].parse::<u32>().unwrap_or(0)));
+    let stamped = all_lines(&path, "small");
+    assert!(
+        stamped.iter().all(|line| line.split(' ').next().is_some_and(|time| time.parse::<jiff::Timestamp>().is_ok()))
+    );
+    assert!(path.join("small.log.1.gz").exists() && path.join("plain.log.1").exists());
+    let events = said(&daemon.tool("gaggled_controller", &["events", "--program", "plain"])).1;
+    assert_eq!(daemon.dump()["plain"]["instance"], 1, "{events}");
+    let shown = said(&daemon.tool("gaggled_controller", &["logs", "plain", "-n", "3"]));
+    assert_eq!(shown, (0, "line 2998\nline 2999\nline 3000\n".to_owned()));
+    let shown = said(&daemon.tool("gaggled_controller", &["logs", "small", "--since", "1h ago"]));
+    assert_eq!((shown.0, shown.1.lines().count()), (0, stamped.len()));
+    let refused = said(&daemon.tool("gaggled_controller", &["logs", "plain", "--since", "1h ago"]));
+    assert!(refused.0 == 1 && refused.1.contains("have no time"), "{refused:?}");
+    assert_eq!(said(&daemon.tool("gaggled_controller", &["logs", "nosuch"])).0, 3);
+    // It ends last: those who write to it go before it.
+    daemon.end();
+    daemon.verify();
+}
+
+#[test]
+fn a_log_is_followed_while_it_is_begun_anew() {
+    let mut daemon = Daemon::new(
+        "\"a\": (shell: \"while read line; do echo $line; done < @DIR@/words; exec sleep 100000\", log: \"@DIR@/a.log\", rotate: (size: 4096), manual: true),",
+    );
+    let words: String = (0..2000).map(|number| format!("word {number}\n")).collect();
+    fs::write(daemon.directory.path().join("words"), words).expect("a file");
+    fs::write(daemon.directory.path().join("a.log"), "").expect("a file");
+    let mut tail = Command::new(binary("gaggled_controller"))
+        .args(["-u", &daemon.control, "logs", "a", "-f"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("a tool");
+    let mut lines = BufReader::new(tail.stdout.take().expect("a pipe")).lines();
+    daemon.must(Action::Up(Selection { programs: vec!["a".to_owned()], wait: true, timeout_ms: None }));
+    let mut last = String::new();
+    while last != "word 1999" {
+        let Some(line) = lines.next() else {
+            let output = tail.wait_with_output().expect("its end");
+            panic!("after {last}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        last = line.expect("text");
+    }
+    tail.kill().expect("it runs");
+    tail.wait().expect("its end");
+    daemon.wait_up("a", 1);
+}
+
+#[test]
+fn output_is_merged_with_the_names_of_programs() {
+    let directory = Arc::new(directory());
+    let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", merge: true), programs: {\
+                \"a\": (shell: \"printf 'half a '; sleep 0.2; echo line; exec sleep 100000\"), \
+                \"longer\": (shell: \"echo out; echo err >&2; exec sleep 100000\"), })";
+    let mut daemon = Daemon::with(text, directory.clone(), &Start::default());
+    let log = directory.path().join("log");
+    let read = move || fs::read_to_string(&log).unwrap_or_default();
+    daemon.wait_outside("all lines", || {
+        ["a      | half a line\n", "longer | out\n", "longer | err\n"].iter().all(|line| read().contains(line))
+    });
+    let refused = said(&daemon.tool("gaggled_controller", &["logs", "a"]));
+    assert!(refused.0 == 1 && refused.1.contains("its output is that of gaggled"), "{refused:?}");
+}
+
+fn resident(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line");
+    line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
+}
+
+/// Test 18: nobody reads what a program writes, and only that program waits.
+#[test]
+fn a_reader_that_stands_still_holds_up_nobody_else() {
+    let directory = Arc::new(directory());
+    let dir = directory.path().display();
+    let config = directory.path().join("system.ron");
+    let text = format!(
+        "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\", state: \"{dir}/state\"), programs: {{\
+         \"noisy\": (command: \"head\", argv: [\"-c\", \"1073741824\", \"/dev/zero\"], mode: Once), \
+         \"quiet\": (command: \"sleep\", argv: [\"100000\"]), }})"
+    );
+    fs::write(&config, text).expect("a file");
+    let mut gaggled = Command::new(binary("gaggled"))
+        .arg("-c")
+        .arg(&config)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("gaggled");
+    let mut unread = gaggled.stdout.take().expect("a pipe");
+    let control = format!("ipc://{dir}/control.ipc");
+    let ask = |arguments: &[&str]| {
+        said(
+            &Command::new(binary("gaggled_controller"))
+                .args(["-u", &control])
+                .args(arguments)
+                .output()
+                .expect("a tool"),
+        )
+    };
+    let caller = gaggled_gateways::call::Caller::dial_whenever(&control).expect("a url");
+    let status = caller
+        .call(&gaggled_core::wire::Request::new("", Action::Status), gaggled_tests::harness::PATIENCE)
+        .expect("an answer");
+    let status: serde_json::Value = serde_json::from_str(status.body.expect("a body").get()).expect("JSON");
+    let core = i32::try_from(status["pid"].as_i64().expect("a number")).expect("a small number");
+    assert_eq!(ask(&["wait", "quiet", "noisy"]).0, 0);
+    let before = resident(core);
+    for round in 0..20 {
+        assert_eq!(ask(&["restart", "quiet"]).0, 0, "round {round}");
+    }
+    assert!(resident(core) < before + 2048, "{before} kB, and then {} kB", resident(core));
+    let noisy = ask(&["--json", "dump", "noisy"]).1;
+    assert!(noisy.contains("\"phase\":\"up\""), "it waits: {noisy}");
+    assert_eq!(ask(&["shutdown"]).0, 0);
+    assert_eq!(gaggled.wait().expect("its end").code(), Some(0));
+    let mut rest = Vec::new();
+    unread.read_to_end(&mut rest).expect("what was written");
+    assert!(rest.len() < 1 << 20, "nobody has kept it: {} bytes", rest.len());
+}
+
+/// A disk that goes when it is no longer needed.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// A disk that is full stops neither the program nor the others, if it may lose something; and then that is said.
+#[test]
+fn a_full_disk_costs_output_and_nothing_else() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can make a disk that is small");
+        return;
+    }
+    let directory = Arc::new(directory());
+    let disk = directory.path().join("disk");
+    fs::create_dir(&disk).expect("a directory");
+    let mount =
+        |arguments: &[&str]| Command::new("mount").args(arguments).arg(&disk).status().expect("mount").success();
+    if !mount(&["-t", "tmpfs", "-o", "size=64k", "none"]) {
+        println!("skipped: nothing can be mounted here");
+        return;
+    }
+    let _mounted = Mounted(disk.clone());
+    let dir = directory.path().display();
+    let text = format!(
+        "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\"), programs: {{\
+         \"a\": (shell: \"i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo a line of some length number $i; done; echo done > @DIR@/done; \
+         while [ ! -e @DIR@/go ]; do sleep 0.05; done; echo the end; exec sleep 100000\", log: \"@DIR@/disk/a.log\", \
+         rotate: (size: \"10M\", when_stuck: Drop)), }})"
+    );
+    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let done = directory.path().join("done");
+    daemon.wait_outside("the program to go on", move || done.exists());
+    assert!(mount(&["-o", "remount,size=10m"]), "room");
+    fs::write(directory.path().join("go"), "").expect("a file");
+    let log = disk.join("a.log");
+    daemon.wait_outside("the end of it", move || fs::read_to_string(&log).unwrap_or_default().contains("the end\n"));
+    let text = fs::read_to_string(disk.join("a.log")).expect("a log");
+    assert!(text.contains("bytes of output were dropped here"), "{text}");
+    assert_eq!(daemon.dump()["a"]["instance"], 1);
+    daemon.end();
+}

@@ -1,0 +1,197 @@
+//! The process that writes logs which are rotated or merged: a program like any other, which gaggled runs itself.
+//!
+//! Each program writes to a pipe with a name, which it holds open for reading, too. So nothing is lost and nobody is
+//! disturbed while this process, or gaggled, is away; what is written waits in the pipe. Each log has a thread of its own:
+//! a disk that is stuck holds up nobody else.
+
+mod file;
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    thread,
+};
+
+use gaggled_core::logs::{Outlet, WhenStuck};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        stat::Mode,
+    },
+    unistd::{mkfifo, pipe},
+};
+use sha2::{Digest, Sha256};
+
+use self::file::{LogFile, Merged};
+
+/// How much is taken from a pipe at once, in bytes.
+const CHUNK: usize = 64 << 10;
+/// How many chunks may wait for a disk that is slow, if what comes after them is dropped.
+const WAITING: usize = 16;
+
+/// The directory of the pipes, in that of the journal.
+pub fn pipes(state: &Path) -> PathBuf {
+    state.join("pipes")
+}
+
+fn told(state: &Path) -> PathBuf {
+    state.join("logs.json")
+}
+
+/// What tells one list of logs from another.
+pub fn fingerprint(outlets: &[Outlet]) -> String {
+    let piped: Vec<&Outlet> = outlets.iter().filter(|outlet| outlet.pipe.is_some()).collect();
+    let text = serde_json::to_string(&piped).unwrap_or_default();
+    let digest = Sha256::digest(text.as_bytes());
+    let number = digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    format!("{number:016x}")
+}
+
+/// Leaves the list of logs in the directory of the journal, for the process that writes them and for who reads them.
+pub fn leave(state: &Path, outlets: &[Outlet]) -> io::Result<()> {
+    let directory = pipes(state);
+    if outlets.iter().any(|outlet| outlet.pipe.is_some()) {
+        fs::create_dir_all(&directory)?;
+    }
+    let new = told(state).with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(&serde_json::to_vec(outlets)?)?;
+    fs::rename(new, told(state))
+}
+
+/// The list of logs.
+pub fn list(state: &Path) -> io::Result<Vec<Outlet>> {
+    serde_json::from_slice(&fs::read(told(state))?).map_err(io::Error::from)
+}
+
+/// Writes until it is told to stop, and then what is left.
+pub fn run(state: &Path) -> ExitCode {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    if let Err(errno) = signals.thread_block() {
+        eprintln!("Error: the logger cannot wait for signals: {errno}");
+        return ExitCode::FAILURE;
+    }
+    let outlets = match list(state) {
+        Ok(outlets) => outlets,
+        Err(error) => {
+            eprintln!("Error: {}: {error}", told(state).display());
+            return ExitCode::FAILURE;
+        }
+    };
+    let Ok((stopped, stop)) = pipe() else { return ExitCode::FAILURE };
+    let stopped = Arc::new(stopped);
+    let width = outlets.iter().filter(|outlet| outlet.pipe.is_some() && outlet.file.is_none());
+    let width = width.map(|outlet| outlet.program.len()).max().unwrap_or(0);
+    let mut threads = Vec::new();
+    for outlet in outlets.into_iter().filter(|outlet| outlet.pipe.is_some()) {
+        let (name, stopped) = (outlet.program.clone(), stopped.clone());
+        let write = move || {
+            if let Err(error) = take(&outlet, &stopped, width) {
+                eprintln!("Error: the log of {} cannot be written: {error}", outlet.program);
+            }
+        };
+        match thread::Builder::new().name(name).spawn(write) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => eprintln!("Error: a log cannot be written: {error}"),
+        }
+    }
+    let _ = signals.wait();
+    drop(stop);
+    for thread in threads {
+        let _ = thread.join();
+    }
+    ExitCode::SUCCESS
+}
+
+/// Where lines go.
+trait Sink: Send {
+    /// Writes a chunk; what cannot be written is counted.
+    fn write(&mut self, chunk: &[u8]);
+    /// Says how many bytes were dropped before they came here.
+    fn dropped(&mut self, bytes: u64);
+    /// There is nothing more.
+    fn end(&mut self);
+}
+
+fn take(outlet: &Outlet, stopped: &OwnedFd, width: usize) -> io::Result<()> {
+    let Some(path) = &outlet.pipe else { return Ok(()) };
+    let mut pipe = open(path)?;
+    let rotate = outlet.rotate.unwrap_or_default();
+    let mut sink: Box<dyn Sink> = match &outlet.file {
+        Some(file) => Box::new(LogFile::new(file, rotate)),
+        None => Box::new(Merged::new(&outlet.program, width)),
+    };
+    if rotate.when_stuck == WhenStuck::Block {
+        each_chunk(&mut pipe, stopped, |chunk| sink.write(chunk));
+        sink.end();
+        return Ok(());
+    }
+    // Whoever takes from the pipe never waits for the disk.
+    let (chunks, waiting) = crossbeam_channel::bounded::<(u64, Vec<u8>)>(WAITING);
+    let writer = thread::spawn(move || {
+        for (dropped, chunk) in waiting {
+            if dropped > 0 {
+                sink.dropped(dropped);
+            }
+            sink.write(&chunk);
+        }
+        sink.end();
+    });
+    let mut dropped = 0;
+    each_chunk(&mut pipe, stopped, |chunk| match chunks.try_send((dropped, chunk.to_vec())) {
+        Ok(()) => dropped = 0,
+        Err(_) => dropped += chunk.len() as u64,
+    });
+    if dropped > 0 {
+        let _ = chunks.send((dropped, Vec::new()));
+    }
+    drop(chunks);
+    let _ = writer.join();
+    Ok(())
+}
+
+fn open(path: &str) -> io::Result<fs::File> {
+    match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    // Open for writing, too: it has no end.
+    let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW;
+    let pipe = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
+    if pipe.metadata()?.file_type().is_fifo() {
+        return Ok(pipe);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path} is no pipe")))
+}
+
+/// Takes what comes, until it is told to stop and nothing is left.
+fn each_chunk(pipe: &mut fs::File, stopped: &OwnedFd, mut write: impl FnMut(&[u8])) {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        match pipe.read(&mut chunk) {
+            Ok(length @ 1..) => write(chunk.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut waits =
+                    [PollFd::new(pipe.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+                let _ = poll(&mut waits, PollTimeout::NONE);
+                let [pipe, stopped] = &waits;
+                if stopped.any().unwrap_or(false) && !pipe.any().unwrap_or(false) {
+                    return;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+}
