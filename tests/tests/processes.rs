@@ -1,15 +1,15 @@
 //! What programs do to a supervisor: they end at once, all at the same time, leave children, hide them, stand still.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use gaggled_core::{
     command::Selection,
-    event::{Event, ProgramEvent},
-    host::ExitStatus,
+    event::{Event, ProgramEvent, SystemEvent},
+    host::{ExecStage, ExitStatus},
     state::ProgramState,
     wire::Action,
 };
-use gaggled_tests::harness::{Daemon, children, code, exists};
+use gaggled_tests::harness::{Daemon, Start, children, code, exists};
 use nix::sys::signal::Signal;
 
 fn down(daemon: &Daemon) {
@@ -264,5 +264,115 @@ fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
     daemon.wait_down("bad", 6);
     assert_eq!(daemon.dump()["bad"]["instance"], 6, "and then it has three more");
     daemon.end();
+    daemon.verify();
+}
+
+/// Test 12: what cannot be executed is told with the step and the error, and no exit code is taken for that.
+#[test]
+fn each_way_in_which_a_start_can_fail_is_told() {
+    let directory = std::sync::Arc::new(gaggled_tests::harness::directory());
+    let path = directory.path();
+    let make = |name: &str, text: &str, mode: u32| {
+        fs::write(path.join(name), text).expect("a file");
+        fs::set_permissions(path.join(name), fs::Permissions::from_mode(mode)).expect("rights");
+    };
+    make("garbage", "\u{1}\u{2}", 0o755);
+    make("missing-shell", "#!/no/such/shell\n", 0o755);
+    // What is wrong with these comes about after the check.
+    for name in ["vanishes", "locked", "loop"] {
+        make(name, "#!/bin/sh\n", 0o755);
+    }
+    let table = [
+        ("garbage", ExecStage::Exec, nix::libc::ENOEXEC),
+        ("missing-shell", ExecStage::Exec, nix::libc::ENOENT),
+        ("vanishes", ExecStage::Exec, nix::libc::ENOENT),
+        ("locked", ExecStage::Exec, nix::libc::EACCES),
+        ("loop", ExecStage::Exec, nix::libc::ELOOP),
+        ("wd", ExecStage::Wd, nix::libc::ENOTDIR),
+        ("log", ExecStage::Log, nix::libc::EISDIR),
+    ];
+    let command = |name: &str| match name {
+        "wd" => "command: \"/bin/true\", wd: \"@DIR@/garbage\"".to_owned(),
+        "log" => "command: \"/bin/true\", log: \"@DIR@\"".to_owned(),
+        name => format!("command: \"@DIR@/{name}\""),
+    };
+    let failing = table.iter().map(|(name, ..)| format!("\"{name}\": ({}, mode: Once, manual: true),", command(name)));
+    let ending = [66, 77].map(|code| format!("\"exit-{code}\": (shell: \"exit {code}\", mode: Once),"));
+    let programs: String = failing.chain(ending).collect();
+    let dir = path.display();
+    let text = format!(
+        "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\"), programs: {{{programs}}})"
+    );
+    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    fs::remove_file(path.join("vanishes")).expect("a file");
+    fs::set_permissions(path.join("locked"), fs::Permissions::from_mode(0o644)).expect("rights");
+    fs::remove_file(path.join("loop")).expect("a file");
+    std::os::unix::fs::symlink(path.join("loop"), path.join("loop")).expect("a link");
+    for (name, stage, errno) in table {
+        let up = Selection { programs: vec![name.to_owned()], wait: true, timeout_ms: None };
+        let refused = daemon.ask(Action::Up(up)).error.expect("it cannot be started").message;
+        assert!(refused.contains("could not be started"), "{name}: {refused}");
+        let state = daemon.dump()[name].clone();
+        assert_eq!(state["errno"], errno, "{name}: {state}");
+        assert_eq!(state["failed_stage"], serde_json::to_value(stage).expect("a word"), "{name}");
+    }
+    for code in [66, 77] {
+        let name = format!("exit-{code}");
+        daemon.wait_down(&name, 1);
+        assert_eq!(daemon.dump()[&name]["exit_code"], code);
+    }
+    daemon.end();
+    daemon.verify();
+}
+
+/// Test 31: five hundred that wait for one start when it is up, and operators are answered meanwhile.
+#[test]
+fn a_herd_that_is_let_go_at_once_comes_up_and_starves_nobody() {
+    let herd = (0..500).map(|i| {
+        format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{\"gate\": (propagate: true)}}),")
+    });
+    let gate = "\"gate\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], manual: true),".to_owned();
+    let mut daemon = Daemon::new(&std::iter::once(gate).chain(herd).collect::<String>());
+    daemon.must(Action::Up(Selection { programs: vec!["gate".to_owned()], wait: false, timeout_ms: None }));
+    let mut answers = 0;
+    while daemon.dump().as_object().expect("programs").values().any(|state| state["up"] == false) {
+        answers += 1;
+    }
+    assert!(answers > 0, "somebody has looked while they came up");
+    // And once more, with all of them going down first.
+    daemon.kill("gate", Signal::SIGKILL);
+    daemon.wait("all to have come back", |_, state| {
+        state.programs.values().all(|program| program.instance.0 == 2 && program.is_steady())
+    });
+    assert_eq!(code(daemon.end()), 0);
+    daemon.verify();
+}
+
+/// Test 32: a shutdown in the middle of everything ends in time, whoever asks for what meanwhile.
+#[test]
+fn a_badly_timed_shutdown_ends_all_the_same() {
+    let mut daemon = Daemon::new(
+        "\"base\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"300\", \"0\"]), \
+         \"delayed\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"base\": (delay: \"1m\")}), \
+         \"crashing\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"1\"], backoff: (initial: \"1m\", max: \"1m\")), \
+         \"stubborn\": (command: \"@PUPPET@\", argv: [\"stubborn\"], depends: {\"base\": (propagate: true)}), \
+         \"unready\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], ready: Notify), \
+         \"waits\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"unready\": ()}), \
+         \"daemon\": (shell: \"exit 0\", pid_file: Read(\"@DIR@/no.pid\")),",
+    );
+    daemon.wait_up("stubborn", 1);
+    daemon.wait("a crash", |_, state| state.programs.values().any(|program| program.attempts >= 2));
+    // In the middle of a propagated stop.
+    daemon.kill("base", Signal::SIGKILL);
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGTERM] {
+        daemon.signal(signal);
+    }
+    assert_eq!(code(daemon.await_end()), 0, "{}", daemon.timeline());
+    let begun = daemon.heard.iter().position(|heard| matches!(heard.event, Event::System(SystemEvent::ShutdownBegun)));
+    let after = &daemon.heard[begun.expect("it was asked for")..];
+    let starts =
+        |heard: &gaggled_core::event::Envelope| matches!(heard.event, Event::Program(_, ProgramEvent::Starting { .. }));
+    assert!(!after.iter().any(starts), "{}", daemon.timeline());
+    // The audit knows how long it may take.
     daemon.verify();
 }
