@@ -567,7 +567,10 @@ impl Audit {
             (seen.operator_fall, seen.stopping, seen.completed) = (None, None, None);
             return;
         }
-        if policy.undone && seen.exists != (well && !seen.told) {
+        // It may have ended by itself while it was about to be told to.
+        let by_itself = !seen.told || envelope.cause == Cause::Os;
+        let wrongly = if seen.exists { !(well && by_itself) } else { well && !seen.told };
+        if policy.undone && wrongly {
             wrong.push(format!("I30: event {}: what {id:?} has done stands, or not, without reason", envelope.seq));
         }
         let fell_before = seen.operator_fall.is_some();

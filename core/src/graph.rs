@@ -107,6 +107,9 @@ pub struct Policy {
     /// Whether what it has done stands after its end, until its stop command undoes it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub undone: bool,
+    /// Whether it is started again until it has ended well, although it is to run only once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retry: bool,
     /// The exit codes that mean success; only 0 if there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub success: Vec<i32>,
@@ -138,6 +141,7 @@ impl Policy {
             group: None,
             levels: Vec::new(),
             undone: false,
+            retry: false,
             success: Vec::new(),
             killwait: Millis(10_000),
             backoff: Backoff::default(),
@@ -166,6 +170,11 @@ impl Policy {
                 status.is_success()
             }
         }
+    }
+
+    /// Whether a run that has ended, well or not, is followed by another by itself.
+    pub fn runs_again(&self, well: bool) -> bool {
+        self.mode == Mode::Respawn || self.retry && !well
     }
 
     /// Whether there is a level at which both run.

@@ -199,8 +199,20 @@ fn compare(
 }
 
 /// What the rules look at while a program runs; everything else it gets when it is started.
-const FOLLOWED_AS_IT_RUNS: [&str; 11] =
-    ["mode", "group", "levels", "success", "stop", "killwait", "backoff", "limit", "essential", "depends", "enabled"];
+const FOLLOWED_AS_IT_RUNS: [&str; 12] = [
+    "retry",
+    "mode",
+    "group",
+    "levels",
+    "success",
+    "stop",
+    "killwait",
+    "backoff",
+    "limit",
+    "essential",
+    "depends",
+    "enabled",
+];
 
 /// The fields that have changed, by their names in the file.
 fn changed_fields(old: &ProgramConfig, new: &ProgramConfig) -> Vec<String> {

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     event::{DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StopReason, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Group, Level, Mode, Policy, RESTART, STOP, Until},
+    graph::{Backoff, Dependency, Graph, Group, Level, Policy, RESTART, STOP, Until},
     health::Ailment,
     host::{ExecStage, ExitStatus, StartTime},
     ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq, Table},
@@ -347,7 +347,7 @@ impl ProgramState {
                 self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
                 self.succeeded = false;
                 self.down();
-                self.due |= policy.mode == Mode::Respawn || stage.is_transient(*errno);
+                self.due |= policy.runs_again(false) || stage.is_transient(*errno);
                 self.due &= self.place != Place::Out;
                 self.state_sequence += 1;
                 self.not_before =
@@ -463,7 +463,8 @@ impl ProgramState {
 
     fn exited(&mut self, status: ExitStatus, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant) {
         let began = self.up_since.unwrap_or(at);
-        let planned = self.leaving.is_some_and(|leaving| leaving.reason != StopReason::Unhealthy);
+        let unhealthy = self.leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
+        let planned = self.leaving.is_some() && !unhealthy;
         let wanted = !self.operator_down && self.place != Place::Out;
         if self.leaving.is_none_or(|leaving| !leaving.planned) {
             self.fall = Some(seq);
@@ -471,7 +472,7 @@ impl ProgramState {
         self.outcome = Some(Outcome::Exited(status));
         self.succeeded = policy.succeeds(status);
         self.down();
-        self.due = wanted && (self.due || policy.mode == Mode::Respawn);
+        self.due = wanted && (self.due || policy.runs_again(self.succeeded && !unhealthy));
         self.state_sequence += 1;
         if planned {
             self.attempts = 0;

@@ -376,3 +376,17 @@ fn a_badly_timed_shutdown_ends_all_the_same() {
     // The audit knows how long it may take.
     daemon.verify();
 }
+
+#[test]
+fn what_is_to_run_once_is_tried_until_it_has_ended_well() {
+    let mut daemon = Daemon::new(
+        "\"migrate\": (shell: \"echo x >> @DIR@/runs; [ $(wc -l < @DIR@/runs) -ge 3 ]\", mode: Once, retry: true, \
+         backoff: (initial: 10, max: 10)), \
+         \"app\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"migrate\": (until: Completed)}),",
+    );
+    daemon.wait_up("app", 1);
+    let migrate = daemon.dump()["migrate"].clone();
+    assert_eq!((&migrate["instance"], &migrate["exit_code"], &migrate["up"]), (&3.into(), &0.into(), &false.into()));
+    daemon.end();
+    daemon.verify();
+}

@@ -281,8 +281,11 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &Locator, found: &mu
         let error = Diagnostic::error(format!("program \"{name}\" {what}"));
         found.push(error.at(locator.nearest(&["programs", name, field])).help(help));
     };
-    if mode.holds_back() && program.limit.is_some() {
-        error("limit", "has a limit, but runs only once", "remove the limit, or the mode");
+    if mode == Mode::Respawn && program.retry {
+        error("retry", "is started again however it ends", "remove retry, or give it mode: Once");
+    }
+    if mode.holds_back() && program.limit.is_some() && !program.retry {
+        error("limit", "has a limit, but runs only once", "remove the limit, or the mode, or add retry: true");
     }
     if mode == Mode::Test && program.stop.is_some() {
         error("stop", "is a test that would have to be undone", "give it mode: Wait, or remove stop");

@@ -89,6 +89,9 @@ pub struct ProgramConfig {
     /// The levels of the group at which it runs; all but `stop` if there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<String>,
+    /// Whether it is started again until it has ended well, although it is to run only once.
+    #[serde(skip_serializing_if = "is_default")]
+    pub retry: bool,
     /// Exit codes that mean success; only 0 if there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub success: Vec<i32>,
@@ -194,6 +197,7 @@ impl Default for ProgramConfig {
             respawn: None,
             group: None,
             levels: Vec::new(),
+            retry: false,
             success: Vec::new(),
             stop: None,
             enabled: true,
@@ -309,10 +313,14 @@ impl Config {
                 group: program.group.as_deref().and_then(|group| groups.get(group).copied()),
                 levels: program.levels.iter().map(|level| level.as_str().into()).collect(),
                 undone: program.stop.is_some() && program.effective_mode() == Mode::Wait,
+                retry: program.retry,
                 success: program.success.clone(),
                 killwait: program.killwait.unwrap_or(self.gaggled.killwait),
                 backoff: program.backoff.unwrap_or(self.gaggled.backoff),
-                limit: program.limit.or(self.gaggled.limit).filter(|_| !program.effective_mode().holds_back()),
+                limit: program
+                    .limit
+                    .or(self.gaggled.limit)
+                    .filter(|_| program.retry || !program.effective_mode().holds_back()),
                 care: program.care(),
                 essential: program.essential,
                 retired: false,

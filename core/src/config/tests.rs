@@ -85,6 +85,7 @@ const MISTAKES: &[(&str, &str)] = &[
     (r#"(programs: {"a": (command: "x", env: {"A=B": "c"})})"#, "\"A=B\""),
     (r#"(programs: {"a": (command: "x", env: {"GAGGLED_HOST": "c"})})"#, "GAGGLED_HOST"),
     (r#"(programs: {"a": (command: "x", respawn: true, mode: Once)})"#, "both respawn and mode"),
+    (r#"(programs: {"a": (command: "x", retry: true)})"#, "started again however it ends"),
     (r#"(programs: {"a": (command: "x", rotate: ())})"#, "has no log"),
     (r#"(programs: {"a": (command: "x", log: "f", rotate: (size: 100))})"#, "rotated at once"),
     (r#"(programs: {"a": (command: "x", log: "f", rotate: (size: "10 apples"))})"#, "size \"10 apples\""),

@@ -98,7 +98,9 @@ impl Checker {
         }
         for (id, policy) in world.graph.programs.iter() {
             let program = &settled.programs[id];
-            let finished = policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.due;
+            // What is to be tried until it has ended well is not finished before.
+            let gives_up = policy.retry && program.outcome.is_some() && !program.succeeded && !program.signalled;
+            let finished = policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.due && !gives_up;
             let excused =
                 finished || program.given_up || kept_out(world, settled, id) || waits_for_finished(world, settled, id);
             if !matches!(program.phase, Phase::Up | Phase::Done) && !excused {

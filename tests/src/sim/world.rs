@@ -121,6 +121,7 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             group,
             levels: levels.iter().filter(|_| group.is_some()).map(|level| (*level).into()).collect(),
             undone: mode == Mode::Wait && random.percent(50),
+            retry: mode != Mode::Respawn && random.percent(20),
             success: if random.percent(50) { Vec::new() } else { vec![0, 1] },
             killwait: if random.percent(80) { graph.killwait } else { random.pick(&[Millis(50), Millis(2000)]) },
             backoff: if random.percent(80) {

@@ -183,11 +183,9 @@ impl Importer {
     /// What is not kept of a program, or means something else here.
     fn say(&mut self, section: &Section, name: &str) {
         for option in &section.options {
-            let value = option.value();
             let what = match option.name.as_str() {
                 "priority" => "is left out: programs start at once, unless they depend on each other".to_owned(),
                 "process_name" | "command" => continue,
-                "autorestart" if value == "unexpected" => continue,
                 "stderr_logfile" if section.get("redirect_stderr").is_none_or(|option| option.value() != "true") => {
                     "is left out: a program has one log, for both".to_owned()
                 }
@@ -196,14 +194,6 @@ impl Importer {
                 _ => "is no setting, and was ignored".to_owned(),
             };
             self.imported.note(&option.place, format!("{} of {name} {what}", option.name));
-        }
-        if section.get("autorestart").is_none_or(|option| option.value() == "unexpected") {
-            self.imported.note(
-                &section.place,
-                format!(
-                    "{name} is started again however it ends; supervisord left it down after an expected exit code"
-                ),
-            );
         }
     }
 }
@@ -220,9 +210,11 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
     let line = text("command")?.ok_or(format!("{}: [{}] has no command", section.place, section.name))?;
     let line = shell_words::split(&line).map_err(|_| wrong("command", "has a quote that is not closed"))?;
     let (command, argv) = line.split_first().ok_or_else(|| wrong("command", "is empty"))?;
-    let mode = match text("autorestart")?.as_deref() {
-        Some("false") => Some(Mode::Once),
-        None | Some("true" | "unexpected") => None,
+    let (mode, retry) = match text("autorestart")?.as_deref() {
+        Some("false") => (Some(Mode::Once), false),
+        // It is left down only when it has ended as expected.
+        None | Some("unexpected") => (Some(Mode::Once), true),
+        Some("true") => (None, false),
         Some(_) => return Err(wrong("autorestart", "is not true, false or unexpected")),
     };
     let retries = number("startretries", 3)?;
@@ -249,6 +241,7 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
         log,
         rotate,
         mode,
+        retry,
         manual: text("autostart")?.as_deref() == Some("false"),
         success: if codes == [0] { Vec::new() } else { codes },
         stop: (signal != "TERM")
