@@ -132,8 +132,9 @@ pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagn
         if let Some(command) = &program.command
             && let Err(why) = executable(command, program, search)
         {
+            let root = program.chroot.as_ref().map_or_else(String::new, |root| format!(" in its root {root}"));
             found.push(
-                Diagnostic::error(format!("command \"{command}\" of program \"{name}\" {why}"))
+                Diagnostic::error(format!("command \"{command}\" of program \"{name}\" {why}{root}"))
                     .at(place("command"))
                     .help("correct the command or the path, install what is missing, or set enabled: false"),
             );

@@ -169,6 +169,10 @@ pub enum Complaint {
     Late,
     /// The answer had this HTTP status.
     Http(u16),
+    /// The name of its host is not known.
+    NoHost,
+    /// There is no TLS connection that can be trusted.
+    Tls,
     /// The answer was not understood.
     Garbled,
     /// The command of the check ended like this.
@@ -202,6 +206,8 @@ impl fmt::Display for Complaint {
             }
             Self::Late => f.write_str("no answer in time"),
             Self::Http(status) => write!(f, "HTTP status {status}"),
+            Self::NoHost => f.write_str("the name of its host is not known"),
+            Self::Tls => f.write_str("no TLS connection that can be trusted"),
             Self::Garbled => f.write_str("an answer that is not understood"),
             Self::Command(status) => write!(f, "the command {status}"),
             Self::NoPid => f.write_str("there is no process id in the pid file"),

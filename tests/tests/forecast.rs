@@ -76,6 +76,8 @@ fn what_would_happen_is_shown_to_people_and_programs() {
     for (arguments, expected, why) in [
         (["--fail", "nosuch@1s"], 3, "no program \"nosuch\""),
         (["--fail", "db"], 2, "write PROGRAM@TIME"),
+        (["--fail", "db@10m"], 2, "give a longer --until"),
+        (["--break", "db@10s..5s"], 2, "before it breaks"),
         (["--fail", "db@soon"], 2, "duration \"soon\""),
         (["--break", "db@1s"], 2, "write PROGRAM@TIME..TIME"),
     ] {

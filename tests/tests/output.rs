@@ -234,3 +234,39 @@ fn a_full_disk_costs_output_and_nothing_else() {
     assert_eq!(daemon.dump()["a"]["instance"], 1);
     daemon.end();
 }
+
+/// Another list of logs is taken with a reload, and everybody can be put down although somebody writes for them.
+#[test]
+fn a_reload_takes_other_logs_and_everything_can_go_down() {
+    let talker = |name: &str, log: &str| {
+        format!("\"{name}\": (shell: \"while :; do echo {name}; sleep 0.1; done\", log: \"@DIR@/{log}\", rotate: ()),")
+    };
+    let bye = "\"bye\": (group: \"site\", levels: [\"stop\"], mode: Wait, shell: \"echo bye\", log: \"@DIR@/bye.log\", rotate: ()), \
+               \"site-user\": (group: \"site\", command: \"sleep\", argv: [\"100000\"]),";
+    let mut daemon = Daemon::new(&format!("{} {bye}", talker("a", "a.log")));
+    daemon.wait_up("a", 1);
+    let path = daemon.directory.path().to_owned();
+    let has = |name: &str| {
+        let file = path.join(name);
+        move || fs::read_to_string(&file).is_ok_and(|text| !text.is_empty())
+    };
+    daemon.wait_outside("the first log", has("a.log"));
+    let file = path.join("system.ron");
+    let text = fs::read_to_string(&file).expect("a configuration");
+    let moved = text.replace("/a.log", "/moved.log");
+    let at = moved.find("\"a\"").expect("the program");
+    let added = talker("b", "b.log").replace("@DIR@", &path.display().to_string());
+    fs::write(&file, format!("{}{added}{}", &moved[..at], &moved[at..])).expect("a configuration");
+    let before = daemon.core();
+    let (code, told) = said(&daemon.tool("gaggled_controller", &["reload"]));
+    assert!(code == 0 && told.contains("restart  logger"), "{told}");
+    daemon.wait_for_another(before);
+    daemon.wait_outside("the log that was moved", has("moved.log"));
+    daemon.wait_outside("the log that was added", has("b.log"));
+    let (code, told) = said(&daemon.tool("gaggled_controller", &["down"]));
+    assert_eq!(code, 0, "{told}");
+    daemon.wait_outside("the last word", has("bye.log"));
+    assert_eq!(daemon.dump()["logger"]["up"], true);
+    daemon.end();
+    daemon.verify();
+}

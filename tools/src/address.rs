@@ -118,7 +118,7 @@ impl Nowhere {
     /// Says so.
     pub fn print(&self) {
         match self {
-            Self::Rejected => {}
+            Self::Rejected => eprintln!("Help: a gaggled that runs is reached with -u URL whatever its file says now"),
             Self::Given(error) | Self::Url(error) => eprintln!("Error: {error}"),
         }
     }

@@ -330,7 +330,7 @@ fn check_gate(config: &Config, locator: &Locator) -> Option<Diagnostic> {
 /// Adds the program that writes logs which are rotated or merged, and lets everybody who writes to it go before it. It is
 /// told what to write by a file; that it is told something else starts it again.
 fn add_logger(config: &mut Config, state: &Path) -> Vec<Outlet> {
-    let outlets = launch::outlets(config, &logger::pipes(state));
+    let mut outlets = launch::outlets(config, &logger::pipes(state));
     if !config.needs_logger() {
         return outlets;
     }
@@ -344,6 +344,7 @@ fn add_logger(config: &mut Config, state: &Path) -> Vec<Outlet> {
     let argv = vec!["write-logs".to_owned(), state.display().to_string(), logger::fingerprint(&outlets)];
     let program = ProgramConfig { command: Some(own), argv, ..ProgramConfig::default() };
     config.programs.0.push((LOGGER.to_owned(), program));
+    outlets.push(Outlet { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
     outlets
 }
 

@@ -108,6 +108,29 @@ fn assumptions(arguments: &Arguments, graph: &Graph) -> Result<Assumptions, (u8,
         let until = if to.is_empty() { Instant::default() + arguments.until } else { moment(to)? };
         faults.push(Fault::Broken(program(name)?, moment(from)?, until));
     }
+    let end = Instant::default() + arguments.until;
+    for fault in &faults {
+        let (program, at) = fault.begins();
+        let name = &graph.programs[program].name;
+        if at >= end {
+            return Err((
+                USAGE,
+                format!(
+                    "{name} would fail at {}, and nobody looks longer than {}: give a longer --until",
+                    seconds(at),
+                    arguments.until
+                ),
+            ));
+        }
+        if let Fault::Broken(_, from, to) = fault
+            && to <= from
+        {
+            return Err((
+                USAGE,
+                format!("{name} would be well again at {}, before it breaks at {}", seconds(*to), seconds(*from)),
+            ));
+        }
+    }
     Ok(Assumptions { faults, until: Instant::default() + arguments.until, seed: arguments.seed })
 }
 

@@ -41,7 +41,10 @@ pub fn show(outlets: &[Outlet], program: &str, wanted: Wanted) -> Result<(), Str
         return Err(format!("the lines of {path} have no time: give \"{program}\" rotate: (stamp: true)"));
     }
     let path = Path::new(path);
-    let words = |error: io::Error| format!("{}: {error}", path.display());
+    let words = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => format!("{} is not there: \"{program}\" has written nothing yet", path.display()),
+        _ => format!("{}: {error}", path.display()),
+    };
     let mut out = io::stdout().lock();
     let printed = match wanted.since {
         Some(since) => since_then(path, since, &mut out).map_err(words),

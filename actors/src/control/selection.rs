@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use gaggled_core::{
+    config::LOGGER,
     ids::{GroupId, ProgramId},
     wire::{ErrorCode, ReplyError},
 };
@@ -30,13 +31,16 @@ impl ControlActor {
         Ok(programs.into_iter().collect())
     }
 
-    /// The programs and groups that are meant; for none, all groups and the programs that are in none.
+    /// The programs and groups that are meant; for none, all groups and the programs that are in none, but for the one that
+    /// writes logs.
     ///
     /// Each name and each pattern must mean at least one.
     pub(super) fn choose(&self, wanted: &[String]) -> Result<Chosen, ReplyError> {
         let graph = &self.state.graph;
         if wanted.is_empty() {
-            let free = |id: &ProgramId| !self.is_retired(*id) && graph.programs[*id].group.is_none();
+            // Who writes for others goes when nobody does any more, and not because everybody is to stop.
+            let serves = |id: ProgramId| *graph.programs[id].name == *LOGGER;
+            let free = |id: &ProgramId| !self.is_retired(*id) && graph.programs[*id].group.is_none() && !serves(*id);
             return Ok(Chosen {
                 programs: graph.programs.ids().filter(free).collect(),
                 groups: graph.groups.ids().collect(),

@@ -473,9 +473,12 @@ impl Shared {
         kill_group(pid);
         match table.helpers.remove(&pid) {
             Some(Helper::Stop(program)) => {
-                if let Some(main) = table.pid_of.get(&program).copied() {
-                    self.finish_if_empty(table, main);
+                let Some(main) = table.pid_of.get(&program).copied() else { return };
+                // What a stop command cannot do, a signal may.
+                if let Some(process) = table.by_pid.get(&main).filter(|_| !status.is_success()) {
+                    terminate(main, process);
                 }
+                self.finish_if_empty(table, main);
             }
             // Whoever has asked may have gone.
             Some(Helper::Check(_, answer)) => drop(answer.send(status)),

@@ -178,7 +178,10 @@ impl Starter {
         let watchdog = launch.watchdog.filter(|_| is_command);
         let watchdog = watchdog.and_then(|span| variable("WATCHDOG_USEC", &(span.0 * 1000).to_string()));
         let set = launch.env.iter().filter_map(|(name, value)| variable(name, value));
-        let own: Vec<CString> = set.chain(mark).chain(notify).chain(watchdog).collect();
+        let beside = matches!(what, What::Help(_) | What::Check(..));
+        let helper = beside.then(|| Token::write(&self.journal, &launch.name, instance));
+        let helper = helper.and_then(|helper| variable(token::HELPER, &helper));
+        let own: Vec<CString> = set.chain(mark).chain(notify).chain(watchdog).chain(helper).collect();
         let of_others = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
         let replaced = |name: &str| of_others.contains(&name) || launch.env.iter().any(|(own, _)| own == name);
         let env: Vec<&CStr> = self

@@ -60,6 +60,11 @@ pub fn look(
     end_half_started();
     let mut bearers: BTreeMap<String, Vec<Bearer>> = BTreeMap::new();
     for pid in proc::all() {
+        if Token::is_helper(pid, before.identity) {
+            // Nobody waits for it any more.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            continue;
+        }
         if let (Some(token), Some(stat)) = (Token::of(pid, before.identity), proc::stat(pid)) {
             bearers.entry(token.program).or_default().push(Bearer { pid, instance: token.instance, stat });
         }
@@ -208,15 +213,25 @@ fn same(pid: i32, birth: StartTime) -> Option<Stat> {
     proc::stat(pid).filter(|stat| stat.birth == birth)
 }
 
-/// Kills what is left of the group of a main process that has gone; only what carries the token of its instance, because
-/// the number may have been given away and be that of others by now.
+/// Kills what is left of the group of a main process that has gone. The number may have been given away and be that of
+/// others by now, so one of the group must be known: by the token of its instance, or as a child of our launcher, which
+/// has none but what our programs leave behind.
 fn sweep(pid: i32, token: &Token, identity: &str) -> u16 {
     if pid <= 1 || killpg(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
         return 0;
     }
-    let left =
-        proc::all().filter(|other| proc::stat(*other).is_some_and(|stat| stat.group == pid && !stat.is_zombie()));
-    let own = left.filter(|other| Token::of(*other, identity).as_ref() == Some(token));
-    let killed = own.filter(|other| kill(Pid::from_raw(*other), Signal::SIGKILL).is_ok()).count();
+    let launcher = getppid().as_raw();
+    let left: Vec<(i32, Stat)> = proc::all()
+        .filter_map(|other| Some((other, proc::stat(other)?)))
+        .filter(|(_, stat)| stat.group == pid && !stat.is_zombie())
+        .collect();
+    let is_known = |(other, stat): &(i32, Stat)| {
+        let carries = || Token::of(*other, identity).as_ref() == Some(token);
+        launcher > 1 && stat.parent == launcher && stat.session == pid && *other != pid || carries()
+    };
+    if !left.iter().any(is_known) {
+        return 0;
+    }
+    let killed = left.iter().filter(|(other, _)| kill(Pid::from_raw(*other), Signal::SIGKILL).is_ok()).count();
     u16::try_from(killed).unwrap_or(u16::MAX)
 }

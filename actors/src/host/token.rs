@@ -10,6 +10,9 @@ use sha2::Sha256;
 /// The name of the variable.
 pub(super) const VARIABLE: &str = "GAGGLED_INSTANCE";
 
+/// The variable of what runs beside a program, to stop or to check it: it is no part of the run.
+pub(super) const HELPER: &str = "GAGGLED_HELPER";
+
 /// Which run of which program of which gaggled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Token {
@@ -26,6 +29,11 @@ impl Token {
     /// The token of a process of this gaggled, if it is one.
     pub(super) fn of(pid: i32, identity: &str) -> Option<Self> {
         Self::read(&super::proc::variable(pid, VARIABLE)?, identity)
+    }
+
+    /// Whether a process is one of what runs beside a program.
+    pub(super) fn is_helper(pid: i32, identity: &str) -> bool {
+        super::proc::variable(pid, HELPER).is_some_and(|value| Self::read(&value, identity).is_some())
     }
 
     fn read(value: &str, identity: &str) -> Option<Self> {

@@ -126,7 +126,17 @@ fn identity(program: &ProgramConfig) -> Result<(Option<Identity>, Variables), Un
         return Err(Unresolved::new(field, why, "run gaggled as root, or remove the field"));
     }
     let groups = groups.into_iter().map(Gid::as_raw).collect();
-    let variables = named.map_or_else(Variables::new, |user| variables(&user));
+    // Of whom nothing is known has at least nothing of ours.
+    let unknown = || {
+        let name = uid.to_string();
+        vec![("HOME", "/".to_owned()), ("LOGNAME", name.clone()), ("SHELL", "/bin/sh".to_owned()), ("USER", name)]
+    };
+    let unknown = || unknown().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let variables = match named {
+        Some(user) => variables(&user),
+        None if program.user.is_some() => unknown(),
+        None => Variables::new(),
+    };
     Ok((Some(Identity { uid: uid.as_raw(), gid: gid.as_raw(), groups }), variables))
 }
 

@@ -45,6 +45,7 @@ pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
     groups::check(config, locator, &mut checker.found);
     check_nodes(config, locator, &mut checker.found);
     check_logs(config, locator, &mut checker.found);
+    check_shared_files(config, locator, &mut checker.found);
     cycles(config, locator, &mut checker.found);
     checker.found
 }
@@ -229,6 +230,30 @@ impl Checker<'_> {
                 Some(_) => continue,
             };
             self.found.push(error.at(places.last().cloned()));
+        }
+    }
+}
+
+/// Two programs must not speak through one file.
+fn check_shared_files(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let mut pid_files: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut logs: BTreeMap<&str, &str> = BTreeMap::new();
+    for (name, program) in config.programs.iter() {
+        let mut seen = |known: Option<&str>, field: &str, what: &str| {
+            if let Some(other) = known {
+                let message = format!("program \"{name}\" has the same {what} as \"{other}\"");
+                let error = Diagnostic::error(message).at(locator.nearest(&["programs", name, field]));
+                found.push(error.help("give each a file of its own"));
+            }
+        };
+        if let Some(file) = &program.pid_file {
+            seen(pid_files.insert(file.path(), name), "pid_file", "pid file");
+        }
+        let by_line = matches!(program.ready, Some(crate::health::Ready::Line(_)));
+        if let Some(log) =
+            program.log.as_deref().filter(|log| *log != "/dev/null" && (by_line || program.rotate.is_some()))
+        {
+            seen(logs.insert(log, name), "log", "log");
         }
     }
 }

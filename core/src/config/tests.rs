@@ -85,6 +85,15 @@ const MISTAKES: &[(&str, &str)] = &[
     (r#"(programs: {"a": (command: "x", env: {"A=B": "c"})})"#, "\"A=B\""),
     (r#"(programs: {"a": (command: "x", env: {"GAGGLED_HOST": "c"})})"#, "GAGGLED_HOST"),
     (r#"(programs: {"a": (command: "x", respawn: true, mode: Once)})"#, "both respawn and mode"),
+    (
+        r#"(programs: {"a": (command: "x", pid_file: Write("f")), "b": (command: "x", pid_file: Read("f"))})"#,
+        "has the same pid file as \"a\"",
+    ),
+    (
+        r#"(programs: {"a": (command: "x", log: "f", rotate: ()), "b": (command: "x", log: "f", rotate: ())})"#,
+        "has the same log as \"a\"",
+    ),
+    (r#"(programs: {"a": (command: "x", log: "/dev/null", ready: Line("up"))})"#, "has no log"),
     (r#"(programs: {"a": (command: "x", retry: true)})"#, "started again however it ends"),
     (r#"(programs: {"a": (command: "x", rotate: ())})"#, "has no log"),
     (r#"(programs: {"a": (command: "x", log: "f", rotate: (size: 100))})"#, "rotated at once"),

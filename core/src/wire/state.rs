@@ -325,6 +325,10 @@ impl<'a> View<'a> {
         let policy = &self.state.graph.programs[id];
         match program.phase {
             Phase::Starting => ("starting".to_owned(), None),
+            Phase::Stopping if policy.retired => {
+                let wait = program.deadline.map(|deadline| self.now.until(deadline));
+                ("stopping: no longer configured".to_owned(), wait)
+            }
             Phase::Stopping => {
                 let why = program.leaving.map_or_else(String::new, |leaving| match program.ailment {
                     Some(ailment) if leaving.reason == StopReason::Unhealthy => format!(": {ailment}"),

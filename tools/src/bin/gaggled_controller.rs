@@ -332,8 +332,12 @@ impl Controller {
     }
 
     fn logs(&self, program: &str, lines: usize, since: Option<Moment>, follow: bool) -> Result<(), Failure> {
-        let status = self.call(Action::Status, Millis(0))?;
         let refused = |code, message| Failure::Refused(ReplyError { code, message });
+        if self.json {
+            let why = "a log is text, and has no JSON: leave --json out".to_owned();
+            return Err(refused(ErrorCode::BadRequest, why));
+        }
+        let status = self.call(Action::Status, Millis(0))?;
         let since = match since {
             Some(Moment::Seq(_)) => {
                 let why = "a log knows times and no numbers of events".to_owned();

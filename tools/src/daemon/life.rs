@@ -189,8 +189,9 @@ impl Life<'_> {
             let _ = gone.send(());
         };
         let inheritance = Inheritance { pipe, survivors, reaped, gone: Box::new(tell) };
-        let before = self.remains.last.as_ref().and_then(|(head, _)| Config::parse(&head.config.text).ok());
-        let before = before.map(|parsed| parsed.config);
+        let before = self.remains.last.as_ref().map(|(head, _)| head.config.clone());
+        let before =
+            before.and_then(|text| System::in_force(text, system.ignore_interrupts)).map(|before| before.config);
         // Programs run whether or not their logs can be read by name.
         let _ = logger::leave(&path, &system.outlets);
         let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance, before.as_ref())?;
@@ -413,12 +414,10 @@ impl System {
         }
         if let Some((head, last)) = &remains.last
             && head.config.text != self.text.text
-            && let Ok(old) = Config::parse(&head.config.text)
+            && let Some(old) = Self::in_force(head.config.clone(), self.ignore_interrupts)
         {
-            let mut old = old.config;
-            super::add_gate(&mut old, Path::new(&head.config.path));
             let cause = last.handover.map_or(Cause::Boot, |(_, seq)| Cause::Event(seq));
-            wishes.extend(Plan::new(&old, &self.config, last).wishes(state, &cause));
+            wishes.extend(Plan::new(&old.config, &self.config, last).wishes(state, &cause));
         }
         wishes
     }

@@ -9,6 +9,7 @@ use gaggled_core::{
     config::{GroupConfig, Ordered, ProgramConfig},
     confines::Umask,
     graph::{Backoff, Limit, Mode},
+    host::Signal,
     logs::{Bytes, Rotate},
     time::Millis,
 };
@@ -68,6 +69,17 @@ pub fn import(path: &Path) -> Result<Imported, String> {
     for (file, section) in &sections {
         importer.section(file, section)?;
     }
+    let defined: Vec<&str> =
+        sections.iter().filter_map(|(_, section)| section.name.strip_prefix("program:")).map(str::trim).collect();
+    for (name, group) in &importer.members {
+        if !defined.contains(&name.as_str()) {
+            importer.imported.note(
+                Place::new(path, 1),
+                format!("group {group} has no program \"{name}\": there is none of that name"),
+            );
+        }
+    }
+    importer.part_logs(path);
     if importer.imported.config.programs.is_empty() {
         return Err(format!("{}: has no [program:...] section", path.display()));
     }
@@ -180,6 +192,25 @@ impl Importer {
         Ok(())
     }
 
+    /// A log that several write to is left to somebody else to begin anew.
+    fn part_logs(&mut self, path: &Path) {
+        let mut writers: BTreeMap<String, usize> = BTreeMap::new();
+        let programs = &mut self.imported.config.programs.0;
+        for log in programs.iter().filter_map(|(_, program)| program.log.clone()) {
+            *writers.entry(log).or_default() += 1;
+        }
+        let shared = |program: &ProgramConfig| program.log.as_ref().is_some_and(|log| writers[log] > 1);
+        for (_, program) in programs.iter_mut().filter(|(_, program)| shared(program)) {
+            program.rotate = None;
+        }
+        for (log, _) in writers.iter().filter(|(log, count)| **count > 1 && *log != "/dev/null") {
+            self.imported.note(
+                Place::new(path, 1),
+                format!("several programs write to {log}, so it is not begun anew: let logrotate do it"),
+            );
+        }
+    }
+
     /// What is not kept of a program, or means something else here.
     fn say(&mut self, section: &Section, name: &str) {
         for option in &section.options {
@@ -219,6 +250,13 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
     };
     let retries = number("startretries", 3)?;
     let signal = text("stopsignal")?.unwrap_or_else(|| "TERM".to_owned());
+    Signal::parse(&signal).ok_or_else(|| wrong("stopsignal", "is no signal"))?;
+    number("startsecs", 1)?;
+    let autostart = match text("autostart")?.as_deref() {
+        None | Some("true") => true,
+        Some("false") => false,
+        Some(_) => return Err(wrong("autostart", "is neither true nor false")),
+    };
     let codes = text("exitcodes")?.unwrap_or_else(|| "0".to_owned());
     let codes: Option<Vec<i32>> = codes.split(',').map(|code| code.trim().parse().ok()).collect();
     let codes = codes.ok_or_else(|| wrong("exitcodes", "is no list of numbers"))?;
@@ -226,11 +264,17 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
         text("umask")?.map(|text| u16::from_str_radix(&text, 8).map_err(|_| wrong("umask", "is no octal number")));
     let log = match text("stdout_logfile")?.as_deref() {
         None | Some("AUTO" | "/dev/stdout" | "/dev/fd/1") => None,
-        Some("NONE") => Some("/dev/null".to_owned()),
+        // A program has one log, and what it says of its errors is worth more than nothing.
+        Some("NONE") => Some(
+            text("stderr_logfile")?
+                .filter(|path| !["AUTO", "NONE"].contains(&path.as_str()))
+                .unwrap_or_else(|| "/dev/null".to_owned()),
+        ),
         Some(path) => Some(path.to_owned()),
     };
-    let rotate = rotation(section, log.is_some())?;
-    let environment = text("environment")?.map(|text| variables(&text, &section.place)).transpose()?;
+    let rotate = rotation(section, log.as_deref().is_some_and(|log| log != "/dev/null"))?;
+    let place = section.get("environment").map_or(&section.place, |found| &found.place);
+    let environment = text("environment")?.map(|text| variables(&text, place)).transpose()?;
     Ok(ProgramConfig {
         command: Some(command.clone()),
         argv: argv.to_vec(),
@@ -242,7 +286,7 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
         rotate,
         mode,
         retry,
-        manual: text("autostart")?.as_deref() == Some("false"),
+        manual: !autostart,
         success: if codes == [0] { Vec::new() } else { codes },
         stop: (signal != "TERM")
             .then(|| format!("kill -{} \"$GAGGLED_PROGRAM_PID\"", signal.trim_start_matches("SIG"))),

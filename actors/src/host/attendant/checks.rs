@@ -38,7 +38,8 @@ pub(super) async fn http(url: String, timeout: Duration) -> Answer {
         Ok(Ok(status)) => Err(Complaint::Http(status)),
         Ok(Err(ureq::Error::Timeout(_))) => Err(Complaint::Late),
         Ok(Err(ureq::Error::Io(error))) => Err(complaint(&error)),
-        Ok(Err(ureq::Error::HostNotFound)) => Err(Complaint::Error(libc::EHOSTUNREACH)),
+        Ok(Err(ureq::Error::HostNotFound)) => Err(Complaint::NoHost),
+        Ok(Err(ureq::Error::Rustls(_) | ureq::Error::Tls(_))) => Err(Complaint::Tls),
         Ok(Err(ureq::Error::ConnectionFailed)) => Err(Complaint::Error(libc::ECONNREFUSED)),
         Ok(Err(_)) | Err(_) => Err(Complaint::Garbled),
     }
@@ -72,6 +73,8 @@ fn complaint(error: &io::Error) -> Complaint {
     match (error.raw_os_error(), error.kind()) {
         (Some(errno), _) => Complaint::Error(errno),
         (None, io::ErrorKind::TimedOut) => Complaint::Late,
-        (None, _) => Complaint::Error(libc::EHOSTUNREACH),
+        // Everything else that the system says has a number; what has none was a name that is not known, or TLS.
+        (None, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => Complaint::Tls,
+        (None, _) => Complaint::NoHost,
     }
 }

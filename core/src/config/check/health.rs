@@ -38,7 +38,7 @@ pub(super) fn check(name: &str, program: &ProgramConfig, locator: &Locator, foun
         Some(Ready::Descriptor(fd)) if !(3..=1023).contains(fd) => {
             error("ready", "is to tell through a descriptor that it cannot have", "write a number from 3 to 1023");
         }
-        Some(Ready::Line(_)) if program.log.is_none() => {
+        Some(Ready::Line(_)) if program.log.as_deref().is_none_or(|log| log == "/dev/null") => {
             error("ready", "is ready by a line of its log, and has no log", "add log: \"...\"");
         }
         Some(Ready::Line(text)) if text.is_empty() => {
