@@ -242,26 +242,33 @@ pub(crate) struct Vigil {
     failures: u32,
     /// How soon it is asked again.
     again: Millis,
+    /// Whether it has said that it is ready before its daemon was known.
+    spoke: bool,
 }
 
 impl Vigil {
     pub(crate) fn new(program: ProgramId, policy: &Policy) -> Self {
-        Self { program, care: policy.care, last: None, failures: 0, again: AGAIN.0 }
+        Self { program, care: policy.care, last: None, failures: 0, again: AGAIN.0, spoke: false }
     }
 
     /// A run begins: nothing is known of it.
     pub(crate) fn forget(&mut self) {
-        (self.last, self.failures, self.again) = (None, 0, AGAIN.0);
+        (self.last, self.failures, self.again, self.spoke) = (None, 0, AGAIN.0, false);
     }
 
     /// It runs, or is ready: from now on something else is watched.
-    pub(crate) fn begin(&self, now: Instant, state: &ProgramState, out: &mut Outputs) {
+    ///
+    /// It has to be ready so long after `since`: whoever has just begun to look gives it all of its time.
+    pub(crate) fn begin(&self, now: Instant, since: Instant, state: &ProgramState, out: &mut Outputs) {
         if !is_watched(state) {
             return;
         }
         if state.ready_since.is_none() {
-            let since = state.up_since.unwrap_or(now);
             out.arm(Timer::NotReady(state.instance), since + self.care.within);
+            if self.spoke && state.daemonized {
+                let instance = state.instance;
+                self.propose(ProgramEvent::Ready { instance }, Cause::Os, out);
+            }
             if self.care.readiness == Some(Readiness::Asked) && (state.daemonized || !self.care.daemonizes) {
                 self.ask(state, out);
             }
@@ -291,6 +298,7 @@ impl Vigil {
         let ready = ProgramEvent::Ready { instance };
         match fact {
             Fact::Checked(_) if !is_watched(state) => {}
+            Fact::Ready if self.care.daemonizes && !state.daemonized => self.spoke = true,
             // That it was started may have been seen just before, and not be committed yet.
             Fact::Ready | Fact::Checked(Ok(())) if state.ready_since.is_none() => {
                 self.propose(ready, Cause::Os, out);

@@ -61,6 +61,7 @@ impl Plan {
         let is_out = |name: &str| known(name).is_some_and(|program| program.place == Place::Out);
         let down = |name: &str| known(name).is_some_and(|program| program.operator_down);
         let common = common_changes(old, new);
+        let merge = old.gaggled.merge != new.gaggled.merge;
         let levels = levels_after(new, state);
         let mut steps = Vec::new();
         for (name, program) in new.programs.iter() {
@@ -83,7 +84,7 @@ impl Plan {
                 Some(_) if level.is_some() && out.is_none() && is_out(name) && wanted(program) && !down(name) => {
                     (Change::Start, format!("its group is at level {}", level.map_or("", |at| &at.level)))
                 }
-                Some(known) => compare(known, program, &common, runs(name), down(name)),
+                Some(known) => compare(known, program, (&common, merge), runs(name), down(name)),
             };
             steps.push(Step { program: name.to_owned(), change, why });
         }
@@ -174,7 +175,7 @@ fn gate_changed(old: &Config, new: &Config) -> bool {
 fn compare(
     old: &ProgramConfig,
     new: &ProgramConfig,
-    common: &[&'static str],
+    (common, merge): (&[&'static str], bool),
     runs: bool,
     down: bool,
 ) -> (Change, String) {
@@ -186,7 +187,9 @@ fn compare(
     let changed = changed_fields(old, new);
     let (rules, launch): (Vec<&str>, Vec<&str>) =
         changed.iter().map(String::as_str).partition(|field| FOLLOWED_AS_IT_RUNS.contains(field));
-    let launch = [common, &launch].concat();
+    // Where its output goes is decided when it is started.
+    let merged = if merge && new.log.is_none() { &["gaggled.merge"][..] } else { &[] };
+    let launch = [common, merged, &launch].concat();
     if !launch.is_empty() {
         // What an operator wants down is not brought up by that.
         let change = if runs && !down { Change::Restart } else { Change::Update };

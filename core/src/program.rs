@@ -94,7 +94,8 @@ impl Program {
             }
             ProgramEvent::Exited { .. } => self.asked = false,
             ProgramEvent::Started { .. } | ProgramEvent::Daemonized { .. } | ProgramEvent::Ready { .. } => {
-                self.vigil.begin(envelope.at, &self.state, out);
+                let since = self.state.up_since.unwrap_or(envelope.at);
+                self.vigil.begin(envelope.at, since, &self.state, out);
             }
             ProgramEvent::Adopted { .. }
             | ProgramEvent::Unhealthy { .. }
@@ -286,7 +287,7 @@ impl Program {
                 None => out.perform(HostCommand::Kill { program, instance }),
             }
         }
-        self.vigil.begin(now, &self.state, out);
+        self.vigil.begin(now, now, &self.state, out);
         self.decide(now, follows_from(self.state.last_seq, since), out);
     }
 }

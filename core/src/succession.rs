@@ -136,6 +136,11 @@ fn succeed(last: Last<'_>, graph: &Graph, beginning: Beginning, epoch: EpochId, 
             let moved = group(&last.graph, before) != group(&graph, policy);
             let carried = carried(&last.programs[*old], before.enabled, policy, beginning);
             next.programs[id] = if moved { regrouped(carried, policy) } else { carried };
+            let carried = &mut next.programs[id];
+            if policy.care.is_ready_at_once() && carried.phase == Phase::Up {
+                // An earlier version did not know of readiness, or another configuration asked for more.
+                carried.ready_since = carried.ready_since.or(carried.up_since);
+            }
             // Whoever has had no time while nobody was there has it now.
             let since = next.at;
             next.programs[id].leaving = next.programs[id].leaving.map(|leaving| Leaving { since, ..leaving });

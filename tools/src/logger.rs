@@ -38,6 +38,9 @@ const CHUNK: usize = 64 << 10;
 /// How many chunks may wait for a disk that is slow, if what comes after them is dropped.
 const WAITING: usize = 16;
 
+/// How much is still taken from a pipe after the end was asked for, in bytes.
+const LAST: usize = 1 << 20;
+
 /// The directory of the pipes, in that of the journal.
 pub fn pipes(state: &Path) -> PathBuf {
     state.join("pipes")
@@ -178,9 +181,16 @@ fn open(path: &str) -> io::Result<fs::File> {
 /// Takes what comes, until it is told to stop and nothing is left.
 fn each_chunk(pipe: &mut fs::File, stopped: &OwnedFd, mut write: impl FnMut(&[u8])) {
     let mut chunk = vec![0; CHUNK];
-    loop {
+    // Of one that never stops talking the rest waits for whoever comes after this process.
+    let mut last = LAST;
+    while last > 0 {
         match pipe.read(&mut chunk) {
-            Ok(length @ 1..) => write(chunk.get(..length).unwrap_or_default()),
+            Ok(length @ 1..) => {
+                write(chunk.get(..length).unwrap_or_default());
+                if is_ready(stopped) {
+                    last = last.saturating_sub(length);
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 let mut waits =
                     [PollFd::new(pipe.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
@@ -194,4 +204,9 @@ fn each_chunk(pipe: &mut fs::File, stopped: &OwnedFd, mut write: impl FnMut(&[u8
             Ok(_) | Err(_) => return,
         }
     }
+}
+
+fn is_ready(file: &OwnedFd) -> bool {
+    let mut waits = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+    poll(&mut waits, PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }

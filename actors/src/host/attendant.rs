@@ -41,6 +41,8 @@ pub(super) struct Hearing {
 pub(super) enum Task {
     /// Listen to a run that has begun, or was taken over.
     Begin { program: ProgramId, instance: InstanceId, pid: i32, hearing: Hearing },
+    /// Listen to what programs say: what has survived is known.
+    Listen,
     /// Ask a run.
     Check(ProgramId, InstanceId, Check),
     /// The command of a run has ended well: find the daemon that it has left.
@@ -100,12 +102,18 @@ impl Attendant {
         let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(THREADS).build()?;
         let live = async move || {
             let (watches, mut concerned) = Watches::new()?;
-            sockets.listen(&shared)?;
+            let mut sockets = Some(sockets);
             let slots = Arc::new(Semaphore::new(AT_ONCE));
             let mut attending = Attending { programs, shared, watches, slots, awaited: BTreeMap::new() };
             loop {
                 tokio::select! {
                     task = tasks.recv() => match task {
+                        // Whoever spoke before is known now.
+                        Some(Task::Listen) => {
+                            if let Some(sockets) = sockets.take() {
+                                sockets.listen(&attending.shared)?;
+                            }
+                        }
                         Some(task) => attending.carry_out(task),
                         None => return Ok::<(), io::Error>(()),
                     },
@@ -125,6 +133,7 @@ impl Attending {
     fn carry_out(&mut self, task: Task) {
         match task {
             Task::Begin { program, instance, pid, hearing } => self.begin((program, instance), pid, hearing),
+            Task::Listen => {}
             Task::Check(program, instance, check) => self.check(program, instance, check),
             Task::AwaitDaemon { program, instance, path } => {
                 self.watches.directory_of(program, &path);
@@ -147,7 +156,7 @@ impl Attending {
         let Attended { ready, log, .. } = &self.programs[program];
         match (ready, log) {
             (Some(Ready::Descriptor(fd)), _) => {
-                let given = hearing.descriptor.or_else(|| File::open(format!("/proc/{pid}/fd/{fd}")).ok());
+                let given = hearing.descriptor.or_else(|| watches::given_before(pid, *fd));
                 if let Some(file) = given {
                     self.watches.file(program, instance, file, Goal::Line);
                 }

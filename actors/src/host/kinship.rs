@@ -73,8 +73,9 @@ impl Shared {
     /// it must be what the program could have ended itself, and nobody else may have named it.
     fn belongs(&self, program: ProgramId, instance: InstanceId, named: pid_file::Named) -> bool {
         let traits = &self.traits[program];
-        if proc::variable(named.pid, token::VARIABLE).is_some() {
-            let token = Token::of(named.pid, &self.journal);
+        // It is read once: while a process becomes another program it has no environment for a moment.
+        if let Some(value) = proc::variable(named.pid, token::VARIABLE) {
+            let token = Token::read(&value, &self.journal);
             return token.is_some_and(|token| token.instance == instance && token.program == traits.name);
         }
         let Some(uid) = proc::uid(named.pid) else { return false };

@@ -120,6 +120,7 @@ impl Processes for LinuxHost {
         for (pid, status) in reaped {
             self.shared.ended_elsewhere(pid, status);
         }
+        self.shared.attend(Task::Listen);
         // Without this thread the ends of survivors are not heard of, and everything else works.
         let _ = Watch { pipe, orphans }.start(self.shared.clone(), gone);
     }

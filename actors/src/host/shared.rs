@@ -109,7 +109,7 @@ pub(super) struct Living {
 #[derive(Debug)]
 pub(super) enum Helper {
     /// It stops it.
-    Stop(ProgramId),
+    Stop(ProgramId, InstanceId),
     /// It checks it, and how it ends is awaited.
     Check(ProgramId, oneshot::Sender<ExitStatus>),
 }
@@ -190,6 +190,24 @@ impl Living {
         Some(process)
     }
 
+    /// A daemon may make a group of its own after it was found.
+    fn follow_group(&mut self, pid: i32) {
+        let Some(process) = self.by_pid.get_mut(&pid) else { return };
+        if process.stage != Stage::Daemon || process.ended.is_some() {
+            return;
+        }
+        let Some(stat) = proc::stat(pid).filter(|stat| stat.birth == process.birth && stat.group != process.group)
+        else {
+            return;
+        };
+        self.by_group.remove(&process.group);
+        process.group = stat.group;
+        process.leader = proc::stat(stat.group).map(|leader| leader.birth);
+        if stat.group != pid {
+            self.by_group.insert(stat.group, pid);
+        }
+    }
+
     /// The main process of a group.
     fn main_of(&self, group: i32) -> i32 {
         self.by_group.get(&group).copied().unwrap_or(group)
@@ -197,12 +215,13 @@ impl Living {
 
     /// The process of the stop command that runs beside a program.
     fn helper_of(&self, program: ProgramId) -> Option<i32> {
-        let stops = |helper: &Helper| matches!(helper, Helper::Stop(helped) if *helped == program);
+        let stops = |helper: &Helper| matches!(helper, Helper::Stop(helped, _) if *helped == program);
         self.helpers.iter().find(|(_, helper)| stops(helper)).map(|(pid, _)| *pid)
     }
 
     pub(super) fn find(&mut self, program: ProgramId, instance: InstanceId) -> Option<(i32, &mut Process)> {
         let pid = *self.pid_of.get(&program)?;
+        self.follow_group(pid);
         let process = self.by_pid.get_mut(&pid).filter(|process| process.instance == instance)?;
         Some((pid, process))
     }
@@ -274,7 +293,8 @@ impl Shared {
         if process.stage == Stage::Awaiting {
             process.stage = Stage::Command;
         }
-        if self.traits[program].has_stop {
+        let is_there = process.ended.is_none() || group_lives(pid, process);
+        if self.traits[program].has_stop && is_there {
             self.order(Order::Help(program, instance, pid));
             return;
         }
@@ -428,16 +448,20 @@ impl Shared {
     }
 
     /// The stop command of a program runs.
-    pub(super) fn register_helper(&self, pid: i32, program: ProgramId) {
+    pub(super) fn register_helper(&self, pid: i32, program: ProgramId, instance: InstanceId) {
         let mut table = self.table();
-        table.helpers.insert(pid, Helper::Stop(program));
+        table.helpers.insert(pid, Helper::Stop(program, instance));
         self.in_flight.store(0, Ordering::SeqCst);
         self.registered.notify_all();
     }
 
     /// The command that checks a program runs.
     pub(super) fn register_check(&self, pid: i32, program: ProgramId, answer: oneshot::Sender<ExitStatus>) {
-        self.table().helpers.insert(pid, Helper::Check(program, answer));
+        let mut table = self.table();
+        if answer.is_closed() {
+            kill_group(pid);
+        }
+        table.helpers.insert(pid, Helper::Check(program, answer));
         self.in_flight.store(0, Ordering::SeqCst);
         self.registered.notify_all();
     }
@@ -472,8 +496,8 @@ impl Shared {
     fn helper_ended(&self, table: &mut Living, pid: i32, status: ExitStatus) {
         kill_group(pid);
         match table.helpers.remove(&pid) {
-            Some(Helper::Stop(program)) => {
-                let Some(main) = table.pid_of.get(&program).copied() else { return };
+            Some(Helper::Stop(program, instance)) => {
+                let Some((main, _)) = table.find(program, instance) else { return };
                 // What a stop command cannot do, a signal may.
                 if let Some(process) = table.by_pid.get(&main).filter(|_| !status.is_success()) {
                     terminate(main, process);
@@ -509,8 +533,7 @@ impl Shared {
     fn await_child(&self) {
         let mut table = self.table();
         let own = table.by_pid.iter().filter(|(_, process)| process.own);
-        let ended = own.filter(|(_, process)| process.stage != Stage::Awaiting);
-        let ended = ended.filter_map(|(pid, process)| Some((*pid, process.ended?)));
+        let ended = own.filter_map(|(pid, process)| Some((*pid, process.ended?)));
         for (pid, status) in ended.collect::<Vec<_>>() {
             self.finish(&mut table, pid, status, 0);
         }
@@ -537,10 +560,15 @@ impl Shared {
             _ => {
                 let main = table.main_of(group);
                 self.finish_if_empty(&mut table, main);
-                if table.by_pid.values().any(|process| process.stage == Stage::Awaiting) {
-                    self.attend(Task::LookAgain);
-                }
+                self.look_again(&table);
             }
+        }
+    }
+
+    /// Whoever has just ended may have been between a daemon and the command that has left it.
+    fn look_again(&self, table: &Living) {
+        if table.by_pid.values().any(|process| process.stage == Stage::Awaiting) {
+            self.attend(Task::LookAgain);
         }
     }
 
@@ -562,6 +590,7 @@ impl Shared {
                 for group in foreign.map(|(pid, _)| *pid).collect::<Vec<_>>() {
                     self.finish_if_empty(&mut table, group);
                 }
+                self.look_again(&table);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, OpenOptionsExt},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     sync::Arc,
 };
@@ -120,7 +120,7 @@ impl Starter {
                 Order::Start(program, instance) => self.run_as(program, instance, What::Command),
                 Order::Undo(program, instance) => self.run_as(program, instance, What::Stop),
                 Order::Help(program, instance, main) => match self.start(program, instance, What::Help(main)) {
-                    Ok((pid, _)) => self.shared.register_helper(pid, program),
+                    Ok((pid, _)) => self.shared.register_helper(pid, program, instance),
                     Err(_) => self.shared.no_helper(program, instance),
                 },
                 Order::Check { program, instance, line, answer } => self.check(program, instance, &line, answer),
@@ -142,7 +142,9 @@ impl Starter {
 
     /// If it cannot be started, nobody answers, and that is noticed.
     fn check(&mut self, program: ProgramId, instance: InstanceId, line: &str, answer: oneshot::Sender<ExitStatus>) {
-        let Some((_, main)) = self.shared.current(program).filter(|(run, _)| *run == instance) else { return };
+        let current = self.shared.current(program).filter(|(run, _)| *run == instance);
+        // Whoever has asked may have given up by now.
+        let Some((_, main)) = current.filter(|_| !answer.is_closed()) else { return };
         match self.start(program, instance, What::Check(line, main)) {
             Ok((pid, _)) => self.shared.register_check(pid, program, answer),
             Err(_) => self.shared.not_started(),
@@ -197,7 +199,10 @@ impl Starter {
             Log::File(_) | Log::Pipe { .. } if matches!(what, What::Check(..)) => {
                 Some(self.nowhere.try_clone().map_err(no_descriptor)?)
             }
-            Log::File(path) => Some(open_log(path)?),
+            Log::File(path) => {
+                let others = launch.confines.as_ref().is_some_and(|confines| confines.identity.is_some());
+                Some(open_log(path, others)?)
+            }
             Log::Pipe { pipe, .. } => Some(open_pipe(pipe)?),
         };
         let hearing = if is_command { hearing(launch)? } else { Hearing::default() };
@@ -289,16 +294,20 @@ fn open_pipe(path: &str) -> Result<OwnedFd, SpawnError> {
     Ok(pipe.into())
 }
 
-fn open_log(path: &str) -> Result<OwnedFd, SpawnError> {
+/// Opens a log. If the program is somebody else's, then so may be the directory, and no link of theirs is followed.
+fn open_log(path: &str, others: bool) -> Result<OwnedFd, SpawnError> {
     let failed = |errno| SpawnError { stage: ExecStage::Log, errno };
     // Not to wait for the reader of a fifo; the program itself gets a descriptor that waits as usual.
     let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o640)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | if others { libc::O_NOFOLLOW } else { 0 })
         .open(path);
     let file = file.map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    if others && file.metadata().is_ok_and(|found| found.is_file() && found.nlink() > 1) {
+        return Err(failed(libc::EMLINK));
+    }
     fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_APPEND)).map_err(|errno| failed(errno as i32))?;
     Ok(file.into())
 }

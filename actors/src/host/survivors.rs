@@ -105,7 +105,16 @@ pub fn look(
                 let told = || pid.and_then(|pid| reaped.get(&pid).copied());
                 let status = status.or(recorded).or_else(told).unwrap_or(ExitStatus::Unknown);
                 let token = Token { instance, program: name.to_owned() };
-                Found::Ended { instance, status, left_behind: pid.map_or(0, |pid| sweep(pid, &token, before.identity)) }
+                // What carries its token goes with it, wherever it is.
+                let own = bearers.get(name).map_or(&[][..], Vec::as_slice);
+                let mut left_behind = pid.map_or(0, |pid| sweep(pid, &token, before.identity));
+                for bearer in own.iter().filter(|bearer| bearer.instance == instance && !bearer.stat.is_zombie()) {
+                    let gone = Token::of(bearer.pid, before.identity).as_ref() != Some(&token);
+                    if !gone && kill(Pid::from_raw(bearer.pid), Signal::SIGKILL).is_ok() {
+                        left_behind = left_behind.saturating_add(1);
+                    }
+                }
+                Found::Ended { instance, status, left_behind }
             }
         };
         (program, found)

@@ -36,7 +36,8 @@ impl Token {
         super::proc::variable(pid, HELPER).is_some_and(|value| Self::read(&value, identity).is_some())
     }
 
-    fn read(value: &str, identity: &str) -> Option<Self> {
+    /// The token that the variable has, if it is one of this gaggled.
+    pub(super) fn read(value: &str, identity: &str) -> Option<Self> {
         let (instance, rest) = value.split_once(':')?;
         let (program, _) = rest.split_once(':')?;
         let instance = InstanceId(instance.parse().ok()?);

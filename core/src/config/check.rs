@@ -265,7 +265,7 @@ fn check_logs(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
             let error = Diagnostic::error(format!("program \"{name}\" {what}"));
             found.push(error.at(locator.find(&["programs", name, "rotate"])).help(help));
         };
-        if program.log.is_none() {
+        if program.log.as_deref().is_none_or(|log| log.starts_with("/dev/")) {
             error("is to have its log rotated, and has no log", "add log: \"...\", or remove rotate");
         }
         if rotate.size < Rotate::SMALLEST || rotate.age == Some(Millis(0)) {

@@ -12,6 +12,8 @@ const PORTS: (usize, usize) = (5000, 100);
 /// Reads a Procfile.
 pub fn import(path: &Path) -> Result<Imported, String> {
     let mut imported = Imported::default();
+    variables(&path.with_file_name(".env"), &mut imported);
+    let first = imported.config.gaggled.env.get("PORT").and_then(|port| port.parse().ok()).unwrap_or(PORTS.0);
     let directory = std::path::absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
     for (line, number) in read(path)?.lines().zip(1..) {
         let place = Place::new(path, number);
@@ -26,7 +28,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
             imported.note(&place, "is no \"name: command\", and was ignored");
             continue;
         };
-        let port = PORTS.0 + PORTS.1 * imported.config.programs.0.len();
+        let port = first + PORTS.1 * imported.config.programs.0.len();
         let mut program = ProgramConfig {
             shell: Some(command.to_owned()),
             wd: directory.as_ref().map(|directory| directory.display().to_string()),
@@ -39,9 +41,8 @@ pub fn import(path: &Path) -> Result<Imported, String> {
         return Err(format!("{}: has no line with \"name: command\"", path.display()));
     }
     let whole = Place::new(path, 1);
-    imported.note(&whole, "each program got the PORT that foreman gives: 5000, 5100 and so on");
+    imported.note(&whole, "each program got the PORT that foreman gives: 5000, or that of .env, and 100 more for each");
     imported.note(&whole, "foreman ends everything when one program ends; here that one is started again (essential: true ends everything)");
-    variables(&path.with_file_name(".env"), &mut imported);
     imported.checked()
 }
 

@@ -61,7 +61,7 @@ const KEPT: [&str; 22] = [
 
 /// Reads a file and what it includes.
 pub fn import(path: &Path) -> Result<Imported, String> {
-    let mut importer = Importer { imported: Imported::default(), members: BTreeMap::new() };
+    let mut importer = Importer { imported: Imported::default(), members: BTreeMap::new(), user: None };
     let sections = sections(path, 0, &mut importer.imported)?;
     for (file, section) in sections.iter().filter(|(_, section)| section.name.starts_with("group:")) {
         importer.group(file, section);
@@ -79,6 +79,9 @@ pub fn import(path: &Path) -> Result<Imported, String> {
             );
         }
     }
+    for (_, program) in &mut importer.imported.config.programs.0 {
+        program.user = program.user.take().or_else(|| importer.user.clone());
+    }
     importer.part_logs(path);
     if importer.imported.config.programs.is_empty() {
         return Err(format!("{}: has no [program:...] section", path.display()));
@@ -92,8 +95,9 @@ pub fn import(path: &Path) -> Result<Imported, String> {
 fn sections(path: &Path, depth: u32, imported: &mut Imported) -> Result<Vec<(PathBuf, Section)>, String> {
     // A comment begins a line, or follows white space.
     let comment = |line: &str| {
-        let inner =
-            line.match_indices(';').find(|(at, _)| line.get(..*at).is_some_and(|before| before.ends_with([' ', '\t'])));
+        let inner = line
+            .match_indices([';', '#'])
+            .find(|(at, _)| line.get(..*at).is_some_and(|before| before.ends_with([' ', '\t'])));
         if line.starts_with([';', '#']) { Some(0) } else { inner.map(|(at, _)| at) }
     };
     let mut all = Vec::new();
@@ -124,6 +128,8 @@ struct Importer {
     imported: Imported,
     /// The group that each program belongs to.
     members: BTreeMap<String, String>,
+    /// As whom programs run that do not say so.
+    user: Option<String>,
 }
 
 impl Importer {
@@ -145,7 +151,10 @@ impl Importer {
                 self.imported.config.gaggled.env =
                     variables(&expand(&environment.value(), file, &environment.place, &[])?, &environment.place)?;
             }
-            for option in section.options.iter().filter(|option| option.name != "environment") {
+            self.user = section.get("user").map(Setting::value);
+            for option in
+                section.options.iter().filter(|option| !["environment", "user"].contains(&option.name.as_str()))
+            {
                 self.imported.note(&option.place, format!("{} is left out: gaggled has its own", option.name));
             }
         } else if !known && !section.name.starts_with("group:") && !section.name.starts_with("rpcinterface:") {
@@ -251,7 +260,7 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
     let retries = number("startretries", 3)?;
     let signal = text("stopsignal")?.unwrap_or_else(|| "TERM".to_owned());
     Signal::parse(&signal).ok_or_else(|| wrong("stopsignal", "is no signal"))?;
-    number("startsecs", 1)?;
+    let lasts = number("startsecs", 1)?;
     let autostart = match text("autostart")?.as_deref() {
         None | Some("true") => true,
         Some("false") => false,
@@ -294,7 +303,7 @@ fn program(file: &Path, section: &Section, words: &[(&str, String)]) -> Result<P
         // It was given up after so many starts in a row, each a second later than the one before.
         limit: Some(Limit {
             starts: u32::try_from(retries + 1).unwrap_or(1000).min(Limit::MOST),
-            within: Millis(60_000),
+            within: Millis(1000 * ((retries + 1) * lasts.max(1) + retries * (retries + 1) / 2)),
             retry: None,
         }),
         backoff: Some(Backoff { initial: Millis(1000), ..Backoff::default() }),

@@ -3,26 +3,32 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use flate2::{Compression, write::GzEncoder};
 use gaggled_core::logs::{Rotate, WhenStuck};
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::{
+    fcntl::{AT_FDCWD, RenameFlags, renameat2},
+    libc::O_NOFOLLOW,
+};
 
 use super::Sink;
 
 /// How soon a disk that has failed is tried again while the program waits.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// An open file, its size, and since when it is written.
+type Open = (File, u64, SystemTime);
+
 /// A log file.
 pub(super) struct LogFile {
     path: PathBuf,
     rotate: Rotate,
     /// The file, its size, and since when it is written; nothing if it could not be opened.
-    open: Option<(File, u64, SystemTime)>,
+    open: Option<Open>,
     /// How many bytes were dropped since the last line that says so.
     lost: u64,
     at_line: bool,
@@ -68,7 +74,11 @@ impl LogFile {
 
     /// Another file is begun only between lines.
     fn look_whether_full(&mut self) {
-        let Some((_, size, since)) = &self.open else { return };
+        let Some((file, size, since)) = &self.open else { return };
+        if !file.metadata().is_ok_and(|found| found.is_file()) {
+            // A device is never full.
+            return;
+        }
         let old = self.rotate.age.is_some_and(|age| since.elapsed().is_ok_and(|passed| passed >= age.as_duration()));
         if self.at_line && *size > 0 && (*size >= self.rotate.size.0 || old) {
             self.open = None;
@@ -160,8 +170,12 @@ impl Sink for Merged {
 }
 
 fn open(path: &Path) -> io::Result<(File, u64, SystemTime)> {
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+    // Its directory may belong to the program, which must not lead this process elsewhere.
+    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(O_NOFOLLOW).open(path)?;
     let found = file.metadata()?;
+    if found.is_file() && found.nlink() > 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has another name"));
+    }
     let since = if found.len() == 0 { now() } else { found.created().or_else(|_| found.modified())? };
     Ok((file, found.len(), since))
 }
@@ -186,10 +200,7 @@ fn begin_anew(path: &Path, rotate: Rotate) -> io::Result<()> {
     put_new(path, &first)?;
     if rotate.compress {
         let new = compressed.with_extension("new");
-        let mut encoder = GzEncoder::new(
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&new)?,
-            Compression::default(),
-        );
+        let mut encoder = GzEncoder::new(make_new(&new)?, Compression::default());
         io::copy(&mut File::open(&first)?, &mut encoder)?;
         encoder.finish()?;
         fs::rename(new, compressed)?;
@@ -202,11 +213,21 @@ fn begin_anew(path: &Path, rotate: Rotate) -> io::Result<()> {
 /// do that.
 fn put_new(path: &Path, old: &Path) -> io::Result<()> {
     let new = PathBuf::from(format!("{}.new", path.display()));
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&new)?;
+    if new.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {
+        // Whoever was killed between the two steps has left the old one here.
+        return fs::rename(new, old);
+    }
+    make_new(&new)?;
     match renameat2(AT_FDCWD, &new, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
         Ok(()) => fs::rename(new, old),
         Err(_) => fs::rename(path, old).and_then(|()| fs::rename(new, path)),
     }
+}
+
+/// Makes a file of our own, whatever had its name.
+fn make_new(path: &Path) -> io::Result<File> {
+    remove(path)?;
+    OpenOptions::new().write(true).create_new(true).mode(0o640).custom_flags(O_NOFOLLOW).open(path)
 }
 
 fn remove(path: &Path) -> io::Result<()> {

@@ -57,9 +57,9 @@ pub(super) async fn command(
     shared.order(Order::Check { program, instance, line, answer });
     let ended = time::timeout(timeout, &mut status).await;
     if ended.is_err() {
+        // One that is only about to be started is not, when nobody waits for it any more.
+        status.close();
         shared.end_check(program);
-        // There is never more than one: the next is not asked before this one is gone.
-        let _ = status.await;
         return Err(Complaint::Late);
     }
     match ended {

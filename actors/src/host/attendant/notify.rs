@@ -13,16 +13,17 @@ use std::{
         unix::net::{SocketAddr, UnixDatagram},
     },
     sync::Arc,
+    time::Duration,
 };
 
 use gaggled_core::{
     health::Ready,
     host::{Fact, Launch},
-    ids::{ProgramId, Table},
+    ids::{InstanceId, ProgramId, Table},
 };
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt::PassCred};
 use sha2::{Digest, Sha256};
-use tokio::io::Interest;
+use tokio::{io::Interest, time::Instant};
 
 use crate::host::shared::Shared;
 
@@ -41,8 +42,14 @@ impl Sockets {
         let speaks = |launch: &Launch| launch.ready == Some(Ready::Notify) || launch.watchdog.is_some();
         let mut sockets = BTreeMap::new();
         for (program, launch) in launches.iter().filter(|(_, launch)| speaks(launch)) {
-            let name = name_of(journal, &launch.name);
-            let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?).map_err(|error| {
+            let mut name = name_of(journal, &launch.name);
+            let bind = |name: &str| UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?);
+            let bound = bind(&name).or_else(|_| {
+                // Somebody has taken it. What runs already is not heard any more; what is started now is.
+                name = format!("{name}.{}", std::process::id());
+                bind(&name)
+            });
+            let socket = bound.map_err(|error| {
                 io::Error::new(
                     error.kind(),
                     format!("the notify socket of \"{}\" cannot be made: {error}", launch.name),
@@ -64,11 +71,12 @@ impl Sockets {
         for (program, (_, socket)) in self.0 {
             let socket = tokio::net::UnixDatagram::from_std(socket)?;
             let shared = shared.clone();
+            let mut heard = Heard::default();
             tokio::task::spawn_local(async move {
                 while socket.readable().await.is_ok() {
                     // Otherwise nobody has spoken after all, or not so that it could be understood.
                     if let Ok(message) = socket.try_io(Interest::READABLE, || receive(&socket)) {
-                        hear(&shared, program, &message);
+                        heard.hear(&shared, program, &message);
                     }
                 }
             });
@@ -109,13 +117,27 @@ fn receive(socket: &impl AsRawFd) -> io::Result<Message> {
     Ok(Message { pid, uid, text })
 }
 
-fn hear(shared: &Shared, program: ProgramId, message: &Message) {
-    let Some(instance) = shared.speaker(program, message.pid, message.uid) else { return };
-    for line in message.text.lines() {
-        match line.trim() {
-            "READY=1" => shared.tell(program, instance, Fact::Ready),
-            "WATCHDOG=1" => shared.tell(program, instance, Fact::Alive),
-            _ => {}
+/// How often a program is heard to be alive at most: it may say so as often as it likes.
+const OFTEN: Duration = Duration::from_millis(100);
+
+/// What was heard of a program so far.
+#[derive(Default)]
+struct Heard {
+    ready: Option<InstanceId>,
+    alive: Option<Instant>,
+}
+
+impl Heard {
+    fn hear(&mut self, shared: &Shared, program: ProgramId, message: &Message) {
+        let Some(instance) = shared.speaker(program, message.pid, message.uid) else { return };
+        let says = |what: &str| message.text.lines().any(|line| line.trim() == what);
+        if says("READY=1") && self.ready != Some(instance) {
+            self.ready = Some(instance);
+            shared.tell(program, instance, Fact::Ready);
+        }
+        if says("WATCHDOG=1") && self.alive.is_none_or(|last| last.elapsed() >= OFTEN) {
+            self.alive = Some(Instant::now());
+            shared.tell(program, instance, Fact::Alive);
         }
     }
 }

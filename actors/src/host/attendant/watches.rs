@@ -6,9 +6,12 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs::File,
+    fs::{File, OpenOptions},
     io,
-    os::{fd::AsRawFd, unix::fs::FileExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    },
     path::Path,
     rc::Rc,
 };
@@ -35,6 +38,8 @@ pub(super) enum Goal {
 struct Growing {
     instance: InstanceId,
     file: File,
+    /// Its name, if another may take it.
+    path: Option<String>,
     at: u64,
     goal: Goal,
     /// The beginning of a line that has no end yet, or the end of that if it is very long.
@@ -77,16 +82,22 @@ impl Watches {
     pub(super) fn file(&mut self, program: ProgramId, instance: InstanceId, file: File, goal: Goal) {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         self.watch(program, &path, WatchMask::MODIFY);
-        self.files.insert(program, Growing { instance, file, at: 0, goal, rest: Vec::new() });
+        self.files.insert(program, Growing { instance, file, path: None, at: 0, goal, rest: Vec::new() });
     }
 
     /// Watches the log of a run, from where it began; from its end if that is not known.
     pub(super) fn log(&mut self, program: ProgramId, instance: InstanceId, log: &str, from: Option<u64>, text: &str) {
-        let Ok(file) = File::open(log) else { return };
+        // Whoever writes it may not have made it yet.
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
+        let Ok(file) = options.open(log) else { return };
         let at = from.unwrap_or_else(|| file.metadata().map_or(0, |found| found.len()));
-        self.watch(program, log, WatchMask::MODIFY);
-        let goal = Goal::LineWith(text.to_owned());
-        self.files.insert(program, Growing { instance, file, at, goal, rest: Vec::new() });
+        // It may be begun anew before the line comes.
+        let parent = Path::new(log).parent().filter(|parent| !parent.as_os_str().is_empty());
+        let parent = parent.unwrap_or(Path::new(".")).display().to_string();
+        self.watch(program, &parent, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO);
+        let (goal, path) = (Goal::LineWith(text.to_owned()), Some(log.to_owned()));
+        self.files.insert(program, Growing { instance, file, path, at, goal, rest: Vec::new() });
     }
 
     /// Watches the directory in which a file is to appear.
@@ -120,7 +131,9 @@ impl Watches {
             return None;
         }
         let instance = growing.instance;
-        self.forget(program);
+        self.files.remove(&program);
+        let directory = self.directories.get(&program).cloned();
+        self.unwatch_but(program, directory.as_ref());
         Some(instance)
     }
 
@@ -130,6 +143,17 @@ impl Watches {
         let watch = self.inotify.clone().add(path, flags).ok()?;
         self.watched.borrow_mut().push((watch.clone(), program));
         Some(watch)
+    }
+
+    fn unwatch_but(&self, program: ProgramId, kept: Option<&WatchDescriptor>) {
+        let others: Vec<WatchDescriptor> = {
+            let watched = self.watched.borrow();
+            let of_program = watched.iter().filter(|(watch, own)| *own == program && Some(watch) != kept);
+            of_program.map(|(watch, _)| watch.clone()).collect()
+        };
+        for watch in others {
+            self.unwatch(program, Some(watch));
+        }
     }
 
     fn unwatch(&self, program: ProgramId, only: Option<WatchDescriptor>) {
@@ -151,6 +175,18 @@ impl Watches {
 impl Growing {
     /// Reads what has been added; whether what is looked for is there.
     fn read_on(&mut self) -> bool {
+        loop {
+            if self.read_to_end() {
+                return true;
+            }
+            let node = |file: &File| file.metadata().map(|found| found.ino()).ok();
+            let another = self.path.as_ref().and_then(|path| File::open(path).ok());
+            let Some(another) = another.filter(|another| node(another) != node(&self.file)) else { return false };
+            (self.file, self.at) = (another, 0);
+        }
+    }
+
+    fn read_to_end(&mut self) -> bool {
         let mut chunk = vec![0; CHUNK];
         while let Ok(length @ 1..) = self.file.read_at(&mut chunk, self.at) {
             self.at += length as u64;
@@ -172,4 +208,13 @@ impl Growing {
 
 fn contains(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|window| window == text)
+}
+
+/// The file that a run was given by the life before to write a line to, if it still has it.
+pub(super) fn given_before(pid: i32, fd: i32) -> Option<File> {
+    let path = format!("/proc/{pid}/fd/{fd}");
+    let target = std::fs::read_link(&path).ok()?;
+    let is_ours = target.to_string_lossy().starts_with("/memfd:ready");
+    let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).clone();
+    options.open(path).ok().filter(|_| is_ours)
 }

@@ -93,8 +93,11 @@ impl Confinement {
                 done(libc::syscall(libc::SYS_setresgid, *gid, *gid, *gid), user)?;
                 done(libc::syscall(libc::SYS_setresuid, *uid, *uid, *uid), user)?;
             }
-            if let Some(kept) = self.capabilities {
-                keep(kept)?;
+            match (self.capabilities, &self.identity) {
+                (Some(kept), _) => keep(kept)?,
+                // A gaggled that is not root may have some that its programs would keep.
+                (None, Some(identity)) if identity.uid != 0 => keep(0)?,
+                (None, _) => {}
             }
             if self.no_new_privs {
                 done(libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), user)?;
@@ -157,6 +160,8 @@ unsafe fn keep(kept: u64) -> Result<(), ExecStage> {
     let data = [half(kept as u32), half((kept >> 32) as u32)];
     // SAFETY: both structures are as this version of the call has them; the rest are numbers.
     unsafe {
+        let clear = libc::PR_CAP_AMBIENT_CLEAR_ALL;
+        done(libc::syscall(libc::SYS_prctl, libc::PR_CAP_AMBIENT, clear, 0, 0, 0), stage)?;
         done(libc::syscall(libc::SYS_capset, &raw const header, data.as_ptr()), stage)?;
         for capability in (0..CAPABILITIES).filter(|capability| kept >> capability & 1 == 1) {
             let raise = libc::PR_CAP_AMBIENT_RAISE;
