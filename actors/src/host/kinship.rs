@@ -12,9 +12,10 @@ use gaggled_core::{
 use nix::unistd::{geteuid, getpid, getppid};
 
 use super::{
+    living::{Process, Stage},
     pid_file, proc,
     recorder::Slot,
-    shared::{Process, Shared, Stage},
+    shared::Shared,
     token::{self, Token},
 };
 
