@@ -4,6 +4,7 @@
 //! same price whatever the size of the daemon.
 
 mod attendant;
+pub mod cgroup;
 mod kernel;
 mod kinship;
 mod linux;

@@ -1,5 +1,6 @@
 //! From a configuration to what the host needs, and whether it can be had on this machine.
 
+mod cgroups;
 mod confines;
 
 use std::{
@@ -9,8 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use self::cgroups::prepare as prepare_cgroups;
 use gaggled_core::{
     config::{Config, Diagnostic, LOGGER, Locator, ProgramConfig},
+    confines::Cgroup,
     graph::Graph,
     host::{Launch, Log, PidFile},
     ids::{ProgramId, Table},
@@ -24,13 +27,17 @@ pub fn launches(
     before: Option<&Config>,
     graph: &Graph,
     outlets: &[Outlet],
+    cgroups: Option<&Path>,
 ) -> Table<ProgramId, Launch> {
     let outlets: BTreeMap<&str, &Outlet> = outlets.iter().map(|outlet| (outlet.program.as_str(), outlet)).collect();
     let mut configured: BTreeMap<&str, &ProgramConfig> =
         before.map(|before| before.programs.iter().collect()).unwrap_or_default();
     configured.extend(config.programs.iter());
     let launch = |name: &str| match configured.get(name) {
-        Some(program) => launch(name, program, outlets.get(name).copied()),
+        Some(program) => {
+            let cgroup = cgroups.map(|own| Cgroup { parent: own.display().to_string(), settings: settings(program) });
+            Launch { cgroup, ..launch(name, program, outlets.get(name).copied()) }
+        }
         None => Launch { name: name.to_owned(), ..Launch::default() },
     };
     graph.programs.values().map(|policy| launch(&policy.name)).collect()
@@ -64,8 +71,13 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&Outlet>) -> Launc
         ready: program.ready.clone(),
         health: program.health.clone(),
         watchdog: program.watchdog,
+        cgroup: None,
         confines,
     }
+}
+
+fn settings(program: &ProgramConfig) -> Vec<(String, String)> {
+    program.cgroup.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect()
 }
 
 /// Where the output of each program goes; the pipes are in a directory of gaggled's own.
@@ -122,7 +134,7 @@ pub fn variables(
 
 /// What a program asks for and cannot have here: users, commands, directories. Of a disabled program nothing is asked.
 pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagnostic> {
-    let mut found = Vec::new();
+    let mut found = cgroups::check(config, locator);
     for (name, program) in config.programs.iter().filter(|(_, program)| program.enabled) {
         let place = |field: &str| locator.nearest(&["programs", name, field]);
         if let Err(why) = confines::resolve(program) {

@@ -25,6 +25,25 @@ pub struct Confines {
     pub no_new_privs: bool,
 }
 
+/// The cgroup that each run of a program has to itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cgroup {
+    /// The directory in which they are made.
+    pub parent: String,
+    /// What is written to which file of it, before anything runs in it.
+    pub settings: Vec<(String, String)>,
+}
+
+impl Cgroup {
+    /// The controller that a setting is for, such as `memory` for `memory.max`, if there may be such a setting.
+    pub fn controller(setting: &str) -> Option<&str> {
+        let usable = |letter: char| letter.is_ascii_alphanumeric() || "._".contains(letter);
+        let (controller, file) = setting.split_once('.').filter(|_| setting.chars().all(usable))?;
+        // Those of cgroups themselves are no limits, and gaggled's to use.
+        (!controller.is_empty() && !file.is_empty() && controller != "cgroup").then_some(controller)
+    }
+}
+
 /// The numbers of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -189,6 +208,14 @@ impl<'de> Deserialize<'de> for Rlimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_setting_of_a_cgroup_is_for_a_controller() {
+        assert_eq!(Cgroup::controller("memory.swap.max"), Some("memory"));
+        for none in ["memory", "memory.", ".max", "cgroup.procs", "../memory.max", "memory.max/x", ""] {
+            assert_eq!(Cgroup::controller(none), None, "{none}");
+        }
+    }
 
     #[test]
     fn limits_are_read_as_they_are_written() {

@@ -166,9 +166,11 @@ impl Policy {
     pub fn succeeds(&self, status: ExitStatus) -> bool {
         match status {
             ExitStatus::Code(code) if !self.success.is_empty() => self.success.contains(&code),
-            ExitStatus::Code(_) | ExitStatus::Signal(_) | ExitStatus::Core(_) | ExitStatus::Unknown => {
-                status.is_success()
-            }
+            ExitStatus::Code(_)
+            | ExitStatus::Signal(_)
+            | ExitStatus::Core(_)
+            | ExitStatus::OutOfMemory
+            | ExitStatus::Unknown => status.is_success(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    confines::Confines,
+    confines::{Cgroup, Confines},
     health::{Check, Complaint, Health, Ready},
     ids::{InstanceId, ProgramId},
     time::Millis,
@@ -38,6 +38,8 @@ pub struct Launch {
     pub health: Option<Health>,
     /// How long it may be silent.
     pub watchdog: Option<Millis>,
+    /// The cgroup that each of its runs gets.
+    pub cgroup: Option<Cgroup>,
     /// What the kernel holds it to; `None` if that cannot be found out, so that it must not be started.
     pub confines: Option<Confines>,
 }
@@ -93,6 +95,8 @@ impl Log {
 pub enum ExecStage {
     /// Making the process: out of memory, processes or descriptors.
     Fork,
+    /// Making its cgroup and entering it.
+    Cgroup,
     /// Opening the log file.
     Log,
     /// Making a session and resetting signals.
@@ -130,6 +134,7 @@ impl fmt::Display for ExecStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fork => "making the process",
+            Self::Cgroup => "entering its cgroup",
             Self::Log => "opening the log",
             Self::Session => "making a session",
             Self::PidFile => "writing the pid file",
@@ -152,6 +157,8 @@ pub enum ExitStatus {
     Signal(i32),
     /// A signal killed it and it left a core.
     Core(i32),
+    /// The kernel killed it because its cgroup had no memory left.
+    OutOfMemory,
     /// It is gone and nobody can know how it ended.
     Unknown,
 }
@@ -169,6 +176,7 @@ impl fmt::Display for ExitStatus {
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(number) => write!(f, "was killed by {}", Signal(*number)),
             Self::Core(number) => write!(f, "was killed by {} and dumped core", Signal(*number)),
+            Self::OutOfMemory => f.write_str("was killed by the kernel: its cgroup had no memory left"),
             Self::Unknown => f.write_str("ended, nobody knows how"),
         }
     }

@@ -157,6 +157,9 @@ fn common_changes(old: &Config, new: &Config) -> Vec<&'static str> {
     if old.path != new.path {
         changed.push("gaggled.path");
     }
+    if old.cgroup != new.cgroup {
+        changed.push("gaggled.cgroup");
+    }
     if old.eventurl != new.eventurl {
         changed.push("gaggled.eventurl");
     }

@@ -76,6 +76,14 @@ fn what_is_set_is_set_and_what_is_not_is_as_it_was() {
     assert_eq!(limit(&daemon, "set", "Max open files"), "100 200");
     assert_eq!(limit(&daemon, "set", "Max core file size"), "0 0");
     assert_eq!(limit(&daemon, "set", "Max cpu time"), "unlimited unlimited");
+    // What gaggled asks for itself is not for its programs.
+    let own_score =
+        |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("a score").trim().to_owned();
+    let may =
+        Command::new("/bin/sh").args(["-c", "echo -900 2>&1 > /proc/self/oom_score_adj"]).output().expect("a shell");
+    let spared = if own_score("self") == "0" && may.status.success() { "-900".to_owned() } else { own_score("self") };
+    assert_eq!(own_score(&daemon.core().to_string()), spared);
+    assert_eq!(plain["oom"], own_score("self"));
     let own = Command::new("/bin/sh").args(["-c", "umask; nice; ulimit -n; ulimit -Hn"]).output().expect("a shell");
     let own = String::from_utf8_lossy(&own.stdout);
     let own: Vec<&str> = own.lines().collect();

@@ -3,6 +3,7 @@
 mod life;
 mod outlets;
 mod renewal;
+mod takeover;
 
 use std::{
     path::{Path, PathBuf},
@@ -258,6 +259,7 @@ fn status_of(verdict: ExitStatus) -> u8 {
     match verdict {
         ExitStatus::Code(code) => u8::try_from(code).unwrap_or(1),
         ExitStatus::Signal(signal) | ExitStatus::Core(signal) => u8::try_from(128 + signal).unwrap_or(1),
+        ExitStatus::OutOfMemory => 128 + 9,
         ExitStatus::Unknown => 1,
     }
 }

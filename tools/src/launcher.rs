@@ -9,7 +9,7 @@
 
 use std::{
     ffi::OsString,
-    fs::File,
+    fs::{self, File},
     io::{self, Write},
     os::{
         fd::{AsRawFd, OwnedFd},
@@ -124,12 +124,22 @@ impl Letter {
 /// Starts the daemon with these arguments, again and again, until it ends as it was told. With `resume`, the directory
 /// of a journal, the first is told to go on from there.
 pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
+    ask_to_be_spared();
     match Launcher::new(arguments, resume).and_then(Launcher::run) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("Error: gaggled cannot be launched: {error}");
             ExitCode::from(100)
         }
+    }
+}
+
+/// Whoever looks after programs is the last that the kernel should take when memory runs out. Programs do not have that
+/// from it. Where somebody has decided otherwise it stays so, and where it may not be asked nothing is lost.
+fn ask_to_be_spared() {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    if fs::read_to_string(SCORE).is_ok_and(|score| score.trim() == "0") {
+        let _ = fs::write(SCORE, "-900");
     }
 }
 
@@ -311,7 +321,7 @@ fn code(ended: ExitStatus) -> ExitCode {
     ExitCode::from(match ended {
         ExitStatus::Code(code) => u8::try_from(code).unwrap_or(100),
         ExitStatus::Signal(signal) | ExitStatus::Core(signal) => u8::try_from(128 + signal).unwrap_or(100),
-        ExitStatus::Unknown => 100,
+        ExitStatus::OutOfMemory | ExitStatus::Unknown => 100,
     })
 }
 

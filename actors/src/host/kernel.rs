@@ -46,6 +46,8 @@ pub struct Plan<'a> {
     pub env: &'a [&'a CStr],
     /// Where to run.
     pub wd: Option<&'a CStr>,
+    /// Through which it enters its cgroup.
+    pub cgroup: Option<&'a File>,
     /// What becomes its standard input.
     pub stdin: &'a OwnedFd,
     /// What becomes its standard output and error, if they are not the daemon's.
@@ -128,6 +130,7 @@ struct Child {
     argv: *const *const c_char,
     envp: *const *const c_char,
     wd: *const c_char,
+    cgroup: c_int,
     descriptor: c_int,
     descriptor_as: c_int,
     pid_file: c_int,
@@ -161,6 +164,7 @@ pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32,
         argv: argv.as_ptr(),
         envp: envp.as_ptr(),
         wd: plan.wd.map_or(ptr::null(), CStr::as_ptr),
+        cgroup: plan.cgroup.map_or(-1, AsRawFd::as_raw_fd),
         descriptor: plan.descriptor.map_or(-1, |(file, _)| file.as_raw_fd()),
         descriptor_as: plan.descriptor.map_or(-1, |(_, number)| number),
         pid_file: plan.pid_file.as_ref().map_or(-1, |pid_file| pid_file.file.as_raw_fd()),
@@ -212,6 +216,9 @@ extern "C" fn run(child: *mut c_void) -> c_int {
             ptr::copy_nonoverlapping(pid.as_ptr(), me.record.as_mut_ptr().add(Slot::PID), pid.len());
             // Memory that cannot be written costs a status at worst.
             libc::syscall(libc::SYS_pwrite64, me.recorder, me.record.as_ptr(), me.record.len(), me.record_at);
+        }
+        if me.cgroup >= 0 && libc::write(me.cgroup, c"0".as_ptr().cast(), 1) != 1 {
+            fail(me, ExecStage::Cgroup);
         }
         if libc::setsid() < 0 {
             fail(me, ExecStage::Session);

@@ -61,8 +61,8 @@ impl Shared {
         if known || stat.parent != parent || stat.birth.0 < birth.0 || !self.belongs(program, instance, named) {
             return Some(Err(Complaint::Foreign(pid)));
         }
-        table.remove(main);
-        let daemon = Process::new(program, instance, pid, stat.birth, own);
+        let cgroup = table.remove(main).and_then(|process| process.cgroup);
+        let daemon = Process::new(program, instance, pid, stat.birth, own).in_cgroup(cgroup);
         let daemon = if stat.group == pid { daemon } else { daemon.in_group(stat.group) };
         self.recorder.write(program, Slot { instance, pid, ended: None });
         self.report(&daemon, Fact::Daemonized { pid, birth: stat.birth });

@@ -3,7 +3,7 @@
 //! Threads do what may wait: one starts processes, one waits for their end, one asks how they are. Signals are sent at
 //! once.
 
-use std::{collections::BTreeMap, io, sync::Arc, thread, time::Duration};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
@@ -14,6 +14,7 @@ use nix::unistd::getppid;
 
 use super::{
     attendant::{Attendant, Task},
+    cgroup::{self, Cgroup},
     kernel,
     recorder::Recorder,
     shared::Shared,
@@ -40,6 +41,8 @@ pub struct Inheritance {
     pub pipe: Option<LauncherPipe>,
     /// The programs that were found running.
     pub survivors: Vec<Survivor>,
+    /// The directories in which cgroups are, and were.
+    pub cgroups: Vec<PathBuf>,
     /// What the launcher has told so far.
     pub reaped: Vec<(i32, ExitStatus)>,
     /// Is called when the launcher has died.
@@ -53,7 +56,7 @@ impl std::fmt::Debug for Inheritance {
 }
 
 /// A program that was found running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Survivor {
     /// The program.
     pub program: ProgramId,
@@ -67,6 +70,8 @@ pub struct Survivor {
     pub parent: i32,
     /// Whether it is the daemon that its command has left.
     pub is_daemon: bool,
+    /// Its cgroup, if it has one to itself.
+    pub(super) cgroup: Option<Cgroup>,
 }
 
 /// The processes of this machine.
@@ -114,8 +119,10 @@ impl LinuxHost {
 
 impl Processes for LinuxHost {
     fn begin(&mut self) {
-        let Some(Inheritance { pipe, survivors, reaped, gone }) = self.inheritance.take() else { return };
+        let Some(Inheritance { pipe, survivors, cgroups, reaped, gone }) = self.inheritance.take() else { return };
         let launcher = pipe.as_ref().map(|_| getppid().as_raw());
+        let known = survivors.iter().filter_map(|survivor| survivor.cgroup.clone()).collect();
+        self.shared.empty(cgroups.iter().flat_map(|own| cgroup::others(own, &known)).collect());
         let orphans = survivors.into_iter().filter_map(|survivor| self.shared.adopt(survivor, launcher)).collect();
         for (pid, status) in reaped {
             self.shared.ended_elsewhere(pid, status);

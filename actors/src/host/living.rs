@@ -13,7 +13,7 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-use super::proc;
+use super::{cgroup::Cgroup, proc};
 
 /// The instances of which something is left.
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ pub(super) struct Living {
     pub(super) pid_of: BTreeMap<ProgramId, i32>,
     /// What runs beside programs, to stop or to check them.
     pub(super) helpers: BTreeMap<i32, Helper>,
+    /// The cgroups of instances that have ended in which something has not yet.
+    pub(super) emptying: Vec<Cgroup>,
     /// Whether nothing is reaped any more: it is left to the next life.
     pub(super) handed_over: bool,
 }
@@ -59,6 +61,8 @@ pub(super) struct Process {
     /// Its process group, and when the first process of that began, if it is there.
     pub(super) group: i32,
     leader: Option<StartTime>,
+    /// Its cgroup, if it has one to itself.
+    pub(super) cgroup: Option<Cgroup>,
     /// What its main process is.
     pub(super) stage: Stage,
     /// Whether it is our child, or has survived the life before.
@@ -80,12 +84,18 @@ impl Process {
             birth,
             group: pid,
             leader: Some(birth),
+            cgroup: None,
             stage: Stage::Command,
             own,
             stopping: false,
             killed: false,
             ended: None,
         }
+    }
+
+    /// The same, with this cgroup.
+    pub(super) fn in_cgroup(self, cgroup: Option<Cgroup>) -> Self {
+        Self { cgroup, ..self }
     }
 
     /// The same, as the daemon that its command has left.
@@ -162,6 +172,11 @@ impl Living {
         if stat.group != pid {
             self.by_group.insert(stat.group, pid);
         }
+    }
+
+    /// Removes the cgroups in which nothing is left any more.
+    pub(super) fn remove_empty_cgroups(&mut self) {
+        self.emptying.retain(|cgroup| !cgroup.remove());
     }
 
     /// The main process of a group.

@@ -48,7 +48,7 @@ impl Created {
     /// There is no process: neither is there to be a file. It has its name already if a later step has failed.
     pub(super) fn abandon(self, failed: ExecStage) {
         let named = match failed {
-            ExecStage::Fork | ExecStage::Log | ExecStage::Session | ExecStage::PidFile => &self.new,
+            ExecStage::Fork | ExecStage::Cgroup | ExecStage::Log | ExecStage::Session | ExecStage::PidFile => &self.new,
             ExecStage::Limits | ExecStage::Root | ExecStage::User | ExecStage::Wd | ExecStage::Exec => &self.path,
         };
         if let Ok(path) = named.to_str() {

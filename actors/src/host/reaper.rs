@@ -60,6 +60,7 @@ impl Shared {
             _ => {
                 let main = table.main_of(group);
                 self.finish_if_empty(&mut table, main);
+                table.remove_empty_cgroups();
                 self.look_again(&table);
             }
         }
@@ -90,6 +91,7 @@ impl Shared {
                 for group in foreign.map(|(pid, _)| *pid).collect::<Vec<_>>() {
                     self.finish_if_empty(&mut table, group);
                 }
+                table.remove_empty_cgroups();
                 self.look_again(&table);
             }
         }
@@ -161,7 +163,8 @@ impl Shared {
 
     pub(super) fn finish(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
         if let Some(process) = table.remove(pid) {
-            let escaped = self.kill_strays(table, &process);
+            let (in_cgroup, status) = Self::end_cgroup(table, &process, status);
+            let escaped = self.kill_strays(table, &process).saturating_add(in_cgroup);
             if self.traits[process.program].is_attended {
                 self.attend(Task::End(process.program));
             }
@@ -176,6 +179,22 @@ impl Shared {
                 None => self.report(&process, fact),
             }
         }
+    }
+
+    /// Kills what is left in the cgroup of an instance, and says how many those are that are not of its group; and how
+    /// it has ended, now that the kernel can be asked why.
+    fn end_cgroup(table: &mut Living, process: &Process, status: ExitStatus) -> (u16, ExitStatus) {
+        let Some(cgroup) = &process.cgroup else { return (0, status) };
+        let is_left = |pid: &i32| {
+            let known = table.by_pid.contains_key(pid) || table.helpers.contains_key(pid);
+            !known && proc::stat(*pid).is_some_and(|stat| stat.group != process.group && !stat.is_zombie())
+        };
+        let left = cgroup.members().iter().filter(|pid| is_left(pid)).count();
+        cgroup.kill();
+        let status = if process.killed { status } else { cgroup.explain(status) };
+        table.emptying.push(cgroup.clone());
+        table.remove_empty_cgroups();
+        (u16::try_from(left).unwrap_or(u16::MAX), status)
     }
 
     /// Kills what has escaped from the group of an instance by making a session of its own: when it lost its parent it

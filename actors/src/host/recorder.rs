@@ -111,6 +111,7 @@ impl Slot {
             Some(ExitStatus::Signal(signal)) => (2, signal),
             Some(ExitStatus::Core(signal)) => (3, signal),
             Some(ExitStatus::Unknown) => (4, 0),
+            Some(ExitStatus::OutOfMemory) => (5, 0),
         };
         let mut bytes = [0; SLOT];
         bytes[..8].copy_from_slice(&self.instance.0.to_le_bytes());
@@ -129,6 +130,7 @@ impl Slot {
             2 => Some(ExitStatus::Signal(value)),
             3 => Some(ExitStatus::Core(value)),
             4 => Some(ExitStatus::Unknown),
+            5 => Some(ExitStatus::OutOfMemory),
             _ => None,
         };
         (instance.0 > 0).then_some(Self { instance, pid, ended })

@@ -25,12 +25,13 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use super::{
     attendant::{Hearing, Task},
+    cgroup::Cgroup,
     kernel::{self, SpawnError},
     linux::{Report, Survivor},
     living::{Helper, Living, Process, Stage, kill_group},
     proc,
     recorder::Recorder,
-    starter::Order,
+    starter::{Order, Started},
 };
 
 pub(super) struct Shared {
@@ -205,8 +206,8 @@ impl Shared {
     /// Takes a process of the life before into the table. What neither we nor the launcher will reap is returned, to be
     /// watched.
     pub(super) fn adopt(&self, survivor: Survivor, launcher: Option<i32>) -> Option<(i32, OwnedFd)> {
-        let Survivor { program, instance, pid, birth, parent, is_daemon } = survivor;
-        let process = Process::new(program, instance, pid, birth, false);
+        let Survivor { program, instance, pid, birth, parent, is_daemon, cgroup } = survivor;
+        let process = Process::new(program, instance, pid, birth, false).in_cgroup(cgroup);
         let process = match proc::stat(pid).map(|stat| stat.group).filter(|group| *group != pid) {
             Some(group) => process.in_group(group),
             None => process,
@@ -233,11 +234,25 @@ impl Shared {
         }
     }
 
-    pub(super) fn register(&self, run: (ProgramId, InstanceId), pid: i32, hearing: Hearing) {
-        let (program, instance) = run;
+    /// Takes what is left in these cgroups of runs that have ended out of the world.
+    pub(super) fn empty(&self, cgroups: Vec<Cgroup>) {
+        cgroups.iter().for_each(Cgroup::kill);
+        let mut table = self.table();
+        table.emptying.extend(cgroups);
+        table.remove_empty_cgroups();
+    }
+
+    /// The cgroup of a run.
+    pub(super) fn cgroup_of(&self, program: ProgramId, instance: InstanceId) -> Option<Cgroup> {
+        self.table().find(program, instance)?.1.cgroup.clone()
+    }
+
+    /// A run has begun.
+    pub(super) fn register(&self, run: (ProgramId, InstanceId), started: Started) {
+        let ((program, instance), Started { pid, hearing, cgroup }) = (run, started);
         // Its start time is read before it can be reaped: it is the reaper that waits for the table.
         let birth = proc::birth(pid);
-        let process = Process::new(program, instance, pid, birth, true);
+        let process = Process::new(program, instance, pid, birth, true).in_cgroup(cgroup);
         let mut table = self.table();
         self.report(&process, Fact::Spawned { pid, birth });
         table.insert(pid, process);

@@ -8,6 +8,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
+    path::Path,
     sync::Arc,
 };
 
@@ -30,6 +31,7 @@ use tokio::sync::oneshot;
 
 use super::{
     attendant::{Addresses, Hearing},
+    cgroup::Cgroup,
     kernel::{self, Confinement, Plan, SpawnError, Stack},
     linux::Environment,
     pid_file,
@@ -73,6 +75,15 @@ enum What<'a> {
     Help(i32),
     /// A line of shell that checks it, beside its main process of this id.
     Check(&'a str, i32),
+}
+
+/// A process that was started.
+pub(super) struct Started {
+    pub(super) pid: i32,
+    /// What it shows that it is ready with.
+    pub(super) hearing: Hearing,
+    /// Its cgroup, if it has one.
+    pub(super) cgroup: Option<Cgroup>,
 }
 
 /// Starts processes.
@@ -120,7 +131,7 @@ impl Starter {
                 Order::Start(program, instance) => self.run_as(program, instance, What::Command),
                 Order::Undo(program, instance) => self.run_as(program, instance, What::Stop),
                 Order::Help(program, instance, main) => match self.start(program, instance, What::Help(main)) {
-                    Ok((pid, _)) => self.shared.register_helper(pid, program, instance),
+                    Ok(started) => self.shared.register_helper(started.pid, program, instance),
                     Err(_) => self.shared.no_helper(program, instance),
                 },
                 Order::Check { program, instance, line, answer } => self.check(program, instance, &line, answer),
@@ -135,7 +146,7 @@ impl Starter {
 
     fn run_as(&mut self, program: ProgramId, instance: InstanceId, what: What<'_>) {
         match self.start(program, instance, what) {
-            Ok((pid, hearing)) => self.shared.register((program, instance), pid, hearing),
+            Ok(started) => self.shared.register((program, instance), started),
             Err(error) => self.shared.failed(program, instance, error),
         }
     }
@@ -146,17 +157,12 @@ impl Starter {
         // Whoever has asked may have given up by now.
         let Some((_, main)) = current.filter(|_| !answer.is_closed()) else { return };
         match self.start(program, instance, What::Check(line, main)) {
-            Ok((pid, _)) => self.shared.register_check(pid, program, answer),
+            Ok(started) => self.shared.register_check(started.pid, program, answer),
             Err(_) => self.shared.not_started(),
         }
     }
 
-    fn start(
-        &mut self,
-        program: ProgramId,
-        instance: InstanceId,
-        what: What<'_>,
-    ) -> Result<(i32, Hearing), SpawnError> {
+    fn start(&mut self, program: ProgramId, instance: InstanceId, what: What<'_>) -> Result<Started, SpawnError> {
         let missing = SpawnError { stage: ExecStage::Exec, errno: libc::ENOENT };
         let launch = self.launches.get(program).ok_or(missing)?;
         let nul = |_| SpawnError { stage: ExecStage::Exec, errno: libc::EINVAL };
@@ -213,12 +219,15 @@ impl Starter {
             Some(PidFile::Write(path)) if matches!(what, What::Command) => Some(pid_file::create(path)?),
             Some(_) | None => None,
         };
+        let run = self.shared.cgroup_of(program, instance).filter(|_| !is_part);
+        let (cgroup, entrance) = enter(launch, instance, run, is_part)?;
         let place = is_part.then(|| self.shared.recorder.place(program, instance)).flatten();
         let plan = Plan {
             candidates: &candidates,
             argv: &argv,
             env: &env,
             wd: wd.as_deref(),
+            cgroup: entrance.as_ref(),
             stdin: &self.stdin,
             output: output.as_ref(),
             descriptor: hearing.descriptor.as_ref().zip(launch.ready.as_ref().and_then(Ready::descriptor)),
@@ -228,10 +237,38 @@ impl Starter {
             record: place.map(|(file, at)| (file, at, Slot { instance, pid: 0, ended: None }.encode())),
         };
         let spawned = kernel::spawn(&plan, &mut self.stack, &self.shared.in_flight);
-        if let (Err(SpawnError { stage, .. }), Some(created)) = (&spawned, pid_file) {
-            created.abandon(*stage);
+        if let Err(SpawnError { stage, .. }) = spawned {
+            if let Some(created) = pid_file {
+                created.abandon(stage);
+            }
+            if let Some(cgroup) = cgroup.as_ref().filter(|_| is_part) {
+                cgroup.remove();
+            }
         }
-        spawned.map(|pid| (pid, hearing))
+        spawned.map(|pid| Started { pid, hearing, cgroup })
+    }
+}
+
+/// The cgroup that a process is to be in, and its entrance: one that is made for a run, or that of the run beside which
+/// it is to be.
+fn enter(
+    launch: &Launch,
+    instance: InstanceId,
+    beside: Option<Cgroup>,
+    is_part: bool,
+) -> Result<(Option<Cgroup>, Option<File>), SpawnError> {
+    let failed =
+        |error: io::Error| SpawnError { stage: ExecStage::Cgroup, errno: error.raw_os_error().unwrap_or(libc::EIO) };
+    match &launch.cgroup {
+        Some(wanted) if is_part => {
+            let cgroup = Cgroup::new(Path::new(&wanted.parent), &launch.name, instance);
+            let entrance = cgroup.make(&wanted.settings).map_err(failed)?;
+            Ok((Some(cgroup), Some(entrance)))
+        }
+        _ => {
+            let entrance = beside.as_ref().map(Cgroup::entrance).transpose().map_err(failed)?;
+            Ok((beside, entrance))
+        }
     }
 }
 

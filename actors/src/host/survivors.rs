@@ -5,7 +5,7 @@
 //! by the token in its environment. How one has ended that is gone is told by the flight recorder, or by the launcher that
 //! has reaped it.
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive};
+use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, path::PathBuf};
 
 use gaggled_core::{
     host::{ExitStatus, Found, StartTime},
@@ -19,6 +19,7 @@ use nix::{
 };
 
 use super::{
+    cgroup::Cgroup,
     kernel,
     linux::Survivor,
     pid_file,
@@ -45,6 +46,8 @@ pub struct Before<'a> {
     pub recorded: Option<&'a [Vec<Slot>]>,
     /// The pid files of programs that make daemons of themselves, by their names.
     pub daemon_files: &'a BTreeMap<String, String>,
+    /// The directories in which cgroups are, and were.
+    pub cgroups: &'a [PathBuf],
 }
 
 /// What is found of each program that had a process, or may have one that the journal has not heard of: of the instance
@@ -91,11 +94,12 @@ pub fn look(
             }
             _ => (seen, known.daemonized),
         };
+        let cgroup = |instance| Cgroup::find(before.cgroups, name, instance);
         let found = match seen {
             Seen::Alive { instance, pid, stat } => {
                 let Stat { birth, parent, .. } = stat;
                 let is_daemon = found_daemon && (Some(pid) == known.pid || !known.daemonized);
-                survivors.push(Survivor { program, instance, pid, birth, parent, is_daemon });
+                survivors.push(Survivor { program, instance, pid, birth, parent, is_daemon, cgroup: cgroup(instance) });
                 Found::Alive { instance, pid, birth }
             }
             // A child writes itself down before it is anything: what is not written never was.
@@ -105,7 +109,10 @@ pub fn look(
                 let told = || pid.and_then(|pid| reaped.get(&pid).copied());
                 let status = status.or(recorded).or_else(told).unwrap_or(ExitStatus::Unknown);
                 let token = Token { instance, program: name.to_owned() };
-                // What carries its token goes with it, wherever it is.
+                let cgroup = cgroup(instance);
+                let status = cgroup.as_ref().map_or(status, |cgroup| cgroup.explain(status));
+                let members = cgroup.map_or(0, |cgroup| cgroup.members().len());
+                // What carries its token goes with it, wherever it is; and so does what is in its cgroup, a little later.
                 let own = bearers.get(name).map_or(&[][..], Vec::as_slice);
                 let mut left_behind = pid.map_or(0, |pid| sweep(pid, &token, before.identity));
                 for bearer in own.iter().filter(|bearer| bearer.instance == instance && !bearer.stat.is_zombie()) {
@@ -114,6 +121,7 @@ pub fn look(
                         left_behind = left_behind.saturating_add(1);
                     }
                 }
+                let left_behind = left_behind.max(u16::try_from(members).unwrap_or(u16::MAX));
                 Found::Ended { instance, status, left_behind }
             }
         };

@@ -34,6 +34,8 @@ pub fn encode_reaped(pid: i32, status: ExitStatus) -> [u8; REAPED] {
     let (kind, value): (i32, i32) = match status {
         ExitStatus::Code(code) => (1, code),
         ExitStatus::Signal(signal) => (2, signal),
+        // The launcher does not know of cgroups.
+        ExitStatus::OutOfMemory => (2, libc::SIGKILL),
         ExitStatus::Core(signal) => (3, signal),
         ExitStatus::Unknown => (0, 0),
     };

@@ -33,7 +33,8 @@ pub const LOGGER: &str = "logger";
 pub const SMTPGATE: &str = "smtpgate";
 
 pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
-    let mut checker = Checker { programs: config.programs.iter().collect(), locator, found: Vec::new() };
+    let has_cgroups = config.gaggled.cgroup.is_some();
+    let mut checker = Checker { programs: config.programs.iter().collect(), has_cgroups, locator, found: Vec::new() };
     settings(config, locator, &mut checker.found);
     let mut seen = BTreeSet::new();
     for (name, program) in config.programs.iter() {
@@ -53,6 +54,8 @@ pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
 /// Looks at each program beside the others.
 struct Checker<'a> {
     programs: BTreeMap<&'a str, &'a ProgramConfig>,
+    /// Whether programs get cgroups.
+    has_cgroups: bool,
     locator: &'a Locator,
     found: Vec<Diagnostic>,
 }
@@ -68,6 +71,13 @@ fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
                     .help(format!("remove {name}")),
             );
         }
+    }
+    if settings.cgroup.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains('\0')) {
+        found.push(
+            Diagnostic::error("the directory for cgroups is not absolute")
+                .at(locator.find(&["gaggled", "cgroup"]))
+                .help("write the whole path, for instance \"/sys/fs/cgroup/gaggled\""),
+        );
     }
     check_limit("gaggled", settings.limit, locator.find(&["gaggled", "limit"]), found);
     if let Some(gate) = &settings.smtpgate {
@@ -189,6 +199,7 @@ impl Checker<'_> {
         check_mode(name, program, locator, found);
         check_env(&["programs", name], name, &program.env, locator, found);
         confines::check(name, program, locator, found);
+        confines::check_cgroup(name, program, self.has_cgroups, locator, found);
         health::check(name, program, locator, found);
         self.check_depends(name, program);
     }

@@ -158,6 +158,9 @@ pub struct ProgramConfig {
     /// How much it may have of what.
     #[serde(skip_serializing_if = "Ordered::is_empty")]
     pub rlimits: Ordered<Rlimit>,
+    /// What its cgroup is set to, by the names of the kernel's files: `"memory.max": "512M"`.
+    #[serde(skip_serializing_if = "Ordered::is_empty")]
+    pub cgroup: Ordered<String>,
     /// The capabilities that it keeps, and no others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Vec<String>>,
@@ -220,6 +223,7 @@ impl Default for ProgramConfig {
             nice: None,
             oom_score_adj: None,
             rlimits: Ordered::default(),
+            cgroup: Ordered::default(),
             capabilities: None,
             no_new_privs: false,
             depends: Ordered::default(),

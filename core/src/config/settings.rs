@@ -42,6 +42,9 @@ pub struct Settings {
     /// How much of the journal is kept.
     #[serde(skip_serializing_if = "is_default")]
     pub journal: JournalConfig,
+    /// The directory of cgroup2 in which each run of a program gets a cgroup of its own; none if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// Whether the output of programs without a log is merged, each line with the name of its program.
     #[serde(skip_serializing_if = "is_default")]
     pub merge: bool,
@@ -144,6 +147,7 @@ impl Default for Settings {
             insecure: Vec::new(),
             state: None,
             journal: JournalConfig::default(),
+            cgroup: None,
             merge: false,
             smtpgate: None,
             tick: None,

@@ -62,6 +62,13 @@ const MISTAKES: &[(&str, &str)] = &[
     (r#"(programs: {"a": (command: "x", rlimits: {"files": 9})})"#, "limit \"files\" of 9"),
     (r#"(programs: {"a": (command: "x", rlimits: {"nofile": "9:8"})})"#, "limit \"9:8\""),
     (r#"(programs: {"a": (command: "x", rlimits: {"nofile": 9, "nofile": 8})})"#, "there twice"),
+    (r#"(gaggled: (cgroup: "gaggled"), programs: {})"#, "cgroups is not absolute"),
+    (r#"(programs: {"a": (command: "x", cgroup: {"memory.max": "1M"})})"#, "no cgroup to be kept in"),
+    (
+        r#"(gaggled: (cgroup: "/x"), programs: {"a": (command: "x", cgroup: {"cgroup.kill": "1"})})"#,
+        "none that a cgroup has",
+    ),
+    (r#"(gaggled: (cgroup: "/x"), programs: {"a": (command: "x", cgroup: {"memory.max": " "})})"#, "has no value"),
     (r#"(programs: {"a": (command: "x", pid_file: Read(""))})"#, "without a name"),
     (r#"(programs: {"a": (command: "x", pid_file: Keep("f"))})"#, "Keep"),
     (r#"(programs: {"a": (command: "x", mode: Wait, group: "g", pid_file: Read("f"))})"#, "makes a daemon of itself"),

@@ -6,7 +6,7 @@ use super::VERSION;
 use crate::{
     event::StopReason,
     graph::{Dependency, Mode, Policy, STOP, Until},
-    host::ExitStatus,
+    host::{ExitStatus, Signal},
     ids::{EpochId, GroupId, InstanceId, ProgramId, Seq},
     state::{GroupState, Outcome, Phase, Place, ProgramState, Standing, State},
     time::{Instant, Millis, WallTime},
@@ -78,6 +78,7 @@ impl<'a> ProgramView<'a> {
             Some(Outcome::SpawnFailed { .. }) => ("EXIT", None, None),
             Some(Outcome::Exited(ExitStatus::Code(code))) => ("EXIT", Some(code), None),
             Some(Outcome::Exited(ExitStatus::Signal(signal))) => ("KILL", None, Some(signal)),
+            Some(Outcome::Exited(ExitStatus::OutOfMemory)) => ("OOM", None, Some(Signal::KILL.0)),
             Some(Outcome::Exited(ExitStatus::Core(signal))) => ("DUMP", None, Some(signal)),
             Some(Outcome::Exited(ExitStatus::Unknown)) => ("UNK", None, None),
         };

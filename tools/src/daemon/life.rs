@@ -1,10 +1,9 @@
 //! One life of the daemon: it takes over what the life before has left, begins, and ends.
 
 use std::{
-    collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::Duration,
@@ -16,7 +15,7 @@ use gaggled_actors::{
     archive::Archive,
     clock::Clock,
     control::{About, Ask, ControlActor, Farewell, Means},
-    host::{self, Environment, HandOver, HostActor, Inheritance, LauncherPipe, LinuxHost, Recorder, Survivor},
+    host::{self, Environment, HandOver, HostActor, Inheritance, LinuxHost, Recorder},
     journal::{
         JournalActor, Propose,
         file::{Health, JournalFile, Journaled, Retention},
@@ -24,18 +23,12 @@ use gaggled_actors::{
     launch,
     root::{self, Actors, HostAddress},
     shell::{Flush, Saw},
-    state_directory::{Remains, StateDirectory, boot},
+    state_directory::{Remains, StateDirectory},
 };
 use gaggled_core::{
-    config::Config,
-    event::{Cause, Envelope, Event, Handover, SystemEvent},
-    host::{ExitStatus, Found},
-    ids::{EpochId, ProgramId},
-    journal::Journal,
-    plan::Plan,
-    segment::{FORMAT, Head},
-    state::State,
-    succession::{Last, Opening},
+    event::{Cause, Event, Handover, SystemEvent},
+    host::{ExitStatus, Launch},
+    ids::{ProgramId, Table},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -46,6 +39,7 @@ use super::{
     Channels, System,
     outlets::{ControlSlot, End, Threads},
     renewal::Renewer,
+    takeover::TakenOver,
 };
 use crate::{
     VERSION,
@@ -64,8 +58,8 @@ const PATIENCE_WITH_STARTS: Duration = Duration::from_secs(5);
 
 /// What the launcher gives.
 pub(super) struct Launched {
-    pipe: File,
-    recorder: File,
+    pub pipe: File,
+    pub recorder: File,
     letter: File,
     /// What the life before has written, if there was one under this launcher.
     pub before: Option<Letter>,
@@ -115,18 +109,6 @@ pub(super) struct Life<'a> {
     pub channels: Option<Channels>,
 }
 
-/// What has been taken over from the life before.
-struct TakenOver {
-    head: Head,
-    /// The state before the first event of this life.
-    state: State,
-    committed: (Journal, Vec<Envelope>),
-    recorder: Recorder,
-    pipe: Option<LauncherPipe>,
-    survivors: Vec<Survivor>,
-    reaped: Vec<(i32, ExitStatus)>,
-}
-
 /// A life under way.
 struct Running {
     control: Addr<ControlActor>,
@@ -137,6 +119,8 @@ struct Running {
     publishing: thread::JoinHandle<()>,
     logged: Receiver<()>,
     place: String,
+    /// The directory in which the cgroups are.
+    own_cgroups: Option<PathBuf>,
     launched: Option<Launched>,
 }
 
@@ -144,29 +128,16 @@ impl Life<'_> {
     /// Lives.
     pub(super) async fn live(mut self) -> Result<Ended, String> {
         let clock = Clock::real();
-        let taken = self.take_over(clock).map_err(|error| error.to_string())?;
+        let taken = self.take_over(clock)?;
         let (running, ending) = self.begin(clock, taken).map_err(|error| error.to_string())?;
         running.stand(Standing::Well, "");
         let end = ending.await.map_err(|_| "the journal ended early".to_owned())?;
         Ok(running.end(end).await)
     }
 
-    /// Looks what the life before has left, and commits what follows from that.
-    fn take_over(&self, clock: Clock) -> io::Result<TakenOver> {
-        let Self { system, directory, homeless, remains, launched, .. } = self;
-        let head = system.head(clock, remains, directory);
-        let opening = system.opening(clock, head.epoch, self);
-        let state = opening.state.clone();
-        let files = launch::daemon_files(&system.config);
-        let looked = look(&opening, &head, remains, launched.as_ref(), &files)?;
-        let Looked { found, survivors, reaped, recorder, pipe } = looked;
-        let committed = opening.commit(VERSION, found, system.wishes(&state, remains, homeless.as_deref()));
-        Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped })
-    }
-
     /// Starts everything; what it returns besides is told when it ends.
     fn begin(&mut self, clock: Clock, taken: TakenOver) -> io::Result<(Running, oneshot::Receiver<End>)> {
-        let TakenOver { head, state, committed, recorder, mut pipe, survivors, reaped } = taken;
+        let TakenOver { head, state, committed, recorder, mut pipe, survivors, reaped, before, cgroups } = taken;
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
         let (system, launched) = (self.system, self.launched.take());
         let health = HealthSlot::default();
@@ -188,13 +159,13 @@ impl Life<'_> {
         let tell = move || {
             let _ = gone.send(());
         };
-        let inheritance = Inheritance { pipe, survivors, reaped, gone: Box::new(tell) };
-        let before = self.remains.last.as_ref().map(|(head, _)| head.config.clone());
-        let before =
-            before.and_then(|text| System::in_force(text, system.ignore_interrupts)).map(|before| before.config);
+        let own_cgroups = system.cgroups(&head.journal);
+        let inheritance = Inheritance { pipe, survivors, cgroups, reaped, gone: Box::new(tell) };
         // Programs run whether or not their logs can be read by name.
         let _ = logger::leave(&path, &system.outlets);
-        let (host, address) = system.start_host(&head.journal, &state, recorder, inheritance, before.as_ref())?;
+        let own = own_cgroups.as_deref();
+        let to_launch = launch::launches(&system.config, before.as_ref(), &state.graph, &system.outlets, own);
+        let (host, address) = system.start_host(&head.journal, to_launch, recorder, inheritance)?;
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
         // What is answered when it is written must have been given to be written before.
@@ -223,7 +194,8 @@ impl Life<'_> {
         watch_signals(system.ignore_interrupts, &actors.journal, control.clone().recipient())?;
         watch_launcher(launcher_gone, &actors.journal);
         let place = path.display().to_string();
-        let running = Running { control, host, actors, file, renewer, publishing, logged, place, launched };
+        let running =
+            Running { control, host, actors, file, renewer, publishing, logged, place, own_cgroups, launched };
         Ok((running, ending))
     }
 }
@@ -240,6 +212,7 @@ impl Running {
             End::Stopped { survivors, verdict } => {
                 let _ = self.host.send(HandOver(PATIENCE_WITH_STARTS)).await;
                 let _ = self.control.send(Farewell).await;
+                self.own_cgroups.iter().for_each(|own| host::cgroup::remove_own(own));
                 self.stand(Standing::Ending, "");
                 Ended::Stopped { survivors, verdict }
             }
@@ -301,39 +274,6 @@ fn told(event: SystemEvent) -> Propose {
     Propose { from: None, event: Event::System(event), cause: Cause::Os }
 }
 
-/// What was found, of what runs and of what does not.
-struct Looked {
-    found: Vec<(ProgramId, Found)>,
-    survivors: Vec<Survivor>,
-    reaped: Vec<(i32, ExitStatus)>,
-    recorder: Recorder,
-    pipe: Option<LauncherPipe>,
-}
-
-/// Looks what has become of everything that may still run. Processes are known by their tokens even if there is nothing
-/// left of the journal but its identity.
-fn look(
-    opening: &Opening,
-    head: &Head,
-    remains: &Remains,
-    launched: Option<&Launched>,
-    daemon_files: &BTreeMap<String, String>,
-) -> io::Result<Looked> {
-    let recorder = Recorder::new(launched.map(|launched| launched.recorder.try_clone()).transpose()?);
-    let pipe = launched.map(|launched| launched.pipe.try_clone()).transpose()?;
-    let mut pipe = pipe.map(LauncherPipe::new).transpose()?;
-    let mut reaped = Vec::new();
-    let last = remains.last.as_ref().filter(|(before, _)| before.boot == head.boot);
-    let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
-    let state = last.map_or(&opening.state, |(_, last)| last);
-    let before = host::Before { state, identity: &head.journal, recorded: runs.as_deref(), daemon_files };
-    let (found, survivors) = host::look(&before, &opening.state, || {
-        reaped = pipe.as_mut().and_then(LauncherPipe::look).unwrap_or_default();
-        reaped.clone()
-    });
-    Ok(Looked { found, survivors, reaped, recorder, pipe })
-}
-
 fn watch_signals(ignore_interrupts: bool, journal: &Addr<JournalActor>, control: Recipient<Ask>) -> io::Result<()> {
     let mut wanted = vec![(SignalKind::terminate(), "SIGTERM")];
     if !ignore_interrupts {
@@ -375,51 +315,9 @@ fn watch_launcher(gone: oneshot::Receiver<()>, journal: &Addr<JournalActor>) {
 }
 
 impl System {
-    fn head(&self, clock: Clock, remains: &Remains, directory: &StateDirectory) -> Head {
-        let now = u64::try_from(clock.wall().0 / 1000).unwrap_or(1);
-        let last = remains.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
-        Head {
-            v: FORMAT,
-            journal: directory.identity.clone(),
-            boot: boot(),
-            epoch: EpochId(now.max(last + 1)),
-            config: self.text.clone(),
-        }
-    }
-
-    fn opening(&self, clock: Clock, epoch: EpochId, life: &Life<'_>) -> Opening {
-        let Life { remains, launched, directory, .. } = life;
-        let resumes = launched.as_ref().is_some_and(|launched| launched.before.is_some());
-        let last = remains.last.as_ref().map(|(head, state)| Last {
-            state,
-            // In another boot, or another time namespace, the clock has begun anew.
-            same_boot: head.boot == boot() && state.at <= clock.now(),
-            is_copy: directory.is_copy,
-            resumes,
-        });
-        Opening::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
-    }
-
-    /// What is to be committed besides what was found: what a changed configuration wants, and what is wrong with the
-    /// journal.
-    fn wishes(&self, state: &State, remains: &Remains, homeless: Option<&str>) -> Vec<(Event, Cause)> {
-        let mut wishes = Vec::new();
-        for (file, why) in &remains.damaged {
-            let event = SystemEvent::JournalDamaged { file: file.clone(), why: why.clone() };
-            wishes.push((Event::System(event), Cause::Os));
-        }
-        if let Some(why) = homeless {
-            let event = SystemEvent::JournalDegraded { why: why.to_owned() };
-            wishes.push((Event::System(event), Cause::Os));
-        }
-        if let Some((head, last)) = &remains.last
-            && head.config.text != self.text.text
-            && let Some(old) = Self::in_force(head.config.clone(), self.ignore_interrupts)
-        {
-            let cause = last.handover.map_or(Cause::Boot, |(_, seq)| Cause::Event(seq));
-            wishes.extend(Plan::new(&old.config, &self.config, last).wishes(state, &cause));
-        }
-        wishes
+    /// The directory in which the cgroups of programs are made, if they get any.
+    pub(super) fn cgroups(&self, journal: &str) -> Option<PathBuf> {
+        Some(host::cgroup::own_directory(self.config.gaggled.cgroup.as_deref()?, journal))
     }
 
     fn retention(&self) -> Retention {
@@ -440,10 +338,9 @@ impl System {
     fn start_host(
         &self,
         journal: &str,
-        state: &State,
+        launches: Table<ProgramId, Launch>,
         recorder: Recorder,
         inheritance: Inheritance,
-        before: Option<&Config>,
     ) -> io::Result<(Addr<HostActor<LinuxHost>>, HostAddress)> {
         let about = [
             (EVENT_VARIABLE, self.urls.event.clone()),
@@ -468,7 +365,6 @@ impl System {
                 actor.do_send(Saw(observed));
             }
         };
-        let launches = launch::launches(&self.config, before, &state.graph, &self.outlets);
         let host = LinuxHost::new(launches, environment, recorder, inheritance, Box::new(report))?;
         let address = HostActor::new(host).start();
         let _ = saw.set(address.clone().recipient());

@@ -1,6 +1,9 @@
 //! Mistakes of sense about what the kernel holds a program to, and about its pid file.
 
-use crate::{confines::Resource, host::PidFile};
+use crate::{
+    confines::{Cgroup, Resource},
+    host::PidFile,
+};
 
 use super::{Diagnostic, Locator, ProgramConfig, nearest_name};
 
@@ -44,6 +47,31 @@ pub(super) fn check(name: &str, program: &ProgramConfig, locator: &Locator, foun
             continue;
         };
         let error = Diagnostic::error(format!("limit \"{resource}\" of {limit} of program \"{name}\" {what}"));
+        found.push(error.at(places.last().cloned()).help(help));
+    }
+}
+
+pub(super) fn check_cgroup(
+    name: &str,
+    program: &ProgramConfig,
+    has_cgroups: bool,
+    locator: &Locator,
+    found: &mut Vec<Diagnostic>,
+) {
+    for (setting, value) in program.cgroup.iter() {
+        let places = locator.all(&["programs", name, "cgroup", setting]);
+        let (what, help) = if Cgroup::controller(setting).is_none() {
+            ("is none that a cgroup has", "write the name of a file of a controller, such as \"memory.max\"")
+        } else if value.trim().is_empty() || value.contains(['\0', '\n']) {
+            ("has no value", "write what the kernel takes, such as \"512M\"")
+        } else if places.len() > 1 {
+            ("is there twice", "keep one of the two")
+        } else if !has_cgroups {
+            ("has no cgroup to be kept in", "add cgroup: \"/sys/fs/cgroup/gaggled\" to the gaggled section")
+        } else {
+            continue;
+        };
+        let error = Diagnostic::error(format!("setting {setting:?} of program \"{name}\" {what}"));
         found.push(error.at(places.last().cloned()).help(help));
     }
 }

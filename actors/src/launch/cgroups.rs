@@ -1,0 +1,50 @@
+//! Whether the cgroups that a configuration asks for can be had here.
+
+use std::{collections::BTreeSet, path::Path};
+
+use gaggled_core::{
+    config::{Config, Diagnostic, Locator},
+    confines::Cgroup,
+};
+
+use super::settings;
+use crate::host::cgroup::{self, CgroupError};
+
+/// Makes the directory in which the cgroups are, and tries what programs ask of them; what cannot be had, in words.
+pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
+    let asked = config.programs.iter().flat_map(|(_, program)| program.cgroup.iter());
+    let controllers = asked.filter_map(|(setting, _)| Cgroup::controller(setting)).collect();
+    cgroup::prepare(own, &controllers).map_err(|error| format!("cgroups cannot be had: {error}"))?;
+    config.programs.iter().filter(|(_, program)| program.enabled).try_for_each(|(name, program)| {
+        let refuse = |error| format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
+        cgroup::try_settings(own, &settings(program)).map_err(refuse)
+    })
+}
+
+/// What of them cannot be had.
+pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
+    let Some(parent) = config.gaggled.cgroup.as_deref().map(Path::new) else { return Vec::new() };
+    if let Err(error) = cgroup::check(parent, &BTreeSet::new()) {
+        let error = Diagnostic::error(format!("the directory for cgroups cannot be used: {error}"));
+        let help = "write a directory of a cgroup2 that is mounted, for instance \"/sys/fs/cgroup/gaggled\"";
+        return vec![error.at(locator.nearest(&["gaggled", "cgroup"])).help(help)];
+    }
+    let mut found = Vec::new();
+    for (name, program) in config.programs.iter().filter(|(_, program)| program.enabled) {
+        let mut refuse = |setting: &str, error: &CgroupError| {
+            let message = format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
+            let at = locator.nearest(&["programs", name, "cgroup", setting]);
+            found.push(Diagnostic::error(message).at(at).help("correct the setting, or remove it"));
+        };
+        let missing = program.cgroup.iter().find_map(|(setting, _)| {
+            let error = cgroup::check(parent, &Cgroup::controller(setting).into_iter().collect()).err()?;
+            Some((setting, error))
+        });
+        if let Some((setting, error)) = missing {
+            refuse(setting, &error);
+        } else if let Err(error) = cgroup::try_settings(parent, &settings(program)) {
+            refuse("", &error);
+        }
+    }
+    found
+}

@@ -1,0 +1,160 @@
+//! What a life of the daemon begins with: what the life before has left, looked for before anything is started.
+
+use std::{collections::BTreeMap, io, path::PathBuf};
+
+use gaggled_actors::{
+    clock::Clock,
+    host::{self, LauncherPipe, Recorder, Survivor},
+    launch,
+    state_directory::{Remains, StateDirectory, boot},
+};
+use gaggled_core::{
+    config::Config,
+    event::{Cause, Envelope, Event, SystemEvent},
+    host::{ExitStatus, Found},
+    ids::{EpochId, ProgramId},
+    journal::Journal,
+    plan::Plan,
+    segment::{FORMAT, Head},
+    state::State,
+    succession::{Last, Opening},
+};
+
+use super::{System, life::Life};
+use crate::VERSION;
+
+/// What has been taken over from the life before.
+pub(super) struct TakenOver {
+    pub head: Head,
+    /// The state before the first event of this life.
+    pub state: State,
+    pub committed: (Journal, Vec<Envelope>),
+    pub recorder: Recorder,
+    pub pipe: Option<LauncherPipe>,
+    pub survivors: Vec<Survivor>,
+    pub reaped: Vec<(i32, ExitStatus)>,
+    /// The configuration that was in force.
+    pub before: Option<Config>,
+    /// The directories in which cgroups are, and were.
+    pub cgroups: Vec<PathBuf>,
+}
+
+/// What was found, of what runs and of what does not.
+struct Looked {
+    found: Vec<(ProgramId, Found)>,
+    survivors: Vec<Survivor>,
+    reaped: Vec<(i32, ExitStatus)>,
+    recorder: Recorder,
+    pipe: Option<LauncherPipe>,
+}
+
+impl Life<'_> {
+    /// Looks what the life before has left, and commits what follows from that.
+    pub(super) fn take_over(&self, clock: Clock) -> Result<TakenOver, String> {
+        let Self { system, directory, homeless, remains, .. } = self;
+        let head = system.head(clock, remains, directory);
+        let last = remains.last.as_ref().map(|(last, _)| last.config.clone());
+        let before = last.and_then(|text| System::in_force(text, system.ignore_interrupts));
+        let own = system.cgroups(&head.journal);
+        if let Some(own) = &own {
+            let prepared = launch::prepare_cgroups(&system.config, own);
+            // In the middle of its work it goes on with what it has; a start that needs one fails, and says so.
+            prepared.or_else(|why| if self.resumes() { Ok(()) } else { Err(why) })?;
+        }
+        let of_before = before.as_ref().and_then(|before| before.cgroups(&head.journal));
+        let cgroups: Vec<PathBuf> = own.into_iter().chain(of_before).collect();
+        let opening = system.opening(clock, head.epoch, self);
+        let state = opening.state.clone();
+        let files = launch::daemon_files(&system.config);
+        let looked = self.look(&opening, &head, &files, &cgroups).map_err(|error| error.to_string())?;
+        let Looked { found, survivors, reaped, recorder, pipe } = looked;
+        let wishes = system.wishes(&state, remains, homeless.as_deref(), before.as_ref());
+        let committed = opening.commit(VERSION, found, wishes);
+        let before = before.map(|before| before.config);
+        Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped, before, cgroups })
+    }
+
+    /// Whether the life before has left this one its work in the middle of it.
+    fn resumes(&self) -> bool {
+        self.launched.as_ref().is_some_and(|launched| launched.before.is_some())
+    }
+
+    /// Looks what has become of everything that may still run. Processes are known by their tokens even if there is nothing
+    /// left of the journal but its identity.
+    fn look(
+        &self,
+        opening: &Opening,
+        head: &Head,
+        daemon_files: &BTreeMap<String, String>,
+        cgroups: &[PathBuf],
+    ) -> io::Result<Looked> {
+        let (remains, launched) = (&self.remains, self.launched.as_ref());
+        let recorder = Recorder::new(launched.map(|launched| launched.recorder.try_clone()).transpose()?);
+        let pipe = launched.map(|launched| launched.pipe.try_clone()).transpose()?;
+        let mut pipe = pipe.map(LauncherPipe::new).transpose()?;
+        let mut reaped = Vec::new();
+        let last = remains.last.as_ref().filter(|(before, _)| before.boot == head.boot);
+        let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
+        let state = last.map_or(&opening.state, |(_, last)| last);
+        let before = host::Before { state, identity: &head.journal, recorded: runs.as_deref(), daemon_files, cgroups };
+        let (found, survivors) = host::look(&before, &opening.state, || {
+            reaped = pipe.as_mut().and_then(LauncherPipe::look).unwrap_or_default();
+            reaped.clone()
+        });
+        Ok(Looked { found, survivors, reaped, recorder, pipe })
+    }
+}
+
+impl System {
+    fn head(&self, clock: Clock, remains: &Remains, directory: &StateDirectory) -> Head {
+        let now = u64::try_from(clock.wall().0 / 1000).unwrap_or(1);
+        let last = remains.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
+        Head {
+            v: FORMAT,
+            journal: directory.identity.clone(),
+            boot: boot(),
+            epoch: EpochId(now.max(last + 1)),
+            config: self.text.clone(),
+        }
+    }
+
+    fn opening(&self, clock: Clock, epoch: EpochId, life: &Life<'_>) -> Opening {
+        let Life { remains, directory, .. } = life;
+        let last = remains.last.as_ref().map(|(head, state)| Last {
+            state,
+            // In another boot, or another time namespace, the clock has begun anew.
+            same_boot: head.boot == boot() && state.at <= clock.now(),
+            is_copy: directory.is_copy,
+            resumes: life.resumes(),
+        });
+        Opening::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
+    }
+
+    /// What is to be committed besides what was found: what a changed configuration wants, and what is wrong with the
+    /// journal.
+    fn wishes(
+        &self,
+        state: &State,
+        remains: &Remains,
+        homeless: Option<&str>,
+        before: Option<&Self>,
+    ) -> Vec<(Event, Cause)> {
+        let mut wishes = Vec::new();
+        for (file, why) in &remains.damaged {
+            let event = SystemEvent::JournalDamaged { file: file.clone(), why: why.clone() };
+            wishes.push((Event::System(event), Cause::Os));
+        }
+        if let Some(why) = homeless {
+            let event = SystemEvent::JournalDegraded { why: why.to_owned() };
+            wishes.push((Event::System(event), Cause::Os));
+        }
+        if let Some((head, last)) = &remains.last
+            && head.config.text != self.text.text
+            && let Some(old) = before
+        {
+            let cause = last.handover.map_or(Cause::Boot, |(_, seq)| Cause::Event(seq));
+            wishes.extend(Plan::new(&old.config, &self.config, last).wishes(state, &cause));
+        }
+        wishes
+    }
+}
