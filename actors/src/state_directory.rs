@@ -297,11 +297,12 @@ pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File, S
 /// Opens a file of the directory for writing; on a disk that can only be read, for reading.
 fn open_or_look(path: &Path) -> Result<File, StateError> {
     let opened = open_own(path, OpenOptions::new().read(true).write(true).create(true));
-    match opened {
-        Err(StateError::Io { error, .. }) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
+    match &opened {
+        // Where there was a gaggled before, there is one.
+        Err(StateError::Io { error, .. }) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && path.exists() => {
             open_own(path, OpenOptions::new().read(true))
         }
-        opened => opened,
+        _ => opened,
     }
 }
 

@@ -409,6 +409,15 @@ pub fn substitute(text: &str, directory: &Path) -> String {
     text.replace("@DIR@", &directory.display().to_string()).replace("@PUPPET@", &binary("puppet").display().to_string())
 }
 
+/// Whether something can be done on this machine; a notice if not.
+pub fn possible(words: &[&str]) -> bool {
+    let done = Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success());
+    if !done {
+        eprintln!("skipped: {} is not possible here", words.join(" "));
+    }
+    done
+}
+
 /// Whether a process exists.
 pub fn exists(pid: i32) -> bool {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).is_ok()

@@ -16,7 +16,7 @@ use gaggled_core::{
     state::ProgramState,
     wire::Action,
 };
-use gaggled_tests::harness::{Daemon, Start, binary, children, code, directory, now};
+use gaggled_tests::harness::{Daemon, Start, binary, children, code, directory, now, possible};
 use nix::sys::signal::Signal;
 
 fn sleeper(name: &str) -> String {
@@ -175,15 +175,6 @@ fn a_disk_that_is_full_stops_nothing() {
     let output = daemon.tool("gaggled_controller", &["shutdown"]);
     assert!(output.status.success());
     daemon.await_end();
-}
-
-/// Whether something can be done on this machine; a notice if not.
-fn possible(words: &[&str]) -> bool {
-    let done = Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success());
-    if !done {
-        eprintln!("skipped: {} is not possible here", words.join(" "));
-    }
-    done
 }
 
 /// Test 13: no process can be had for a while, and no start is lost.

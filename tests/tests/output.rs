@@ -11,7 +11,7 @@ use std::{
 
 use gaggled_core::{command::Selection, wire::Action};
 use gaggled_tests::{
-    harness::{Daemon, Start, binary, directory},
+    harness::{Daemon, Start, binary, directory, possible},
     seeds::said,
 };
 use nix::sys::signal::Signal;
@@ -269,4 +269,32 @@ fn a_reload_takes_other_logs_and_everything_can_go_down() {
     assert_eq!(daemon.dump()["logger"]["up"], true);
     daemon.end();
     daemon.verify();
+}
+
+#[test]
+fn a_log_is_written_wherever_the_journal_has_found_a_place() {
+    let directory = Arc::new(directory());
+    let dir = directory.path().display();
+    let mount = format!(
+        "mount -t tmpfs tmpfs /run && mkdir {dir}/state && mount -t tmpfs -o ro,mode=700 tmpfs {dir}/state && exec \"$@\""
+    );
+    if !possible(&["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]) {
+        return;
+    }
+    let text = format!(
+        "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\"), programs: {{{}}})",
+        counter("kept", 30, "rotate: (size: \"4k\", stamp: true)")
+    );
+    let wrapper = ["unshare", "-m", "sh", "-c", &mount, "sh"];
+    let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });
+    daemon.wait_up("kept", 1);
+    assert!(daemon.log().contains("so it is kept in /run/gaggled/journal for now"), "{}", daemon.log());
+    let path = directory.path().to_owned();
+    let written = || all_lines(&path, "kept").len() == 30;
+    daemon.wait_outside("what it has written", written);
+    daemon.kill_core();
+    daemon.kill("kept", Signal::SIGKILL);
+    daemon.wait_up("kept", 2);
+    daemon.wait_outside("what it has written again", || all_lines(&path, "kept").len() == 60);
+    daemon.end();
 }

@@ -76,14 +76,14 @@ impl System {
     pub fn check(path: &Path, ignore_interrupts: bool) -> Option<Self> {
         let (parsed, text) = diagnostics::load(path).ok()?;
         let text = ConfigText { path: absolute(path), text };
-        let (system, found) = Self::examine(parsed, text, ignore_interrupts);
+        let (system, found) = Self::examine(parsed, text, ignore_interrupts, None);
         diagnostics::show(path, &system.text.text, &found);
         let usable = found.iter().all(|finding| finding.severity != Severity::Error);
         usable.then_some(system)
     }
 
-    /// Reads and checks a configuration; what is wrong with it is returned in words.
-    fn load(path: &Path, ignore_interrupts: bool) -> Result<Self, String> {
+    /// Reads and checks a configuration for the gaggled whose journal is here; what is wrong with it is returned in words.
+    fn load(path: &Path, ignore_interrupts: bool, state: &Path) -> Result<Self, String> {
         let text = diagnostics::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
         let in_words = |found: &[Diagnostic]| {
             let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
@@ -92,19 +92,24 @@ impl System {
         };
         let parsed = Config::parse(&text).map_err(|found| in_words(&found))?;
         let place = ConfigText { path: absolute(path), text: text.clone() };
-        let (system, found) = Self::examine(parsed, place, ignore_interrupts);
+        let (system, found) = Self::examine(parsed, place, ignore_interrupts, Some(state));
         let wrong = in_words(&found);
         if wrong.is_empty() { Ok(system) } else { Err(wrong) }
     }
 
-    /// The configuration that was in force already. What it needs may be gone by now; that is no reason to leave the
-    /// programs alone.
-    fn in_force(text: ConfigText, ignore_interrupts: bool) -> Option<Self> {
+    /// The configuration that was in force already, with the journal here. What it needs may be gone by now; that is no
+    /// reason to leave the programs alone.
+    fn in_force(text: ConfigText, ignore_interrupts: bool, state: &Path) -> Option<Self> {
         let parsed = Config::parse(&text.text).ok()?;
-        Some(Self::examine(parsed, text, ignore_interrupts).0)
+        Some(Self::examine(parsed, text, ignore_interrupts, Some(state)).0)
     }
 
-    fn examine(parsed: Parsed, text: ConfigText, ignore_interrupts: bool) -> (Self, Vec<Diagnostic>) {
+    fn examine(
+        parsed: Parsed,
+        text: ConfigText,
+        ignore_interrupts: bool,
+        state: Option<&Path>,
+    ) -> (Self, Vec<Diagnostic>) {
         let Parsed { mut config, locator, .. } = parsed;
         let search = launch::search_path(&config, &std::env::var("PATH").unwrap_or_default());
         let mut found = launch::check(&config, &locator, &search);
@@ -124,11 +129,9 @@ impl System {
             );
         }
         add_gate(&mut config, Path::new(&text.path));
-        let outlets = match address::state_directory(&config.gaggled) {
-            Ok(state) => add_logger(&mut config, &state),
-            // That there is nowhere for the journal either is said when it is opened.
-            Err(_) => Vec::new(),
-        };
+        // That there is no place for the journal is said when it is opened.
+        let state = state.map(Path::to_owned).or_else(|| address::state_directory(&config.gaggled).ok());
+        let outlets = state.map_or_else(Vec::new, |state| add_logger(&mut config, &state));
         (Self { config, text, urls, search, outlets, ignore_interrupts }, found)
     }
 
@@ -216,6 +219,11 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
     } else {
         let system = System::check(&options.config, options.ignore_interrupts).ok_or(Refused::Configuration)?;
         let (directory, homeless) = find_state(&system)?;
+        let elsewhere = homeless.as_ref().and_then(|_| {
+            // Its pipes are where the journal is.
+            System::in_force(system.text.clone(), options.ignore_interrupts, directory.path())
+        });
+        let system = elsewhere.unwrap_or(system);
         let remains = directory.recover(ControlActor::HISTORY)?;
         (system, directory, homeless, remains)
     };
@@ -270,7 +278,8 @@ fn resume(state: &Path, ignore_interrupts: bool) -> Result<Option<(System, State
     let remains = directory.recover(ControlActor::HISTORY)?;
     let in_force = remains.last.as_ref().map(|(head, _)| head.config.clone());
     let text = remains.next_config.clone().or(in_force);
-    Ok(text.and_then(|text| System::in_force(text, ignore_interrupts)).map(|system| (system, directory, remains)))
+    let system = text.and_then(|text| System::in_force(text, ignore_interrupts, state));
+    Ok(system.map(|system| (system, directory, remains)))
 }
 
 /// Opens the directory of the journal. If its disk cannot be written, another is taken that does not outlive the machine,

@@ -14,6 +14,7 @@ use gaggled_core::{
     host::{Fact, Launch},
     ids::{InstanceId, ProgramId, Table},
 };
+use inotify::Inotify;
 use tokio::{
     runtime,
     sync::{Semaphore, mpsc::UnboundedReceiver},
@@ -70,6 +71,7 @@ struct Attended {
 pub(super) struct Attendant {
     programs: Table<ProgramId, Attended>,
     sockets: Sockets,
+    inotify: Inotify,
     shared: Arc<Shared>,
 }
 
@@ -92,16 +94,18 @@ impl Attendant {
             log: launch.log.path().cloned(),
         };
         let sockets = Sockets::bind(launches, journal)?;
-        Ok(Self { programs: launches.values().map(attended).collect(), sockets, shared })
+        let inotify = Inotify::init()
+            .map_err(|error| io::Error::new(error.kind(), format!("files cannot be watched (inotify): {error}")))?;
+        Ok(Self { programs: launches.values().map(attended).collect(), sockets, inotify, shared })
     }
 
     /// Starts the thread; where programs say something.
     pub(super) fn start(self, mut tasks: UnboundedReceiver<Task>) -> io::Result<Addresses> {
-        let Self { programs, sockets, shared } = self;
+        let Self { programs, sockets, inotify, shared } = self;
         let addresses = sockets.addresses();
         let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(THREADS).build()?;
         let live = async move || {
-            let (watches, mut concerned) = Watches::new()?;
+            let (watches, mut concerned) = Watches::new(inotify)?;
             let mut sockets = Some(sockets);
             let slots = Arc::new(Semaphore::new(AT_ONCE));
             let mut attending = Attending { programs, shared, watches, slots, awaited: BTreeMap::new() };

@@ -15,6 +15,7 @@ use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
 use crate::{
     graph::{Limit, Mode, Until},
+    health::Ready,
     host::PidFile,
     logs::Rotate,
     nodes::Nodes,
@@ -245,26 +246,25 @@ impl Checker<'_> {
     }
 }
 
-/// Two programs must not speak through one file.
+/// Two programs must not speak through one file, if what one of them has written there is moved away or looked for.
 fn check_shared_files(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+    let is_own = |program: &ProgramConfig| program.rotate.is_some() || matches!(program.ready, Some(Ready::Line(_)));
     let mut pid_files: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut logs: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut logs: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
     for (name, program) in config.programs.iter() {
-        let mut seen = |known: Option<&str>, field: &str, what: &str| {
-            if let Some(other) = known {
-                let message = format!("program \"{name}\" has the same {what} as \"{other}\"");
-                let error = Diagnostic::error(message).at(locator.nearest(&["programs", name, field]));
-                found.push(error.help("give each a file of its own"));
-            }
+        let mut shared = |other: &str, field: &str, what: &str| {
+            let message = format!("program \"{name}\" has the same {what} as \"{other}\"");
+            let error = Diagnostic::error(message).at(locator.nearest(&["programs", name, field]));
+            found.push(error.help("give each a file of its own"));
         };
-        if let Some(file) = &program.pid_file {
-            seen(pid_files.insert(file.path(), name), "pid_file", "pid file");
+        if let Some(other) = program.pid_file.as_ref().and_then(|file| pid_files.insert(file.path(), name)) {
+            shared(other, "pid_file", "pid file");
         }
-        let by_line = matches!(program.ready, Some(crate::health::Ready::Line(_)));
-        if let Some(log) =
-            program.log.as_deref().filter(|log| *log != "/dev/null" && (by_line || program.rotate.is_some()))
+        let Some(log) = program.log.as_deref().filter(|log| *log != "/dev/null") else { continue };
+        if let Some((other, others_own)) = logs.insert(log, (name, is_own(program)))
+            && (others_own || is_own(program))
         {
-            seen(logs.insert(log, name), "log", "log");
+            shared(other, "log", "log");
         }
     }
 }

@@ -62,6 +62,14 @@ const MISTAKES: &[(&str, &str)] = &[
     (r#"(programs: {"a": (command: "x", rlimits: {"files": 9})})"#, "limit \"files\" of 9"),
     (r#"(programs: {"a": (command: "x", rlimits: {"nofile": "9:8"})})"#, "limit \"9:8\""),
     (r#"(programs: {"a": (command: "x", rlimits: {"nofile": 9, "nofile": 8})})"#, "there twice"),
+    (
+        r#"(programs: {"a": (command: "x", log: "f"), "b": (command: "x", log: "f", rotate: ())})"#,
+        "\"b\" has the same log as \"a\"",
+    ),
+    (
+        r#"(programs: {"a": (command: "x", log: "f", rotate: ()), "b": (command: "x", log: "f")})"#,
+        "\"b\" has the same log as \"a\"",
+    ),
     (r#"(gaggled: (cgroup: "gaggled"), programs: {})"#, "cgroups is not absolute"),
     (r#"(programs: {"a": (command: "x", cgroup: {"memory.max": "1M"})})"#, "no cgroup to be kept in"),
     (

@@ -86,7 +86,7 @@ impl Renewer {
 
     fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, ConfigText, String), ReplyError> {
         let path = file.unwrap_or(&self.text.path);
-        let system = System::load(Path::new(path), self.ignore_interrupts).map_err(failed)?;
+        let system = System::load(Path::new(path), self.ignore_interrupts, &self.state).map_err(failed)?;
         if system.config.gaggled.state != self.config.gaggled.state {
             // The next gaggled would not find what this one has written.
             return Err(failed(format!(

@@ -54,7 +54,7 @@ impl Life<'_> {
         let Self { system, directory, homeless, remains, .. } = self;
         let head = system.head(clock, remains, directory);
         let last = remains.last.as_ref().map(|(last, _)| last.config.clone());
-        let before = last.and_then(|text| System::in_force(text, system.ignore_interrupts));
+        let before = last.and_then(|text| System::in_force(text, system.ignore_interrupts, directory.path()));
         let own = system.cgroups(&head.journal);
         if let Some(own) = &own {
             let prepared = launch::prepare_cgroups(&system.config, own);

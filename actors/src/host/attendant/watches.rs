@@ -59,8 +59,7 @@ pub(super) struct Watches {
 
 impl Watches {
     /// Nothing yet, and where it is told for which program something has changed.
-    pub(super) fn new() -> io::Result<(Self, UnboundedReceiver<ProgramId>)> {
-        let inotify = Inotify::init()?;
+    pub(super) fn new(inotify: Inotify) -> io::Result<(Self, UnboundedReceiver<ProgramId>)> {
         let kernel = inotify.watches();
         let mut events = inotify.into_event_stream([0; 4096])?;
         let watched = Watched::default();
