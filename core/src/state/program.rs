@@ -1,0 +1,458 @@
+//! The state of one program.
+//!
+//! ```text
+//!            Starting             Started             Stopping
+//!     Down -----------> Starting ---------> Up --------------------> Stopping
+//!      ^                   | SpawnFailed     | Exited                   | Exited
+//!      +-------------------+-----------------+--------------------------+
+//! ```
+//!
+//! A program whose end leaves something that stands, a mounted disk for instance, goes from Up to Done instead, and from
+//! there by Stopping, while its stop command undoes that, to Down.
+
+use serde::{Deserialize, Serialize};
+
+use super::spacing::jitter;
+use crate::{
+    event::{DependencyEvent, ProgramEvent, StopReason},
+    graph::{Policy, Until},
+    health::Ailment,
+    host::{ExecStage, ExitStatus, StartTime},
+    ids::{EpochId, InstanceId, Seq},
+    time::Instant,
+};
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// There is none.
+    #[default]
+    Down,
+    /// It was asked for and has not yet been reported.
+    Starting,
+    /// Its command runs.
+    Up,
+    /// It was asked to end, or what it has done is being undone.
+    Stopping,
+    /// It has ended well, and what it has done stands.
+    Done,
+}
+
+/// Whether its group lets a program run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// It has no group.
+    #[default]
+    Free,
+    /// Its group is at another level, or has not come to it yet.
+    Out,
+    /// It was let in, by this event or because of it.
+    In(Seq),
+}
+
+/// How the last run ended, or why it never was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It ran and ended.
+    Exited(ExitStatus),
+    /// It could not be started.
+    SpawnFailed {
+        /// The step that failed.
+        stage: ExecStage,
+        /// The error number.
+        errno: i32,
+    },
+}
+
+/// That an instance is to be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Why.
+    pub reason: StopReason,
+    /// Whether what it depends on is still up, so that its own dependents can go first.
+    pub planned: bool,
+    /// Since when that is known.
+    pub since: Instant,
+}
+
+/// The state of one program.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramState {
+    /// Where its instance is in its life.
+    pub phase: Phase,
+    /// The last run, or the one that is; 0 before the first.
+    pub instance: InstanceId,
+    /// The process id while there is a process.
+    pub pid: Option<i32>,
+    /// When that process began.
+    pub birth: StartTime,
+    /// When the instance came up.
+    pub up_since: Option<Instant>,
+    /// When it was ready, if it is.
+    #[serde(default)]
+    pub ready_since: Option<Instant>,
+    /// Whether the process is the daemon that the command has left.
+    #[serde(default)]
+    pub daemonized: bool,
+    /// What is wrong with the instance, or was with the last.
+    #[serde(default)]
+    pub ailment: Option<Ailment>,
+    /// When the phase last changed.
+    pub changed_at: Instant,
+    /// The event that changed it.
+    pub changed_by: Seq,
+    /// Whether its group lets it run.
+    #[serde(default)]
+    pub place: Place,
+    /// Whether a start is owed: at boot, after an end that is to be followed by a start, or because somebody asked.
+    pub due: bool,
+    /// Whether an operator, or the configuration, wants it down. Overrides everything else.
+    pub operator_down: bool,
+    /// That the instance which runs is to be stopped, from the moment that is known.
+    pub leaving: Option<Leaving>,
+    /// When a stopping instance will be killed.
+    pub deadline: Option<Instant>,
+    /// Whether the process, while it is stopping, is that of its stop command.
+    #[serde(default)]
+    pub undoing: bool,
+    /// Whether gaggled signalled the last instance to end.
+    pub signalled: bool,
+    /// The event that last took it down, or decided to: dependents that propagate restart once for each.
+    pub fall: Option<Seq>,
+    /// How the last run ended.
+    pub outcome: Option<Outcome>,
+    /// Whether that was a success.
+    #[serde(default)]
+    pub succeeded: bool,
+    /// The number of starts since the last that lasted.
+    pub attempts: u32,
+    /// Not to be started before this moment.
+    pub not_before: Option<Instant>,
+    /// When it was started by itself, as far as its limit looks back.
+    #[serde(default)]
+    pub recent: Vec<Instant>,
+    /// Whether it has ended too often, and is left down until somebody asks it up.
+    #[serde(default)]
+    pub given_up: bool,
+    /// How often it has been started again.
+    pub restarts: u64,
+    /// The number of its dependencies that are not satisfied.
+    pub unmet: u32,
+    /// The original's counter: 1, and 1 more for each start, end, and wish of an operator.
+    pub state_sequence: u64,
+    /// The last event that concerned it.
+    pub last_seq: Seq,
+}
+impl ProgramState {
+    /// The state of a program that was never started.
+    pub fn new(policy: &Policy, dependencies: usize) -> Self {
+        Self {
+            phase: Phase::Down,
+            instance: InstanceId(0),
+            pid: None,
+            birth: StartTime::default(),
+            up_since: None,
+            ready_since: None,
+            daemonized: false,
+            ailment: None,
+            changed_at: Instant::default(),
+            changed_by: Seq(0),
+            place: if policy.group.is_some() { Place::Out } else { Place::Free },
+            due: policy.enabled && policy.group.is_none(),
+            operator_down: !policy.enabled,
+            leaving: None,
+            deadline: None,
+            undoing: false,
+            signalled: false,
+            fall: None,
+            outcome: None,
+            succeeded: false,
+            attempts: 0,
+            not_before: None,
+            recent: Vec::new(),
+            given_up: false,
+            restarts: 0,
+            unmet: u32::try_from(dependencies).unwrap_or(u32::MAX),
+            state_sequence: 1,
+            last_seq: Seq(0),
+        }
+    }
+
+    /// Whether there is something to stop: a process, one on its way, or what one has done.
+    pub fn is_running(&self) -> bool {
+        self.phase != Phase::Down
+    }
+
+    /// Whether a dependency may count on it: it is up and nobody has decided to stop it.
+    pub fn is_steady(&self) -> bool {
+        self.phase == Phase::Up && self.leaving.is_none()
+    }
+
+    /// Since when a dependency may count on it, if it may.
+    pub fn counts_since(&self, until: Until) -> Option<Instant> {
+        match until {
+            Until::Started => self.up_since.filter(|_| self.is_steady()),
+            Until::Ready => self.ready_since.filter(|_| self.is_steady()),
+            Until::Completed => self.is_completed().then_some(self.changed_at),
+        }
+    }
+
+    /// Whether it is up, ready, and nobody has decided to stop it.
+    pub fn is_ready(&self) -> bool {
+        self.is_steady() && self.ready_since.is_some()
+    }
+
+    /// Whether it has run to its end, well, and is not to run again. What was told to end has not run to its end.
+    pub fn is_completed(&self) -> bool {
+        match self.phase {
+            Phase::Done => self.leaving.is_none(),
+            Phase::Down => !self.due && self.succeeded && !self.signalled && self.place != Place::Out,
+            Phase::Starting | Phase::Up | Phase::Stopping => false,
+        }
+    }
+
+    /// Whether it has run to its end, not well, and is not to run again.
+    pub fn has_failed(&self) -> bool {
+        self.phase == Phase::Down && !self.due && self.outcome.is_some() && !self.is_completed()
+    }
+
+    /// How it ends with this event, if nobody has wanted that.
+    pub fn verdict(&self, event: &ProgramEvent) -> Option<ExitStatus> {
+        if let ProgramEvent::Exited { status, stands, .. } = event {
+            let unhealthy = self.leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
+            let wanted = !self.operator_down && !self.due && self.place != Place::Out;
+            let by_itself = self.leaving.is_none() || unhealthy && wanted;
+            return (by_itself && !stands).then_some(*status);
+        }
+        let ProgramEvent::SpawnFailed { stage, errno, .. } = event else { return None };
+        (!stage.is_transient(*errno)).then_some(ExitStatus::Unknown)
+    }
+
+    /// Folds an event of the program itself.
+    pub fn apply(&mut self, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant, event: &ProgramEvent) {
+        let before = self.phase;
+        match event {
+            ProgramEvent::Starting { instance } => self.starting(*instance, policy, at),
+            ProgramEvent::Started { pid, birth, .. } if self.phase == Phase::Starting => {
+                self.started(*pid, *birth, policy, at);
+            }
+            ProgramEvent::Adopted { pid, birth, .. } if self.phase == Phase::Starting => {
+                if self.place == Place::Out && self.leaving.is_none() {
+                    // That it was let in was not written.
+                    self.place = Place::In(seq);
+                }
+                self.started(*pid, *birth, policy, at);
+            }
+            ProgramEvent::Started { pid, birth, .. } | ProgramEvent::Adopted { pid, birth, .. } => {
+                self.pid = Some(*pid);
+                self.birth = *birth;
+            }
+            ProgramEvent::Daemonized { pid, birth, .. } => {
+                (self.pid, self.birth, self.daemonized) = (Some(*pid), *birth, true);
+                if policy.care.readiness.is_none() {
+                    self.ready_since = self.ready_since.or(Some(at));
+                }
+            }
+            ProgramEvent::Ready { .. } => self.ready_since = Some(at),
+            ProgramEvent::Unhealthy { ailment, .. } => {
+                self.ailment = Some(*ailment);
+                self.leaving = Some(Leaving { reason: StopReason::Unhealthy, planned: false, since: at });
+            }
+            ProgramEvent::SpawnFailed { stage, errno, .. } if self.undoing => {
+                self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
+                self.down();
+                self.state_sequence += 1;
+            }
+            ProgramEvent::SpawnFailed { stage, errno, .. } => {
+                self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
+                self.succeeded = false;
+                self.down();
+                self.due |= policy.runs_again(false) || stage.is_transient(*errno);
+                self.due &= self.place != Place::Out;
+                self.state_sequence += 1;
+                self.not_before =
+                    Some(at + policy.backoff.space(self.attempts.max(1), jitter(epoch, policy, self.instance)));
+                self.give_up(policy, at);
+            }
+            ProgramEvent::Stopping { reason, deadline, .. } => {
+                self.undoing = self.phase == Phase::Done;
+                self.phase = Phase::Stopping;
+                self.leaving = self.leaving.or(Some(Leaving { reason: *reason, planned: false, since: at }));
+                self.deadline = Some(*deadline);
+                self.signalled = true;
+            }
+            ProgramEvent::StopEscalated { .. } => self.deadline = None,
+            ProgramEvent::Exited { stands: true, status, .. } => {
+                self.outcome = Some(Outcome::Exited(*status));
+                self.succeeded = true;
+                if self.leaving.is_none_or(|leaving| !leaving.planned) {
+                    self.fall = Some(seq);
+                }
+                self.phase = Phase::Done;
+                self.pid = None;
+                self.ready_since = None;
+                self.state_sequence += 1;
+            }
+            ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
+            ProgramEvent::LevelEntered { told } => {
+                self.place = Place::In(*told);
+                self.new_chance();
+                self.due = !self.operator_down;
+                self.leave(StopReason::Level, seq, at);
+                self.state_sequence += 1;
+            }
+            ProgramEvent::LevelLeft { .. } => {
+                self.place = Place::Out;
+                self.due = false;
+                self.leave(StopReason::Level, seq, at);
+                self.state_sequence += 1;
+            }
+            ProgramEvent::Signalled { signal, .. } => self.signalled |= signal.asks_to_end(),
+            ProgramEvent::OperatorStopped => {
+                self.operator_down = true;
+                self.due = false;
+                self.leave(StopReason::Operator, seq, at);
+                self.state_sequence += 1;
+            }
+            ProgramEvent::OperatorStarted => {
+                self.wanted_again(seq);
+                self.due |= self.leaving.is_some() || !self.is_running();
+                self.state_sequence += 1;
+            }
+            ProgramEvent::OperatorRestarted => {
+                self.wanted_again(seq);
+                self.due = true;
+                self.leave(StopReason::Operator, seq, at);
+                self.state_sequence += 1;
+            }
+        }
+        if self.phase != before {
+            self.changed_at = at;
+            self.changed_by = seq;
+        }
+        self.last_seq = seq;
+    }
+
+    /// Folds an event of one of the dependencies that the program has.
+    pub fn apply_dependency(&mut self, seq: Seq, at: Instant, event: &DependencyEvent) {
+        match event {
+            DependencyEvent::Satisfied { .. } => self.unmet = self.unmet.saturating_sub(1),
+            DependencyEvent::Broken => self.unmet = self.unmet.saturating_add(1),
+            DependencyEvent::RestartDue { planned, .. } => {
+                self.due = self.place != Place::Out;
+                self.not_before = None;
+                self.recent.clear();
+                if *planned {
+                    self.leave(StopReason::Propagated, seq, at);
+                } else if self.is_running() && self.leaving.is_none() {
+                    self.leaving = Some(Leaving { reason: StopReason::Propagated, planned: false, since: at });
+                }
+            }
+        }
+        self.last_seq = seq;
+    }
+
+    fn starting(&mut self, instance: InstanceId, policy: &Policy, at: Instant) {
+        if self.up_since.is_some_and(|since| self.changed_at.since(since) >= policy.backoff.reset) {
+            self.attempts = 0;
+        }
+        if let Some(limit) = policy.limit {
+            self.recent.retain(|start| *start + limit.within > at);
+            self.recent.push(at);
+        }
+        self.phase = Phase::Starting;
+        self.restarts += u64::from(instance > InstanceId(1));
+        self.instance = instance;
+        self.attempts = self.attempts.saturating_add(1);
+        self.up_since = None;
+        self.ailment = None;
+        self.due = false;
+        self.leaving = None;
+        self.signalled = false;
+        self.not_before = None;
+    }
+
+    fn started(&mut self, pid: i32, birth: StartTime, policy: &Policy, at: Instant) {
+        self.phase = Phase::Up;
+        self.pid = Some(pid);
+        self.birth = birth;
+        self.up_since = Some(at);
+        self.ready_since = policy.care.is_ready_at_once().then_some(at);
+        self.state_sequence += 1;
+    }
+
+    fn exited(&mut self, status: ExitStatus, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant) {
+        let began = self.up_since.unwrap_or(at);
+        let unhealthy = self.leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
+        let planned = self.leaving.is_some() && !unhealthy;
+        let wanted = !self.operator_down && self.place != Place::Out;
+        if self.leaving.is_none_or(|leaving| !leaving.planned) {
+            self.fall = Some(seq);
+        }
+        self.outcome = Some(Outcome::Exited(status));
+        self.succeeded = policy.succeeds(status);
+        self.down();
+        self.due = wanted && (self.due || policy.runs_again(self.succeeded && !unhealthy));
+        self.state_sequence += 1;
+        if planned {
+            self.attempts = 0;
+            self.recent.clear();
+        } else if at.since(began) < policy.backoff.reset {
+            self.not_before = policy.backoff.next_start(began, at, self.attempts, jitter(epoch, policy, self.instance));
+        }
+        self.give_up(policy, at);
+    }
+
+    /// Looks whether it has ended too often.
+    fn give_up(&mut self, policy: &Policy, at: Instant) {
+        let Some(limit) = policy.limit.filter(|_| self.due) else { return };
+        let recent = self.recent.iter().filter(|start| **start + limit.within > at).count();
+        if recent < usize::try_from(limit.starts).unwrap_or(usize::MAX) {
+            return;
+        }
+        self.recent.clear();
+        match limit.retry {
+            Some(span) => self.not_before = self.not_before.max(Some(at + span)),
+            None => self.given_up = true,
+        }
+    }
+
+    fn down(&mut self) {
+        self.phase = Phase::Down;
+        self.pid = None;
+        self.ready_since = None;
+        self.daemonized = false;
+        self.leaving = None;
+        self.deadline = None;
+        self.undoing = false;
+    }
+
+    fn wanted_again(&mut self, seq: Seq) {
+        self.operator_down = false;
+        if self.place == Place::Out {
+            self.place = Place::In(seq);
+        }
+        self.new_chance();
+    }
+
+    fn new_chance(&mut self) {
+        self.attempts = 0;
+        self.not_before = None;
+        self.recent.clear();
+        self.given_up = false;
+    }
+
+    /// It is going to be stopped, which is a fall already: whoever follows it is stopped before it.
+    fn leave(&mut self, reason: StopReason, seq: Seq, at: Instant) {
+        if self.is_running() && self.leaving.is_none() {
+            self.leaving = Some(Leaving { reason, planned: true, since: at });
+            if self.phase != Phase::Done {
+                self.fall = Some(seq);
+            }
+        }
+    }
+}
