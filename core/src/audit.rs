@@ -102,8 +102,6 @@ pub struct Audit {
     pub found: Vec<String>,
     /// What is not there, because it was never written, as the journal itself says.
     pub missing: Vec<String>,
-    /// What is not there, and may yet be said to be.
-    gap: Option<String>,
 }
 
 impl Seen {
@@ -155,7 +153,6 @@ impl Audit {
             slack,
             found: Vec::new(),
             missing: Vec::new(),
-            gap: None,
         }
     }
 
@@ -164,13 +161,14 @@ impl Audit {
         &self.programs[id]
     }
 
-    /// A segment, or a life of the daemon, begins with this state.
-    pub fn begin(&mut self, start: &State) {
+    /// A segment, or a life of the daemon, begins with this state, and says that so many events before it were missed.
+    pub fn begin(&mut self, start: &State, missed: u64) {
         let position = Position { epoch: start.epoch, seq: start.seq };
-        self.end();
         match self.last {
             Some(last) if position.seq > last.seq => {
-                self.gap = Some(format!("events {} to {} are missing", last.seq.0 + 1, position.seq));
+                let gap = format!("events {} to {} are missing", last.seq.0 + 1, position.seq);
+                let announced = position.seq.0 - last.seq.0 <= missed;
+                if announced { &mut self.missing } else { &mut self.found }.push(gap);
             }
             Some(last) if position.epoch < last.epoch || position.seq < last.seq => {
                 self.found.push(format!("I2: epoch {} begins at event {}", start.epoch, start.seq));
@@ -223,11 +221,6 @@ impl Audit {
         self.last = Some(position);
     }
 
-    /// What is missing and was not said to be is wrong.
-    pub fn end(&mut self) {
-        self.found.extend(self.gap.take());
-    }
-
     /// Takes the next event.
     pub fn observe(&mut self, envelope: &Envelope) {
         let last = self.last.map_or(Seq(0), |last| last.seq);
@@ -264,7 +257,6 @@ impl Audit {
                 self.seen(of).planned = true;
             }
             Event::System(SystemEvent::EpochOpened { .. }) => self.opens(envelope),
-            Event::System(SystemEvent::JournalRestored { .. }) => self.missing.extend(self.gap.take()),
             Event::System(SystemEvent::ShutdownBegun) => {
                 self.shutdown = Some(envelope.at);
                 self.spared(envelope.at);

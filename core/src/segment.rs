@@ -72,6 +72,10 @@ pub struct Head {
     pub epoch: EpochId,
     /// The configuration in force.
     pub config: ConfigText,
+    /// How many events right before this segment are in none, because the disk could not be written. It stands here and
+    /// not in an event, so that a segment that is there always says what is not.
+    #[serde(default)]
+    pub missed: u64,
 }
 
 /// What every head has had and will have.
@@ -287,6 +291,7 @@ mod tests {
             boot: "b".into(),
             epoch: EpochId(7),
             config: ConfigText { path: "system.ron".into(), text: "()".into() },
+            missed: 0,
         };
         let mut bytes = begin(&head, journal.state()).expect("it can be written");
         let mut ends = vec![bytes.len()];

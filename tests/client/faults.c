@@ -1,6 +1,7 @@
 /* Misfortunes for tests, preloaded into gaggled. A file named by FAULTS tells which, one a line:
  *
  *   write ERRNO       writing to a journal fails
+ *   append ERRNO      writing to a segment fails, but not to begin one
  *   short BYTES       writing to a journal writes so little at a time
  *   sync MS           synchronising a journal takes so long
  *   clock SECONDS     the time of day is off by so much
@@ -30,13 +31,17 @@ static int fault(const char *name, long *value) {
     return found;
 }
 
-static int is_journal(int fd) {
+static int ends(int fd, const char *with) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    ssize_t length = readlink(link, path, sizeof path - 1);
-    if (length < 8) return 0;
+    ssize_t length = readlink(link, path, sizeof path - 1), tail = (ssize_t)strlen(with);
+    if (length < tail) return 0;
     path[length] = 0;
-    return !strcmp(path + length - 8, ".journal") || !strcmp(path + length - 4, ".new");
+    return !strcmp(path + length - tail, with);
+}
+
+static int is_journal(int fd) {
+    return ends(fd, ".journal") || ends(fd, ".new");
 }
 
 ssize_t write(int fd, const void *bytes, size_t size) {
@@ -45,6 +50,7 @@ ssize_t write(int fd, const void *bytes, size_t size) {
     if (!real) real = dlsym(RTLD_NEXT, "write");
     if (fd > 2 && is_journal(fd)) {
         if (fault("write", &value)) { errno = (int)value; return -1; }
+        if (fault("append", &value) && ends(fd, ".journal")) { errno = (int)value; return -1; }
         if (fault("short", &value) && size > (size_t)value) size = (size_t)value;
     }
     return real(fd, bytes, size);

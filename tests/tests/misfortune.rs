@@ -11,9 +11,9 @@ use std::{
 };
 
 use gaggled_core::{
-    event::{Beginning, Event, ProgramEvent, SystemEvent},
+    event::{Beginning, Envelope, Event, ProgramEvent, SystemEvent},
     host::ExitStatus,
-    state::ProgramState,
+    state::{ProgramState, State},
     wire::Action,
 };
 use gaggled_tests::harness::{Daemon, Start, binary, children, code, directory, now, possible};
@@ -112,6 +112,28 @@ fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
     let pid = daemon.pid_of("a");
     daemon.kill_core();
     assert_eq!(daemon.pid_of("a"), pid, "what the snapshot has is gone on from");
+    assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
+    assert_eq!(code(daemon.end()), 0);
+}
+
+/// A segment that is begun says what is missing before it, even if nothing is ever added to it.
+#[test]
+fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let mut daemon = faults.daemon(&churner("b"), directory);
+    daemon.wait_up("b", 1);
+    faults.set("append 28");
+    let restored_times = |times: usize| {
+        move |heard: &[Envelope], _: &State| {
+            let restored = |envelope: &&Envelope| matches!(&envelope.event, Event::System(event) if restored(event));
+            heard.iter().filter(restored).count() >= times
+        }
+    };
+    daemon.wait("the journal to fail twice", restored_times(2));
+    faults.set("");
+    daemon.wait("the journal to be restored", restored_times(3));
+    daemon.kill_core();
     assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
     assert_eq!(code(daemon.end()), 0);
 }

@@ -11,7 +11,7 @@ use gaggled_actors::state_directory::{SegmentFile, segments};
 use gaggled_core::{
     audit::Audit,
     event::Envelope,
-    segment::{Broken, How, Replay},
+    segment::{Broken, Head, How, Replay},
     state::State,
     time::{Millis, WallTime},
     wire::{View, encode_event},
@@ -65,18 +65,20 @@ pub fn run(command: &Command) -> ExitCode {
     }
 }
 
-/// Passes through a segment: the state at its beginning without an event, and each event with the fold after it. Returns
-/// the last fold, or how the segment ceases to hold.
-fn pass(
-    segment: &Path,
-    mut visit: impl FnMut(Option<&Envelope>, &State) -> std::io::Result<()>,
-) -> Result<State, Wrong> {
+/// What stands in a segment, with the fold up to there.
+enum Passage<'a> {
+    Beginning(&'a Head, &'a State),
+    Event(&'a Envelope, &'a State),
+}
+
+/// Passes through a segment. Returns the last fold, or how the segment ceases to hold.
+fn pass(segment: &Path, mut visit: impl FnMut(Passage<'_>) -> std::io::Result<()>) -> Result<State, Wrong> {
     let bytes = fs::read(segment)?;
     let mut replay = Replay::open(&bytes).map_err(Wrong::Broken)?;
-    visit(None, &replay.state)?;
+    visit(Passage::Beginning(&replay.head, &replay.state))?;
     while let Some(next) = replay.next_event() {
         let (envelope, _) = next.map_err(Wrong::Broken)?;
-        visit(Some(&envelope), &replay.state)?;
+        visit(Passage::Event(&envelope, &replay.state))?;
     }
     Ok(replay.state)
 }
@@ -110,14 +112,17 @@ fn verify(found: &[SegmentFile]) -> ExitCode {
         let name = segment.path.display();
         bytes += fs::metadata(&segment.path).map_or(0, |found| found.len());
         let mut differs = false;
-        let passed = pass(&segment.path, |envelope, state| {
-            if let Some(envelope) = envelope {
-                events += 1;
-                audit.observe(envelope);
-            } else {
-                let same = |last: &State| last.epoch == state.epoch && last.seq == state.seq;
-                differs = last.as_ref().is_some_and(|last| same(last) && last != state);
-                audit.begin(state);
+        let passed = pass(&segment.path, |passage| {
+            match passage {
+                Passage::Event(envelope, _) => {
+                    events += 1;
+                    audit.observe(envelope);
+                }
+                Passage::Beginning(head, state) => {
+                    let same = |last: &State| last.epoch == state.epoch && last.seq == state.seq;
+                    differs = last.as_ref().is_some_and(|last| same(last) && last != state);
+                    audit.begin(state, head.missed);
+                }
             }
             Ok(())
         });
@@ -136,7 +141,6 @@ fn verify(found: &[SegmentFile]) -> ExitCode {
             }
         }
     }
-    audit.end();
     wrong.append(&mut audit.found);
     let size = bytes / 1024;
     let mut lines = vec![format!("{} segments, {events} events, {size} KiB", found.len())];
@@ -178,8 +182,8 @@ fn as_far_as_it_holds(segment: &Path) -> Option<(State, WallTime)> {
 fn export(found: &[SegmentFile]) -> ExitCode {
     let mut whole = true;
     for segment in found {
-        let passed = pass(&segment.path, |envelope, state| {
-            let Some(envelope) = envelope else { return Ok(()) };
+        let passed = pass(&segment.path, |passage| {
+            let Passage::Event(envelope, state) = passage else { return Ok(()) };
             let subject = state.graph.subject(&envelope.event);
             let view = subject.map(|id| View::at(state, envelope.at).program(id));
             output::line(&encode_event(envelope, &state.graph, view))

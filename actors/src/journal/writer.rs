@@ -206,6 +206,7 @@ impl Writer {
     /// Begins a segment with a snapshot, and with the opening of a life if that begins with it: whole or not at all.
     fn begin(&mut self, opening: &[Envelope]) {
         self.retry_at = None;
+        self.head.missed = self.missed;
         let begun = segment::begin(&self.head, &self.state).map_err(|why| why.to_string()).and_then(|bytes| {
             let mut bytes = bytes;
             bytes.extend(self.config_frame());
@@ -218,9 +219,9 @@ impl Writer {
         match begun {
             Ok((file, size)) => {
                 self.file = Some(Arc::new(file));
-                (self.written, self.good, self.retry) = (size, size, RETRY.0);
+                (self.written, self.good) = (size, size);
+                let missed = std::mem::take(&mut self.missed);
                 if std::mem::take(&mut self.degraded) {
-                    let missed = std::mem::take(&mut self.missed);
                     (self.health)(SystemEvent::JournalRestored { missed });
                 }
                 self.forget();
@@ -260,7 +261,7 @@ impl Writer {
         match (&**file).write_all(&self.buffer) {
             Ok(()) => {
                 self.written += self.buffer.len() as u64;
-                self.good = self.written;
+                (self.good, self.retry) = (self.written, RETRY.0);
                 self.sync_at = self.sync_at.or(Some(now() + SYNC));
             }
             Err(error) => {

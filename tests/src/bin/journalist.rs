@@ -36,6 +36,7 @@ fn main() {
         boot: boot(),
         epoch: EpochId(1),
         config: ConfigText::default(),
+        missed: 0,
     };
     let retention = Retention { bytes: 4 << 30, age: Millis::MAX };
     let journaled = Journaled { head, state: journal.state().clone(), opening: Vec::new() };

@@ -39,7 +39,7 @@ struct Checker {
 pub fn check(world: &World, run: &Run) -> Vec<String> {
     let mut audit = Audit::new(SLACK);
     for life in &run.lives {
-        audit.begin(&life.start);
+        audit.begin(&life.start, 0);
         life.envelopes.iter().for_each(|envelope| audit.observe(envelope));
     }
     let mut found = run.violations.clone();

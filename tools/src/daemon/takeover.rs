@@ -115,6 +115,7 @@ impl System {
             boot: boot(),
             epoch: EpochId(now.max(last + 1)),
             config: self.text.clone(),
+            missed: 0,
         }
     }
 
