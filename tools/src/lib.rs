@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod backoff;
+pub mod controller;
 pub mod daemon;
 pub mod diagnostics;
 pub mod dump;
