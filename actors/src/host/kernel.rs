@@ -1,9 +1,9 @@
 //! The system calls that have no safe interface: starting a process, and waiting for the end of any.
 //!
-//! Starting one costs the same whatever the size of the daemon. `fork` copies the page tables of the parent, which takes a hundred milliseconds once it holds some gigabytes. So the
-//! child is made as `posix_spawn` makes it: it shares the memory of the parent, which stands still until the child has
-//! executed its command or ended. Unlike `posix_spawn` this makes a session, tells which step failed, and lets the
-//! reaper know the process id before the child runs.
+//! Starting one costs the same whatever the size of the daemon. `fork` copies the page tables of the parent, which
+//! takes a hundred milliseconds once it holds some gigabytes. So the child is made as `posix_spawn` makes it: it shares
+//! the memory of the parent, which stands still until the child has executed its command or ended. Unlike `posix_spawn`
+//! this makes a session, tells which step failed, and lets the reaper know the process id before the child runs.
 //!
 //! Between the two the child must behave: it only makes system calls, on data that was laid out before. It does not
 //! allocate, log, lock, or panic, and returns from nothing.
@@ -19,11 +19,15 @@ use std::{
     sync::atomic::{AtomicI32, Ordering},
 };
 
-use gaggled_core::host::{ExecStage, ExitStatus};
+use gaggled_core::host::ExecStage;
 
 mod confine;
+mod ends;
 
-pub use self::confine::Confinement;
+pub use self::{
+    confine::Confinement,
+    ends::{ExitInfo, exit_info, of_wait_status, peek_ended, reap, wait_for_any},
+};
 use super::recorder::{Slot, SlotBytes};
 
 /// A start that did not come to be.
@@ -360,101 +364,10 @@ unsafe fn rt_sigaction(signal: c_int, new: *const KernelAction) -> libc::c_long 
     unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, new, ptr::null_mut::<KernelAction>(), 8_usize) }
 }
 
-/// Waits until any child has ended, and leaves it as it is, so that its process id cannot be used again before
-/// [`reap`]. `None` if there is no child.
-pub fn wait_for_any() -> Option<(i32, ExitStatus)> {
-    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)
-}
-
 /// Sends a signal of any number, also of those that have no name.
 pub fn send(pid: i32, signal: c_int) {
     // SAFETY: no memory is passed.
     unsafe { libc::kill(pid, signal) };
-}
-
-/// A child that has ended, if there is one now; it is left as it is.
-pub fn peek_ended() -> Option<(i32, ExitStatus)> {
-    wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT | libc::WNOHANG).filter(|(pid, _)| *pid > 0)
-}
-
-/// Takes the status of a child that has ended, and with it its process id.
-pub fn reap(pid: i32) -> ExitStatus {
-    let id = libc::id_t::try_from(pid).unwrap_or(0);
-    wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).map_or(ExitStatus::Unknown, |(_, status)| status)
-}
-
-fn wait(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> Option<(i32, ExitStatus)> {
-    loop {
-        // SAFETY: the structure is a local that the call fills; its fields are read only after it has succeeded.
-        let (result, info) = unsafe {
-            let mut info = std::mem::zeroed::<libc::siginfo_t>();
-            (libc::waitid(kind, id, &raw mut info, options), info)
-        };
-        if result == 0 {
-            // SAFETY: waitid fills these fields for every child that it reports.
-            let (pid, value) = unsafe { (info.si_pid(), info.si_status()) };
-            let status = match info.si_code {
-                libc::CLD_EXITED => ExitStatus::Code(value),
-                libc::CLD_KILLED => ExitStatus::Signal(value),
-                libc::CLD_DUMPED => ExitStatus::Core(value),
-                _ => ExitStatus::Unknown,
-            };
-            return Some((pid, status));
-        }
-        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            return None;
-        }
-    }
-}
-
-/// What the kernel tells of a process that is held by a pidfd and is no child.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitInfo {
-    /// It has ended and its parent has reaped it.
-    Ended(ExitStatus),
-    /// Its parent has not reaped it.
-    NotYet,
-    /// This kernel does not tell (Linux before 6.15).
-    Unsupported,
-}
-
-/// The first version of the kernel's `struct pidfd_info`, 64 bytes.
-#[repr(C)]
-#[derive(Default)]
-struct PidfdInfo {
-    mask: u64,
-    cgroup: u64,
-    ids: [u32; 11],
-    exit_code: i32,
-}
-
-/// Asks how a process has ended.
-pub fn exit_info(pidfd: &OwnedFd) -> ExitInfo {
-    const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
-    const EXIT: u64 = 1 << 3;
-    let mut info = PidfdInfo { mask: EXIT, ..PidfdInfo::default() };
-    // SAFETY: the request tells the size of the structure, which is a local that the call fills with plain numbers.
-    let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
-    if result == 0 {
-        if info.mask & EXIT == 0 { ExitInfo::NotYet } else { ExitInfo::Ended(of_wait_status(info.exit_code)) }
-    } else if io::Error::last_os_error().raw_os_error() == Some(libc::ESRCH) {
-        ExitInfo::NotYet
-    } else {
-        ExitInfo::Unsupported
-    }
-}
-
-/// What the status of `wait` says.
-pub fn of_wait_status(status: c_int) -> ExitStatus {
-    if libc::WIFEXITED(status) {
-        ExitStatus::Code(libc::WEXITSTATUS(status))
-    } else if libc::WIFSIGNALED(status) && libc::WCOREDUMP(status) {
-        ExitStatus::Core(libc::WTERMSIG(status))
-    } else if libc::WIFSIGNALED(status) {
-        ExitStatus::Signal(libc::WTERMSIG(status))
-    } else {
-        ExitStatus::Unknown
-    }
 }
 
 /// Makes this process, and with it the programs it starts, ignore the interrupt of the terminal.
