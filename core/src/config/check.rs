@@ -8,10 +8,9 @@ use std::{
 };
 
 mod confines;
+mod cycles;
 mod groups;
 mod health;
-
-use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
 use crate::{
     graph::{Limit, Mode, Until},
@@ -48,7 +47,7 @@ pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
     check_nodes(config, locator, &mut checker.found);
     check_logs(config, locator, &mut checker.found);
     check_shared_files(config, locator, &mut checker.found);
-    cycles(config, locator, &mut checker.found);
+    cycles::check(config, locator, &mut checker.found);
     checker.found
 }
 
@@ -367,55 +366,4 @@ fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locato
 fn nearest_name<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let (distance, name) = names.map(|name| (strsim::levenshtein(wrong, name), name)).min()?;
     (distance <= 1 + wrong.len() / 3).then(|| format!("did you mean \"{name}\"?"))
-}
-
-fn cycles(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
-    let mut graph = DiGraphMap::<&str, ()>::new();
-    for (name, program) in config.programs.iter() {
-        graph.add_node(name);
-        for (on, _) in program.depends.iter() {
-            graph.add_edge(name, on, ());
-        }
-    }
-    for (name, before) in groups::held_back(config) {
-        graph.add_edge(name, before, ());
-    }
-    let mut reported: Vec<(Vec<&str>, Diagnostic)> = Vec::new();
-    for component in tarjan_scc(&graph) {
-        let members: BTreeSet<&str> = component.iter().copied().collect();
-        let Some(first) = config.programs.iter().map(|(name, _)| name).find(|name| members.contains(name)) else {
-            continue;
-        };
-        let Some(path) = path_back(&graph, &members, first) else { continue };
-        let closing = path.iter().rev().nth(1).copied().unwrap_or(first);
-        let error = Diagnostic::error(format!("programs depend on each other in a cycle: {}", path.join(" -> ")))
-            .at(locator.nearest(&["programs", closing, "depends", first]))
-            .help(if config.groups.is_empty() && config.all_groups().is_empty() {
-                "remove one of these dependencies"
-            } else {
-                "remove one of these dependencies, or change the order: in a group a program waits for those of mode Wait and Test before it"
-            });
-        reported.push((path, error));
-    }
-    reported.sort_by(|a, b| a.0.cmp(&b.0));
-    found.extend(reported.into_iter().map(|(_, error)| error));
-}
-
-/// The shortest way from a program back to itself, within its component.
-fn path_back<'a>(graph: &DiGraphMap<&'a str, ()>, members: &BTreeSet<&'a str>, start: &'a str) -> Option<Vec<&'a str>> {
-    let mut queue = std::collections::VecDeque::from([vec![start]]);
-    let mut seen = BTreeSet::new();
-    while let Some(path) = queue.pop_front() {
-        for next in path.last().map(|last| graph.neighbors(*last)).into_iter().flatten() {
-            let mut longer = path.clone();
-            longer.push(next);
-            if next == start {
-                return Some(longer);
-            }
-            if members.contains(next) && seen.insert(next) {
-                queue.push_back(longer);
-            }
-        }
-    }
-    None
 }
