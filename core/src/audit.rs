@@ -26,6 +26,7 @@
 //! | I29 | a group is told by nobody but by events: a new life of the daemon begins with the level of the last |
 //! | I30 | what a program has done that ended well stands, if there is a command to undo it, and else does not |
 //! | I31 | an instance is ready once, and one that is not ready in time is found unhealthy |
+//! | I32 | a stop command fails only while its program is being stopped |
 
 mod groups;
 mod programs;

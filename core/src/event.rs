@@ -144,6 +144,14 @@ pub enum ProgramEvent {
         #[serde(rename = "deadline_us")]
         deadline: Instant,
     },
+    /// Its stop command did not end well, so it is sent its signal as if it had none.
+    #[serde(rename = "ProgramStopCommandFailed")]
+    StopCommandFailed {
+        /// The run that is to end.
+        instance: InstanceId,
+        /// How the command ended; [`ExitStatus::Unknown`] if it could not be run.
+        status: ExitStatus,
+    },
     /// It did not end in time and is killed.
     #[serde(rename = "ProgramStopEscalated")]
     StopEscalated {
@@ -283,6 +291,7 @@ impl ProgramEvent {
             | Self::Ready { .. }
             | Self::Unhealthy { .. }
             | Self::Stopping { .. }
+            | Self::StopCommandFailed { .. }
             | Self::StopEscalated { .. }
             | Self::Signalled { .. }
             | Self::LevelEntered { .. }
@@ -307,6 +316,7 @@ impl Event {
                 ProgramEvent::Unhealthy { .. } => "ProgramUnhealthy",
                 ProgramEvent::SpawnFailed { .. } => "ProgramSpawnFailed",
                 ProgramEvent::Stopping { .. } => "ProgramStopping",
+                ProgramEvent::StopCommandFailed { .. } => "ProgramStopCommandFailed",
                 ProgramEvent::StopEscalated { .. } => "ProgramStopEscalated",
                 ProgramEvent::Exited { .. } => "ProgramExited",
                 ProgramEvent::Signalled { .. } => "ProgramSignalled",

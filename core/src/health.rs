@@ -327,6 +327,7 @@ impl Vigil {
             | Fact::Daemonized { .. }
             | Fact::Spawned { .. }
             | Fact::SpawnFailed { .. }
+            | Fact::StopCommandFailed { .. }
             | Fact::Exited { .. } => {}
         }
     }

@@ -1,6 +1,9 @@
 //! The last events, and the answers that need them: what happened since, and why.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
 
 use crate::{
     event::{Cause, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
@@ -158,7 +161,13 @@ impl History {
             let on = unmet.map(|edge| state.graph.edges[*edge].on);
             chains.extend(on.into_iter().flat_map(|on| self.why(state, on).into_iter().take(1)));
         }
-        chains.retain(|chain| !chain.is_empty());
+        let mut told = BTreeSet::new();
+        chains.retain(|chain| {
+            chain.first().is_some_and(|link| !told.contains(&link.envelope.seq)) && {
+                told.extend(chain.iter().map(|link| link.envelope.seq));
+                true
+            }
+        });
         chains
     }
 
@@ -194,6 +203,7 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
                     )
                 }
                 ProgramEvent::Stopping { reason, .. } => format!("{program} was told to stop, because {reason}"),
+                ProgramEvent::StopCommandFailed { status, .. } => format!("the stop command of {program} {status}"),
                 ProgramEvent::StopEscalated { .. } => format!("{program} did not stop in time and was killed"),
                 ProgramEvent::Exited { status, left_behind: 0, .. } => format!("{program} {status}"),
                 ProgramEvent::Exited { status, left_behind: 1, .. } => {

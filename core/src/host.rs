@@ -395,6 +395,11 @@ pub enum Fact {
     Complained(Complaint),
     /// It has said that it is alive.
     Alive,
+    /// Its stop command did not end well.
+    StopCommandFailed {
+        /// How that ended.
+        status: ExitStatus,
+    },
     /// Nothing of the instance is left.
     Exited {
         /// How its main process ended.

@@ -100,6 +100,7 @@ impl Program {
             ProgramEvent::Adopted { .. }
             | ProgramEvent::Unhealthy { .. }
             | ProgramEvent::SpawnFailed { .. }
+            | ProgramEvent::StopCommandFailed { .. }
             | ProgramEvent::LevelEntered { .. }
             | ProgramEvent::LevelLeft { .. }
             | ProgramEvent::OperatorStopped
@@ -223,6 +224,7 @@ impl Program {
                 return;
             }
             Fact::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
+            Fact::StopCommandFailed { status } => ProgramEvent::StopCommandFailed { instance, status },
             Fact::Exited { status, left_behind } => {
                 let stands = self.stands(status);
                 ProgramEvent::Exited { instance, status, left_behind, stands }
@@ -234,6 +236,7 @@ impl Program {
             Fact::Exited { .. }
             | Fact::Spawned { .. }
             | Fact::SpawnFailed { .. }
+            | Fact::StopCommandFailed { .. }
             | Fact::Daemonized { .. }
             | Fact::Ready
             | Fact::Checked(_)

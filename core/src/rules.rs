@@ -101,6 +101,9 @@ impl State {
                     None => Err(Refusal::Stale),
                 }
             }
+            ProgramEvent::StopCommandFailed { instance, .. } if !program.undoing => {
+                is_in(program, *instance, &[Phase::Stopping])
+            }
             ProgramEvent::Daemonized { instance, .. } if !program.undoing => {
                 is_in(program, *instance, &[Phase::Up, Phase::Stopping])
             }
@@ -110,11 +113,12 @@ impl State {
             ProgramEvent::Unhealthy { instance, .. } if program.leaving.is_none() => {
                 is_in(program, *instance, &[Phase::Up])
             }
-            ProgramEvent::Daemonized { .. } | ProgramEvent::Ready { .. } | ProgramEvent::Unhealthy { .. } => {
-                Err(Refusal::Stale)
-            }
-            // Committed only when a life of the daemon begins, without being asked for.
-            ProgramEvent::Adopted { .. } => Err(Refusal::Stale),
+            // That a program was adopted is committed only when a life of the daemon begins, without being asked for.
+            ProgramEvent::StopCommandFailed { .. }
+            | ProgramEvent::Daemonized { .. }
+            | ProgramEvent::Ready { .. }
+            | ProgramEvent::Unhealthy { .. }
+            | ProgramEvent::Adopted { .. } => Err(Refusal::Stale),
             ProgramEvent::Exited { instance, .. } | ProgramEvent::Signalled { instance, .. } => {
                 is_in(program, *instance, &[Phase::Up, Phase::Stopping])
             }
@@ -257,6 +261,7 @@ fn is_observation(event: &Event) -> bool {
                 | ProgramEvent::Daemonized { .. }
                 | ProgramEvent::Ready { .. }
                 | ProgramEvent::SpawnFailed { .. }
+                | ProgramEvent::StopCommandFailed { .. }
                 | ProgramEvent::Exited { .. }
         ),
         Event::Dependency(..) | Event::Group(..) | Event::System(_) => false,

@@ -143,6 +143,7 @@ fn marks(daemon: &Daemon) -> BTreeMap<String, (u64, usize)> {
             ProgramEvent::OperatorStopped => format!("{name}:down"),
             ProgramEvent::OperatorRestarted => format!("{name}:restart"),
             ProgramEvent::Starting { .. }
+            | ProgramEvent::StopCommandFailed { .. }
             | ProgramEvent::Adopted { .. }
             | ProgramEvent::LevelEntered { .. }
             | ProgramEvent::LevelLeft { .. }

@@ -67,6 +67,21 @@ fn five_hundred_that_end_at_one_moment_are_all_told_and_leave_no_zombie() {
     daemon.wait_outside("the last zombie", || children() == 0);
 }
 
+#[test]
+fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
+    let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], stop: \"exit 3\"),");
+    daemon.wait_up("a", 1);
+    down(&daemon);
+    daemon.wait("its end", |_, state| state.running.is_empty());
+    let told = daemon.heard.iter().filter_map(|envelope| match &envelope.event {
+        Event::Program(_, ProgramEvent::StopCommandFailed { status, .. }) => Some(("failed", *status)),
+        Event::Program(_, ProgramEvent::Exited { status, .. }) => Some(("exited", *status)),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [("failed", ExitStatus::Code(3)), ("exited", ExitStatus::Signal(15))]);
+    daemon.verify();
+}
+
 /// Test 4.
 #[test]
 fn a_stray_grandchild_is_reaped_and_is_nobodys_event() {

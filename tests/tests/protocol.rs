@@ -137,6 +137,10 @@ fn everything_of_health(web: ProgramId) -> Vec<(Event, Cause)> {
             }),
             Cause::Event(Seq(44)),
         ),
+        (
+            program(ProgramEvent::StopCommandFailed { instance: three, status: ExitStatus::Code(1) }),
+            Cause::Event(Seq(45)),
+        ),
     ]
 }
 

@@ -42,6 +42,7 @@ pub fn colour(event: &Event) -> AnsiColors {
             _,
             ProgramEvent::Exited { .. }
             | ProgramEvent::SpawnFailed { .. }
+            | ProgramEvent::StopCommandFailed { .. }
             | ProgramEvent::StopEscalated { .. }
             | ProgramEvent::Unhealthy { .. },
         )

@@ -138,7 +138,9 @@ impl Shared {
             Some(Helper::Stop(program, instance)) => {
                 let Some((main, _)) = table.find(program, instance) else { return };
                 // What a stop command cannot do, a signal may.
-                if let Some(process) = table.by_pid.get(&main).filter(|_| !status.is_success()) {
+                if let Some(process) = table.by_pid.get(&main).filter(|process| !status.is_success() && !process.killed)
+                {
+                    self.report(process, Fact::StopCommandFailed { status });
                     process.terminate(main);
                 }
                 self.finish_if_empty(table, main);

@@ -309,6 +309,11 @@ impl Shared {
         self.in_flight.store(0, Ordering::SeqCst);
         self.registered.notify_all();
         if let Some((pid, process)) = table.find(program, instance) {
+            (self.report)(Observed {
+                program,
+                instance,
+                fact: Fact::StopCommandFailed { status: ExitStatus::Unknown },
+            });
             process.terminate(pid);
         }
     }

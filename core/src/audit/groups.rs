@@ -31,6 +31,7 @@ impl Audit {
             | ProgramEvent::Unhealthy { .. }
             | ProgramEvent::SpawnFailed { .. }
             | ProgramEvent::Stopping { .. }
+            | ProgramEvent::StopCommandFailed { .. }
             | ProgramEvent::StopEscalated { .. }
             | ProgramEvent::Exited { .. }
             | ProgramEvent::Signalled { .. }

@@ -53,6 +53,11 @@ impl Audit {
                 seen.told = true;
                 seen.undoing = !seen.running;
             }
+            ProgramEvent::StopCommandFailed { .. } if self.seen(id).stopping.is_none() => {
+                self.found
+                    .push(format!("I32: event {}: a stop command of {id:?} failed that nobody ran", envelope.seq));
+            }
+            ProgramEvent::StopCommandFailed { .. } => {}
             ProgramEvent::StopEscalated { .. } => self.seen(id).escalated = true,
             ProgramEvent::Exited { instance, status, .. } => self.ends(id, *instance, *status, envelope),
             ProgramEvent::OperatorStopped | ProgramEvent::OperatorRestarted => {

@@ -120,7 +120,7 @@ impl SimHost {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
             HostCommand::Undo { program, instance } => self.undo(now, program, instance),
-            HostCommand::Stop { program, instance } => self.signal(now, program, instance, Signal::TERM),
+            HostCommand::Stop { program, instance } => self.stop(now, program, instance),
             HostCommand::Check { program, instance, check } => self.check(now, program, instance, check),
             HostCommand::Kill { program, instance } => self.signal(now, program, instance, Signal::KILL),
             HostCommand::Signal { program, instance, signal } => self.signal(now, program, instance, signal),
@@ -263,6 +263,17 @@ impl SimHost {
         vec![(now, Fate::Report(Observed { program, instance, fact })), (now + after, end)]
     }
 
+    /// Some have a stop command, and some of those fail.
+    fn stop(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
+        let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 32) ^ instance.0);
+        let mut fates = self.signal(now, program, instance, Signal::TERM);
+        if now < self.world.healed_at && random.percent(20) {
+            let fact = Fact::StopCommandFailed { status: ExitStatus::Code(1) };
+            fates.push((now + Millis(random.below(20)), Fate::Report(Observed { program, instance, fact })));
+        }
+        fates
+    }
+
     fn signal(
         &mut self,
         now: Instant,
@@ -286,5 +297,5 @@ impl SimHost {
 
 /// Whether only one that lives can say so.
 fn speaks(fact: Fact) -> bool {
-    matches!(fact, Fact::Ready | Fact::Checked(_))
+    matches!(fact, Fact::Ready | Fact::Checked(_) | Fact::StopCommandFailed { .. })
 }

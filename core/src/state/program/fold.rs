@@ -4,7 +4,7 @@ use super::{Leaving, Outcome, Phase, Place, ProgramState};
 use crate::{
     event::{DependencyEvent, ProgramEvent, StopReason},
     graph::Policy,
-    host::{ExitStatus, StartTime},
+    host::{ExecStage, ExitStatus, StartTime},
     ids::{EpochId, InstanceId, Seq},
     state::spacing::jitter,
     time::Instant,
@@ -46,17 +46,7 @@ impl ProgramState {
                 self.down();
                 self.state_sequence += 1;
             }
-            ProgramEvent::SpawnFailed { stage, errno, .. } => {
-                self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
-                self.succeeded = false;
-                self.down();
-                self.due |= policy.runs_again(false) || stage.is_transient(*errno);
-                self.due &= self.place != Place::Out;
-                self.state_sequence += 1;
-                self.not_before =
-                    Some(at + policy.backoff.space(self.attempts.max(1), jitter(epoch, policy, self.instance)));
-                self.give_up(policy, at);
-            }
+            ProgramEvent::SpawnFailed { stage, errno, .. } => self.not_started(*stage, *errno, policy, epoch, at),
             ProgramEvent::Stopping { reason, deadline, .. } => {
                 self.undoing = self.phase == Phase::Done;
                 self.phase = Phase::Stopping;
@@ -64,18 +54,9 @@ impl ProgramState {
                 self.deadline = Some(*deadline);
                 self.signalled = true;
             }
+            ProgramEvent::StopCommandFailed { .. } => {}
             ProgramEvent::StopEscalated { .. } => self.deadline = None,
-            ProgramEvent::Exited { stands: true, status, .. } => {
-                self.outcome = Some(Outcome::Exited(*status));
-                self.succeeded = true;
-                if self.leaving.is_none_or(|leaving| !leaving.planned) {
-                    self.fall = Some(seq);
-                }
-                self.phase = Phase::Done;
-                self.pid = None;
-                self.ready_since = None;
-                self.state_sequence += 1;
-            }
+            ProgramEvent::Exited { stands: true, status, .. } => self.done(*status, seq),
             ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
             ProgramEvent::LevelEntered { told } => {
                 self.place = Place::In(*told);
@@ -161,6 +142,29 @@ impl ProgramState {
         self.birth = birth;
         self.up_since = Some(at);
         self.ready_since = policy.care.is_ready_at_once().then_some(at);
+        self.state_sequence += 1;
+    }
+
+    fn not_started(&mut self, stage: ExecStage, errno: i32, policy: &Policy, epoch: EpochId, at: Instant) {
+        self.outcome = Some(Outcome::SpawnFailed { stage, errno });
+        self.succeeded = false;
+        self.down();
+        self.due |= policy.runs_again(false) || stage.is_transient(errno);
+        self.due &= self.place != Place::Out;
+        self.state_sequence += 1;
+        self.not_before = Some(at + policy.backoff.space(self.attempts.max(1), jitter(epoch, policy, self.instance)));
+        self.give_up(policy, at);
+    }
+
+    fn done(&mut self, status: ExitStatus, seq: Seq) {
+        self.outcome = Some(Outcome::Exited(status));
+        self.succeeded = true;
+        if self.leaving.is_none_or(|leaving| !leaving.planned) {
+            self.fall = Some(seq);
+        }
+        self.phase = Phase::Done;
+        self.pid = None;
+        self.ready_since = None;
         self.state_sequence += 1;
     }
 
