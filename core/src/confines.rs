@@ -40,7 +40,10 @@ impl Cgroup {
         let usable = |letter: char| letter.is_ascii_alphanumeric() || "._".contains(letter);
         let (controller, file) = setting.split_once('.').filter(|_| setting.chars().all(usable))?;
         // Those of cgroups themselves are no limits, and gaggled's to use.
-        (!controller.is_empty() && !file.is_empty() && controller != "cgroup").then_some(controller)
+        let is_own = controller == "cgroup";
+        // These are no settings but orders, and forgotten when they have been given.
+        let passes = ["pressure", "reclaim"].contains(&file);
+        (!controller.is_empty() && !file.is_empty() && !is_own && !passes).then_some(controller)
     }
 }
 
@@ -212,7 +215,17 @@ mod tests {
     #[test]
     fn a_setting_of_a_cgroup_is_for_a_controller() {
         assert_eq!(Cgroup::controller("memory.swap.max"), Some("memory"));
-        for none in ["memory", "memory.", ".max", "cgroup.procs", "../memory.max", "memory.max/x", ""] {
+        for none in [
+            "memory.pressure",
+            "memory.reclaim",
+            "memory",
+            "memory.",
+            ".max",
+            "cgroup.procs",
+            "../memory.max",
+            "memory.max/x",
+            "",
+        ] {
             assert_eq!(Cgroup::controller(none), None, "{none}");
         }
     }

@@ -157,7 +157,7 @@ pub enum ExitStatus {
     Signal(i32),
     /// A signal killed it and it left a core.
     Core(i32),
-    /// The kernel killed it because its cgroup had no memory left.
+    /// The kernel killed it for want of memory.
     OutOfMemory,
     /// It is gone and nobody can know how it ended.
     Unknown,
@@ -176,7 +176,7 @@ impl fmt::Display for ExitStatus {
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(number) => write!(f, "was killed by {}", Signal(*number)),
             Self::Core(number) => write!(f, "was killed by {} and dumped core", Signal(*number)),
-            Self::OutOfMemory => f.write_str("was killed by the kernel: its cgroup had no memory left"),
+            Self::OutOfMemory => f.write_str("was killed by the kernel for want of memory"),
             Self::Unknown => f.write_str("ended, nobody knows how"),
         }
     }

@@ -12,6 +12,8 @@
 //! exactly as on the bus, but without `state`. A frame that does not hold is told apart by what follows it: if no other
 //! frame does, the end was torn off by a crash; if one does, the segment is damaged.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -76,6 +78,9 @@ pub struct Head {
     /// not in an event, so that a segment that is there always says what is not.
     #[serde(default)]
     pub missed: u64,
+    /// The directories in which there may be cgroups of this gaggled, from this life and those before.
+    #[serde(default)]
+    pub cgroups: Vec<PathBuf>,
 }
 
 /// What every head has had and will have.
@@ -292,6 +297,7 @@ mod tests {
             epoch: EpochId(7),
             config: ConfigText { path: "system.ron".into(), text: "()".into() },
             missed: 0,
+            cgroups: Vec::new(),
         };
         let mut bytes = begin(&head, journal.state()).expect("it can be written");
         let mut ends = vec![bytes.len()];

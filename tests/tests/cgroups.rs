@@ -162,6 +162,72 @@ fn a_run_ends_in_the_cgroup_in_which_it_began_whatever_is_configured_now() {
     assert_eq!(place.runs(), Vec::<String>::new(), "the cgroup of the run before went with it");
 }
 
+/// What a run has made in its cgroup goes with it, as that of a container would.
+#[test]
+fn cgroups_that_a_program_has_made_go_with_its_own() {
+    let directory = Arc::new(directory());
+    let Some(place) = Place::new(&directory) else { return };
+    let inner = format!("{}$(sed -n 's/^0:://p' /proc/self/cgroup)/inner/most", place.mount.display());
+    let program = format!(
+        r#""nester": (shell: "mkdir -p {inner} && (echo 0 > {inner}/cgroup.procs; exec env -i setsid sleep 1000000) & touch @DIR@/made; exec sleep 1000000"),"#
+    );
+    let mut daemon = Daemon::with(&place.configuration(&directory, &program), directory.clone(), &Start::default());
+    daemon.wait_up("nester", 1);
+    daemon.wait_outside("the inner cgroup", || !place.file("nester.1", "inner/most/cgroup.procs").is_empty());
+    let inner: i32 = place.file("nester.1", "inner/most/cgroup.procs").parse().expect("one process");
+    daemon.kill("nester", Signal::SIGKILL);
+    daemon.wait_up("nester", 2);
+    assert_eq!(ends(&daemon, "nester"), [(ExitStatus::Signal(9), 1)]);
+    daemon.wait_outside("the end of it", || !exists(inner) && place.runs() == ["nester.2"]);
+    daemon.end();
+    assert_eq!(place.runs(), Vec::<String>::new());
+}
+
+/// Whatever the directory is called, and however many configurations ago it was in force.
+#[test]
+fn a_directory_of_long_ago_is_known_by_any_name() {
+    let directory = Arc::new(directory());
+    let Some(place) = Place::new(&directory) else { return };
+    let program = format!("{ESCAPER} \"other\": (command: \"sleep\", argv: [\"1000000\"]),")
+        .replace("shell:", "killwait: \"3s\", shell:")
+        .replace("exec sleep", "trap '' TERM; sleep");
+    let text = place.configuration(&directory, &program);
+    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    daemon.wait_up("escaper", 1);
+    daemon.wait_up("other", 1);
+    let written = directory.clone();
+    daemon.wait_outside("the escape", move || escaped(&written) > 0);
+    let (stray, other) = (escaped(&directory), daemon.pid_of("other"));
+    let config = directory.path().join("system.ron");
+    let written = fs::read_to_string(&config).expect("a file");
+    let (first, link) = (place.path.display().to_string(), directory.path().join("link"));
+    std::os::unix::fs::symlink(&place.path, &link).expect("a link");
+    let reload = |daemon: &Daemon, cgroup: &str| {
+        fs::write(&config, written.replace(&format!("cgroup: \"{first}\","), cgroup)).expect("a file");
+        let (code, text) = said(&daemon.tool("gaggled_controller", &["reload"]));
+        assert_eq!(code, 0, "{text}");
+    };
+    reload(&daemon, "");
+    reload(&daemon, "merge: false,");
+    daemon.wait_up("escaper", 2);
+    daemon.wait_outside("the end of what has escaped", || !exists(stray));
+    assert!(!exists(other));
+    daemon.wait_outside("the end of the cgroups", || place.runs().is_empty());
+
+    reload(&daemon, &format!("cgroup: \"{first}\","));
+    daemon.wait_up("other", 3);
+    let other = daemon.pid_of("other");
+    // The same by another name is another setting, and so a reason to start again, in the same directory.
+    reload(&daemon, &format!("cgroup: \"{}\",", link.display()));
+    daemon.wait_up("other", 4);
+    assert!(!exists(other));
+    let stopped = ends(&daemon, "other").last().copied();
+    assert_eq!(stopped, Some((ExitStatus::Signal(15), 0)), "it was asked to end, and not killed by surprise");
+    daemon.end();
+    assert_eq!(place.runs(), Vec::<String>::new());
+    daemon.verify();
+}
+
 /// The settings of whatever controller there is.
 #[test]
 fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
@@ -198,8 +264,24 @@ fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
     daemon.wait_up("held", 1);
     assert_eq!(place.file("held.1", setting), value);
     assert_eq!(place.file("held.1", "cgroup.procs"), daemon.pid_of("held").to_string());
+    let held = daemon.pid_of("held");
+    fs::write(&config, fs::read_to_string(&config).expect("a file").replace(&format!(": \"{value}\""), ": \"plenty\""))
+        .expect("a file");
+    let (code, text) = said(&daemon.tool("gaggled_controller", &["reload"]));
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("nothing is changed") && text.contains("\"plenty\""), "{text}");
+    assert_eq!(daemon.pid_of("held"), held);
     daemon.end();
     assert_eq!(place.runs(), Vec::<String>::new());
+
+    // Of what does not run nothing is asked.
+    let disabled = program("nothing.max", "1").replace("cgroup:", "enabled: false, cgroup:");
+    let mut daemon = Daemon::with(&place.configuration(&directory, &disabled), directory.clone(), &Start::default());
+    assert_eq!(code_of(&mut daemon), 0);
+}
+
+fn code_of(daemon: &mut Daemon) -> i32 {
+    gaggled_tests::harness::code(daemon.end())
 }
 
 /// Test 60.

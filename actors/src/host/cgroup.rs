@@ -7,18 +7,28 @@ use std::{
     collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::fd::AsFd,
     path::{Path, PathBuf},
-    process,
+    thread,
+    time::{Duration, Instant},
 };
 
-use gaggled_core::{confines::Cgroup as Wanted, host::ExitStatus, ids::InstanceId};
+use crossbeam_channel::Receiver;
+use gaggled_core::{host::ExitStatus, ids::InstanceId};
+use inotify::{Inotify, WatchMask};
 use nix::{
     libc::SIGKILL,
-    sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
 };
-use sha2::{Digest, Sha256};
 
 use super::kernel;
+
+mod directory;
+
+pub use self::directory::{CgroupError, check, own_directory, prepare, remove_directory, try_settings};
+
+/// How long the kernel may take to end what was killed. What takes longer is left to the next life.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The cgroup of one run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,16 +58,20 @@ impl Cgroup {
         open(&self.0, "cgroup.procs")
     }
 
-    /// The processes in it that have not ended.
+    /// The processes that have not ended, in it and in those that they have made in it.
     pub(super) fn members(&self) -> Vec<i32> {
-        let text = read(&self.0, "cgroup.procs");
-        text.lines().filter_map(|pid| pid.parse().ok()).collect()
+        let pids = |path: &PathBuf| -> Vec<i32> {
+            // One that is not to be seen from here is 0.
+            read(path, "cgroup.procs").lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0).collect()
+        };
+        with_nested(&self.0).iter().flat_map(pids).collect()
     }
 
     /// Kills everything in it.
     pub(super) fn kill(&self) {
         if write(&self.0, "cgroup.kill", "1").is_err() {
-            // Kernels before 5.14 cannot do that, and something may be made meanwhile.
+            // Kernels before 5.14 cannot do that; but what stands still makes nothing new meanwhile.
+            let _ = write(&self.0, "cgroup.freeze", "1");
             for pid in self.members() {
                 kernel::send(pid, SIGKILL);
             }
@@ -66,7 +80,7 @@ impl Cgroup {
 
     /// How a main process in it has ended that nobody here has killed: the kernel may have, for want of memory.
     pub(super) fn explain(&self, status: ExitStatus) -> ExitStatus {
-        let events = read(&self.0, "memory.events");
+        let events = read(&self.0, "memory.events.local");
         let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
         match (status, kills.map(str::trim)) {
             (ExitStatus::Signal(SIGKILL), Some(kills)) if kills != "0" => ExitStatus::OutOfMemory,
@@ -76,124 +90,61 @@ impl Cgroup {
 
     /// Removes it; whether it is gone. It stays as long as something in it has not ended.
     pub(super) fn remove(&self) -> bool {
-        fs::remove_dir(&self.0).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
+        let remove = |path: &PathBuf| {
+            fs::remove_dir(path).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
+        };
+        with_nested(&self.0).iter().rev().all(remove)
+    }
+
+    /// Kills everything in it and removes it; whether that was possible in time.
+    fn end(&self, within: Duration) -> bool {
+        let deadline = now() + within;
+        self.kill();
+        // Before it is looked at again, so that no change is missed.
+        let mut changes = Inotify::init().and_then(|changes| {
+            changes.watches().add(self.0.join("cgroup.events"), WatchMask::MODIFY).map(|_| changes)
+        });
+        while !self.remove() {
+            let left = deadline.saturating_duration_since(now());
+            let Some(changes) = changes.as_mut().ok().filter(|_| !left.is_zero()) else { return false };
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            let _ = poll(&mut [PollFd::new(changes.as_fd(), PollFlags::POLLIN)], left);
+            let _ = changes.read_events(&mut [0; 1024]);
+            self.kill();
+        }
+        true
     }
 }
 
-/// The directory of this gaggled's own in the one that the configuration names.
-pub fn own_directory(parent: &str, journal: &str) -> PathBuf {
-    // The id itself is secret, and everybody can read the names of cgroups.
-    let id = Sha256::digest(format!("cgroup {journal}"));
-    let id = id.first_chunk().map_or(0, |first| u32::from_be_bytes(*first));
-    Path::new(parent).join(format!("{id:08x}"))
+/// Ends the cgroups that are sent to it, in a thread of its own: the kernel takes its time.
+pub(super) fn undertake(dead: Receiver<Cgroup>) -> io::Result<()> {
+    let work = move || {
+        for cgroup in dead {
+            cgroup.end(PATIENCE);
+        }
+    };
+    thread::Builder::new().name("undertaker".into()).spawn(work).map(drop)
 }
 
 /// The cgroups in a directory of our own but these: what is left of runs that have ended.
 pub(super) fn others(own: &Path, known: &BTreeSet<Cgroup>) -> Vec<Cgroup> {
-    let entries = fs::read_dir(own).into_iter().flatten().flatten();
-    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    directories.map(|entry| Cgroup(entry.path())).filter(|cgroup| !known.contains(cgroup)).collect()
+    directories_in(own).into_iter().map(Cgroup).filter(|cgroup| !known.contains(cgroup)).collect()
 }
 
-/// What is wrong with a directory for cgroups, in words.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CgroupError {
-    /// It is somewhere else.
-    #[error("{0} is not in a file system of type cgroup2")]
-    Elsewhere(String),
-    /// It cannot be made, or not be used.
-    #[error("{path}: {why}")]
-    Io {
-        /// The file or directory.
-        path: String,
-        /// What the kernel says.
-        why: String,
-    },
-    /// There is no such controller here.
-    #[error("this machine has no controller \"{controller}\" in cgroup2, only {available}")]
-    NoController {
-        /// What is asked for.
-        controller: String,
-        /// What there is.
-        available: String,
-    },
+/// A cgroup and those in it, which come after it.
+fn with_nested(path: &Path) -> Vec<PathBuf> {
+    let mut all = vec![path.to_owned()];
+    let mut next = 0;
+    while let Some(path) = all.get(next) {
+        all.extend(directories_in(path));
+        next += 1;
+    }
+    all
 }
 
-impl CgroupError {
-    fn io(path: &Path, error: &io::Error) -> Self {
-        Self::Io { path: path.display().to_string(), why: error.to_string() }
-    }
-}
-
-/// Whether cgroups with these controllers can be had in a directory, as far as that can be told without making it.
-pub fn check(parent: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupError> {
-    let existing = parent.ancestors().find(|path| path.exists()).unwrap_or(parent);
-    if !is_cgroup(existing) {
-        return Err(CgroupError::Elsewhere(parent.display().to_string()));
-    }
-    let top = existing.ancestors().take_while(|path| is_cgroup(path)).last().unwrap_or(existing);
-    let available = read(top, "cgroup.controllers");
-    let available: Vec<&str> = available.split_whitespace().collect();
-    match controllers.iter().find(|controller| !available.contains(controller)) {
-        Some(controller) => Err(CgroupError::NoController {
-            controller: (*controller).to_owned(),
-            available: if available.is_empty() { "none".to_owned() } else { available.join(", ") },
-        }),
-        None => Ok(()),
-    }
-}
-
-/// Makes the directory of our own, in which cgroups have these controllers.
-pub fn prepare(own: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupError> {
-    if let Some(parent) = own.parent() {
-        check(parent, controllers)?;
-    }
-    fs::create_dir_all(own).map_err(|error| CgroupError::io(own, &error))?;
-    controllers.iter().try_for_each(|controller| enable(own, controller))
-}
-
-/// Whether the kernel takes these settings, tried where cgroups of that kind can be made already.
-pub fn try_settings(parent: &Path, settings: &[(String, String)]) -> Result<(), CgroupError> {
-    let enabled = read(parent, "cgroup.subtree_control");
-    let has = |controller: &str| enabled.split_whitespace().any(|enabled| enabled == controller);
-    if settings.is_empty() || !settings.iter().filter_map(|(name, _)| Wanted::controller(name)).all(has) {
-        return Ok(());
-    }
-    let place = parent.join(format!("check.{}", process::id()));
-    make_directory(&place).map_err(|error| CgroupError::io(&place, &error))?;
-    let taken = settings.iter().try_for_each(|(name, value)| {
-        write(&place, name, value)
-            .map_err(|error| CgroupError::Io { path: format!("\"{name}\": \"{value}\""), why: error.to_string() })
-    });
-    let _ = fs::remove_dir(&place);
-    taken
-}
-
-/// Removes the directory of our own, if nothing is left in it.
-pub fn remove_own(own: &Path) {
-    for cgroup in others(own, &BTreeSet::new()) {
-        cgroup.remove();
-    }
-    let _ = fs::remove_dir(own);
-}
-
-/// Lets the cgroups in a directory have a controller, and before that its own.
-fn enable(directory: &Path, controller: &str) -> Result<(), CgroupError> {
-    let lists = |file: &str| read(directory, file).split_whitespace().any(|listed| listed == controller);
-    if lists("cgroup.subtree_control") {
-        return Ok(());
-    }
-    if !lists("cgroup.controllers")
-        && let Some(parent) = directory.parent().filter(|parent| is_cgroup(parent))
-    {
-        enable(parent, controller)?;
-    }
-    write(directory, "cgroup.subtree_control", &format!("+{controller}"))
-        .map_err(|error| CgroupError::io(&directory.join("cgroup.subtree_control"), &error))
-}
-
-fn is_cgroup(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC)
+fn directories_in(path: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
@@ -217,6 +168,11 @@ fn open(directory: &Path, file: &str) -> io::Result<File> {
     OpenOptions::new().write(true).open(directory.join(file))
 }
 
+#[expect(clippy::disallowed_methods, reason = "the kernel ends processes in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,16 +184,8 @@ mod tests {
         let (killed, left) = (ExitStatus::Signal(SIGKILL), ExitStatus::Code(137));
         assert_eq!(cgroup.explain(killed), killed, "no controller for memory");
         for (events, explained) in [("oom 3\noom_kill 0\n", killed), ("oom 3\noom_kill 2\n", ExitStatus::OutOfMemory)] {
-            fs::write(directory.path().join("memory.events"), events).expect("a file");
+            fs::write(directory.path().join("memory.events.local"), events).expect("a file");
             assert_eq!((cgroup.explain(killed), cgroup.explain(left)), (explained, left));
         }
-    }
-
-    #[test]
-    fn the_directory_of_our_own_does_not_tell_the_secret() {
-        let own = own_directory("/x", "secret");
-        assert_eq!(own, own_directory("/x", "secret"));
-        assert_ne!(own, own_directory("/x", "another"));
-        assert!(own.starts_with("/x") && !own.display().to_string().contains("secret"));
     }
 }

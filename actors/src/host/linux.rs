@@ -97,11 +97,16 @@ impl LinuxHost {
     ) -> io::Result<Self> {
         let (orders, received) = crossbeam_channel::unbounded();
         let (tasks, attended) = tokio::sync::mpsc::unbounded_channel();
-        let shared = Shared::new(&launches, environment.journal.clone(), recorder, (orders.clone(), tasks), report);
+        let (bury, dead) = crossbeam_channel::unbounded();
+        let ways = (orders.clone(), tasks, bury);
+        let shared = Shared::new(&launches, environment.journal.clone(), recorder, ways, report);
         let shared = Arc::new(shared);
         let addresses = Attendant::new(&launches, &environment.journal, shared.clone())?.start(attended)?;
         let starter = Starter::new(launches, environment, addresses, shared.clone())?;
         thread::Builder::new().name(starter::THREAD.into()).spawn(move || starter.run(&received))?;
+        if !inheritance.cgroups.is_empty() {
+            cgroup::undertake(dead)?;
+        }
         let reaper = shared.clone();
         thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap_for_ever())?;
         Ok(Self { shared, orders, inheritance: Some(inheritance) })
@@ -122,7 +127,7 @@ impl Processes for LinuxHost {
         let Some(Inheritance { pipe, survivors, cgroups, reaped, gone }) = self.inheritance.take() else { return };
         let launcher = pipe.as_ref().map(|_| getppid().as_raw());
         let known = survivors.iter().filter_map(|survivor| survivor.cgroup.clone()).collect();
-        self.shared.empty(cgroups.iter().flat_map(|own| cgroup::others(own, &known)).collect());
+        cgroups.iter().flat_map(|own| cgroup::others(own, &known)).for_each(|cgroup| self.shared.bury(cgroup));
         let orphans = survivors.into_iter().filter_map(|survivor| self.shared.adopt(survivor, launcher)).collect();
         for (pid, status) in reaped {
             self.shared.ended_elsewhere(pid, status);

@@ -26,8 +26,6 @@ pub(super) struct Living {
     pub(super) pid_of: BTreeMap<ProgramId, i32>,
     /// What runs beside programs, to stop or to check them.
     pub(super) helpers: BTreeMap<i32, Helper>,
-    /// The cgroups of instances that have ended in which something has not yet.
-    pub(super) emptying: Vec<Cgroup>,
     /// Whether nothing is reaped any more: it is left to the next life.
     pub(super) handed_over: bool,
 }
@@ -172,11 +170,6 @@ impl Living {
         if stat.group != pid {
             self.by_group.insert(stat.group, pid);
         }
-    }
-
-    /// Removes the cgroups in which nothing is left any more.
-    pub(super) fn remove_empty_cgroups(&mut self) {
-        self.emptying.retain(|cgroup| !cgroup.remove());
     }
 
     /// The main process of a group.

@@ -60,7 +60,6 @@ impl Shared {
             _ => {
                 let main = table.main_of(group);
                 self.finish_if_empty(&mut table, main);
-                table.remove_empty_cgroups();
                 self.look_again(&table);
             }
         }
@@ -91,7 +90,6 @@ impl Shared {
                 for group in foreign.map(|(pid, _)| *pid).collect::<Vec<_>>() {
                     self.finish_if_empty(&mut table, group);
                 }
-                table.remove_empty_cgroups();
                 self.look_again(&table);
             }
         }
@@ -165,7 +163,7 @@ impl Shared {
 
     pub(super) fn finish(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
         if let Some(process) = table.remove(pid) {
-            let (in_cgroup, status) = Self::end_cgroup(table, &process, status);
+            let (in_cgroup, status) = self.end_cgroup(table, &process, status);
             let escaped = self.kill_strays(table, &process).saturating_add(in_cgroup);
             if self.traits[process.program].is_attended {
                 self.attend(Task::End(process.program));
@@ -185,17 +183,18 @@ impl Shared {
 
     /// Kills what is left in the cgroup of an instance, and says how many those are that are not of its group; and how
     /// it has ended, now that the kernel can be asked why.
-    fn end_cgroup(table: &mut Living, process: &Process, status: ExitStatus) -> (u16, ExitStatus) {
+    fn end_cgroup(&self, table: &Living, process: &Process, status: ExitStatus) -> (u16, ExitStatus) {
         let Some(cgroup) = &process.cgroup else { return (0, status) };
         let is_left = |pid: &i32| {
-            let known = table.by_pid.contains_key(pid) || table.helpers.contains_key(pid);
-            !known && proc::stat(*pid).is_some_and(|stat| stat.group != process.group && !stat.is_zombie())
+            let is_other = |stat: proc::Stat| stat.group != process.group && !table.helpers.contains_key(&stat.group);
+            !table.by_pid.contains_key(pid) && proc::stat(*pid).is_some_and(|stat| is_other(stat) && !stat.is_zombie())
         };
         let left = cgroup.members().iter().filter(|pid| is_left(pid)).count();
-        cgroup.kill();
         let status = if process.killed { status } else { cgroup.explain(status) };
-        table.emptying.push(cgroup.clone());
-        table.remove_empty_cgroups();
+        if !cgroup.remove() {
+            cgroup.kill();
+            self.bury(cgroup.clone());
+        }
         (u16::try_from(left).unwrap_or(u16::MAX), status)
     }
 

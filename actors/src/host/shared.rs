@@ -47,6 +47,7 @@ pub(super) struct Shared {
     pub(super) traits: Table<ProgramId, Traits>,
     orders: Sender<Order>,
     tasks: UnboundedSender<Task>,
+    dead: Sender<Cgroup>,
     report: Report,
 }
 
@@ -94,7 +95,7 @@ impl Shared {
         launches: &Table<ProgramId, Launch>,
         journal: String,
         recorder: Recorder,
-        (orders, tasks): (Sender<Order>, UnboundedSender<Task>),
+        (orders, tasks, dead): (Sender<Order>, UnboundedSender<Task>, Sender<Cgroup>),
         report: Report,
     ) -> Self {
         Self {
@@ -107,6 +108,7 @@ impl Shared {
             traits: launches.values().map(Traits::of).collect(),
             orders,
             tasks,
+            dead,
             report,
         }
     }
@@ -197,6 +199,7 @@ impl Shared {
         if signal == Signal::TERM {
             process.signal(pid, SIGTERM);
         } else if signal == Signal::KILL {
+            process.killed |= process.ended.is_none();
             process.signal(pid, SIGKILL);
         } else if process.ended.is_none() && (process.own || proc::birth(pid) == process.birth) {
             kernel::send(pid, signal.0);
@@ -234,12 +237,10 @@ impl Shared {
         }
     }
 
-    /// Takes what is left in these cgroups of runs that have ended out of the world.
-    pub(super) fn empty(&self, cgroups: Vec<Cgroup>) {
-        cgroups.iter().for_each(Cgroup::kill);
-        let mut table = self.table();
-        table.emptying.extend(cgroups);
-        table.remove_empty_cgroups();
+    /// Takes what is left in the cgroup of a run that has ended out of the world.
+    pub(super) fn bury(&self, cgroup: Cgroup) {
+        // Whoever does that lives as long as the daemon, if there are cgroups.
+        let _ = self.dead.send(cgroup);
     }
 
     /// The cgroup of a run.

@@ -215,12 +215,12 @@ impl Starter {
         let is_part = matches!(what, What::Command | What::Stop);
         let user = SpawnError { stage: ExecStage::User, errno: libc::EINVAL };
         let confinement = launch.confines.as_ref().and_then(Confinement::new).ok_or(user)?;
+        let run = self.shared.cgroup_of(program, instance).filter(|_| !is_part);
+        let (cgroup, entrance) = enter(launch, instance, run, is_part)?;
         let pid_file = match &launch.pid_file {
             Some(PidFile::Write(path)) if matches!(what, What::Command) => Some(pid_file::create(path)?),
             Some(_) | None => None,
         };
-        let run = self.shared.cgroup_of(program, instance).filter(|_| !is_part);
-        let (cgroup, entrance) = enter(launch, instance, run, is_part)?;
         let place = is_part.then(|| self.shared.recorder.place(program, instance)).flatten();
         let plan = Plan {
             candidates: &candidates,

@@ -10,7 +10,7 @@ use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, path::PathBu
 use gaggled_core::{
     host::{ExitStatus, Found, StartTime},
     ids::{Dense, InstanceId, ProgramId},
-    state::{ProgramState, State},
+    state::{Phase, ProgramState, State},
 };
 use nix::{
     errno::Errno,
@@ -110,7 +110,9 @@ pub fn look(
                 let status = status.or(recorded).or_else(told).unwrap_or(ExitStatus::Unknown);
                 let token = Token { instance, program: name.to_owned() };
                 let cgroup = cgroup(instance);
-                let status = cgroup.as_ref().map_or(status, |cgroup| cgroup.explain(status));
+                // What was being stopped may have been killed by gaggled itself.
+                let unasked = cgroup.as_ref().filter(|_| known.phase != Phase::Stopping);
+                let status = unasked.map_or(status, |cgroup| cgroup.explain(status));
                 let members = cgroup.map_or(0, |cgroup| cgroup.members().len());
                 // What carries its token goes with it, wherever it is; and so does what is in its cgroup, a little later.
                 let own = bearers.get(name).map_or(&[][..], Vec::as_slice);

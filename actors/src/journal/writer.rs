@@ -59,6 +59,8 @@ pub(super) struct Writer {
     retry: Duration,
     /// Events that are in no segment.
     missed: u64,
+    /// Events that have been written since the last synchronisation began, and since the last that has ended.
+    unsynced: (u64, u64),
     degraded: bool,
     /// Whether a snapshot was asked for.
     asked: bool,
@@ -93,6 +95,7 @@ impl Writer {
             retry_at: None,
             retry: RETRY.0,
             missed: 0,
+            unsynced: (0, 0),
             degraded: false,
             asked: false,
         };
@@ -133,10 +136,11 @@ impl Writer {
     /// The disk has been waited for, by the other thread.
     fn synchronised(&mut self, (file, result): (Arc<File>, io::Result<()>)) {
         self.syncer.free();
-        if let Err(error) = result
-            && self.file.as_ref().is_some_and(|own| Arc::ptr_eq(own, &file))
-        {
-            self.fail(&words(&error));
+        if self.file.as_ref().is_some_and(|own| Arc::ptr_eq(own, &file)) {
+            match result {
+                Ok(()) => self.unsynced.1 = self.unsynced.0,
+                Err(error) => self.lost(&error),
+            }
         }
     }
 
@@ -157,6 +161,7 @@ impl Writer {
             && let Some(file) = &self.file
             && self.syncer.begin(file)
         {
+            self.unsynced.0 = 0;
             self.sync_at = None;
         }
         if self.file.is_some() && self.written >= self.retention.segment() {
@@ -219,7 +224,7 @@ impl Writer {
         match begun {
             Ok((file, size)) => {
                 self.file = Some(Arc::new(file));
-                (self.written, self.good) = (size, size);
+                (self.written, self.good, self.unsynced) = (size, size, (0, 0));
                 let missed = std::mem::take(&mut self.missed);
                 if std::mem::take(&mut self.degraded) {
                     (self.health)(SystemEvent::JournalRestored { missed });
@@ -261,6 +266,7 @@ impl Writer {
         match (&**file).write_all(&self.buffer) {
             Ok(()) => {
                 self.written += self.buffer.len() as u64;
+                self.unsynced = (self.unsynced.0 + self.buffered, self.unsynced.1 + self.buffered);
                 (self.good, self.retry) = (self.written, RETRY.0);
                 self.sync_at = self.sync_at.or(Some(now() + SYNC));
             }
@@ -277,9 +283,17 @@ impl Writer {
 
     fn sync(&mut self) {
         self.sync_at = None;
-        if let Some(Err(error)) = self.file.as_ref().map(|file| file.sync_data()) {
-            self.fail(&words(&error));
+        match self.file.as_ref().map(|file| file.sync_data()) {
+            Some(Ok(())) => self.unsynced = (0, 0),
+            Some(Err(error)) => self.lost(&error),
+            None => {}
         }
+    }
+
+    /// It could not be synchronised: the kernel may have dropped everything since the last time that it could.
+    fn lost(&mut self, error: &io::Error) {
+        self.missed += self.unsynced.1;
+        self.fail(&words(error));
     }
 
     fn fail(&mut self, why: &str) {

@@ -8,20 +8,21 @@ use gaggled_core::{
 };
 
 use super::settings;
-use crate::host::cgroup::{self, CgroupError};
+use crate::host::cgroup;
 
 /// Makes the directory in which the cgroups are, and tries what programs ask of them; what cannot be had, in words.
 pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
-    let asked = config.programs.iter().flat_map(|(_, program)| program.cgroup.iter());
+    let enabled = || config.programs.iter().filter(|(_, program)| program.enabled);
+    let asked = enabled().flat_map(|(_, program)| program.cgroup.iter());
     let controllers = asked.filter_map(|(setting, _)| Cgroup::controller(setting)).collect();
     cgroup::prepare(own, &controllers).map_err(|error| format!("cgroups cannot be had: {error}"))?;
-    config.programs.iter().filter(|(_, program)| program.enabled).try_for_each(|(name, program)| {
+    enabled().filter(|(_, program)| !program.cgroup.is_empty()).try_for_each(|(name, program)| {
         let refuse = |error| format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
         cgroup::try_settings(own, &settings(program)).map_err(refuse)
     })
 }
 
-/// What of them cannot be had.
+/// What of them cannot be had, as far as that can be told without making one.
 pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
     let Some(parent) = config.gaggled.cgroup.as_deref().map(Path::new) else { return Vec::new() };
     if let Err(error) = cgroup::check(parent, &BTreeSet::new()) {
@@ -31,19 +32,14 @@ pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
     }
     let mut found = Vec::new();
     for (name, program) in config.programs.iter().filter(|(_, program)| program.enabled) {
-        let mut refuse = |setting: &str, error: &CgroupError| {
-            let message = format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
-            let at = locator.nearest(&["programs", name, "cgroup", setting]);
-            found.push(Diagnostic::error(message).at(at).help("correct the setting, or remove it"));
-        };
         let missing = program.cgroup.iter().find_map(|(setting, _)| {
             let error = cgroup::check(parent, &Cgroup::controller(setting).into_iter().collect()).err()?;
             Some((setting, error))
         });
         if let Some((setting, error)) = missing {
-            refuse(setting, &error);
-        } else if let Err(error) = cgroup::try_settings(parent, &settings(program)) {
-            refuse("", &error);
+            let message = format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
+            let at = locator.nearest(&["programs", name, "cgroup", setting]);
+            found.push(Diagnostic::error(message).at(at).help("correct the setting, or remove it"));
         }
     }
     found

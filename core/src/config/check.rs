@@ -72,9 +72,11 @@ fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
             );
         }
     }
-    if settings.cgroup.as_ref().is_some_and(|path| !path.starts_with('/') || path.contains('\0')) {
+    let is_usable =
+        |path: &String| path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..");
+    if !settings.cgroup.as_ref().is_none_or(is_usable) {
         found.push(
-            Diagnostic::error("the directory for cgroups is not absolute")
+            Diagnostic::error("the directory for cgroups is not absolute, or goes up again with ..")
                 .at(locator.find(&["gaggled", "cgroup"]))
                 .help("write the whole path, for instance \"/sys/fs/cgroup/gaggled\""),
         );

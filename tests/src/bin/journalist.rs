@@ -37,6 +37,7 @@ fn main() {
         epoch: EpochId(1),
         config: ConfigText::default(),
         missed: 0,
+        cgroups: Vec::new(),
     };
     let retention = Retention { bytes: 4 << 30, age: Millis::MAX };
     let journaled = Journaled { head, state: journal.state().clone(), opening: Vec::new() };

@@ -119,8 +119,8 @@ struct Running {
     publishing: thread::JoinHandle<()>,
     logged: Receiver<()>,
     place: String,
-    /// The directory in which the cgroups are.
-    own_cgroups: Option<PathBuf>,
+    /// The directories in which cgroups are, and were.
+    cgroups: Vec<PathBuf>,
     launched: Option<Launched>,
 }
 
@@ -137,7 +137,8 @@ impl Life<'_> {
 
     /// Starts everything; what it returns besides is told when it ends.
     fn begin(&mut self, clock: Clock, taken: TakenOver) -> io::Result<(Running, oneshot::Receiver<End>)> {
-        let TakenOver { head, state, committed, recorder, mut pipe, survivors, reaped, before, cgroups } = taken;
+        let TakenOver { head, state, committed, recorder, mut pipe, survivors, reaped, before, own_cgroups } = taken;
+        let cgroups = head.cgroups.clone();
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
         let (system, launched) = (self.system, self.launched.take());
         let health = HealthSlot::default();
@@ -159,8 +160,7 @@ impl Life<'_> {
         let tell = move || {
             let _ = gone.send(());
         };
-        let own_cgroups = system.cgroups(&head.journal);
-        let inheritance = Inheritance { pipe, survivors, cgroups, reaped, gone: Box::new(tell) };
+        let inheritance = Inheritance { pipe, survivors, cgroups: cgroups.clone(), reaped, gone: Box::new(tell) };
         // Programs run whether or not their logs can be read by name.
         let _ = logger::leave(&path, &system.outlets);
         let own = own_cgroups.as_deref();
@@ -173,7 +173,7 @@ impl Life<'_> {
         let actors = root::start(committed, clock, &address, sinks, slot.decline());
         health.fill(&actors.journal);
 
-        let renewer = Renewer::new(system, path.clone(), file.clone(), launched.is_some());
+        let renewer = Renewer::new(system, path.clone(), &head.journal, file.clone(), launched.is_some());
         let means = Means {
             clock,
             journal: actors.journal.clone(),
@@ -194,8 +194,7 @@ impl Life<'_> {
         watch_signals(system.ignore_interrupts, &actors.journal, control.clone().recipient())?;
         watch_launcher(launcher_gone, &actors.journal);
         let place = path.display().to_string();
-        let running =
-            Running { control, host, actors, file, renewer, publishing, logged, place, own_cgroups, launched };
+        let running = Running { control, host, actors, file, renewer, publishing, logged, place, cgroups, launched };
         Ok((running, ending))
     }
 }
@@ -212,7 +211,7 @@ impl Running {
             End::Stopped { survivors, verdict } => {
                 let _ = self.host.send(HandOver(PATIENCE_WITH_STARTS)).await;
                 let _ = self.control.send(Farewell).await;
-                self.own_cgroups.iter().for_each(|own| host::cgroup::remove_own(own));
+                self.cgroups.iter().for_each(|own| host::cgroup::remove_directory(own));
                 self.stand(Standing::Ending, "");
                 Ended::Stopped { survivors, verdict }
             }

@@ -16,6 +16,7 @@ use actix::Recipient;
 use gaggled_actors::{
     control::{Ask, Renew, Renewal, Renewed},
     journal::file::JournalFile,
+    launch,
 };
 use gaggled_core::{
     command::{Peer, Role},
@@ -44,18 +45,21 @@ pub(super) struct Renewer {
     text: ConfigText,
     ignore_interrupts: bool,
     state: PathBuf,
+    /// The id of the journal.
+    identity: String,
     file: JournalFile,
     launched: bool,
     binary: Arc<Mutex<Option<String>>>,
 }
 
 impl Renewer {
-    pub(super) fn new(system: &System, state: PathBuf, file: JournalFile, launched: bool) -> Self {
+    pub(super) fn new(system: &System, state: PathBuf, identity: &str, file: JournalFile, launched: bool) -> Self {
         Self {
             config: system.config.clone(),
             text: system.text.clone(),
             ignore_interrupts: system.ignore_interrupts,
             state,
+            identity: identity.to_owned(),
             file,
             launched,
             binary: Arc::default(),
@@ -73,18 +77,19 @@ impl Renewer {
             config: self.config.clone(),
             text: self.text.clone(),
             state: self.state.clone(),
+            identity: self.identity.clone(),
             file: self.file.clone(),
             binary: self.binary.clone(),
             ..*self
         };
         Arc::new(move |what, state| match what {
-            Renew::Plan { file } => own.plan(file.as_deref(), state).map(|(plan, ..)| told(&plan, None)),
+            Renew::Plan { file } => own.plan(file.as_deref(), state).map(|(plan, _)| told(&plan, None)),
             Renew::Reload { file } => own.reload(file.as_deref(), state),
             Renew::Upgrade { binary } => own.upgrade(binary.as_deref()),
         })
     }
 
-    fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, ConfigText, String), ReplyError> {
+    fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, System), ReplyError> {
         let path = file.unwrap_or(&self.text.path);
         let system = System::load(Path::new(path), self.ignore_interrupts, &self.state).map_err(failed)?;
         if system.config.gaggled.state != self.config.gaggled.state {
@@ -93,20 +98,24 @@ impl Renewer {
                 "{path}: gaggled.state cannot be changed while gaggled runs: shut it down first"
             )));
         }
-        Ok((Plan::new(&self.config, &system.config, state), system.text, system.urls.control))
+        Ok((Plan::new(&self.config, &system.config, state), system))
     }
 
     fn reload(&self, file: Option<&str>, state: &State) -> Result<Renewed, ReplyError> {
-        let (plan, text, controlurl) = self.plan(file, state)?;
-        if text == self.text {
+        let (plan, system) = self.plan(file, state)?;
+        if system.text == self.text {
             return Ok(told(&plan, None));
         }
         let journal = self.journal()?;
-        journal.leave_config(text).and_then(|()| journal.flush(PATIENCE_WITH_DISK)).map_err(|why| {
+        if let Some(own) = system.cgroups(&self.identity) {
+            launch::prepare_cgroups(&system.config, &own)
+                .map_err(|why| failed(format!("nothing is changed, because {why}")))?;
+        }
+        journal.leave_config(system.text).and_then(|()| journal.flush(PATIENCE_WITH_DISK)).map_err(|why| {
             failed(format!("nothing is changed, because the journal cannot take the configuration: {why}"))
         })?;
         let mut renewed = told(&plan, Some(Handover::Reload));
-        renewed.body["controlurl"] = json!(controlurl);
+        renewed.body["controlurl"] = json!(system.urls.control);
         Ok(renewed)
     }
 

@@ -35,8 +35,8 @@ pub(super) struct TakenOver {
     pub reaped: Vec<(i32, ExitStatus)>,
     /// The configuration that was in force.
     pub before: Option<Config>,
-    /// The directories in which cgroups are, and were.
-    pub cgroups: Vec<PathBuf>,
+    /// The directory in which cgroups are made.
+    pub own_cgroups: Option<PathBuf>,
 }
 
 /// What was found, of what runs and of what does not.
@@ -52,7 +52,7 @@ impl Life<'_> {
     /// Looks what the life before has left, and commits what follows from that.
     pub(super) fn take_over(&self, clock: Clock) -> Result<TakenOver, String> {
         let Self { system, directory, homeless, remains, .. } = self;
-        let head = system.head(clock, remains, directory);
+        let mut head = system.head(clock, remains, directory);
         let last = remains.last.as_ref().map(|(last, _)| last.config.clone());
         let before = last.and_then(|text| System::in_force(text, system.ignore_interrupts, directory.path()));
         let own = system.cgroups(&head.journal);
@@ -61,17 +61,20 @@ impl Life<'_> {
             // In the middle of its work it goes on with what it has; a start that needs one fails, and says so.
             prepared.or_else(|why| if self.resumes() { Ok(()) } else { Err(why) })?;
         }
-        let of_before = before.as_ref().and_then(|before| before.cgroups(&head.journal));
-        let cgroups: Vec<PathBuf> = own.into_iter().chain(of_before).collect();
+        let of_before = remains.last.as_ref().map_or(&[][..], |(last, _)| &last.cgroups);
+        // One of before in which nothing is left goes.
+        let of_before =
+            of_before.iter().filter(|path| own.as_ref() != Some(path) && std::fs::remove_dir(path).is_err());
+        head.cgroups = own.iter().chain(of_before).cloned().collect();
         let opening = system.opening(clock, head.epoch, self);
         let state = opening.state.clone();
         let files = launch::daemon_files(&system.config);
-        let looked = self.look(&opening, &head, &files, &cgroups).map_err(|error| error.to_string())?;
+        let looked = self.look(&opening, &head, &files, &head.cgroups).map_err(|error| error.to_string())?;
         let Looked { found, survivors, reaped, recorder, pipe } = looked;
         let wishes = system.wishes(&state, remains, homeless.as_deref(), before.as_ref());
         let committed = opening.commit(VERSION, found, wishes);
         let before = before.map(|before| before.config);
-        Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped, before, cgroups })
+        Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped, before, own_cgroups: own })
     }
 
     /// Whether the life before has left this one its work in the middle of it.
@@ -116,6 +119,7 @@ impl System {
             epoch: EpochId(now.max(last + 1)),
             config: self.text.clone(),
             missed: 0,
+            cgroups: Vec::new(),
         }
     }
 
