@@ -124,15 +124,16 @@ fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
     let mut daemon = faults.daemon(&churner("b"), directory);
     daemon.wait_up("b", 1);
     faults.set("append 28");
-    let restored_times = |times: usize| {
+    let times = |which: fn(&SystemEvent) -> bool, times: usize| {
         move |heard: &[Envelope], _: &State| {
-            let restored = |envelope: &&Envelope| matches!(&envelope.event, Event::System(event) if restored(event));
-            heard.iter().filter(restored).count() >= times
+            let is = |envelope: &&Envelope| matches!(&envelope.event, Event::System(event) if which(event));
+            heard.iter().filter(is).count() >= times
         }
     };
-    daemon.wait("the journal to fail twice", restored_times(2));
+    daemon.wait("a segment to be begun", times(restored, 1));
+    daemon.wait("it to fail", times(degraded, 2));
     faults.set("");
-    daemon.wait("the journal to be restored", restored_times(3));
+    daemon.wait("another that lasts", times(restored, 2));
     daemon.kill_core();
     assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
     assert_eq!(code(daemon.end()), 0);
