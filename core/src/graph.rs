@@ -81,6 +81,9 @@ pub struct Limit {
     /// After which time it is tried again by itself; never if this is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Millis>,
+    /// A run that was up for so long makes up for the starts before it; none does if this is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset: Option<Millis>,
 }
 
 impl Limit {

@@ -117,7 +117,7 @@ fn a_supervisord_is_imported_with_what_it_includes() {
     assert_eq!(worker.argv, ["-c", "exec sleep 2", "--name=worker_02", "--path=%x"]);
     assert_eq!((worker.mode, worker.manual, worker.killwait), (Some(Mode::Once), true, Some(Millis(60_000))));
     assert_eq!((worker.success.as_slice(), worker.log.as_deref()), (&[0, 2][..], Some("/dev/null")));
-    assert_eq!(worker.stop.as_deref(), Some("kill -QUIT \"$GAGGLED_PROGRAM_PID\""));
+    assert_eq!(worker.stop.as_deref(), Some("kill -s QUIT \"$GAGGLED_PROGRAM_PID\""));
     let other = program(&config, "other");
     assert_eq!(other.command, Some(format!("{}/conf.d/run", directory.path().display())));
     assert_eq!(
@@ -136,6 +136,79 @@ fn a_supervisord_is_imported_with_what_it_includes() {
     }
 }
 
+/// What people write, and supervisord takes.
+const FOUND_IN_THE_WILD: &str = "\u{feff}[supervisord]
+environment = FOO=\"/x\"
+
+[program:indented]
+      COMMAND = /bin/echo %(ENV_FOO)s %(ENV_OWN)s
+      directory = /tmp
+      environment = OWN='o';
+          MORE=m
+      autostart = False
+      autorestart = yes
+      startsecs = 0
+      stopsignal = INT
+      stopasgroup = 1
+      stdout_logfile = none
+      stdout_logfile_maxbytes = 1MB
+
+[program:both]
+command = /bin/sleep 1000
+numprocs = 2
+process_name = both_%(process_num)02x
+stdout_logfile = /tmp/log
+stdout_logfile_backups = 0
+startretries = 10000
+autorestart = true
+
+[program:both]
+priority = 5
+
+[group:indented]
+programs = indented, nobody
+priority = 3
+
+[group:other]
+programs = indented
+";
+
+#[test]
+fn what_people_write_is_read_as_supervisord_reads_it() {
+    let directory = directory();
+    let file = directory.path().join("wild.conf");
+    fs::write(&file, FOUND_IN_THE_WILD).expect("a file");
+    let output = import("supervisord", &file);
+    let (code, notes) = (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned());
+    assert_eq!(code, Some(0), "{notes}");
+    let config = read(&String::from_utf8_lossy(&output.stdout));
+    let indented = program(&config, "indented");
+    assert_eq!(
+        (indented.argv.as_slice(), indented.wd.as_deref()),
+        (&["/x".to_owned(), "o".to_owned()][..], Some("/tmp"))
+    );
+    assert_eq!((indented.manual, indented.mode, indented.log.as_deref()), (true, None, Some("/dev/null")));
+    assert_eq!(indented.stop.as_deref(), Some("kill -s INT -- \"-$GAGGLED_PROGRAM_PID\""));
+    assert_eq!(indented.limit.and_then(|limit| limit.reset), Some(Millis(0)), "no start is a bad one");
+    assert_eq!(indented.group.as_deref(), Some("group.indented"));
+    let both = program(&config, "both_01");
+    assert_eq!((both.limit, both.rotate), (None, None), "both write to the log");
+    for said in [
+        "wild.conf:23: startretries of both is left out",
+        "wild.conf:26: [program:both] goes on with",
+        "wild.conf:27: priority of both is left out",
+        "wild.conf:30: group indented has no program \"nobody\"",
+        "wild.conf:31: priority of group indented is left out",
+        "wild.conf:34: \"indented\" is already in group indented, and cannot be in other, too",
+        "the group is called \"group.indented\" here",
+        "wild.conf:15: stdout_logfile_maxbytes of indented is left out",
+        "several programs write to /tmp/log",
+        "the whole process group",
+    ] {
+        assert!(notes.contains(said), "{said}: {notes}");
+    }
+}
+
 #[test]
 fn what_cannot_be_understood_is_refused_with_its_place() {
     let directory = directory();
@@ -143,7 +216,8 @@ fn what_cannot_be_understood_is_refused_with_its_place() {
     let table = [
         ("command = x\n", "bad.conf:1: stands before the first [section]"),
         ("[program:a]\nnothing\n", "bad.conf:2: is neither [section] nor name = value"),
-        ("[program:a]\nnumprocs=2\n", "bad.conf:1: [program:a] has no command"),
+        ("[program:a]\nnumprocs=1\n", "bad.conf:1: [program:a] has no command"),
+        ("[program:a]\ncommand=x\nnumprocs=2\n", "bad.conf:1: numprocs is 2, so process_name must hold"),
         ("[program:a]\ncommand=x \"y\n", "bad.conf:2: command has a quote that is not closed"),
         ("[program:a]\ncommand=x\nnumprocs=many\n", "bad.conf:3: numprocs is no number"),
         ("[program:a]\ncommand=x\nnumprocs=0\n", "numprocs is 0"),
@@ -152,9 +226,13 @@ fn what_cannot_be_understood_is_refused_with_its_place() {
         ("[program:a]\ncommand=x\nstopsignal=QIT\n", "bad.conf:3: stopsignal is no signal"),
         ("[program:a]\ncommand=x\nstartsecs=abc\n", "bad.conf:3: startsecs is no number"),
         ("[program:a]\ncommand=x\numask=9\n", "bad.conf:3: umask is no octal number"),
-        ("[program:a]\ncommand=%(nothing)s\n", "bad.conf:2: %(nothing)s is not known here"),
+        ("[program:a]\ncommand=%(nothing)s\n", "bad.conf:2: %(nothing) is not known here"),
         ("[program:a]\ncommand=100%\n", "bad.conf:2: % stands alone"),
-        ("[program:a]\ncommand=x\n[program:a]\ncommand=y\n", "bad.conf:3: \"a\" is there twice"),
+        ("[program:a]\ncommand=x\nexitcodes=256\n", "bad.conf:3: exitcodes is no list of numbers from 0 to 255"),
+        ("[program:a]\ncommand=x\nredirect_stderr=maybe\n", "bad.conf:3: redirect_stderr is neither true nor false"),
+        ("[program:a]\ncommand=%(ENV_NO_SUCH)s\n", "set NO_SUCH while importing"),
+        ("[program:a]\ncommand=sh -c \"a ; b\"\n", "begins a comment"),
+        ("[fcgi-program:a]\ncommand=x\n", "[fcgi-program:a] is left out"),
         ("[program:a]\ncommand=x\nenvironment=A\n", "environment is no list of KEY"),
         ("[supervisord]\n", "has no [program:...] section"),
     ];
@@ -171,8 +249,18 @@ fn a_procfile_runs_with_its_ports_and_variables() {
     let file = directory.path().join("Procfile");
     fs::write(&file, "# a comment\nweb: exec sh -c 'echo $PORT $NAME > web; exec sleep 1000'\n\nworker:   pwd > worker; exec sleep 1000\nno process\n")
         .expect("a file");
-    fs::write(directory.path().join(".env"), "NAME=\"a name\"\nexport OTHER=x # y\n# nothing\n").expect("a file");
+    fs::write(
+        directory.path().join(".env"),
+        "NAME=\"a name\"\nexport OTHER=x # y\n# nothing\nLINES=\"a\\nb\\$\"\nRAW='a\\nb'\nPLAIN=a\\nb\n",
+    )
+    .expect("a file");
     let notes = said(&import("procfile", &file)).1;
+    let env = read(&imported("procfile", &file)).gaggled.env;
+    let value = |name: &str| env.get(name).map(String::as_str);
+    assert_eq!(
+        [value("OTHER"), value("LINES"), value("RAW"), value("PLAIN")],
+        [Some("x"), Some("a\nb$"), Some("a\\nb"), Some("a\\nb")]
+    );
     assert!(notes.contains("Procfile:5: is no \"name: command\", and was ignored"), "{notes}");
     let mut daemon = Daemon::with(&imported("procfile", &file), directory.clone(), &Start::default());
     daemon.wait_up("web", 1);
@@ -181,6 +269,8 @@ fn a_procfile_runs_with_its_ports_and_variables() {
     daemon.wait_outside("both to have written", || !text("web").is_empty() && !text("worker").is_empty());
     assert_eq!(text("web"), "5000 a name\n");
     assert_eq!(text("worker").trim(), fs::canonicalize(directory.path()).expect("a path").display().to_string());
+    fs::write(&file, "release: migrate\nweb: serve\n").expect("a file");
+    assert_eq!(program(&read(&imported("procfile", &file)), "release").mode, Some(Mode::Once));
     for bad in ["", "# nothing\n", "\n"] {
         fs::write(&file, bad).expect("a file");
         assert_eq!(said(&import("procfile", &file)).0, 1);

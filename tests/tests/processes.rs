@@ -264,10 +264,13 @@ fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
         "\"bad\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), limit: (starts: 3, within: \"1m\")), \
          \"again\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), \
             limit: (starts: 3, within: \"1m\", retry: 200)), \
+         \"lasts\": (command: \"@PUPPET@\", argv: [\"exit\", \"60\", \"3\"], backoff: (initial: 0, max: 0), \
+            limit: (starts: 3, within: \"1m\", reset: 50)), \
          \"web\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], depends: {\"bad\": (delay: 5000)}),",
     );
     daemon.wait_down("bad", 3);
     daemon.wait_down("again", 7);
+    daemon.wait_down("lasts", 7);
     let dump = daemon.dump();
     assert_eq!((&dump["bad"]["failed"], &dump["bad"]["instance"]), (&true.into(), &3.into()));
     assert_eq!(dump["bad"]["reason"], "given up after 3 starts within 1m (exited with code 3): ask it up");

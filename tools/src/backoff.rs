@@ -32,8 +32,9 @@ pub fn in_words(state: &State, id: ProgramId, wait: Option<u64>) -> String {
         Some(limit) => {
             let retry = limit.retry.map_or_else(|| "until it is asked up".to_owned(), |retry| format!("for {retry}"));
             let counted = counted(state, id);
+            let reset = limit.reset.map_or_else(String::new, |reset| format!(", none of which was up for {reset}"));
             format!(
-                "it is left down {retry} after {} starts within {}; {counted} are counted now",
+                "it is left down {retry} after {} starts within {}{reset}; {counted} are counted now",
                 limit.starts, limit.within
             )
         }

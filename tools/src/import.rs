@@ -1,6 +1,7 @@
 //! Configurations of other programs, printed as one of gaggled.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Display},
     fs,
     path::Path,
@@ -74,11 +75,15 @@ impl Imported {
     }
 
     /// Makes sure that it can be read again.
-    fn checked(self) -> Result<Self, String> {
+    fn checked(self, path: &Path) -> Result<Self, String> {
         let printed = self.config.print().map_err(|why| why.to_string())?;
         match Config::parse(&printed) {
             Ok(_) => Ok(self),
-            Err(found) => Err(found.into_iter().map(|found| found.message).collect::<Vec<_>>().join("; ")),
+            Err(found) => {
+                let found: BTreeSet<String> = found.into_iter().map(|found| found.message).collect();
+                let found: Vec<String> = found.into_iter().collect();
+                Err(format!("{}: {}", path.display(), found.join("; ")))
+            }
         }
     }
 }
@@ -111,7 +116,9 @@ fn usable(name: &str) -> String {
 /// The text of a file.
 fn read(path: &Path) -> Result<String, String> {
     let bytes = fs::read(path).map_err(|error| format!("{}: cannot be read: {error}", path.display()))?;
-    String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", path.display()))
+    let text = String::from_utf8(bytes).map_err(|_| format!("{}: is not UTF-8", path.display()))?;
+    // Some editors of Windows begin a file with a mark.
+    Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
 /// Prints a foreign file as a configuration; what could not be kept goes to standard error, and into comments.

@@ -202,7 +202,7 @@ impl Audit {
     fn ends(&mut self, id: ProgramId, instance: InstanceId, status: ExitStatus, envelope: &Envelope) {
         let policy = self.graph.programs[id].clone();
         let (once, well) = (policy.mode != Mode::Respawn, policy.succeeds(status));
-        let (essential, shutdown) = (self.graph.programs[id].essential, self.shutdown.is_some());
+        let (essential, shutdown) = (policy.essential, self.shutdown.is_some());
         let slack = self.slack;
         let seen = self.seen(id);
         let (mut wrong, mut late) = (Vec::new(), None);
@@ -233,7 +233,8 @@ impl Audit {
         let failed = seen.unhealthy && !seen.operator_down && !seen.owed && seen.is_in;
         let ends_everything = essential && !seen.exists && !shutdown && (!unwanted || failed);
         seen.planned |= unwanted && !seen.unhealthy;
-        if seen.planned {
+        let lasting = policy.limit.and_then(|limit| limit.reset).zip(seen.up_since);
+        if seen.planned || lasting.is_some_and(|(reset, since)| envelope.at.since(since) >= reset) {
             seen.own_starts.clear();
         }
         if !unwanted && seen.ready_since.is_none() && !seen.unhealthy {

@@ -134,6 +134,7 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
                 starts: random.pick(&[1, 3, 10]),
                 within: random.pick(&[Millis(1000), Millis(60_000)]),
                 retry: random.pick(&[None, Some(Millis(5000))]),
+                reset: random.pick(&[None, Some(Millis(500))]),
             }),
             essential: essential && random.percent(20),
             retired: false,

@@ -48,7 +48,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print a configuration of another program as one of gaggled
+    /// Print a configuration of another program as one of gaggled; check it with -t where it will run
     Import {
         /// The program that the file is for
         format: import::Format,

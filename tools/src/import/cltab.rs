@@ -11,7 +11,7 @@ use gaggled_core::{
 use super::{Imported, Place, read, usable};
 
 /// What the original does with an entry that ends again and again: it pauses for a minute after seven starts in a row.
-const THROTTLE: Limit = Limit { starts: 7, within: Millis(6000), retry: Some(Millis(60_000)) };
+const THROTTLE: Limit = Limit { starts: 7, within: Millis(6000), retry: Some(Millis(60_000)), reset: None };
 
 /// Reads a cltab.
 pub fn import(path: &Path) -> Result<Imported, String> {
@@ -26,7 +26,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
         whole,
         "a process is stopped by TERM to its group, killwait and KILL; the original sent INT, TERM after 5 s and KILL after 15 s to the one process",
     );
-    importer.imported.checked()
+    importer.imported.checked(path)
 }
 
 struct Importer {
@@ -40,7 +40,9 @@ impl Importer {
         if line.starts_with('#') || line.trim().is_empty() {
             return Ok(());
         }
-        if let Some(setting) = line.strip_prefix(":::") {
+        // Of a setting nothing counts but its name and its value; its own tests have a word for the levels.
+        if let Some(setting) = line.strip_prefix("::").and_then(|rest| rest.split_once(':')).map(|(_, setting)| setting)
+        {
             return self.setting(setting, place);
         }
         let fields: Vec<&str> = line.splitn(5, ':').collect();
@@ -84,7 +86,10 @@ impl Importer {
                 self.imported.note(place, "gaggled_controller speaks at this socket; clinit cannot");
             }
             "socket" => self.imported.note(place, "socket is left out: it is no absolute path"),
-            "clstat" => self.imported.note(place, "clstat is left out: ask gaggled_controller status"),
+            // Its older name was another.
+            "clstat" | "initstat" => {
+                self.imported.note(place, format!("{name} is left out: ask gaggled_controller status"));
+            }
             "log" => self.imported.note(place, "log is left out: the original never wrote it"),
             other => {
                 let why = "settings are socket, clstat and log";

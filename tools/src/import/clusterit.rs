@@ -12,7 +12,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
     let mut imported = Imported::default();
     imported.config.hosts = hosts;
     imported.config.nodes = Ordered(sets);
-    imported.checked()
+    imported.checked(path)
 }
 
 /// What is wrong, a line each.

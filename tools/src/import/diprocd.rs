@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::{Imported, Place, read};
 
 /// More starts than this within a minute, and the original gives a process up.
-const LIMIT: Limit = Limit { starts: 5, within: Millis(60_000), retry: None };
+const LIMIT: Limit = Limit { starts: 5, within: Millis(60_000), retry: None, reset: None };
 
 const PROCESS: [&str; 14] = [
     "name",
@@ -65,7 +65,7 @@ pub fn import(path: &Path, node: Option<&str>) -> Result<Imported, String> {
         importer.process(process)?;
     }
     importer.link();
-    importer.imported.checked()
+    importer.imported.checked(path)
 }
 
 fn missing_node(place: &Place, nodes: &Value, node: &str) -> String {

@@ -1,5 +1,5 @@
-//! Files of sections, as Python's configuration parsers read them: `[section]`, `name = value`, and lines that begin with
-//! white space and go on with the value.
+//! Files of sections, as Python's configuration parsers read them: `[section]`, `name = value`, and lines that are further
+//! in than the name and go on with the value.
 
 use std::path::Path;
 
@@ -45,6 +45,7 @@ impl Section {
 /// Reads a file. `is_comment` tells where in a line a comment begins.
 pub fn parse(path: &Path, comment: impl Fn(&str) -> Option<usize>) -> Result<Vec<Section>, String> {
     let mut sections: Vec<Section> = Vec::new();
+    let mut indent = 0;
     for (line, number) in read(path)?.lines().zip(1..) {
         let place = Place::new(path, number);
         let whole = comment(line).map_or(line, |at| line.get(..at).unwrap_or_default());
@@ -53,7 +54,8 @@ pub fn parse(path: &Path, comment: impl Fn(&str) -> Option<usize>) -> Result<Vec
             continue;
         }
         let last = sections.last_mut().and_then(|section| section.options.last_mut());
-        if let Some(option) = last.filter(|_| whole.starts_with([' ', '\t'])) {
+        let is_in = whole.len() - whole.trim_start().len();
+        if let Some(option) = last.filter(|_| is_in > indent) {
             option.lines.push((place, text.to_owned()));
         } else if let Some(name) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             sections.push(Section { name: name.trim().to_owned(), place, options: Vec::new() });
@@ -62,6 +64,7 @@ pub fn parse(path: &Path, comment: impl Fn(&str) -> Option<usize>) -> Result<Vec
             let at = text.find(['=', ':']).ok_or(format!("{place}: is neither [section] nor name = value"))?;
             let (name, value) = text.split_at(at);
             let lines = vec![(place.clone(), value.get(1..).unwrap_or_default().trim().to_owned())];
+            indent = is_in;
             section.options.push(Setting { name: name.trim().to_owned(), lines, place });
         }
     }

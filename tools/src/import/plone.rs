@@ -38,7 +38,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
     for section in clusters {
         Importer { values: &values, section, imported: &mut imported }.cluster()?;
     }
-    imported.checked()
+    imported.checked(path)
 }
 
 /// The values of options, with `${section:option}` replaced.

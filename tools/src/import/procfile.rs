@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use gaggled_core::config::ProgramConfig;
+use gaggled_core::{config::ProgramConfig, graph::Mode};
 
 use super::{Imported, Place, read};
 
@@ -35,6 +35,10 @@ pub fn import(path: &Path) -> Result<Imported, String> {
             ..ProgramConfig::default()
         };
         program.env.0.push(("PORT".to_owned(), port.to_string()));
+        if name == "release" {
+            program.mode = Some(Mode::Once);
+            imported.note(&place, "a release is run once, when gaggled starts, and not before each deployment; let others depend on it until: Completed");
+        }
         imported.program(&place, name, program)?;
     }
     if imported.config.programs.is_empty() {
@@ -43,7 +47,36 @@ pub fn import(path: &Path) -> Result<Imported, String> {
     let whole = Place::new(path, 1);
     imported.note(&whole, "each program got the PORT that foreman gives: 5000, or that of .env, and 100 more for each");
     imported.note(&whole, "foreman ends everything when one program ends; here that one is started again (essential: true ends everything)");
-    imported.checked()
+    imported.checked(path)
+}
+
+/// A value of a `.env`. Between double quotes a backslash means something, and between others or none it does not.
+fn unquoted(value: &str) -> String {
+    let between =
+        |quote: char| value.strip_prefix(quote).and_then(|rest| rest.split_once(quote)).map(|(inner, _)| inner);
+    if let Some(inner) = between('\'') {
+        return inner.to_owned();
+    }
+    let Some(rest) = value.strip_prefix('"') else {
+        let comment = value.find(" #").unwrap_or(value.len());
+        return value.get(..comment).unwrap_or(value).trim_end().to_owned();
+    };
+    let mut text = String::new();
+    let mut rest = rest.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '"' => return text,
+            '\\' => match rest.next() {
+                Some('n') => text.push('\n'),
+                Some(c @ ('"' | '\\' | '$')) => text.push(c),
+                Some(c) => text.extend(['\\', c]),
+                None => text.push('\\'),
+            },
+            c => text.push(c),
+        }
+    }
+    // A quote that is not closed is none.
+    value.to_owned()
 }
 
 /// The variables of a `.env`, if there is one.
@@ -58,10 +91,7 @@ fn variables(path: &Path, imported: &mut Imported) {
         }
         match line.split_once('=') {
             Some((name, value)) if !name.trim().is_empty() && !name.starts_with("GAGGLED_") => {
-                let value = shell_words::split(value)
-                    .ok()
-                    .filter(|words| words.len() == 1)
-                    .map_or(value.trim().to_owned(), |words| words.concat());
+                let value = unquoted(value.trim());
                 let env = &mut imported.config.gaggled.env.0;
                 env.retain(|(known, _)| known != name.trim());
                 env.push((name.trim().to_owned(), value));

@@ -184,7 +184,10 @@ impl ProgramState {
         if planned {
             self.attempts = 0;
             self.recent.clear();
-        } else if at.since(began) < policy.backoff.reset {
+        } else if policy.limit.and_then(|limit| limit.reset).is_some_and(|reset| at.since(began) >= reset) {
+            self.recent.clear();
+        }
+        if !planned && at.since(began) < policy.backoff.reset {
             self.not_before = policy.backoff.next_start(began, at, self.attempts, jitter(epoch, policy, self.instance));
         }
         self.give_up(policy, at);
