@@ -110,7 +110,8 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
     };
     let start = offset(error.span.start.line, error.span.start.col).min(text.len());
     let end = offset(error.span.end.line, error.span.end.col).clamp(start, text.len());
-    let found = Diagnostic::error(error.code.to_string()).at(Some(start..end));
+    let whose = Locator::new(text).around(start).map_or_else(String::new, |key| format!("{key}: "));
+    let found = Diagnostic::error(format!("{whose}{}", error.code)).at(Some(start..end));
     let early = error.code == ron::Error::Eof || text.get(start..).is_some_and(|rest| rest.trim().is_empty());
     if early {
         return found.help("the text ends too early: a bracket or a quote that was opened is not closed");
@@ -120,6 +121,19 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
         ron::Error::NoSuchStructField { .. } => found.help("remove the field, or correct its name"),
         ron::Error::ExpectedOptionEnd | ron::Error::ExpectedOption => {
             found.help("write the value itself, without Some(..)")
+        }
+        ron::Error::MissingStructField { .. } => found.help("add the field"),
+        ron::Error::ExpectedString => found.help("write a text in quotes, such as \"text\""),
+        ron::Error::ExpectedBoolean => found.help("write true or false"),
+        ron::Error::ExpectedInteger | ron::Error::IntegerOutOfBounds => {
+            found.help("write a number, and not so large a one")
+        }
+        ron::Error::ExpectedArray => found.help("write a list in square brackets, such as [\"one\", \"two\"]"),
+        ron::Error::ExpectedMap => found.help("write names and values in braces, such as {\"name\": value}"),
+        ron::Error::ExpectedComma => found.help("put a comma between this and what is before it"),
+        ron::Error::ExpectedIdentifier => found.help("write one of its forms, as the README has them, without quotes"),
+        ron::Error::ExpectedStructLike | ron::Error::ExpectedNamedStructLike(_) => {
+            found.help("write its fields in round brackets, such as (field: value)")
         }
         _ => found,
     }

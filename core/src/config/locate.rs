@@ -30,6 +30,13 @@ impl Locator {
         self.places.get(&path).map_or(&[], Vec::as_slice)
     }
 
+    /// The last key that begins at or before a byte, with the keys around it.
+    pub fn around(&self, at: usize) -> Option<String> {
+        let starts = self.places.iter().flat_map(|(path, places)| places.iter().map(move |place| (place.start, path)));
+        let (_, path) = starts.filter(|(start, _)| *start <= at).max_by_key(|(start, _)| *start)?;
+        Some(path.join("."))
+    }
+
     /// The place of the nearest key around it that there is.
     pub fn nearest(&self, path: &[&str]) -> Option<Range<usize>> {
         (1..=path.len()).rev().find_map(|length| self.find(path.get(..length)?))
@@ -174,6 +181,9 @@ mod tests {
         assert_eq!(text_at(&["programs", "a", "depends", "b", "delay"]), Some("delay"));
         assert_eq!(locator.all(&["programs", "a"]).len(), 2);
         assert_eq!(locator.nearest(&["programs", "a", "command"]), locator.find(&["programs", "a"]));
+        let at = |text_at: &str| locator.around(text.find(text_at).expect("it is there"));
+        assert_eq!(at("5)"), Some("programs.a.depends.b.delay".to_owned()));
+        assert_eq!(at("#!"), None);
     }
 
     #[test]
