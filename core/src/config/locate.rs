@@ -5,6 +5,9 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+/// How deep brackets are followed.
+const DEPTH: usize = 128;
+
 /// The places of all keys of a file.
 #[derive(Clone, Debug, Default)]
 pub struct Locator {
@@ -12,9 +15,9 @@ pub struct Locator {
 }
 
 impl Locator {
-    /// Scans a text that is correct RON.
+    /// Scans a text. What of it is not correct RON may have places that are of no use.
     pub fn new(text: &str) -> Self {
-        let mut scanner = Scanner { text, at: 0, path: Vec::new(), places: BTreeMap::new() };
+        let mut scanner = Scanner { text, at: 0, depth: 0, path: Vec::new(), places: BTreeMap::new() };
         scanner.items();
         Self { places: scanner.places }
     }
@@ -46,6 +49,7 @@ impl Locator {
 struct Scanner<'a> {
     text: &'a str,
     at: usize,
+    depth: usize,
     path: Vec<String>,
     places: BTreeMap<Vec<String>, Vec<Range<usize>>>,
 }
@@ -53,6 +57,17 @@ struct Scanner<'a> {
 impl Scanner<'_> {
     /// Reads items up to the end of the bracket they are in.
     fn items(&mut self) {
+        // The parser gives up at such a depth, too.
+        if self.depth == DEPTH {
+            self.at = self.text.len();
+            return;
+        }
+        self.depth += 1;
+        self.items_here();
+        self.depth -= 1;
+    }
+
+    fn items_here(&mut self) {
         let mut key: Option<Range<usize>> = None;
         while let Some(token) = self.token() {
             match self.text.get(token.clone()).unwrap_or_default() {
@@ -191,6 +206,9 @@ mod tests {
         for text in ["", "(", "\"", "r#\"", "/*", "'", ")", ":", "a:", "(a:", "é: \"\\", "{\"a\":\"b\"", "r\"x", "rr##"]
         {
             let _ = Locator::new(text);
+        }
+        for open in ["(", "[", "{", "(a:", "{\"a\":["] {
+            let _ = Locator::new(&open.repeat(100_000));
         }
     }
 }
