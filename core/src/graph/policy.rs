@@ -1,0 +1,178 @@
+//! What the rules know of one program: how it is to be run, whatever becomes of it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{health::Care, host::ExitStatus, ids::GroupId, time::Millis};
+
+/// What to do when a program ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// Start it again, whatever its exit status.
+    #[default]
+    Respawn,
+    /// Leave it, until an operator or a propagated restart wants it again.
+    Once,
+    /// As `Once`; and what comes after it in its group and level waits until it has ended well.
+    Wait,
+    /// As `Wait`; and it decides whether its group can run here at all.
+    Test,
+}
+
+impl Mode {
+    /// Whether what comes after it in its group and level waits for its end.
+    pub fn holds_back(self) -> bool {
+        matches!(self, Self::Wait | Self::Test)
+    }
+}
+
+/// The name of a level. A group has one at a time, and with it run the programs that name it.
+pub type Level = Arc<str>;
+
+/// The level at which a group is down: only programs that name it run, usually to clean up.
+pub const STOP: &str = "stop";
+/// The level at which a group comes up if nothing else is said.
+pub const START: &str = "start";
+/// Programs that name this level are run instead when their group is restarted. No group is ever at it.
+pub const RESTART: &str = "restart";
+
+/// How the starts of a program that keeps ending are spaced.
+///
+/// The first restart is at once. After that two starts are at least `initial`, then twice that, and so on up to `max`
+/// apart. An instance that stayed up for `reset` begins anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "backoff", deny_unknown_fields, default)]
+pub struct Backoff {
+    /// The space between the second and the third start.
+    pub initial: Millis,
+    /// The greatest space.
+    pub max: Millis,
+    /// How long an instance must stay up for the spacing to begin anew.
+    pub reset: Millis,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Millis(100), max: Millis(60_000), reset: Millis(60_000) }
+    }
+}
+
+/// When a program that keeps ending is given up: after so many starts within such a time. What somebody has asked for, or
+/// what follows another program, is not counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "limit", deny_unknown_fields)]
+pub struct Limit {
+    /// How many starts, at least 1 and at most [`Limit::MOST`].
+    pub starts: u32,
+    /// Within which time.
+    pub within: Millis,
+    /// After which time it is tried again by itself; never if this is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Millis>,
+    /// A run that was up for so long makes up for the starts before it; none does if this is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset: Option<Millis>,
+}
+
+impl Limit {
+    /// The most starts that are remembered.
+    pub const MOST: u32 = 1000;
+}
+
+/// The part of a program's configuration that the rules look at.
+#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What to do when it ends.
+    pub mode: Mode,
+    /// Whether it is wanted from the start.
+    pub enabled: bool,
+    /// The group it belongs to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupId>,
+    /// The levels of its group at which it runs; all but `stop` if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub levels: Vec<Level>,
+    /// Whether what it has done stands after its end, until its stop command undoes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub undone: bool,
+    /// Whether it is started again until it has ended well, although it is to run only once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retry: bool,
+    /// The exit codes that mean success; only 0 if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub success: Vec<i32>,
+    /// How long it may take to end before it is killed.
+    pub killwait: Millis,
+    /// How its starts are spaced.
+    pub backoff: Backoff,
+    /// What is asked of it beyond that it runs.
+    #[serde(default)]
+    pub care: Care,
+    /// When it is given up, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<Limit>,
+    /// Whether everything is to end when it ends.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub essential: bool,
+    /// Whether the configuration no longer has it: it is there only until it has stopped.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub retired: bool,
+}
+
+impl Policy {
+    /// The policy of a program of which only the name is said.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            mode: Mode::default(),
+            enabled: true,
+            group: None,
+            levels: Vec::new(),
+            undone: false,
+            retry: false,
+            success: Vec::new(),
+            killwait: Millis(10_000),
+            backoff: Backoff::default(),
+            care: Care::default(),
+            limit: None,
+            essential: false,
+            retired: false,
+        }
+    }
+
+    /// Whether it runs when its group is at a level.
+    pub fn runs_at(&self, level: &str) -> bool {
+        self.levels.is_empty() && ![STOP, RESTART].contains(&level) || self.names(level)
+    }
+
+    /// Whether it names a level.
+    pub fn names(&self, level: &str) -> bool {
+        self.levels.iter().any(|own| &**own == level)
+    }
+
+    /// Whether an end with this status is a success.
+    pub fn succeeds(&self, status: ExitStatus) -> bool {
+        match status {
+            ExitStatus::Code(code) if !self.success.is_empty() => self.success.contains(&code),
+            ExitStatus::Code(_)
+            | ExitStatus::Signal(_)
+            | ExitStatus::Core(_)
+            | ExitStatus::OutOfMemory
+            | ExitStatus::Unknown => status.is_success(),
+        }
+    }
+
+    /// Whether a run that has ended, well or not, is followed by another by itself.
+    pub fn runs_again(&self, well: bool) -> bool {
+        self.mode == Mode::Respawn || self.retry && !well
+    }
+
+    /// Whether there is a level at which both run.
+    pub(super) fn meets(&self, other: &Self) -> bool {
+        self.levels.is_empty() || other.levels.is_empty() || self.levels.iter().any(|level| other.names(level))
+    }
+}
