@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    config::{Config, ProgramConfig, SMTPGATE},
+    config::{Config, Ordered, ProgramConfig, SMTPGATE, Settings},
     event::{Cause, Event, ProgramEvent},
     graph::{Group, STOP},
     ids::{GroupId, Seq},
@@ -48,6 +48,9 @@ pub struct Step {
 pub struct Plan {
     /// One step for each program.
     pub steps: Vec<Step>,
+    /// What else has changed, by the names of the settings: `gaggled.killwait`, `nodes`.
+    #[serde(default)]
+    pub settings: Vec<String>,
 }
 
 impl Plan {
@@ -92,7 +95,7 @@ impl Plan {
             let change = if runs(name) { Change::Stop } else { Change::Update };
             steps.push(Step { program: name.to_owned(), change, why: "it is no longer configured".to_owned() });
         }
-        Self { steps }
+        Self { steps, settings: changed_settings(old, new) }
     }
 
     /// What has to be committed for it, given the state that has been carried over to the new configuration. A new
@@ -231,12 +234,29 @@ fn changed_fields(old: &ProgramConfig, new: &ProgramConfig) -> Vec<String> {
             manual: false,
             ..program.clone()
         };
-        match serde_json::to_value(plain) {
-            Ok(Value::Object(fields)) => fields,
-            _ => Map::new(),
-        }
+        fields_of(&plain)
     };
-    let (old, new) = (fields(old), fields(new));
+    different(&fields(old), &fields(new))
+}
+
+/// The settings that differ, besides those of programs.
+fn changed_settings(old: &Config, new: &Config) -> Vec<String> {
+    let rest = |config: &Config| {
+        fields_of(&Config { gaggled: Settings::default(), programs: Ordered::default(), ..config.clone() })
+    };
+    let own = different(&fields_of(&old.gaggled), &fields_of(&new.gaggled));
+    let own = own.into_iter().map(|field| format!("gaggled.{field}"));
+    own.chain(different(&rest(old), &rest(new))).collect()
+}
+
+fn fields_of(value: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    }
+}
+
+fn different(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<String> {
     let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
     names.into_iter().filter(|name| old.get(*name) != new.get(*name)).cloned().collect()
 }

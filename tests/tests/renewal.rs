@@ -37,6 +37,10 @@ fn a_reload_does_what_the_plan_says_and_touches_nothing_else() {
     let before = daemon.dump();
     let epoch = daemon.state().epoch;
     assert!(said(&daemon.tool("gaggled_controller", &["plan"])).contains("nothing changes"));
+    rewrite(&daemon, |text| text.replace("killwait: 2000", "killwait: 3000"));
+    let plan = said(&daemon.tool("gaggled_controller", &["plan"]));
+    assert!(plan.contains("update   gaggled  gaggled.killwait changed\n\n4 programs stay as they are"), "{plan}");
+    rewrite(&daemon, |text| text.replace("killwait: 3000", "killwait: 2000"));
     rewrite(&daemon, |text| {
         let gone = text.find("\"gone\"").expect("it is there");
         let end = text[gone..].find("),").expect("its end") + gone + 2;

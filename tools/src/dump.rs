@@ -133,7 +133,8 @@ fn word(state: GroupWord) -> &'static str {
 /// What another configuration changes, one line for each program that it touches.
 pub fn plan(plan: &Plan) -> String {
     let touched = plan.steps.iter().filter(|step| step.change != Change::Keep);
-    let width = plan.steps.iter().map(|step| step.program.len()).max().unwrap_or(0);
+    let itself = if plan.settings.is_empty() { "" } else { "gaggled" };
+    let width = plan.steps.iter().map(|step| step.program.len()).chain([itself.len()]).max().unwrap_or(0);
     let word = |change: Change| match change {
         Change::Start => "start",
         Change::Stop => "stop",
@@ -144,6 +145,9 @@ pub fn plan(plan: &Plan) -> String {
     let mut lines: Vec<String> =
         touched.map(|step| format!("{:<8} {:<width$}  {}", word(step.change), step.program, step.why)).collect();
     let kept = plan.steps.len() - lines.len();
+    if !plan.settings.is_empty() {
+        lines.push(format!("{:<8} {:<width$}  {} changed", "update", itself, plan.settings.join(", ")));
+    }
     if !lines.is_empty() {
         lines.push(String::new());
     }

@@ -194,7 +194,7 @@ fn started_from() -> Result<PathBuf, ReplyError> {
 
 fn told(plan: &Plan, handover: Option<Handover>) -> Renewed {
     let changes = plan.steps.iter().filter(|step| step.change != Change::Keep).count();
-    Renewed { body: json!({"steps": plan.steps, "changes": changes}), handover }
+    Renewed { body: json!({"steps": plan.steps, "settings": plan.settings, "changes": changes}), handover }
 }
 
 fn failed(message: String) -> ReplyError {
