@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use gaggled_core::{
     event::Envelope,
-    history::{Link, in_words},
+    history::{Link, before, in_words},
     ids::{Position, Seq},
     segment::{Broken, How, Replay},
     state::State,
@@ -107,6 +107,16 @@ impl Archive {
         found
     }
 
+    /// When the first event was that is kept.
+    pub fn begins(&self) -> Option<WallTime> {
+        let mut first = None;
+        let _ = pass(segments(&self.directory).first()?, &mut |envelope, _| {
+            first = Some(envelope.wall);
+            false
+        });
+        first
+    }
+
     /// The state at a moment, and when its last event was; `None` if that is not kept.
     pub fn state_at(&self, moment: Moment) -> Option<(State, WallTime)> {
         let is_past = |envelope: &Envelope| match moment {
@@ -156,8 +166,8 @@ impl Archive {
             while let Some(seq) = next {
                 let Ok(at) = seen.binary_search_by_key(&seq, |link| link.envelope.seq) else { break };
                 let link = seen[at].clone();
-                next = link.envelope.cause.event();
                 links.push(link);
+                next = before(&links);
             }
         }
         links

@@ -142,6 +142,8 @@ struct Asked {
     id: String,
     /// For finding the same request again; empty if it may be done twice.
     key: String,
+    /// Whether something is to be done, and not only told.
+    is_command: bool,
 }
 
 /// The actor of the control channel.
@@ -237,6 +239,7 @@ impl ControlActor {
                 return waiter.answers.push(self.durable.hold(answer));
             }
         }
+        let is_command = role != Role::Observe;
         match self.course(&id, action) {
             Ok(Course::Answer(reply)) => answer(reply),
             Ok(Course::Await(target, timeout)) if self.waiters.len() < Self::WATCHERS => {
@@ -244,11 +247,11 @@ impl ControlActor {
             }
             Ok(Course::Propose(proposal)) if self.waiters.len() < Self::WAITERS => {
                 let answer = self.durable.hold(answer);
-                self.propose(&Asked { peer, id, key }, proposal, answer, ctx);
+                self.propose(&Asked { peer, id, key, is_command }, proposal, answer, ctx);
             }
             Ok(Course::Elsewhere(job)) => {
                 let thread = if role == Role::Observe { &self.librarian } else { &self.renewer };
-                thread.give(Asked { peer, id, key }, job, answer, ctx.address());
+                thread.give(Asked { peer, id, key, is_command }, job, answer, ctx.address());
             }
             Ok(Course::Await(..) | Course::Propose(_)) => {
                 let error = busy();
@@ -259,7 +262,7 @@ impl ControlActor {
     }
 
     fn propose(&mut self, asked: &Asked, proposal: Proposal, answer: Answer, ctx: &mut Context<Self>) {
-        let Asked { peer, id, key } = asked;
+        let Asked { peer, id, key, .. } = asked;
         let Proposal { mut events, mut target, timeout, body } = proposal;
         let before = events.len();
         events.retain(|event| !self.taken.contains(&Trace::new(&peer.who, id, event, &self.state.graph)));
@@ -369,7 +372,13 @@ impl Handler<Conclude> for ControlActor {
     type Result = ();
     fn handle(&mut self, Conclude { asked, concluded, answer }: Conclude, ctx: &mut Context<Self>) {
         match concluded {
-            Concluded::Answer(reply) => answer(reply),
+            Concluded::Answer(reply) => {
+                if let Some(error) = reply.error.as_ref().filter(|_| asked.is_command) {
+                    // Not everybody hears the answer: whoever has sent a SIGHUP does not.
+                    self.refuse_aloud(&asked.peer, &asked.id, error.code, &error.message);
+                }
+                answer(reply);
+            }
             Concluded::Handover(to, body) => {
                 let events = vec![Event::System(SystemEvent::HandoverBegun { to })];
                 self.propose(&asked, Proposal { events, body: Some(body), ..Proposal::default() }, answer, ctx);

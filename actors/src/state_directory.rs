@@ -147,7 +147,7 @@ impl StateDirectory {
                     }
                     How::Torn => cut(&segment.path, at),
                     How::Damaged(_) => {
-                        let file = put_aside(&segment.path);
+                        let file = put_aside(&segment.path, bytes.get(..at).unwrap_or_default());
                         remains.damaged.push((file, how.to_string()));
                     }
                 }
@@ -247,13 +247,24 @@ fn cut(path: &Path, at: usize) {
     }
 }
 
-/// Keeps a damaged segment under another name. It stays where it is as well, until there is a newer one.
-fn put_aside(path: &Path) -> String {
+/// Keeps a damaged segment under another name; what of it holds takes its place. If that fails it is read past again
+/// next time.
+fn put_aside(path: &Path, good: &[u8]) -> String {
     let aside = path.with_extension("damaged");
-    match fs::hard_link(path, &aside) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => path.display().to_string(),
-        Ok(()) | Err(_) => aside.display().to_string(),
+    if let Err(error) = fs::hard_link(path, &aside)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return path.display().to_string();
     }
+    if good.is_empty() {
+        let _ = fs::remove_file(path);
+    } else {
+        let new = path.with_extension("new");
+        let written = open_own(&new, OpenOptions::new().create(true).write(true).truncate(true))
+            .is_ok_and(|mut file| file.write_all(good).and_then(|()| file.sync_all()).is_ok());
+        let _ = if written { fs::rename(&new, path) } else { fs::remove_file(&new) };
+    }
+    aside.display().to_string()
 }
 
 fn check_directory(path: &Path) -> Result<(), StateError> {

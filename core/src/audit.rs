@@ -117,7 +117,7 @@ impl Seen {
             unhealthy: leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy),
             completed: ProgramState { due: false, ..known.clone() }.counts_since(Until::Completed),
             owed: known.due && !known.is_running(),
-            told: known.signalled,
+            told: known.urged_by.is_some(),
             operator_fall: leaving
                 .filter(|leaving| leaving.planned)
                 .and_then(|leaving| Some((known.fall?, leaving.since))),

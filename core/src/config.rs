@@ -112,13 +112,24 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
     let end = offset(error.span.end.line, error.span.end.col).clamp(start, text.len());
     let whose = Locator::new(text).around(start).map_or_else(String::new, |key| format!("{key}: "));
     let found = Diagnostic::error(format!("{whose}{}", error.code)).at(Some(start..end));
+    if text.trim().is_empty() {
+        return Diagnostic::error("the file is empty")
+            .help("write for instance (programs: {\"web\": (command: \"web\")})");
+    }
     let early = error.code == ron::Error::Eof || text.get(start..).is_some_and(|rest| rest.trim().is_empty());
     if early {
         return found.help("the text ends too early: a bracket or a quote that was opened is not closed");
     }
     #[expect(clippy::wildcard_enum_match_arm, reason = "most mistakes are told well enough by the parser")]
     match &error.code {
-        ron::Error::NoSuchStructField { .. } => found.help("remove the field, or correct its name"),
+        ron::Error::NoSuchStructField { expected, found: wrong, .. } => {
+            let meant = check::nearest_name(wrong, expected.iter().copied());
+            found.help(meant.unwrap_or_else(|| "remove the field, or correct its name".to_owned()))
+        }
+        ron::Error::NoSuchEnumVariant { expected, found: wrong, .. } => {
+            let meant = check::nearest_name(wrong, expected.iter().copied());
+            found.help(meant.unwrap_or_else(|| format!("write one of {}", expected.join(", "))))
+        }
         ron::Error::ExpectedOptionEnd | ron::Error::ExpectedOption => {
             found.help("write the value itself, without Some(..)")
         }

@@ -15,7 +15,7 @@ use crate::{
     graph::{ActorId, Graph, Mode, Until},
     health::Readiness,
     host::{ExitStatus, Fact, HostCommand, Observed, StartTime},
-    ids::{EpochId, InstanceId, ProgramId, Seq},
+    ids::{EpochId, InstanceId, ProgramId, Seq, Table},
     journal::Journal,
     machine::{Input, Output, Outputs, Timers},
     random::Random,
@@ -61,16 +61,16 @@ pub struct Forecast {
     pub envelopes: Vec<Envelope>,
 }
 
-/// What a fault means for a program: how often it is started again, and for how long it cannot be used.
+/// What faults mean for a program: how often it is started, and for how long it cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Impact {
     /// The program.
     pub program: ProgramId,
-    /// How often it was started after the first fault.
+    /// How often it was started from the first fault on.
     pub starts: u32,
-    /// For how long it was not ready after the first fault.
+    /// For how much less time it was ready, or had completed.
     pub out: Millis,
-    /// Since when it has been ready at the end, if it is.
+    /// Since when it has been ready, or has completed, at the end, if it is.
     pub back: Option<Instant>,
 }
 
@@ -95,38 +95,72 @@ impl Forecast {
     /// How many events are told at most: a system that starts something again and again would go on for ever.
     pub const MOST: usize = 100_000;
 
-    /// What the faults have meant, for each program that was concerned; in the order of the configuration.
-    pub fn impacts(&self, assumptions: &Assumptions) -> Vec<Impact> {
+    /// What the faults have meant, for each program to which things happened otherwise than in a run without any; in the
+    /// order of the configuration.
+    pub fn impacts(&self, well: &Self, assumptions: &Assumptions) -> Vec<Impact> {
         let Some(first) = assumptions.faults.iter().map(|fault| fault.begins().1).min() else { return Vec::new() };
-        let mut state = self.start.clone();
-        // Whether it is ready, and since when it is not, if it was.
-        let mut seen: BTreeMap<ProgramId, (bool, Option<Instant>, Impact)> = BTreeMap::new();
-        for envelope in &self.envelopes {
-            let subject = state.graph.subject(&envelope.event);
-            let before = subject.is_some_and(|program| state.programs[program].is_ready());
-            state.apply(envelope);
-            let Some(program) = subject.filter(|_| envelope.at >= first) else { continue };
-            let entry = seen.entry(program).or_insert_with(|| {
-                let impact = Impact { program, starts: 0, out: Millis(0), back: None };
-                (before, None, impact)
-            });
-            entry.2.starts += u32::from(matches!(envelope.event, Event::Program(_, ProgramEvent::Starting { .. })));
-            let ready = state.programs[program].is_ready();
-            if entry.0 && !ready {
-                (entry.1, entry.2.back) = (Some(envelope.at), None);
-            } else if !entry.0 && ready {
-                let out = entry.1.take().map_or(Millis(0), |since| since.until(envelope.at));
-                entry.2.out = Millis(entry.2.out.0 + out.0);
-                entry.2.back = Some(envelope.at);
-            }
-            entry.0 = ready;
-        }
-        let closed = |(_, since, impact): (bool, Option<Instant>, Impact)| {
-            let rest = since.map_or(Millis(0), |since| since.until(assumptions.until));
-            Impact { out: Millis(impact.out.0 + rest.0), ..impact }
+        // As far as both are told.
+        let until = assumptions.until.min(self.reaches(assumptions)).min(well.reaches(assumptions));
+        let (here, there) = (self.courses(first, until), well.courses(first, until));
+        let impact = |(program, here): (ProgramId, &Course)| {
+            let there = &there[program];
+            let out = Millis(there.usable.0.saturating_sub(here.usable.0));
+            let touched = here.starts != there.starts || here.usable != there.usable || here.since != there.since;
+            touched.then_some(Impact { program, starts: here.starts, out, back: here.since })
         };
-        let impacts = seen.into_values().map(closed);
-        impacts.filter(|impact| impact.starts > 0 || impact.out > Millis(0)).collect()
+        here.iter().filter_map(impact).collect()
+    }
+
+    /// Up to when it is told.
+    fn reaches(&self, assumptions: &Assumptions) -> Instant {
+        let last = self.envelopes.last().filter(|_| self.envelopes.len() >= Self::MOST);
+        last.map_or(assumptions.until, |envelope| envelope.at)
+    }
+
+    /// How every program fares between two moments.
+    fn courses(&self, from: Instant, until: Instant) -> Table<ProgramId, Course> {
+        let mut state = self.start.clone();
+        let mut courses: Table<ProgramId, Course> = state.programs.values().map(|_| Course::default()).collect();
+        for envelope in self.envelopes.iter().take_while(|envelope| envelope.at <= until) {
+            let subject = state.graph.subject(&envelope.event);
+            state.apply(envelope);
+            let Some(program) = subject else { continue };
+            let starts = matches!(envelope.event, Event::Program(_, ProgramEvent::Starting { .. }));
+            let (course, program) = (&mut courses[program], &state.programs[program]);
+            course.starts += u32::from(starts && envelope.at >= from);
+            course.goes_on(program.is_ready() || program.is_completed(), envelope.at, from);
+        }
+        for program in state.graph.programs.ids() {
+            let course = &mut courses[program];
+            let since = course.since;
+            course.goes_on(false, until, from);
+            course.since = since;
+        }
+        courses
+    }
+}
+
+/// How a program fares.
+#[derive(Clone, Copy, Debug, Default)]
+struct Course {
+    starts: u32,
+    /// For how long it could be used.
+    usable: Millis,
+    /// Since when it can be, if it can.
+    since: Option<Instant>,
+}
+
+impl Course {
+    /// From now on it can be used, or cannot; what was before a moment is not counted.
+    fn goes_on(&mut self, usable: bool, now: Instant, from: Instant) {
+        match (self.since, usable) {
+            (None, true) => self.since = Some(now),
+            (Some(since), false) => {
+                self.usable.0 += since.max(from).until(now.max(from)).0;
+                self.since = None;
+            }
+            (None, false) | (Some(_), true) => {}
+        }
     }
 }
 

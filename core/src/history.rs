@@ -177,10 +177,24 @@ impl History {
         let mut next = Some(from);
         while let Some(entry) = next.and_then(|seq| self.get(seq)) {
             links.push(Link { envelope: entry.envelope.clone(), words: in_words(&entry.envelope, &entry.graph) });
-            next = entry.envelope.cause.event();
+            next = before(&links);
         }
         links
     }
+}
+
+/// The event with which a chain goes on, if it does: what is started again and again is told of once.
+pub fn before(chain: &[Link]) -> Option<Seq> {
+    let last = &chain.last()?.envelope;
+    let same = |link: &Link| match (&link.envelope.event, &last.event) {
+        (
+            Event::Program(one, ProgramEvent::SpawnFailed { .. }),
+            Event::Program(other, ProgramEvent::SpawnFailed { .. }),
+        ) => one == other,
+        _ => false,
+    };
+    let goes_round = chain.iter().filter(|link| same(link)).count() > 1;
+    last.cause.event().filter(|_| !goes_round)
 }
 
 /// What happened, in words, without its cause.
@@ -230,7 +244,8 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
                     (0, ended) => format!(", {ended} of them ended meanwhile"),
                     (adopted, ended) => format!(", {adopted} of them still running and {ended} ended meanwhile"),
                 };
-                format!("gaggled {version} began{beginning} with {programs} programs{found}")
+                let noun = if *programs == 1 { "program" } else { "programs" };
+                format!("gaggled {version} began{beginning} with {programs} {noun}{found}")
             }
             SystemEvent::HandoverBegun { to } => format!("gaggled hands over to its next life, for {to}"),
             SystemEvent::JournalDegraded { why } => format!("the journal is not written: {why}"),
@@ -240,6 +255,7 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
             SystemEvent::JournalDamaged { file, why } => format!("{file} was put aside, because {why}"),
             SystemEvent::ShutdownBegun => "gaggled was asked to shut down".to_owned(),
             SystemEvent::ShutdownCompleted { survivors: 0 } => "everything has stopped".to_owned(),
+            SystemEvent::ShutdownCompleted { survivors: 1 } => "1 program could not be stopped".to_owned(),
             SystemEvent::ShutdownCompleted { survivors } => format!("{survivors} programs could not be stopped"),
             SystemEvent::CommandRefused { why, .. } => format!("a command was refused: {why}"),
             SystemEvent::ActorPanicked { actor, message } => format!("bug in gaggled: {actor} panicked: {message}"),
@@ -251,7 +267,7 @@ fn group_in_words(group: &str, event: &GroupEvent) -> String {
     match event {
         GroupEvent::Told { level } => format!("group {group} was told to go to level {level}"),
         GroupEvent::Restarted => format!("group {group} was asked to restart"),
-        GroupEvent::Reached { .. } => format!("group {group} was there"),
+        GroupEvent::Reached { .. } => format!("group {group} has arrived"),
         GroupEvent::Failed { by, .. } => format!("group {group} failed, because {by} did not end well"),
         GroupEvent::FellBack { level } => format!("group {group} went to level {level} for that"),
     }

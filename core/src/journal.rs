@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::{
-    event::{Cause, Envelope, Event},
+    event::{Cause, Envelope, Event, ProgramEvent},
     graph::Graph,
     ids::{EpochId, Seq},
     rules::Refusal,
@@ -41,7 +41,17 @@ impl Journal {
         if let Err(refusal) = self.state.admit(now, &event) {
             return Err((event, refusal));
         }
+        let cause = self.latest(&event, cause);
         Ok(self.commit_unchecked(now, wall, event, cause))
+    }
+
+    /// What has made a program end is the last that was done for it; whoever proposes the end may not have heard of that.
+    fn latest(&self, event: &Event, cause: Cause) -> Cause {
+        let urged_by = match (event, &cause) {
+            (Event::Program(id, ProgramEvent::Exited { .. }), Cause::Event(_)) => self.state.programs[*id].urged_by,
+            _ => None,
+        };
+        urged_by.map_or(cause, Cause::Event)
     }
 
     /// Commits what was admitted elsewhere: the simulator's defective journals use it.

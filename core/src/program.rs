@@ -231,10 +231,11 @@ impl Program {
             }
         };
         let stopping = self.state.phase == Phase::Stopping && self.state.instance == instance;
+        let signalled = self.state.urged_by.is_some() && self.state.instance == instance;
         let cause = match observed.fact {
-            Fact::Exited { .. } if !stopping => Cause::Os,
-            Fact::Exited { .. }
-            | Fact::Spawned { .. }
+            Fact::Exited { .. } if !stopping && !signalled => Cause::Os,
+            Fact::Exited { .. } => Cause::Event(self.state.urged_by.unwrap_or(self.state.changed_by)),
+            Fact::Spawned { .. }
             | Fact::SpawnFailed { .. }
             | Fact::StopCommandFailed { .. }
             | Fact::Daemonized { .. }
@@ -249,7 +250,7 @@ impl Program {
     /// Whether what it has done stands when it ends like that.
     fn stands(&self, status: ExitStatus) -> bool {
         // That it was started may have been seen just before, and not be committed yet.
-        let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && !self.state.signalled;
+        let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && self.state.urged_by.is_none();
         self.policy.undone && by_itself && self.policy.succeeds(status)
     }
 

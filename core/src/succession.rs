@@ -73,7 +73,13 @@ impl Opening {
     ) -> (Journal, Vec<Envelope>) {
         let Self { beginning, state, handover, now, wall } = self;
         let count = |alive: bool| {
-            let found = found.iter().filter(|(_, found)| matches!(found, Found::Alive { .. }) == alive).count();
+            // What stands without a process has not ended.
+            let has_process = |program: &ProgramId| state.programs[*program].phase != Phase::Done;
+            let counts = |(program, found): &&(ProgramId, Found)| match found {
+                Found::Alive { .. } => alive,
+                Found::Ended { .. } | Found::NeverRan { .. } => !alive && has_process(program),
+            };
+            let found = found.iter().filter(counts).count();
             u32::try_from(found).unwrap_or(u32::MAX)
         };
         let configured = state.graph.programs.values().filter(|policy| !policy.retired).count();
@@ -309,7 +315,7 @@ fn findings(known: &ProgramState, policy: &Policy, found: Found, now: Instant) -
             }
         }
         Found::Ended { instance, status, left_behind } => {
-            let by_itself = unwritten || !known.signalled && known.phase != Phase::Stopping;
+            let by_itself = unwritten || known.urged_by.is_none() && known.phase != Phase::Stopping;
             let stands = policy.undone && by_itself && policy.succeeds(status);
             events.push(ProgramEvent::Exited { instance, status, left_behind, stands });
         }

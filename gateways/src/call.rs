@@ -16,7 +16,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum CallError {
     /// Nobody listens there.
-    #[error("cannot reach gaggled at {url} ({why}): is it running? give its url with -u, or its configuration with -c")]
+    #[error("cannot reach gaggled at {url} ({why}): {}", cure(*why))]
     Unreachable {
         /// The url.
         url: String,
@@ -46,6 +46,14 @@ pub enum CallError {
 pub struct Caller {
     socket: Socket,
     url: String,
+}
+
+fn cure(why: nng::Error) -> &'static str {
+    if why == nng::Error::PermissionDenied {
+        "ask as the user that runs it, or as root"
+    } else {
+        "is it running? give its url with -u, or its configuration with -c"
+    }
 }
 
 impl Caller {

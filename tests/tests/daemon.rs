@@ -315,6 +315,27 @@ fn a_log_that_nobody_reads_stops_nothing() {
     assert_eq!(child.wait().expect("its end").code(), Some(0));
 }
 
+/// What comes up only when it is asked for is asked for by its name.
+#[test]
+fn everything_is_not_what_comes_up_only_when_it_is_asked_for() {
+    let mut daemon = Daemon::new(&format!(
+        "{} \"spare\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], manual: true),",
+        sleeper("a")
+    ));
+    daemon.wait_up("a", 1);
+    let runs = |daemon: &Daemon, arguments: &[&str]| {
+        assert!(daemon.tool("gaggled_controller", arguments).status.success(), "{arguments:?}");
+        let dump = daemon.dump();
+        (dump["a"]["instance"].as_u64(), dump["spare"]["instance"].as_u64())
+    };
+    assert_eq!(runs(&daemon, &["restart"]), (Some(2), Some(0)));
+    assert_eq!(runs(&daemon, &["up"]), (Some(2), Some(0)));
+    assert_eq!(runs(&daemon, &["up", "spare"]), (Some(2), Some(1)));
+    assert_eq!(runs(&daemon, &["restart"]), (Some(3), Some(2)));
+    runs(&daemon, &["down"]);
+    assert_eq!(runs(&daemon, &["up"]), (Some(4), Some(2)));
+}
+
 #[test]
 fn the_exit_codes_of_the_controller_are_as_documented() {
     let mut daemon = Daemon::new(&format!(
@@ -348,7 +369,9 @@ fn the_exit_codes_of_the_controller_are_as_documented() {
         (&["down", "slov"], 3, "did you mean \"slow\"?"),
         (&["-u", "ipc:///nosuch/socket", "dump"], 4, "cannot reach gaggled"),
         (&["-u", "nonsense", "dump"], 2, "is not understood"),
-        (&["why", "[as]*"], 1, "means several programs"),
+        (&["why", "[as]*"], 2, "means several programs"),
+        (&["signal", "FOO", "a"], 2, "signal \"FOO\" is not known"),
+        (&["wait", "a", "--timeout", "30"], 2, "\"30\" has no unit: write \"30s\""),
         (&["down", "slow", "--timeout", "50ms"], 5, "not down in time: slow"),
         (&["wait", "waits", "--timeout", "50ms"], 5, "not up in time: waits (waiting for spare)"),
         (&["-u", "tcp://127.0.0.1:1", "dump"], 4, "cannot reach gaggled"),

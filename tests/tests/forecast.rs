@@ -4,7 +4,9 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 
 use gaggled_core::{
     config::Config,
-    forecast::{Assumptions, Fault, Forecast},
+    event::{Envelope, Event, ProgramEvent},
+    forecast::{Assumptions, Fault, Forecast, Impact},
+    graph::Graph,
     time::{Instant, Millis},
 };
 use gaggled_tests::{
@@ -33,6 +35,11 @@ fn at(seconds: u64) -> Instant {
     Instant::default() + Millis(seconds * 1000)
 }
 
+fn impacts(graph: &Graph, assumptions: &Assumptions) -> Vec<Impact> {
+    let well = Forecast::new(graph, &Assumptions { faults: Vec::new(), ..assumptions.clone() });
+    Forecast::new(graph, assumptions).impacts(&well, assumptions)
+}
+
 #[test]
 fn a_forecast_tells_who_would_notice() {
     let config = Config::parse(SYSTEM).expect("it is correct").config;
@@ -40,7 +47,7 @@ fn a_forecast_tells_who_would_notice() {
     let names = graph.names();
     let fail = |name: &str| Assumptions { faults: vec![Fault::Fail(names[name], at(10))], until: at(60), seed: 1 };
     let noticed = |assumptions: &Assumptions| {
-        let impacts = Forecast::new(&graph, assumptions).impacts(assumptions);
+        let impacts = impacts(&graph, assumptions);
         assert!(impacts.iter().all(|impact| impact.back.is_some()), "everybody comes back: {impacts:?}");
         impacts.iter().map(|impact| graph.programs[impact.program].name.to_string()).collect::<Vec<_>>()
     };
@@ -53,9 +60,25 @@ fn a_forecast_tells_who_would_notice() {
     assert_ne!(again(7).last().map(|envelope| envelope.at), again(8).last().map(|envelope| envelope.at));
     // What never comes up keeps down what waits for it to be up again.
     let broken = Assumptions { faults: vec![Fault::Broken(names["db"], at(10), at(60))], until: at(60), seed: 1 };
-    let impacts = Forecast::new(&graph, &broken).impacts(&broken);
+    let impacts = impacts(&graph, &broken);
     let app = impacts.iter().find(|impact| impact.program == names["app"]).expect("it notices");
     assert!(app.back.is_none() && app.out >= Millis(49_000), "{app:?}");
+}
+
+/// What waits for something that fails before it has ever been up notices that, too.
+#[test]
+fn a_forecast_tells_who_would_never_come_up() {
+    let config = Config::parse(SYSTEM).expect("it is correct").config;
+    let graph = config.graph();
+    let names = graph.names();
+    let well = Forecast::new(&graph, &Assumptions { faults: Vec::new(), until: at(60), seed: 1 });
+    let begins = |envelope: &&Envelope| matches!(envelope.event, Event::Program(program, ProgramEvent::Started { .. }) if program == names["migrate"]);
+    let started = well.envelopes.iter().find(begins).expect("it is started").at;
+    let early = Fault::Fail(names["migrate"], started + Millis(1));
+    let impacts = impacts(&graph, &Assumptions { faults: vec![early], until: at(60), seed: 1 });
+    let lost: Vec<&str> = impacts.iter().map(|impact| &*graph.programs[impact.program].name).collect();
+    assert_eq!(lost, ["migrate", "app", "web"]);
+    assert!(impacts.iter().all(|impact| impact.back.is_none() && impact.out > Millis(50_000)), "{impacts:?}");
 }
 
 #[test]

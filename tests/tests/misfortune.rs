@@ -390,13 +390,17 @@ fn a_damaged_segment_is_put_aside_and_said_to_be() {
     let marks: Vec<usize> =
         bytes.windows(4).enumerate().filter(|(_, mark)| *mark == b"gag\x01").map(|(at, _)| at).collect();
     bytes[marks[3] + 40] ^= 1;
-    fs::write(&segment, bytes).expect("a damaged segment");
+    fs::write(&segment, &bytes).expect("a damaged segment");
+    let fold = Command::new(binary("gaggled")).args(["journal", "fold"]).arg(daemon.journal()).output();
+    let (status, told) = gaggled_tests::seeds::said(&fold.expect("gaggled"));
+    assert_eq!((status, told.contains("this is the state before that")), (1, true), "{told}");
     let mut again = daemon.again();
     again.wait("the damage to be told", |heard, _| {
         heard.iter().any(|envelope| matches!(envelope.event, Event::System(SystemEvent::JournalDamaged { .. })))
     });
     assert_eq!((again.pid_of("a"), again.pid_of("b")), (a, b), "found by their tokens");
-    assert!(segment.with_extension("damaged").is_file());
+    assert_eq!(fs::read(segment.with_extension("damaged")).expect("it is kept"), bytes);
+    again.verify();
 }
 
 /// Test 45 and I5: followers follow a new life without being started again, and a dump shows what they have.

@@ -77,6 +77,8 @@ fn a_log_is_begun_anew_and_loses_nothing_whoever_is_killed() {
     assert_eq!(daemon.dump()["plain"]["instance"], 1, "{events}");
     let shown = said(&daemon.tool("gaggled_controller", &["logs", "plain", "-n", "3"]));
     assert_eq!(shown, (0, "line 2998\nline 2999\nline 3000\n".to_owned()));
+    let many = said(&daemon.tool("gaggled_controller", &["logs", "plain", "-n", "2400"]));
+    assert_eq!((many.0, many.1.lines().count()), (0, 2400), "also from older files");
     let shown = said(&daemon.tool("gaggled_controller", &["logs", "small", "--since", "1h ago"]));
     assert_eq!((shown.0, shown.1.lines().count()), (0, stamped.len()));
     let refused = said(&daemon.tool("gaggled_controller", &["logs", "plain", "--since", "1h ago"]));

@@ -9,7 +9,10 @@ use gaggled_core::{
     state::ProgramState,
     wire::Action,
 };
-use gaggled_tests::harness::{Daemon, Start, children, code, exists};
+use gaggled_tests::{
+    harness::{Daemon, Start, children, code, exists},
+    seeds::said,
+};
 use nix::sys::signal::Signal;
 
 fn down(daemon: &Daemon) {
@@ -79,6 +82,26 @@ fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
         _ => None,
     });
     assert_eq!(told.collect::<Vec<_>>(), [("failed", ExitStatus::Code(3)), ("exited", ExitStatus::Signal(15))]);
+    let why = said(&daemon.tool("gaggled_controller", &["why", "a"])).1;
+    assert!(why.contains("because the stop command of a exited with code 3"), "{why}");
+    daemon.verify();
+}
+
+/// Whoever has done it is named, and what happens again and again is told once.
+#[test]
+fn a_chain_of_causes_leads_to_whoever_has_done_it_and_ends() {
+    let mut daemon = Daemon::new(
+        "\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]), \
+         \"lost\": (command: \"@PUPPET@\", wd: \"/nosuch\", backoff: (initial: 1, max: 1)),",
+    );
+    daemon.wait_up("a", 1);
+    assert!(daemon.tool("gaggled_controller", &["signal", "KILL", "a"]).status.success());
+    daemon.wait_up("a", 2);
+    let why = said(&daemon.tool("gaggled_controller", &["why", "a"])).1;
+    assert!(why.contains("because a was sent SIGKILL") && why.contains("asked for it"), "{why}");
+    daemon.wait("many failures", |_, state| state.programs[state.graph.names()["lost"]].instance.0 > 30);
+    let why = said(&daemon.tool("gaggled_controller", &["why", "lost"])).1;
+    assert!(why.lines().count() < 12 && why.contains("again and again"), "{why}");
     daemon.verify();
 }
 

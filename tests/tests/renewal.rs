@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Command, sync::Arc};
 
 use gaggled_core::{
-    event::{Beginning, Event, Handover, ProgramEvent, SystemEvent},
+    event::{Beginning, Cause, Event, Handover, ProgramEvent, SystemEvent},
     state::ProgramState,
 };
 use gaggled_tests::harness::{Daemon, Start, binary, code, directory, exists};
@@ -101,6 +101,10 @@ fn a_configuration_that_is_wrong_is_refused_and_changes_nothing() {
     let output = daemon.tool("gaggled_controller", &["reload", "/nosuch/file.ron"]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     daemon.signal(Signal::SIGHUP);
+    daemon.wait("the refusal of a hangup", |heard, _| {
+        let by_signal = |cause: &Cause| matches!(cause, Cause::Operator { who, .. } if &**who == "SIGHUP");
+        heard.iter().any(|envelope| envelope.event.name() == "CommandRefused" && by_signal(&envelope.cause))
+    });
     assert_eq!(daemon.dump()["a"]["pid"], before);
     assert_eq!(daemon.dump()["a"]["instance"], 1);
 }

@@ -54,11 +54,10 @@ impl Failure {
             Self::Call(CallError::Unreachable { .. }) => 4,
             Self::Call(CallError::Silent { .. }) => 5,
             Self::Refused(error) => match error.code {
-                ErrorCode::NoSuchGroup | ErrorCode::NoSuchLevel => 2,
+                ErrorCode::BadRequest | ErrorCode::NoSuchGroup | ErrorCode::NoSuchLevel => 2,
                 ErrorCode::NoSuchProgram => 3,
                 ErrorCode::TimedOut => 5,
-                ErrorCode::BadRequest
-                | ErrorCode::BadVersion
+                ErrorCode::BadVersion
                 | ErrorCode::Forbidden
                 | ErrorCode::ShuttingDown
                 | ErrorCode::Failed

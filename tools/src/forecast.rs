@@ -14,7 +14,7 @@ use gaggled_core::{
     wire::encode_past,
 };
 
-use crate::{diagnostics, output, render};
+use crate::{diagnostics, output, render, when};
 
 /// What is assumed.
 #[derive(Debug, Args)]
@@ -29,7 +29,7 @@ pub struct Arguments {
     #[arg(long = "break", value_name = "PROGRAM@TIME..TIME")]
     broken: Vec<String>,
     /// How long to look
-    #[arg(long, value_name = "TIME", value_parser = span, default_value = "5m")]
+    #[arg(long, value_name = "TIME", value_parser = when::span, default_value = "5m")]
     until: Millis,
     /// What everything that is not said is drawn from: another number, other times
     #[arg(long, default_value_t = 1)]
@@ -37,10 +37,6 @@ pub struct Arguments {
     /// Print events as JSON, a line each
     #[arg(long)]
     json: bool,
-}
-
-fn span(text: &str) -> Result<Millis, String> {
-    Millis::parse(text)
 }
 
 /// Exit status: there is no such program.
@@ -82,7 +78,8 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             lines.push(format!("and so on: only the first {} events are told", Forecast::MOST));
         }
         lines.push(String::new());
-        lines.push(told(&forecast.impacts(&assumptions), &graph, &assumptions));
+        let well = Forecast::new(&graph, &Assumptions { faults: Vec::new(), ..assumptions.clone() });
+        lines.push(told(&forecast.impacts(&well, &assumptions), &graph, &assumptions));
     }
     output::end(output::line(&lines.join("\n")))
 }
@@ -93,7 +90,7 @@ fn assumptions(arguments: &Arguments, graph: &Graph) -> Result<Assumptions, (u8,
         names.get(name).copied().ok_or_else(|| (NO_SUCH_PROGRAM, format!("there is no program \"{name}\"")))
     };
     let moment = |text: &str| -> Result<Instant, (u8, String)> {
-        Millis::parse(text).map(|span| Instant::default() + span).map_err(|why| (USAGE, why))
+        when::span(text).map(|span| Instant::default() + span).map_err(|why| (USAGE, why))
     };
     let mut faults = Vec::new();
     for text in &arguments.fail {

@@ -3,7 +3,7 @@
 //! A thread of its own writes it. A reader that is stuck or gone costs lines, which are counted, and nothing else.
 
 use std::{
-    io,
+    io::{self, IsTerminal},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -114,7 +114,13 @@ fn log_event(logger: &Logger, envelope: &Envelope, graph: &Graph) {
 }
 
 fn logger() -> Logger {
-    let decorator = slog_term::TermDecorator::new().stderr().build();
+    if io::stderr().is_terminal() {
+        let decorator = slog_term::TermDecorator::new().stderr().build();
+        let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
+        return Logger::root(Mutex::new(format).ignore_res(), o!());
+    }
+    // A line in one piece: programs may write to the same file.
+    let decorator = slog_term::PlainSyncDecorator::new(io::stderr());
     let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
     Logger::root(Mutex::new(format).ignore_res(), o!())
 }

@@ -1,7 +1,7 @@
 //! A journal on disk, looked at without a running gaggled: checked, folded, written out.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -50,6 +50,12 @@ pub enum Command {
 /// Carries it out. Exit status: 0 all is well; 1 something is wrong with the journal; 100 there is none.
 pub fn run(command: &Command) -> ExitCode {
     let (Command::Verify { directory } | Command::Fold { directory, .. } | Command::Export { directory }) = command;
+    if let Err(error) = fs::read_dir(directory)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        eprintln!("Error: {}: cannot be read: {error}", directory.display());
+        return ExitCode::from(100);
+    }
     let found = segments(directory);
     if found.is_empty() {
         eprintln!(
@@ -72,7 +78,7 @@ enum Passage<'a> {
 }
 
 /// Passes through a segment. Returns the last fold, or how the segment ceases to hold.
-fn pass(segment: &Path, mut visit: impl FnMut(Passage<'_>) -> std::io::Result<()>) -> Result<State, Wrong> {
+fn pass(segment: &Path, mut visit: impl FnMut(Passage<'_>) -> io::Result<()>) -> Result<State, Wrong> {
     let bytes = fs::read(segment)?;
     let mut replay = Replay::open(&bytes).map_err(Wrong::Broken)?;
     visit(Passage::Beginning(&replay.head, &replay.state))?;
@@ -84,12 +90,12 @@ fn pass(segment: &Path, mut visit: impl FnMut(Passage<'_>) -> std::io::Result<()
 }
 
 enum Wrong {
-    Io(std::io::Error),
+    Io(io::Error),
     Broken(Broken),
 }
 
-impl From<std::io::Error> for Wrong {
-    fn from(error: std::io::Error) -> Self {
+impl From<io::Error> for Wrong {
+    fn from(error: io::Error) -> Self {
         Self::Io(error)
     }
 }
@@ -149,13 +155,23 @@ fn verify(found: &[SegmentFile]) -> ExitCode {
     if wrong.len() > SHOWN {
         lines.push(format!("and {} more", wrong.len() - SHOWN));
     }
-    lines.push(if wrong.is_empty() { "ok".to_owned() } else { format!("{} things are wrong", wrong.len()) });
+    lines.push(match wrong.len() {
+        0 => "ok".to_owned(),
+        1 => "1 thing is wrong".to_owned(),
+        count => format!("{count} things are wrong"),
+    });
     let printed = output::line(&lines.join("\n"));
     if wrong.is_empty() { output::end(printed) } else { ExitCode::FAILURE }
 }
 
 fn fold(found: &[SegmentFile], json: bool) -> ExitCode {
-    let Some((state, wall)) = found.iter().rev().find_map(|segment| as_far_as_it_holds(&segment.path)) else {
+    let mut broken = Vec::new();
+    let last = found.iter().rev().find_map(|segment| {
+        let (last, why) = as_far_as_it_holds(&segment.path);
+        broken.extend(why.map(|why| format!("{}: {why}", segment.path.display())));
+        last
+    });
+    let Some((state, wall)) = last else {
         eprintln!("Error: no segment of the journal can be read");
         return ExitCode::FAILURE;
     };
@@ -165,18 +181,34 @@ fn fold(found: &[SegmentFile], json: bool) -> ExitCode {
         Ok(dump) if !json => format!("{}\n\n{}", dump::table(&dump, false), dump::summary(&dump)),
         Ok(_) | Err(_) => text,
     };
-    output::end(output::line(&printed))
+    let printed = output::line(&printed);
+    for why in &broken {
+        eprintln!("Error: {why}: this is the state before that");
+    }
+    if broken.is_empty() { output::end(printed) } else { ExitCode::FAILURE }
 }
 
-/// The last state of a segment, and when its last event was.
-fn as_far_as_it_holds(segment: &Path) -> Option<(State, WallTime)> {
-    let bytes = fs::read(segment).ok()?;
-    let mut replay = Replay::open(&bytes).ok()?;
+/// The last state of a segment and when its last event was, and where it is damaged.
+fn as_far_as_it_holds(segment: &Path) -> (Option<(State, WallTime)>, Option<Wrong>) {
+    let bytes = match fs::read(segment) {
+        Ok(bytes) => bytes,
+        Err(error) => return (None, Some(error.into())),
+    };
+    let mut replay = match Replay::open(&bytes) {
+        Ok(replay) => replay,
+        Err(broken) => return (None, Some(Wrong::Broken(broken))),
+    };
     let mut wall = WallTime::default();
-    while let Some(Ok((envelope, _))) = replay.next_event() {
-        wall = envelope.wall;
-    }
-    Some((replay.state, wall))
+    let broken = loop {
+        match replay.next_event() {
+            Some(Ok((envelope, _))) => wall = envelope.wall,
+            Some(Err(broken)) => break Some(broken),
+            None => break None,
+        }
+    };
+    // A torn end is what a crash leaves, and nothing that was complete.
+    let wrong = broken.filter(|broken| broken.how != How::Torn).map(Wrong::Broken);
+    (Some((replay.state, wall)), wrong)
 }
 
 fn export(found: &[SegmentFile]) -> ExitCode {

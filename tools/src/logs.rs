@@ -58,18 +58,25 @@ pub fn show(outlets: &[Outlet], program: &str, wanted: Wanted) -> Result<(), Str
     if wanted.follow { follow(path, at, &mut out).map_err(words) } else { Ok(()) }
 }
 
-/// The last lines of a file, from the one before it if it has just been begun anew; where they end.
+/// The last lines of a file, from those before it if it has not so many; where they end.
 fn last_lines(path: &Path, lines: usize, out: &mut impl Write) -> io::Result<u64> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
     let mut bytes = Vec::new();
     file.take(TAIL.min(length)).read_to_end(&mut bytes)?;
-    let mut before = Vec::new();
-    if bytes.split(|byte| *byte == b'\n').count() <= lines && length <= TAIL {
-        before = older(path, 1).unwrap_or_default();
+    let count = |bytes: &[u8]| bytes.split(|byte| *byte == b'\n').count() - 1;
+    let mut found = count(&bytes);
+    let mut files = vec![bytes];
+    // What does not fit into the end of this file is not looked for in others.
+    let mut numbers = (1..=Rotate::MOST).take_while(|number| length <= TAIL && exists(path, *number));
+    while let Some(number) = numbers.next().filter(|_| found < lines) {
+        let before = older(path, number).unwrap_or_default();
+        found += count(&before);
+        files.push(before);
     }
-    let all = [before, bytes].concat();
+    files.reverse();
+    let all = files.concat();
     let shown: Vec<&[u8]> = all.split_inclusive(|byte| *byte == b'\n').collect();
     for line in shown.iter().skip(shown.len().saturating_sub(lines)) {
         out.write_all(line)?;

@@ -2,8 +2,20 @@
 
 use std::time::Duration;
 
-use gaggled_core::{ids::Seq, time::WallTime, wire::Moment};
+use gaggled_core::{
+    ids::Seq,
+    time::{Millis, WallTime},
+    wire::Moment,
+};
 use jiff::{Timestamp, Zoned, civil};
+
+/// Reads a time with its unit: a number alone would be seconds for one reader and milliseconds for another.
+pub fn span(text: &str) -> Result<Millis, String> {
+    if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!("\"{text}\" has no unit: write \"{text}s\", or \"{text}ms\""));
+    }
+    Millis::parse(text)
+}
 
 /// Reads the number of an event, or a time: `2026-11-20 14:03:07`, `14:03` today, or `10m` ago.
 pub fn parse(text: &str) -> Result<Moment, String> {

@@ -43,9 +43,10 @@ impl ControlActor {
         let mut dump = view.dump(self.clock.wall(), from, limit);
         if !programs.is_empty() {
             let chosen = self.select(programs)?;
+            let groups = self.choose(programs)?.groups;
             dump.programs = chosen.iter().map(|id| view.program(*id)).collect();
             dump.dependencies = chosen.iter().flat_map(|id| view.dependencies(*id)).collect();
-            dump.groups = Vec::new();
+            dump.groups = groups.iter().map(|id| view.group(*id)).collect();
             dump.next = None;
         }
         Ok(Reply::done(id, &dump))

@@ -1,7 +1,7 @@
 //! Questions about what is past, which memory answers as far as it goes, and the disk beyond that.
 
 use gaggled_core::{
-    history::{Link, origin_in_words},
+    history::{Link, before, origin_in_words},
     ids::{EpochId, Position, Seq},
     time::WallTime,
     wire::{ErrorCode, Moment, ProgramView, Reply, ReplyError, View},
@@ -164,7 +164,7 @@ impl ControlActor {
                         .retain(|program| programs.is_empty() || programs.iter().any(|name| name == program.program));
                     Reply::done(id, &dump)
                 }
-                None => Reply::refused(id, ErrorCode::Failed, "the journal does not reach back to that moment"),
+                None => too_early(id, &archive),
             })
         }))
     }
@@ -181,7 +181,7 @@ impl ControlActor {
         };
         let chains = self.history.why(&self.state, program);
         let now = self.clock.now();
-        let whole = |chain: &Vec<Link>| chain.last().is_none_or(|link| link.envelope.cause.event().is_none());
+        let whole = |chain: &Vec<Link>| before(chain).is_none();
         if chains.iter().all(whole) {
             return Ok(Course::Answer(explain(id, View::at(&self.state, now).program(program), &chains)));
         }
@@ -193,16 +193,21 @@ impl ControlActor {
     }
 }
 
+fn too_early(id: &str, archive: &Archive) -> Reply {
+    let since = archive.begins().map_or_else(String::new, |begins| format!(": it begins at {}", begins.timestamp()));
+    Reply::refused(id, ErrorCode::Failed, format!("the journal does not reach back to that moment{since}"))
+}
+
 /// A chain that goes back beyond what is in memory.
 fn completed(mut chain: Vec<Link>, archive: &Archive) -> Vec<Link> {
-    let before = chain.last().and_then(|link| link.envelope.cause.event());
-    chain.extend(before.into_iter().flat_map(|seq| archive.chain(seq)));
+    let next = before(&chain);
+    chain.extend(next.into_iter().flat_map(|seq| archive.chain(seq)));
     chain
 }
 
 fn past_why(id: &str, archive: &Archive, name: &str, at: Moment) -> Reply {
     let Some((state, _)) = archive.state_at(at) else {
-        return Reply::refused(id, ErrorCode::Failed, "the journal does not reach back to that moment");
+        return too_early(id, archive);
     };
     let Some(program) = state.graph.names().get(name).copied() else {
         return Reply::refused(id, ErrorCode::NoSuchProgram, format!("there was no program {name:?} then"));
@@ -220,7 +225,11 @@ fn explain(id: &str, state: ProgramView<'_>, chains: &[Vec<Link>]) -> Reply {
 
 fn links(chain: &[Link]) -> Vec<WhyLink<'_>> {
     let last = chain.len().saturating_sub(1);
-    let link = |(at, link): (usize, &'_ Link)| (at == last).then(|| origin_in_words(&link.envelope.cause));
+    let repeats = before(chain).is_none();
+    let origin = |link: &Link| match link.envelope.cause.event() {
+        Some(_) if repeats => "so it has gone before, again and again".to_owned(),
+        _ => origin_in_words(&link.envelope.cause),
+    };
     chain
         .iter()
         .enumerate()
@@ -229,7 +238,7 @@ fn links(chain: &[Link]) -> Vec<WhyLink<'_>> {
             time: this.envelope.wall,
             event: this.envelope.event.name(),
             words: &this.words,
-            origin: link((at, this)),
+            origin: (at == last).then(|| origin(this)),
         })
         .collect()
 }

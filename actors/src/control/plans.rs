@@ -14,7 +14,11 @@ use super::{ControlActor, Proposal, selection::Chosen, waiter::Target};
 
 impl ControlActor {
     pub(super) fn up(&self, selection: &Selection) -> Result<Proposal, ReplyError> {
-        let Chosen { programs, groups } = self.choose(&selection.programs)?;
+        let Chosen { mut programs, groups } = self.choose(&selection.programs)?;
+        if selection.programs.is_empty() {
+            // What comes up only when it is asked for has not been asked for by name.
+            programs.retain(|id| self.state.graph.programs[*id].enabled);
+        }
         let mut events = wishes(programs.iter(), &ProgramEvent::OperatorStarted);
         for group in &groups {
             events.extend(self.group_up(*group)?);
@@ -32,10 +36,11 @@ impl ControlActor {
     }
 
     pub(super) fn restart(&self, selection: &Selection) -> Result<Proposal, ReplyError> {
-        let Chosen { programs, mut groups } = self.choose(&selection.programs)?;
+        let Chosen { mut programs, mut groups } = self.choose(&selection.programs)?;
         if selection.programs.is_empty() {
             // What is stopped is not started by a restart of everything.
             groups.retain(|group| *self.state.groups[*group].level != *STOP);
+            programs.retain(|id| !self.state.programs[*id].operator_down);
         }
         let mut events = wishes(programs.iter(), &ProgramEvent::OperatorRestarted);
         for group in &groups {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use gaggled_core::{
-    config::{Config, Diagnostic, Locator},
+    config::{Config, Diagnostic, Locator, ProgramConfig},
     confines::Cgroup,
 };
 
@@ -15,11 +15,19 @@ pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
     let enabled = || config.programs.iter().filter(|(_, program)| program.enabled);
     let asked = enabled().flat_map(|(_, program)| program.cgroup.iter());
     let controllers = asked.filter_map(|(setting, _)| Cgroup::controller(setting)).collect();
-    cgroup::prepare(own, &controllers).map_err(|error| format!("cgroups cannot be had: {error}"))?;
-    enabled().filter(|(_, program)| !program.cgroup.is_empty()).try_for_each(|(name, program)| {
-        let refuse = |error| format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
-        cgroup::try_settings(own, &settings(program)).map_err(refuse)
-    })
+    let has_settings = |(_, program): &(&str, &ProgramConfig)| !program.cgroup.is_empty();
+    let prepared = cgroup::prepare(own, &controllers).map_err(|error| format!("cgroups cannot be had: {error}"));
+    let tried = prepared.and_then(|()| {
+        enabled().filter(has_settings).try_for_each(|(name, program)| {
+            let refuse = |error| format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
+            cgroup::try_settings(own, &settings(program)).map_err(refuse)
+        })
+    });
+    if tried.is_err() {
+        // If anything is in it, it is in use, and stays.
+        let _ = std::fs::remove_dir(own);
+    }
+    tried
 }
 
 /// What of them cannot be had, as far as that can be told without making one.

@@ -13,7 +13,7 @@ mod groups;
 mod health;
 
 use crate::{
-    graph::{Limit, Mode, Until},
+    graph::{Backoff, Limit, Mode, Until},
     health::Ready,
     host::PidFile,
     logs::Rotate,
@@ -81,6 +81,7 @@ fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
                 .help("write the whole path, for instance \"/sys/fs/cgroup/gaggled\""),
         );
     }
+    check_backoff("gaggled", settings.backoff, locator.find(&["gaggled", "backoff"]), found);
     check_limit("gaggled", settings.limit, locator.find(&["gaggled", "limit"]), found);
     if let Some(gate) = &settings.smtpgate {
         smtpgate(config, gate, locator, found);
@@ -196,6 +197,9 @@ impl Checker<'_> {
                     .at(here)
                     .help("remove it"),
             );
+        }
+        if let Some(backoff) = program.backoff {
+            check_backoff(name, backoff, locator.find(&["programs", name, "backoff"]), found);
         }
         check_limit(name, program.limit, locator.find(&["programs", name, "limit"]), found);
         check_mode(name, program, locator, found);
@@ -332,6 +336,14 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &Locator, found: &mu
     }
 }
 
+fn check_backoff(whose: &str, backoff: Backoff, at: Option<Range<usize>>, found: &mut Vec<Diagnostic>) {
+    if backoff.initial > backoff.max {
+        let (initial, max) = (backoff.initial, backoff.max);
+        let error = Diagnostic::error(format!("backoff of \"{whose}\" begins with {initial} and goes up to {max}"));
+        found.push(error.at(at).help("write an initial that is not more than max"));
+    }
+}
+
 fn check_limit(whose: &str, limit: Option<Limit>, at: Option<Range<usize>>, found: &mut Vec<Diagnostic>) {
     let Some(limit) = limit else { return };
     let error = |what: &str, help: String| Diagnostic::error(format!("limit of \"{whose}\" {what}")).help(help);
@@ -365,7 +377,9 @@ fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locato
 }
 
 /// Asks for the name that was probably meant, if there is one that is like it.
-fn nearest_name<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    let (distance, name) = names.map(|name| (strsim::levenshtein(wrong, name), name)).min()?;
+pub(super) fn nearest_name<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let lower = wrong.to_lowercase();
+    let far = |name: &str| strsim::levenshtein(&lower, &name.to_lowercase());
+    let (distance, name) = names.map(|name| (far(name), name)).min()?;
     (distance <= 1 + wrong.len() / 3).then(|| format!("did you mean \"{name}\"?"))
 }

@@ -120,8 +120,9 @@ pub struct ProgramState {
     /// Whether the process, while it is stopping, is that of its stop command.
     #[serde(default)]
     pub undoing: bool,
-    /// Whether gaggled signalled the last instance to end.
-    pub signalled: bool,
+    /// The last event with which the last instance was made to end, if it was: a stop, a signal, a kill.
+    #[serde(default)]
+    pub urged_by: Option<Seq>,
     /// The event that last took it down, or decided to: dependents that propagate restart once for each.
     pub fall: Option<Seq>,
     /// How the last run ended.
@@ -169,7 +170,7 @@ impl ProgramState {
             leaving: None,
             deadline: None,
             undoing: false,
-            signalled: false,
+            urged_by: None,
             fall: None,
             outcome: None,
             succeeded: false,
@@ -212,7 +213,7 @@ impl ProgramState {
     pub fn is_completed(&self) -> bool {
         match self.phase {
             Phase::Done => self.leaving.is_none(),
-            Phase::Down => !self.due && self.succeeded && !self.signalled && self.place != Place::Out,
+            Phase::Down => !self.due && self.succeeded && self.urged_by.is_none() && self.place != Place::Out,
             Phase::Starting | Phase::Up | Phase::Stopping => false,
         }
     }

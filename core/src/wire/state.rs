@@ -100,7 +100,7 @@ impl<'a> ProgramView<'a> {
             restarts: program.restarts,
             dependencies_satisfied: program.unmet == 0,
             is_operator_shutdown: program.operator_down,
-            during_shutdown: program.signalled && program.phase == Phase::Down,
+            during_shutdown: program.urged_by.is_some() && program.phase == Phase::Down,
             failed: program.given_up,
             state_sequence: program.state_sequence,
             down_type,

@@ -99,7 +99,8 @@ impl Checker {
         for (id, policy) in world.graph.programs.iter() {
             let program = &settled.programs[id];
             // What is to be tried until it has ended well is not finished before.
-            let gives_up = policy.retry && program.outcome.is_some() && !program.succeeded && !program.signalled;
+            let gives_up =
+                policy.retry && program.outcome.is_some() && !program.succeeded && program.urged_by.is_none();
             let finished = policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.due && !gives_up;
             let excused =
                 finished || program.given_up || kept_out(world, settled, id) || waits_for_finished(world, settled, id);

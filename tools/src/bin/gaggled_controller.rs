@@ -34,11 +34,6 @@ struct Arguments {
     command: Command,
 }
 
-/// A time on the command line: with a unit, or a number of milliseconds.
-fn span(text: &str) -> Result<Millis, String> {
-    text.parse().map(Millis).or_else(|_| Millis::parse(text))
-}
-
 #[derive(Args, Clone)]
 struct Chosen {
     /// Names or patterns; none means all
@@ -50,7 +45,7 @@ struct Chosen {
     no_wait: bool,
 
     /// How long to wait, for instance 500ms or 2m
-    #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+    #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
     timeout: Millis,
 }
 
@@ -84,7 +79,7 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
         /// How long to wait
-        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Send a signal to programs that are up: TERM and KILL to all their processes, others to the main one
@@ -143,7 +138,7 @@ enum Command {
         #[arg(long = "for", value_name = "STATE", default_value = "up")]
         goal: Goals,
         /// How long
-        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Show what has happened
@@ -172,7 +167,7 @@ enum Command {
         /// The configuration; the one that gaggled was started with if it is not given
         file: Option<PathBuf>,
         /// How long to wait until gaggled has begun anew with it
-        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Go on as another version of gaggled; no program notices
@@ -180,7 +175,7 @@ enum Command {
         /// The binary; the one that stands where gaggled was started from if it is not given
         binary: Option<PathBuf>,
         /// How long to wait until it has taken over
-        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Stop everything, dependents first, and end gaggled
@@ -189,7 +184,7 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
         /// How long to wait
-        #[arg(short, long, value_name = "TIME", value_parser = span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
         timeout: Millis,
     },
 }

@@ -204,10 +204,7 @@ fn failed(message: String) -> ReplyError {
 /// A hangup asks for a reload as an operator does.
 pub(super) fn reload_by_signal(control: &Recipient<Ask>) {
     let peer = Peer { who: "SIGHUP".to_owned(), role: Role::Admin };
-    let answer = Box::new(|reply: Reply| {
-        if let Some(error) = reply.error {
-            eprintln!("Error: the configuration is not reloaded: {}", error.message);
-        }
-    });
+    // That it was refused is an event.
+    let answer = Box::new(|_: Reply| ());
     let _ = control.try_send(Ask { peer, request: Request::new("", Action::Reload { file: None }), answer });
 }

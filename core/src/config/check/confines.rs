@@ -46,7 +46,7 @@ pub(super) fn check(name: &str, program: &ProgramConfig, locator: &Locator, foun
         } else {
             continue;
         };
-        let error = Diagnostic::error(format!("limit \"{resource}\" of {limit} of program \"{name}\" {what}"));
+        let error = Diagnostic::error(format!("limit \"{resource}\" ({limit}) of program \"{name}\" {what}"));
         found.push(error.at(places.last().cloned()).help(help));
     }
 }

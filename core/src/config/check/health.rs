@@ -81,7 +81,11 @@ fn wrong(probe: &Probe) -> Option<(&'static str, &'static str)> {
         }
         Probe::Http(url) => {
             let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
-            let fine = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with('/'));
+            let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
+            // The colons of an address in brackets are its own.
+            let port = host.rsplit(']').next().and_then(|host| host.rsplit_once(':'));
+            let has_port = port.is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+            let fine = !host.is_empty() && has_port;
             let what = "is checked at a url that is none";
             (!fine).then_some((what, "write for instance \"http://127.0.0.1:8080/health\""))
         }

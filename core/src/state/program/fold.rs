@@ -52,10 +52,13 @@ impl ProgramState {
                 self.phase = Phase::Stopping;
                 self.leaving = self.leaving.or(Some(Leaving { reason: *reason, planned: false, since: at }));
                 self.deadline = Some(*deadline);
-                self.signalled = true;
+                self.urged_by = Some(seq);
             }
-            ProgramEvent::StopCommandFailed { .. } => {}
-            ProgramEvent::StopEscalated { .. } => self.deadline = None,
+            ProgramEvent::StopCommandFailed { .. } => self.urged_by = Some(seq),
+            ProgramEvent::StopEscalated { .. } => {
+                self.deadline = None;
+                self.urged_by = Some(seq);
+            }
             ProgramEvent::Exited { stands: true, status, .. } => self.done(*status, seq),
             ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
             ProgramEvent::LevelEntered { told } => {
@@ -71,7 +74,8 @@ impl ProgramState {
                 self.leave(StopReason::Level, seq, at);
                 self.state_sequence += 1;
             }
-            ProgramEvent::Signalled { signal, .. } => self.signalled |= signal.asks_to_end(),
+            ProgramEvent::Signalled { signal, .. } if signal.asks_to_end() => self.urged_by = Some(seq),
+            ProgramEvent::Signalled { .. } => {}
             ProgramEvent::OperatorStopped => {
                 self.operator_down = true;
                 self.due = false;
@@ -132,7 +136,7 @@ impl ProgramState {
         self.ailment = None;
         self.due = false;
         self.leaving = None;
-        self.signalled = false;
+        self.urged_by = None;
         self.not_before = None;
     }
 
