@@ -57,9 +57,16 @@ const MISTAKES: &[(&str, &str)] = &[
     (r#"(programs: {"a": (command: "x", user: "")})"#, "user without a name"),
     (r#"(programs: {"a": (command: "x", user: "a:b:c")})"#, "user without a name"),
     (r#"(programs: {"a": (command: "x", chroot: "srv")})"#, "not absolute"),
+    ("\n", "the file is empty"),
+    (
+        r#"(programs: {"a": (command: "x", backoff: (initial: "10s", max: "1s"))})"#,
+        "begins with 10.0 s and goes up to 1.0 s",
+    ),
+    (r#"(programs: {"a": (command: "x", ready: Http("http://127.0.0.1:99999/"))})"#, "a url that is none"),
+    (r#"(programs: {"a": (command: "x", ready: Http("http://[::1]:0"))})"#, "a url that is none"),
     (r#"(programs: {"a": (command: "x", umask: "8")})"#, "umask \"8\""),
     (r#"(programs: {"a": (command: "x", umask: "1000")})"#, "umask \"1000\""),
-    (r#"(programs: {"a": (command: "x", rlimits: {"files": 9})})"#, "limit \"files\" of 9"),
+    (r#"(programs: {"a": (command: "x", rlimits: {"files": 9})})"#, "limit \"files\" (9)"),
     (r#"(programs: {"a": (command: "x", rlimits: {"nofile": "9:8"})})"#, "limit \"9:8\""),
     (r#"(programs: {"a": (command: "x", rlimits: {"nofile": 9, "nofile": 8})})"#, "there twice"),
     (
