@@ -230,14 +230,19 @@ impl Daemon {
         self.follower.state().expect("gaggled was heard")
     }
 
-    /// Waits until this is true of what was heard and the state.
+    /// Waits until this is true of what was heard and the state. A busy machine has more time, as long as anything
+    /// happens.
     pub fn wait(&mut self, what: &str, done: impl Fn(&[Envelope], &State) -> bool) {
-        let deadline = now() + PATIENCE;
+        let (mut deadline, last) = (now() + PATIENCE, now() + 5 * PATIENCE);
         loop {
             if self.follower.state().is_some_and(|state| done(&self.heard, state)) {
                 return;
             }
+            let heard = self.heard.len();
             assert!(!self.hear(deadline), "waited in vain for {what}\n{}\n{}", self.timeline(), self.log());
+            if self.heard.len() > heard {
+                deadline = last.min(now() + PATIENCE);
+            }
         }
     }
 
