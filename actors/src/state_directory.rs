@@ -141,13 +141,15 @@ impl StateDirectory {
             };
             let (replayed, broken) = replay(&bytes, history);
             if let Some(Broken { how, at }) = broken {
+                // Without its beginning nothing of it is of use.
+                let good = if replayed.is_some() { at } else { 0 };
                 match how {
                     How::Newer(_) => {
                         return Err(StateError::Newer { path: segment.path.display().to_string(), how });
                     }
-                    How::Torn => cut(&segment.path, at),
+                    How::Torn => cut(&segment.path, good),
                     How::Damaged(_) => {
-                        let file = put_aside(&segment.path, bytes.get(..at).unwrap_or_default());
+                        let file = put_aside(&segment.path, bytes.get(..good).unwrap_or_default());
                         remains.damaged.push((file, how.to_string()));
                     }
                 }

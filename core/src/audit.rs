@@ -165,6 +165,7 @@ impl Audit {
     /// A segment, or a life of the daemon, begins with this state, and says that so many events before it were missed.
     pub fn begin(&mut self, start: &State, missed: u64) {
         let position = Position { epoch: start.epoch, seq: start.seq };
+        let goes_on = self.last.is_some_and(|last| last.epoch == start.epoch && position.seq <= last.seq);
         match self.last {
             Some(last) if position.seq > last.seq => {
                 let gap = format!("events {} to {} are missing", last.seq.0 + 1, position.seq);
@@ -177,7 +178,6 @@ impl Audit {
             Some(_) | None => {}
         }
         let known = self.last.filter(|last| position.seq <= last.seq).map(|_| self.graph.names()).unwrap_or_default();
-        let same_life = self.last.is_some_and(|last| last.epoch == start.epoch);
         let before = std::mem::replace(&mut self.graph, start.graph.clone());
         let seen = |(id, policy): (ProgramId, &Policy)| match known.get(&policy.name) {
             None => Seen::of(start, id),
@@ -212,7 +212,7 @@ impl Audit {
             self.falls.clear();
             self.restarts.clear();
         }
-        if !same_life {
+        if !goes_on {
             for id in start.graph.programs.ids() {
                 self.programs[id].owed = start.programs[id].due && !start.programs[id].is_running();
             }

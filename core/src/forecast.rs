@@ -327,7 +327,11 @@ impl<'a> Driver<'a> {
                 }
             }
             Fate::Kill(program) => {
-                if let Some((instance, _)) = self.living.get(&program).copied() {
+                let run = self.living.get(&program).copied();
+                if run.is_some_and(|(_, since)| since == self.now) {
+                    // Nobody knows yet that it runs.
+                    self.expect(self.now + Millis(1), Fate::Kill(program));
+                } else if let Some((instance, _)) = run {
                     self.meet(Fate::End(program, instance, ExitStatus::Signal(9)));
                 }
             }

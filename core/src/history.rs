@@ -183,18 +183,15 @@ impl History {
     }
 }
 
-/// The event with which a chain goes on, if it does: what is started again and again is told of once.
+/// The event with which a chain goes on, if it does: what is started again and again is told of twice.
 pub fn before(chain: &[Link]) -> Option<Seq> {
     let last = &chain.last()?.envelope;
-    let same = |link: &Link| match (&link.envelope.event, &last.event) {
-        (
-            Event::Program(one, ProgramEvent::SpawnFailed { .. }),
-            Event::Program(other, ProgramEvent::SpawnFailed { .. }),
-        ) => one == other,
-        _ => false,
+    let start = |envelope: &Envelope| match envelope.event {
+        Event::Program(program, ProgramEvent::Starting { .. }) => Some(program),
+        Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => None,
     };
-    let goes_round = chain.iter().filter(|link| same(link)).count() > 1;
-    last.cause.event().filter(|_| !goes_round)
+    let goes_round = |program| chain.iter().filter(|link| start(&link.envelope) == Some(program)).count() > 1;
+    last.cause.event().filter(|_| !start(last).is_some_and(goes_round))
 }
 
 /// What happened, in words, without its cause.

@@ -14,7 +14,7 @@ use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
     graph::Policy,
     health::Vigil,
-    host::{ExitStatus, Fact, HostCommand, Observed},
+    host::{ExitStatus, Fact, HostCommand, Observed, Signal},
     ids::{EpochId, InstanceId, ProgramId, Seq},
     machine::{Input, Machine, Outputs, Timer, follows_from},
     rules::Refusal,
@@ -37,6 +37,8 @@ pub struct Program {
     followers: BTreeSet<ProgramId>,
     shutdown: Option<Instant>,
     shutdown_killwait: Millis,
+    /// What an operator has last sent to a run to end it, and when.
+    signalled: Option<(InstanceId, Signal, Instant)>,
     /// Whether a proposal of `decide` has not been answered.
     asked: bool,
     /// The event after which the timer of `decide` was armed.
@@ -90,6 +92,9 @@ impl Program {
                 out.perform(HostCommand::Kill { program, instance: *instance });
             }
             ProgramEvent::Signalled { instance, signal } => {
+                if signal.asks_to_end() {
+                    self.signalled = Some((*instance, *signal, envelope.at));
+                }
                 out.perform(HostCommand::Signal { program, instance: *instance, signal: *signal });
             }
             ProgramEvent::Exited { .. } => self.asked = false,
@@ -231,7 +236,12 @@ impl Program {
             }
         };
         let stopping = self.state.phase == Phase::Stopping && self.state.instance == instance;
-        let signalled = self.state.urged_by.is_some() && self.state.instance == instance;
+        let signalled = self.signalled.is_some_and(|(run, signal, at)| {
+            let by_it =
+                matches!(observed.fact, Fact::Exited { status: ExitStatus::Signal(number), .. } if number == signal.0);
+            // A program may take its time, but what happens long after was not that.
+            run == instance && (by_it || now <= at + self.policy.killwait)
+        });
         let cause = match observed.fact {
             Fact::Exited { .. } if !stopping && !signalled => Cause::Os,
             Fact::Exited { .. } => Cause::Event(self.state.urged_by.unwrap_or(self.state.changed_by)),
@@ -313,6 +323,7 @@ impl Machine for Program {
             followers: edges().filter(|edge| edge.propagate).map(|edge| edge.of).collect(),
             shutdown: state.shutdown,
             shutdown_killwait: state.graph.killwait,
+            signalled: None,
             asked: false,
             armed_by: state.programs[id].last_seq,
             vigil: Vigil::new(id, &state.graph.programs[id]),

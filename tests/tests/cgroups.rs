@@ -228,6 +228,26 @@ fn a_directory_of_long_ago_is_known_by_any_name() {
     daemon.verify();
 }
 
+/// The cgroups that the journal of a copy speaks of are the original's.
+#[test]
+fn a_copy_of_a_journal_leaves_the_cgroups_of_the_original_alone() {
+    let (directory, elsewhere) = (Arc::new(directory()), Arc::new(directory()));
+    let Some(place) = Place::new(&directory) else { return };
+    let program = "\"a\": (command: \"sleep\", argv: [\"1000000\"]),";
+    let mut daemon = Daemon::with(&place.configuration(&directory, program), directory.clone(), &Start::default());
+    daemon.wait_up("a", 1);
+    let pid = daemon.pid_of("a");
+    let copied = Command::new("cp").arg("-r").arg(daemon.journal()).arg(elsewhere.path().join("state")).status();
+    assert!(copied.expect("cp").success());
+    let mut copy = Daemon::with(&place.configuration(&elsewhere, program), elsewhere, &Start::default());
+    copy.wait_up("a", 2);
+    copy.end();
+    assert_eq!((daemon.pid_of("a"), daemon.dump()["a"]["instance"].as_u64()), (pid, Some(1)));
+    assert_eq!(place.runs(), ["a.1"]);
+    daemon.end();
+    assert_eq!(place.runs(), Vec::<String>::new());
+}
+
 /// The settings of whatever controller there is.
 #[test]
 fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
@@ -271,6 +291,11 @@ fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("nothing is changed") && text.contains("\"plenty\""), "{text}");
     assert_eq!(daemon.pid_of("held"), held);
+    // Nor is anything changed while nothing runs.
+    for (arguments, expected) in [(&["down", "held"][..], 0), (&["reload"], 1), (&["up", "held"], 0)] {
+        let (code, text) = said(&daemon.tool("gaggled_controller", arguments));
+        assert_eq!(code, expected, "{arguments:?}: {text}");
+    }
     daemon.end();
     assert_eq!(place.runs(), Vec::<String>::new());
 

@@ -139,6 +139,27 @@ fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
     assert_eq!(code(daemon.end()), 0);
 }
 
+/// What was not written of a shutdown is not taken for its fault.
+#[test]
+fn a_shutdown_that_is_missing_in_the_journal_is_no_fault() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let slow = "\"slow\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"3000\", \"0\"], killwait: \"20s\"),";
+    let mut daemon = faults.daemon(&format!("{slow}{}", churner("b")), directory);
+    daemon.wait_up("slow", 1);
+    faults.set("write 28");
+    daemon.wait("the journal to fail", |heard, _| {
+        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(event) if degraded(event)))
+    });
+    assert!(daemon.tool("gaggled_controller", &["shutdown", "--no-wait"]).status.success());
+    faults.set("");
+    daemon.wait("the journal to be written again", |heard, _| {
+        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(event) if restored(event)))
+    });
+    assert_eq!(code(daemon.await_end()), 0);
+    assert!(daemon.verify().contains("are missing"));
+}
+
 #[test]
 fn a_journal_that_is_written_in_small_pieces_is_whole() {
     let directory = Arc::new(directory());
@@ -380,6 +401,13 @@ fn a_second_gaggled_with_the_same_journal_is_refused() {
 /// Test 40: a byte in the middle of the journal is not what it was.
 #[test]
 fn a_damaged_segment_is_put_aside_and_said_to_be() {
+    // An event, and the state that everything else is about.
+    for frame in [3, 1] {
+        damaged_at(frame);
+    }
+}
+
+fn damaged_at(frame: usize) {
     let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), sleeper("b")));
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
     let (a, b) = (daemon.pid_of("a"), daemon.pid_of("b"));
@@ -389,11 +417,12 @@ fn a_damaged_segment_is_put_aside_and_said_to_be() {
     let mut bytes = fs::read(&segment).expect("a segment");
     let marks: Vec<usize> =
         bytes.windows(4).enumerate().filter(|(_, mark)| *mark == b"gag\x01").map(|(at, _)| at).collect();
-    bytes[marks[3] + 40] ^= 1;
+    bytes[marks[frame] + 40] ^= 1;
     fs::write(&segment, &bytes).expect("a damaged segment");
     let fold = Command::new(binary("gaggled")).args(["journal", "fold"]).arg(daemon.journal()).output();
     let (status, told) = gaggled_tests::seeds::said(&fold.expect("gaggled"));
-    assert_eq!((status, told.contains("this is the state before that")), (1, true), "{told}");
+    let expected = if frame == 1 { "no segment of the journal can be read" } else { "this is the state before that" };
+    assert_eq!((status, told.contains(expected)), (1, true), "{told}");
     let mut again = daemon.again();
     again.wait("the damage to be told", |heard, _| {
         heard.iter().any(|envelope| matches!(envelope.event, Event::System(SystemEvent::JournalDamaged { .. })))

@@ -138,12 +138,12 @@ fn a_supervisord_is_imported_with_what_it_includes() {
 
 /// What people write, and supervisord takes.
 const FOUND_IN_THE_WILD: &str = "\u{feff}[supervisord]
-environment = FOO=\"/x\"
+environment = FOO=\"/y\"
 
 [program:indented]
       COMMAND = /bin/echo %(ENV_FOO)s %(ENV_OWN)s
       directory = /tmp
-      environment = OWN='o';
+      environment = OWN='o',FOO='/x';
           MORE=m
       autostart = False
       autorestart = yes

@@ -92,7 +92,8 @@ fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
 fn a_chain_of_causes_leads_to_whoever_has_done_it_and_ends() {
     let mut daemon = Daemon::new(
         "\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]), \
-         \"lost\": (command: \"@PUPPET@\", wd: \"/nosuch\", backoff: (initial: 1, max: 1)),",
+         \"lost\": (command: \"@PUPPET@\", wd: \"/nosuch\", backoff: (initial: 1, max: 1)), \
+         \"late\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], ready: Notify, start_timeout: 20, backoff: (initial: 1, max: 1)),",
     );
     daemon.wait_up("a", 1);
     assert!(daemon.tool("gaggled_controller", &["signal", "KILL", "a"]).status.success());
@@ -102,6 +103,9 @@ fn a_chain_of_causes_leads_to_whoever_has_done_it_and_ends() {
     daemon.wait("many failures", |_, state| state.programs[state.graph.names()["lost"]].instance.0 > 30);
     let why = said(&daemon.tool("gaggled_controller", &["why", "lost"])).1;
     assert!(why.lines().count() < 12 && why.contains("again and again"), "{why}");
+    daemon.wait("many failures", |_, state| state.programs[state.graph.names()["late"]].instance.0 > 10);
+    let why = said(&daemon.tool("gaggled_controller", &["why", "late"])).1;
+    assert!(why.lines().count() < 24 && why.contains("again and again"), "{why}");
     daemon.verify();
 }
 

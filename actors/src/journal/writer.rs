@@ -164,7 +164,8 @@ impl Writer {
             self.unsynced.0 = 0;
             self.sync_at = None;
         }
-        if self.file.is_some() && self.written >= self.retention.segment() {
+        // What is under way tells of the segment that is written.
+        if self.file.is_some() && self.written >= self.retention.segment() && !self.syncer.is_busy() {
             self.sync();
             self.begin(&[]);
         }
@@ -186,6 +187,7 @@ impl Writer {
                 self.missed += state.seq.0.saturating_sub(self.state.seq.0);
                 self.state = *state;
                 (self.degraded, self.asked) = (true, false);
+                self.sync();
                 self.begin(&[]);
             }
             Entry::Config(config) => {

@@ -12,6 +12,7 @@ use crate::host::cgroup;
 
 /// Makes the directory in which the cgroups are, and tries what programs ask of them; what cannot be had, in words.
 pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
+    let was_there = own.is_dir();
     let enabled = || config.programs.iter().filter(|(_, program)| program.enabled);
     let asked = enabled().flat_map(|(_, program)| program.cgroup.iter());
     let controllers = asked.filter_map(|(setting, _)| Cgroup::controller(setting)).collect();
@@ -23,8 +24,7 @@ pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
             cgroup::try_settings(own, &settings(program)).map_err(refuse)
         })
     });
-    if tried.is_err() {
-        // If anything is in it, it is in use, and stays.
+    if tried.is_err() && !was_there {
         let _ = std::fs::remove_dir(own);
     }
     tried

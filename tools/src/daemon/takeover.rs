@@ -1,6 +1,6 @@
 //! What a life of the daemon begins with: what the life before has left, looked for before anything is started.
 
-use std::{collections::BTreeMap, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 use gaggled_actors::{
     clock::Clock,
@@ -61,10 +61,12 @@ impl Life<'_> {
             // In the middle of its work it goes on with what it has; a start that needs one fails, and says so.
             prepared.or_else(|why| if self.resumes() { Ok(()) } else { Err(why) })?;
         }
-        let of_before = remains.last.as_ref().map_or(&[][..], |(last, _)| &last.cgroups);
+        // What the head of a copy names is the original's.
+        let of_before = remains.last.as_ref().filter(|_| !directory.is_copy);
+        let of_before = of_before.map_or(&[][..], |(last, _)| &last.cgroups);
         // One of before in which nothing is left goes.
-        let of_before =
-            of_before.iter().filter(|path| own.as_ref() != Some(path) && std::fs::remove_dir(path).is_err());
+        let stays = |path: &PathBuf| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        let of_before = of_before.iter().filter(|path| own.as_ref() != Some(path) && stays(path));
         head.cgroups = own.iter().chain(of_before).cloned().collect();
         let opening = system.opening(clock, head.epoch, self);
         let state = opening.state.clone();

@@ -7,13 +7,14 @@ use gaggled_core::{config::ProgramConfig, graph::Mode};
 use super::{Imported, Place, read};
 
 /// The first port that is given away, and how far those of programs are apart, as foreman does it.
-const PORTS: (usize, usize) = (5000, 100);
+const PORTS: (u16, usize) = (5000, 100);
 
 /// Reads a Procfile.
 pub fn import(path: &Path) -> Result<Imported, String> {
     let mut imported = Imported::default();
     variables(&path.with_file_name(".env"), &mut imported);
     let first = imported.config.gaggled.env.get("PORT").and_then(|port| port.parse().ok()).unwrap_or(PORTS.0);
+    let mut ports = (first..=u16::MAX).step_by(PORTS.1);
     let directory = std::path::absolute(path).ok().and_then(|path| Some(path.parent()?.to_owned()));
     for (line, number) in read(path)?.lines().zip(1..) {
         let place = Place::new(path, number);
@@ -28,7 +29,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
             imported.note(&place, "is no \"name: command\", and was ignored");
             continue;
         };
-        let port = first + PORTS.1 * imported.config.programs.0.len();
+        let port = ports.next().ok_or(format!("{place}: there is no PORT left for it: write a smaller one in .env"))?;
         let mut program = ProgramConfig {
             shell: Some(command.to_owned()),
             wd: directory.as_ref().map(|directory| directory.display().to_string()),

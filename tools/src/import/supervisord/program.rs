@@ -84,7 +84,10 @@ pub(super) fn program(options: &Options<'_>, env: Ordered<String>) -> Result<Pro
     let open = "has a quote that is not closed; \" ;\" begins a comment, also in quotes";
     let line = shell_words::split(&line).map_err(|_| options.wrong("command", open))?;
     let (command, argv) = line.split_first().ok_or_else(|| options.wrong("command", "is empty"))?;
+    let any_is_wrong = options.text("exitcodes")?.is_some_and(|codes| codes.is_empty());
     let (mode, retry) = match options.text("autorestart")?.as_deref() {
+        // Whatever its exit code is, it is not expected.
+        text if any_is_wrong && text.is_none_or(|text| text.eq_ignore_ascii_case("unexpected")) => (None, false),
         None => (Some(Mode::Once), true),
         // It is left down only when it has ended as expected.
         Some(text) if text.eq_ignore_ascii_case("unexpected") => (Some(Mode::Once), true),
@@ -123,7 +126,7 @@ pub(super) fn program(options: &Options<'_>, env: Ordered<String>) -> Result<Pro
 }
 
 fn exit_codes(options: &Options<'_>) -> Result<Vec<i32>, String> {
-    let codes = options.text("exitcodes")?.unwrap_or_else(|| "0".to_owned());
+    let codes = options.text("exitcodes")?.filter(|codes| !codes.is_empty()).unwrap_or_else(|| "0".to_owned());
     let code = |code: &str| code.trim().parse().ok().filter(|code| (0..=255).contains(code));
     let codes: Option<Vec<i32>> = codes.split(',').map(code).collect();
     let codes = codes.ok_or_else(|| options.wrong("exitcodes", "is no list of numbers from 0 to 255"))?;

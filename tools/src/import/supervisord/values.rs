@@ -44,6 +44,7 @@ impl Words {
     /// The same, with a program's own variables.
     #[must_use]
     pub(super) fn and_environment(mut self, own: &Ordered<String>) -> Self {
+        self.environment.0.retain(|(known, _)| own.get(known).is_none());
         self.environment.0.extend(own.0.iter().cloned());
         self
     }
