@@ -9,7 +9,7 @@ use gaggled_core::{
     state::ProgramState,
     wire::Action,
 };
-use gaggled_tests::harness::{Daemon, free_port};
+use gaggled_tests::harness::{Daemon, exists, free_port};
 use nix::sys::signal::Signal;
 
 const FOR_EVER: &str = "1000000000";
@@ -209,6 +209,31 @@ fn a_daemon_is_followed() {
     let stat = fs::read_to_string(format!("/proc/{scrubbed}/stat")).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "it was stopped: {stat}");
     assert!(!daemon.directory.path().join("scrubbed.pid").exists());
+    daemon.end();
+    daemon.verify();
+}
+
+/// A command may name its daemon before that has made a session of its own, as Debian's nginx does. What the daemon leaves
+/// there goes with it, also when nothing in its environment tells whose it is.
+#[test]
+fn a_daemon_that_moves_after_it_was_found_leaves_nobody_behind() {
+    let moves = "exec env -i setsid sh -c 'sleep 1000000 & echo $! > @DIR@/left.new; mv @DIR@/left.new @DIR@/left; exec sleep 1000000'";
+    let mut daemon = Daemon::new(&format!(
+        "\"late\": (shell: \"(while ! test -e @DIR@/go; do :; done; {moves}) & echo $! > @DIR@/late.pid\", \
+         pid_file: Read(\"@DIR@/late.pid\")),"
+    ));
+    wait_ready(&mut daemon, "late", 1);
+    // It is known, and only now it moves.
+    fs::write(daemon.directory.path().join("go"), "").expect("a file");
+    let left = daemon.directory.path().join("left");
+    let written = left.clone();
+    daemon.wait_outside("what it leaves", move || written.exists());
+    let left: i32 = fs::read_to_string(left).expect("a file").trim().parse().expect("a process id");
+    daemon.kill("late", Signal::SIGKILL);
+    daemon.wait_down("late", 1);
+    let exited = |event: &ProgramEvent| matches!(event, ProgramEvent::Exited { left_behind: 1, .. });
+    assert!(daemon.heard.iter().any(|heard| matches!(&heard.event, Event::Program(_, event) if exited(event))));
+    daemon.wait_outside("its end", move || !exists(left));
     daemon.end();
     daemon.verify();
 }

@@ -154,8 +154,9 @@ impl Living {
         Some(process)
     }
 
-    /// A daemon may make a group of its own after it was found.
-    fn follow_group(&mut self, pid: i32) {
+    /// A daemon may make a group of its own after it was found. That is still to be seen of one that has ended, until it is
+    /// reaped.
+    pub(super) fn follow_group(&mut self, pid: i32) {
         let Some(process) = self.by_pid.get_mut(&pid) else { return };
         if process.stage != Stage::Daemon || process.ended.is_some() {
             return;

@@ -49,6 +49,7 @@ impl Shared {
             table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
         let group = getpgid(Some(Pid::from_raw(pid))).map_or(pid, Pid::as_raw);
+        table.follow_group(pid);
         if let Some(process) = table.by_pid.get(&pid).filter(|process| process.own) {
             // Before it is taken from the kernel, which tells it only once.
             self.recorder.write(process.program, Slot { instance: process.instance, pid, ended: Some(status) });
