@@ -1,5 +1,6 @@
 //! The simulator of gaggled's rules, and what the end-to-end tests share.
 
+pub mod faults;
 pub mod harness;
 pub mod script;
 pub mod seeds;

@@ -1,0 +1,83 @@
+//! Misfortunes: what is preloaded into gaggled so that they happen, and programs for them to happen to.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
+
+use gaggled_core::event::{Event, SystemEvent};
+
+use crate::harness::{Daemon, Start};
+
+/// Something that runs until it is stopped.
+pub fn sleeper(name: &str) -> String {
+    format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),")
+}
+
+/// Something that ends and begins again, many times a second.
+pub fn churner(name: &str) -> String {
+    format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"exit\", \"5\", \"1\"], backoff: (initial: 5, max: 5)),")
+}
+
+/// A configuration with these programs.
+pub fn config(programs: &str) -> String {
+    format!(
+        "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", killwait: \"2s\"), programs: {{{programs}}})"
+    )
+}
+
+/// Misfortunes that are preloaded into gaggled, and the file that tells which.
+#[derive(Debug)]
+pub struct Faults {
+    library: PathBuf,
+    file: PathBuf,
+}
+
+impl Faults {
+    /// None yet.
+    pub fn new(directory: &Path) -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("client/faults.c");
+        let library = directory.join("faults.so");
+        let compiled =
+            Command::new("gcc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).arg("-ldl").status();
+        assert!(compiled.expect("gcc").success());
+        let faults = Self { library, file: directory.join("faults") };
+        faults.set("");
+        faults
+    }
+
+    /// From now on these happen, and no others.
+    pub fn set(&self, faults: &str) {
+        let new = self.file.with_extension("new");
+        fs::write(&new, faults).expect("a file");
+        fs::rename(new, &self.file).expect("a file");
+    }
+
+    /// A gaggled that they may happen to.
+    pub fn daemon(&self, programs: &str, directory: Arc<tempfile::TempDir>) -> Daemon {
+        let variables =
+            [("LD_PRELOAD", self.library.display().to_string()), ("FAULTS", self.file.display().to_string())];
+        Daemon::with(&config(programs), directory, &Start { variables: &variables, ..Start::default() })
+    }
+}
+
+/// How often something has happened to the whole system.
+pub fn happened(daemon: &Daemon, wanted: impl Fn(&SystemEvent) -> bool) -> usize {
+    let system = daemon.heard.iter().filter_map(|envelope| match &envelope.event {
+        Event::System(event) => Some(event),
+        Event::Program(..) | Event::Dependency(..) | Event::Group(..) => None,
+    });
+    system.filter(|event| wanted(event)).count()
+}
+
+/// The journal cannot be written.
+pub fn degraded(event: &SystemEvent) -> bool {
+    matches!(event, SystemEvent::JournalDegraded { .. })
+}
+
+/// The journal is written again.
+pub fn restored(event: &SystemEvent) -> bool {
+    matches!(event, SystemEvent::JournalRestored { .. })
+}

@@ -1,0 +1,300 @@
+//! Disks that are full, slow or broken, and places that are not safe: supervision goes on, or does not begin, and says why.
+
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::Path,
+    process::Command,
+    sync::Arc,
+};
+
+use gaggled_core::{
+    event::{Beginning, Envelope, Event, SystemEvent},
+    state::{ProgramState, State},
+    wire::Action,
+};
+use gaggled_tests::{
+    faults::{Faults, churner, config, degraded, happened, restored, sleeper},
+    harness::{Daemon, Start, binary, code, directory, possible},
+};
+use nix::sys::signal::Signal;
+
+/// Tests 37 and 38: writing fails for a while.
+#[test]
+fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let mut daemon = faults.daemon(&format!("{}{}", sleeper("a"), churner("b")), directory);
+    daemon.wait_up("a", 1);
+    for errno in [28, 5] {
+        let before = happened(&daemon, restored);
+        faults.set(&format!("write {errno}"));
+        daemon.wait("the journal to be degraded", |heard, _| {
+            heard.iter().filter(|envelope| matches!(&envelope.event, Event::System(event) if degraded(event))).count()
+                > before
+        });
+        let starts = daemon.dump()["b"]["restarts"].as_u64().expect("a number");
+        daemon.wait("supervision to go on", |_, state| state.programs[state.graph.names()["b"]].restarts > starts + 20);
+        faults.set("");
+        daemon.wait("the journal to be restored", |heard, _| {
+            heard.iter().filter(|envelope| matches!(&envelope.event, Event::System(event) if restored(event))).count()
+                > before
+        });
+    }
+    daemon.must(Action::Down(gaggled_core::command::Selection {
+        programs: vec!["b".into()],
+        wait: true,
+        timeout_ms: None,
+    }));
+    let pid = daemon.pid_of("a");
+    daemon.kill_core();
+    assert_eq!(daemon.pid_of("a"), pid, "what the snapshot has is gone on from");
+    assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
+    assert_eq!(code(daemon.end()), 0);
+}
+
+/// A segment that is begun says what is missing before it, even if nothing is ever added to it.
+#[test]
+fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let mut daemon = faults.daemon(&churner("b"), directory);
+    daemon.wait_up("b", 1);
+    faults.set("append 28");
+    let times = |which: fn(&SystemEvent) -> bool, times: usize| {
+        move |heard: &[Envelope], _: &State| {
+            let is = |envelope: &&Envelope| matches!(&envelope.event, Event::System(event) if which(event));
+            heard.iter().filter(is).count() >= times
+        }
+    };
+    daemon.wait("a segment to be begun", times(restored, 1));
+    daemon.wait("it to fail", times(degraded, 2));
+    faults.set("");
+    daemon.wait("another that lasts", times(restored, 2));
+    daemon.kill_core();
+    assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
+    assert_eq!(code(daemon.end()), 0);
+}
+
+/// What was not written of a shutdown is not taken for its fault.
+#[test]
+fn a_shutdown_that_is_missing_in_the_journal_is_no_fault() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let slow = "\"slow\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"3000\", \"0\"], killwait: \"20s\"),";
+    let mut daemon = faults.daemon(&format!("{slow}{}", churner("b")), directory);
+    daemon.wait_up("slow", 1);
+    faults.set("write 28");
+    daemon.wait("the journal to fail", |heard, _| {
+        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(event) if degraded(event)))
+    });
+    assert!(daemon.tool("gaggled_controller", &["shutdown", "--no-wait"]).status.success());
+    faults.set("");
+    daemon.wait("the journal to be written again", |heard, _| {
+        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(event) if restored(event)))
+    });
+    assert_eq!(code(daemon.await_end()), 0);
+    assert!(daemon.verify().contains("are missing"));
+}
+
+#[test]
+fn a_journal_that_is_written_in_small_pieces_is_whole() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    faults.set("short 5");
+    let mut daemon = faults.daemon(&churner("b"), directory);
+    daemon.wait("some churn", |_, state| state.programs.values().all(|program| program.restarts > 20));
+    daemon.end();
+    daemon.verify();
+}
+
+/// Test 38: a synchronisation takes five seconds, and a start does not.
+#[test]
+fn a_slow_disk_delays_no_start() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let mut daemon = faults.daemon(&sleeper("a"), directory);
+    daemon.wait_up("a", 1);
+    faults.set("sync 5000");
+    // What is written now is being synchronised while the next restarts happen.
+    for run in 2..12 {
+        daemon.kill("a", Signal::SIGKILL);
+        daemon.wait_up("a", run);
+        let up =
+            daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramStarted").expect("it came up");
+        let ended =
+            daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramExited").expect("it ended");
+        let spaced =
+            daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramStarting").expect("it started");
+        assert!(spaced.at.until(up.at).0 < 1000, "the start took {}", spaced.at.until(up.at));
+        assert!(ended.at <= spaced.at);
+        daemon.must(Action::Up(gaggled_core::command::Selection::default()));
+    }
+    faults.set("");
+}
+
+/// Test 37 on a real disk that is really full.
+#[test]
+fn a_disk_that_is_full_stops_nothing() {
+    let directory = Arc::new(directory());
+    let state = directory.path().join("state");
+    fs::create_dir(&state).expect("a directory");
+    let mount = format!("mount -t tmpfs -o size=1m,mode=700 tmpfs {} && exec \"$@\"", state.display());
+    let wrapper = ["unshare", "-m", "sh", "-c", &mount, "sh"];
+    if !possible(&["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]) {
+        return;
+    }
+    let config = config(&format!("{}{}{}", sleeper("a"), churner("b"), churner("c")))
+        .replace("killwait", "journal: (megabytes: 64), killwait");
+    let mut daemon = Daemon::with(&config, directory, &Start { wrapper: &wrapper, ..Start::default() });
+    daemon.wait("the disk to be full", |heard, _| {
+        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(SystemEvent::JournalDegraded { why }) if why.contains("no space left")))
+    });
+    let starts = daemon.dump()["b"]["restarts"].as_u64().expect("a number");
+    daemon.wait("supervision to go on", |_, state| state.programs[state.graph.names()["b"]].restarts > starts + 50);
+    assert_eq!(daemon.dump()["a"]["instance"], 1);
+    let output = daemon.tool("gaggled_controller", &["shutdown"]);
+    assert!(output.status.success());
+    daemon.await_end();
+}
+
+/// Tests 41 and 50: places where a journal must not be.
+#[test]
+fn a_journal_is_only_kept_where_nobody_else_can_change_it() {
+    let directory = directory();
+    let place = directory.path().join("place");
+    let config = directory.path().join("system.ron");
+    let local = |name: &str| format!("ipc://{}/{name}.ipc", directory.path().display());
+    fs::write(
+        &config,
+        format!(
+            "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", state: \"{}\"), programs: {{\"a\": (command: \"/bin/true\")}})",
+            local("events"),
+            local("control"),
+            place.display()
+        ),
+    )
+    .expect("a configuration");
+    let elsewhere = directory.path().join("elsewhere");
+    fs::create_dir(&elsewhere).expect("a directory");
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
+    let cases: [(&str, &dyn Fn(), &str); 6] = [
+        ("a link", &|| symlink(&elsewhere, &place).expect("a link"), "is a symbolic link"),
+        ("a file", &|| fs::write(&place, "precious").expect("a file"), "is not a directory"),
+        (
+            "a fifo",
+            &|| nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).expect("a fifo"),
+            "is not a directory",
+        ),
+        (
+            "a directory that others can write",
+            &|| {
+                fs::create_dir(&place).expect("a directory");
+                mode(&place, 0o777);
+            },
+            "can be written by others",
+        ),
+        (
+            "a directory of somebody else",
+            &|| {
+                fs::create_dir(&place).expect("a directory");
+                let nobody = Some(nix::unistd::Uid::from_raw(65534));
+                nix::unistd::chown(&place, nobody, None).expect("root may do that");
+            },
+            "belongs to another user",
+        ),
+        (
+            "a segment that is a link",
+            &|| {
+                fs::create_dir(&place).expect("a directory");
+                mode(&place, 0o700);
+                symlink("/etc/passwd", place.join("0000000000000001-0000000000000000.journal")).expect("a link");
+            },
+            "is a symbolic link",
+        ),
+    ];
+    let root = nix::unistd::geteuid().is_root();
+    for (what, make, words) in cases {
+        if what.contains("somebody else") && !root {
+            eprintln!("skipped: only root can give a directory to somebody else");
+            continue;
+        }
+        make();
+        let refused = Command::new(binary("gaggled")).arg("-c").arg(&config).output().expect("gaggled");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(100), "{what}: {said}");
+        assert!(said.contains(words), "{what}: {said}");
+        let _ = fs::remove_file(&place);
+        let _ = fs::remove_dir_all(&place);
+    }
+}
+
+/// Test 50: two with one journal, although their urls differ.
+#[test]
+fn a_second_gaggled_with_the_same_journal_is_refused() {
+    let mut daemon = Daemon::new(&sleeper("a"));
+    daemon.wait_up("a", 1);
+    let text = fs::read_to_string(daemon.directory.path().join("system.ron")).expect("a configuration");
+    let other = daemon.directory.path().join("other.ron");
+    fs::write(&other, text.replace("events.ipc", "e2.ipc").replace("control.ipc", "c2.ipc")).expect("a configuration");
+    let refused = Command::new(binary("gaggled")).arg("-c").arg(other).output().expect("gaggled");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(100), "{said}");
+    assert!(said.contains("is already in use by another gaggled, pid"), "{said}");
+    assert_eq!(daemon.dump()["a"]["instance"], 1);
+}
+
+/// Test 40: a byte in the middle of the journal is not what it was.
+#[test]
+fn a_damaged_segment_is_put_aside_and_said_to_be() {
+    // An event, and the state that everything else is about.
+    for frame in [3, 1] {
+        damaged_at(frame);
+    }
+}
+
+fn damaged_at(frame: usize) {
+    let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), sleeper("b")));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    let (a, b) = (daemon.pid_of("a"), daemon.pid_of("b"));
+    daemon.kill_all();
+    let segment = fs::read_dir(daemon.journal()).expect("a journal").flatten().map(|entry| entry.path());
+    let segment = segment.filter(|path| path.extension().is_some_and(|end| end == "journal")).max().expect("a segment");
+    let mut bytes = fs::read(&segment).expect("a segment");
+    let marks: Vec<usize> =
+        bytes.windows(4).enumerate().filter(|(_, mark)| *mark == b"gag\x01").map(|(at, _)| at).collect();
+    bytes[marks[frame] + 40] ^= 1;
+    fs::write(&segment, &bytes).expect("a damaged segment");
+    let fold = Command::new(binary("gaggled")).args(["journal", "fold"]).arg(daemon.journal()).output();
+    let (status, told) = gaggled_tests::seeds::said(&fold.expect("gaggled"));
+    let expected = if frame == 1 { "no segment of the journal can be read" } else { "this is the state before that" };
+    assert_eq!((status, told.contains(expected)), (1, true), "{told}");
+    let mut again = daemon.again();
+    again.wait("the damage to be told", |heard, _| {
+        heard.iter().any(|envelope| matches!(envelope.event, Event::System(SystemEvent::JournalDamaged { .. })))
+    });
+    assert_eq!((again.pid_of("a"), again.pid_of("b")), (a, b), "found by their tokens");
+    assert_eq!(fs::read(segment.with_extension("damaged")).expect("it is kept"), bytes);
+    again.verify();
+}
+
+/// A copy of a journal, as a backup is one, must never lead to the programs of the original.
+#[test]
+fn a_copy_of_a_journal_takes_nobodys_programs() {
+    let mut daemon = Daemon::new(&sleeper("a"));
+    daemon.wait_up("a", 1);
+    let pid = daemon.pid_of("a");
+    let other = Arc::new(directory());
+    let copied = Command::new("cp").arg("-r").arg(daemon.journal()).arg(other.path().join("state")).status();
+    assert!(copied.expect("cp").success());
+    let mut copy = Daemon::with(&config(&sleeper("a")), other, &Start::default());
+    copy.wait("a life of its own", |heard, _| {
+        heard.iter().any(|envelope| {
+            matches!(envelope.event, Event::System(SystemEvent::EpochOpened { beginning: Beginning::Copy, .. }))
+        })
+    });
+    copy.wait_up("a", 2);
+    assert_ne!(copy.pid_of("a"), pid);
+    copy.end();
+    assert_eq!((daemon.pid_of("a"), daemon.dump()["a"]["instance"].as_i64()), (pid, Some(1)));
+}
