@@ -1,10 +1,6 @@
 //! Want of processes and descriptors, clocks that jump, machines that stand still: supervision goes on.
 
-use std::{
-    fs,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, sync::Arc, time::Duration};
 
 use gaggled_core::{
     event::{Event, ProgramEvent},
