@@ -4,6 +4,7 @@
 //! disturbed while this process, or gaggled, is away; what is written waits in the pipe. Each log has a thread of its own:
 //! a disk that is stuck holds up nobody else.
 
+mod between;
 mod file;
 
 use std::{
@@ -31,12 +32,13 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
-use self::file::{LogFile, Merged};
+use self::{
+    between::{Between, Waiting},
+    file::{LogFile, Merged},
+};
 
 /// How much is taken from a pipe at once, in bytes.
 const CHUNK: usize = 64 << 10;
-/// How many chunks may wait for a disk that is slow, if what comes after them is dropped.
-const WAITING: usize = 16;
 
 /// How much is still taken from a pipe after the end was asked for, in bytes.
 const LAST: usize = 1 << 20;
@@ -141,27 +143,21 @@ fn take(outlet: &Outlet, stopped: &OwnedFd, width: usize) -> io::Result<()> {
         return Ok(());
     }
     // Whoever takes from the pipe never waits for the disk.
-    let (chunks, waiting) = crossbeam_channel::bounded::<(u64, Vec<u8>)>(WAITING);
-    let writer = thread::spawn(move || {
-        for (dropped, chunk) in waiting {
-            if dropped > 0 {
-                sink.dropped(dropped);
+    let between = Between::default();
+    thread::scope(|scope| {
+        thread::Builder::new().spawn_scoped(scope, || {
+            while let Some(Waiting { bytes, dropped, .. }) = between.take() {
+                sink.write(&bytes);
+                if dropped > 0 {
+                    sink.dropped(dropped);
+                }
             }
-            sink.write(&chunk);
-        }
-        sink.end();
-    });
-    let mut dropped = 0;
-    each_chunk(&mut pipe, stopped, |chunk| match chunks.try_send((dropped, chunk.to_vec())) {
-        Ok(()) => dropped = 0,
-        Err(_) => dropped += chunk.len() as u64,
-    });
-    if dropped > 0 {
-        let _ = chunks.send((dropped, Vec::new()));
-    }
-    drop(chunks);
-    let _ = writer.join();
-    Ok(())
+            sink.end();
+        })?;
+        each_chunk(&mut pipe, stopped, |chunk| between.push(chunk));
+        between.close();
+        Ok(())
+    })
 }
 
 fn open(path: &str) -> io::Result<fs::File> {

@@ -115,6 +115,7 @@ impl Sink for LogFile {
 
     fn dropped(&mut self, bytes: u64) {
         self.lost += bytes;
+        self.say_what_was_lost();
     }
 
     fn end(&mut self) {
