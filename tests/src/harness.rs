@@ -12,12 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use gaggled_actors::state_directory::segments;
 use gaggled_core::{
     config::Config,
     event::{Envelope, Event, ProgramEvent, SystemEvent},
-    ids::Seq,
+    ids::{Position, Seq},
+    segment::Replay,
     state::State,
-    wire::{Action, Reply, Request},
+    wire::{Action, Reply, Request, View, encode_event},
 };
 use gaggled_gateways::{
     call::Caller,
@@ -365,7 +367,27 @@ impl Daemon {
         self.ended = Some(status);
         let settled = now() + Duration::from_millis(50);
         self.listen_until(settled);
+        self.read_the_rest();
         status
+    }
+
+    /// A follower that could not keep up with a short life learns from the journal how that has gone on.
+    fn read_the_rest(&mut self) {
+        let position = |envelope: &Envelope| Position { epoch: envelope.epoch, seq: envelope.seq };
+        let heard = self.heard.last().map(position);
+        for segment in segments(&self.journal()) {
+            let bytes = fs::read(&segment.path).unwrap_or_default();
+            let Ok(mut replay) = Replay::open(&bytes) else { continue };
+            while let Some(Ok((envelope, _))) = replay.next_event() {
+                if heard.is_none_or(|heard| position(&envelope) > heard) {
+                    let state = &replay.state;
+                    let subject = state.graph.subject(&envelope.event);
+                    let view = subject.map(|id| View::at(state, envelope.at).program(id));
+                    self.texts.push(encode_event(&envelope, &state.graph, view));
+                    self.heard.push(envelope);
+                }
+            }
+        }
     }
 
     /// Whether it has ended, or is about to.
