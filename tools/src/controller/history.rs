@@ -30,7 +30,11 @@ impl Controller {
                 let time: Option<jiff::Timestamp> = link["time"].as_str().and_then(|time| time.parse().ok());
                 let wall = WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
                 let time = render::date_time(wall);
-                lines.push(format!("  {time} {:>6}  {because}{}", link["seq"], text(&link["words"])));
+                lines.push(format!(
+                    "  {time} {:>6}  {because}{}",
+                    link["seq"].as_u64().unwrap_or_default(),
+                    text(&link["words"])
+                ));
                 if let Some(origin) = link["origin"].as_str() {
                     lines.push(format!("  {:>30}  and {origin}", ""));
                 }
