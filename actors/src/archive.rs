@@ -11,7 +11,7 @@ use gaggled_core::{
     segment::{Broken, How, Replay},
     state::State,
     time::WallTime,
-    wire::{Moment, View, encode_event},
+    wire::{Moment, encode_applied},
 };
 use globset::GlobMatcher;
 
@@ -92,8 +92,7 @@ impl Archive {
                         found.full = true;
                         return false;
                     }
-                    let view = subject.map(|id| View::at(state, envelope.at).program(id));
-                    found.events.push(encode_event(envelope, &state.graph, view));
+                    found.events.push(encode_applied(envelope, state));
                 }
                 found.end = position;
                 true

@@ -18,6 +18,13 @@ enum Wall {
     Virtual,
 }
 
+/// Now, for what waits for the kernel or a disk and not for a program: that lives in real time, also where programs do
+/// not.
+#[expect(clippy::disallowed_methods, reason = "this is the one place")]
+pub(crate) fn real_now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
 impl Clock {
     /// The clock of this machine, which is the same for every process since the machine was booted.
     pub fn real() -> Self {

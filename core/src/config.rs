@@ -103,6 +103,10 @@ fn dialect() -> Options {
 }
 
 fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
+    if text.trim().is_empty() {
+        return Diagnostic::error("the file is empty")
+            .help("write for instance (programs: {\"web\": (command: \"web\")})");
+    }
     let offset = |line: usize, col: usize| {
         let start: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
         let row = text.get(start..).unwrap_or_default();
@@ -112,10 +116,6 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
     let end = offset(error.span.end.line, error.span.end.col).clamp(start, text.len());
     let whose = Locator::new(text).around(start).map_or_else(String::new, |key| format!("{key}: "));
     let found = Diagnostic::error(format!("{whose}{}", error.code)).at(Some(start..end));
-    if text.trim().is_empty() {
-        return Diagnostic::error("the file is empty")
-            .help("write for instance (programs: {\"web\": (command: \"web\")})");
-    }
     let early = error.code == ron::Error::Eof || text.get(start..).is_some_and(|rest| rest.trim().is_empty());
     if early {
         return found.help("the text ends too early: a bracket or a quote that was opened is not closed");

@@ -131,10 +131,7 @@ impl Forecast {
             course.goes_on(program.is_ready() || program.is_completed(), envelope.at, from);
         }
         for program in state.graph.programs.ids() {
-            let course = &mut courses[program];
-            let since = course.since;
-            course.goes_on(false, until, from);
-            course.since = since;
+            courses[program].count(until, from);
         }
         courses
     }
@@ -153,14 +150,18 @@ struct Course {
 impl Course {
     /// From now on it can be used, or cannot; what was before a moment is not counted.
     fn goes_on(&mut self, usable: bool, now: Instant, from: Instant) {
-        match (self.since, usable) {
-            (None, true) => self.since = Some(now),
-            (Some(since), false) => {
-                self.usable.0 += since.max(from).until(now.max(from)).0;
-                self.since = None;
-            }
-            (None, false) | (Some(_), true) => {}
+        if usable {
+            self.since = self.since.or(Some(now));
+        } else {
+            self.count(now, from);
+            self.since = None;
         }
+    }
+
+    /// Counts for how long it has been usable now, if it is.
+    fn count(&mut self, now: Instant, from: Instant) {
+        let span = self.since.map_or(Millis(0), |since| since.max(from).until(now.max(from)));
+        self.usable.0 += span.0;
     }
 }
 

@@ -163,10 +163,9 @@ impl History {
         }
         let mut told = BTreeSet::new();
         chains.retain(|chain| {
-            chain.first().is_some_and(|link| !told.contains(&link.envelope.seq)) && {
-                told.extend(chain.iter().map(|link| link.envelope.seq));
-                true
-            }
+            let is_new = chain.first().is_some_and(|link| !told.contains(&link.envelope.seq));
+            told.extend(chain.iter().map(|link| link.envelope.seq));
+            is_new
         });
         chains
     }

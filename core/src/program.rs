@@ -244,8 +244,9 @@ impl Program {
         });
         let cause = match observed.fact {
             Fact::Exited { .. } if !stopping && !signalled => Cause::Os,
-            Fact::Exited { .. } => Cause::Event(self.state.urged_by.unwrap_or(self.state.changed_by)),
-            Fact::Spawned { .. }
+            // The journal knows what was done for it last.
+            Fact::Exited { .. }
+            | Fact::Spawned { .. }
             | Fact::SpawnFailed { .. }
             | Fact::StopCommandFailed { .. }
             | Fact::Daemonized { .. }

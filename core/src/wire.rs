@@ -7,7 +7,7 @@ mod request;
 mod state;
 
 pub use self::{
-    event::{Beat, EventText, Names, decode_event, encode_event, encode_message, encode_past},
+    event::{Beat, EventText, Names, decode_event, encode_applied, encode_event, encode_message, encode_past},
     request::{Action, ErrorCode, Goal, Moment, Reply, ReplyError, Request},
     state::{DependencyView, Dump, GroupView, GroupWord, ProgramView, View, describe},
 };

@@ -19,7 +19,7 @@ use gaggled_core::{
     ids::{Position, Seq},
     segment::Replay,
     state::State,
-    wire::{Action, Reply, Request, View, encode_event},
+    wire::{Action, Reply, Request, encode_applied},
 };
 use gaggled_gateways::{
     call::Caller,
@@ -380,10 +380,7 @@ impl Daemon {
             let Ok(mut replay) = Replay::open(&bytes) else { continue };
             while let Some(Ok((envelope, _))) = replay.next_event() {
                 if heard.is_none_or(|heard| position(&envelope) > heard) {
-                    let state = &replay.state;
-                    let subject = state.graph.subject(&envelope.event);
-                    let view = subject.map(|id| View::at(state, envelope.at).program(id));
-                    self.texts.push(encode_event(&envelope, &state.graph, view));
+                    self.texts.push(encode_applied(&envelope, &replay.state));
                     self.heard.push(envelope);
                 }
             }

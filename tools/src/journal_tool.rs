@@ -14,7 +14,7 @@ use gaggled_core::{
     segment::{Broken, Head, How, Replay},
     state::State,
     time::{Millis, WallTime},
-    wire::{View, encode_event},
+    wire::{View, encode_applied},
 };
 
 use crate::{dump, output};
@@ -77,16 +77,27 @@ enum Passage<'a> {
     Event(&'a Envelope, &'a State),
 }
 
-/// Passes through a segment. Returns the last fold, or how the segment ceases to hold.
-fn pass(segment: &Path, mut visit: impl FnMut(Passage<'_>) -> io::Result<()>) -> Result<State, Wrong> {
-    let bytes = fs::read(segment)?;
-    let mut replay = Replay::open(&bytes).map_err(Wrong::Broken)?;
+/// Passes through a segment. Returns the last fold, if there is one, and how the segment ceases to hold.
+fn pass(segment: &Path, mut visit: impl FnMut(Passage<'_>) -> io::Result<()>) -> (Option<State>, Result<(), Wrong>) {
+    let bytes = match fs::read(segment) {
+        Ok(bytes) => bytes,
+        Err(error) => return (None, Err(error.into())),
+    };
+    let mut replay = match Replay::open(&bytes) {
+        Ok(replay) => replay,
+        Err(broken) => return (None, Err(Wrong::Broken(broken))),
+    };
+    let passed = visit_all(&mut replay, &mut visit);
+    (Some(replay.state), passed)
+}
+
+fn visit_all(replay: &mut Replay<'_>, visit: &mut impl FnMut(Passage<'_>) -> io::Result<()>) -> Result<(), Wrong> {
     visit(Passage::Beginning(&replay.head, &replay.state))?;
     while let Some(next) = replay.next_event() {
         let (envelope, _) = next.map_err(Wrong::Broken)?;
         visit(Passage::Event(&envelope, &replay.state))?;
     }
-    Ok(replay.state)
+    Ok(())
 }
 
 enum Wrong {
@@ -118,7 +129,7 @@ fn verify(found: &[SegmentFile]) -> ExitCode {
         let name = segment.path.display();
         bytes += fs::metadata(&segment.path).map_or(0, |found| found.len());
         let mut differs = false;
-        let passed = pass(&segment.path, |passage| {
+        let (state, passed) = pass(&segment.path, |passage| {
             match passage {
                 Passage::Event(envelope, _) => {
                     events += 1;
@@ -135,16 +146,13 @@ fn verify(found: &[SegmentFile]) -> ExitCode {
         if differs {
             wrong.push(format!("{name}: I4: it does not begin with the state that the events before it fold to"));
         }
+        last = state.filter(|_| passed.is_ok());
         match passed {
-            Ok(state) => last = Some(state),
+            Ok(()) => {}
             Err(Wrong::Broken(Broken { how: How::Torn, .. })) if number + 1 == found.len() => {
-                last = None;
                 audit.missing.push(format!("{name}: its end is torn off, or being written"));
             }
-            Err(why) => {
-                last = None;
-                wrong.push(format!("{name}: {why}"));
-            }
+            Err(why) => wrong.push(format!("{name}: {why}")),
         }
     }
     wrong.append(&mut audit.found);
@@ -190,38 +198,28 @@ fn fold(found: &[SegmentFile], json: bool) -> ExitCode {
 
 /// The last state of a segment and when its last event was, and where it is damaged.
 fn as_far_as_it_holds(segment: &Path) -> (Option<(State, WallTime)>, Option<Wrong>) {
-    let bytes = match fs::read(segment) {
-        Ok(bytes) => bytes,
-        Err(error) => return (None, Some(error.into())),
-    };
-    let mut replay = match Replay::open(&bytes) {
-        Ok(replay) => replay,
-        Err(broken) => return (None, Some(Wrong::Broken(broken))),
-    };
     let mut wall = WallTime::default();
-    let broken = loop {
-        match replay.next_event() {
-            Some(Ok((envelope, _))) => wall = envelope.wall,
-            Some(Err(broken)) => break Some(broken),
-            None => break None,
+    let (state, passed) = pass(segment, |passage| {
+        if let Passage::Event(envelope, _) = passage {
+            wall = envelope.wall;
         }
-    };
+        Ok(())
+    });
     // A torn end is what a crash leaves, and nothing that was complete.
-    let wrong = broken.filter(|broken| broken.how != How::Torn).map(Wrong::Broken);
-    (Some((replay.state, wall)), wrong)
+    let is_torn = |wrong: &Wrong| matches!(wrong, Wrong::Broken(Broken { how: How::Torn, .. })) && state.is_some();
+    let wrong = passed.err().filter(|wrong| !is_torn(wrong));
+    (state.map(|state| (state, wall)), wrong)
 }
 
 fn export(found: &[SegmentFile]) -> ExitCode {
     let mut whole = true;
     for segment in found {
-        let passed = pass(&segment.path, |passage| {
+        let (_, passed) = pass(&segment.path, |passage| {
             let Passage::Event(envelope, state) = passage else { return Ok(()) };
-            let subject = state.graph.subject(&envelope.event);
-            let view = subject.map(|id| View::at(state, envelope.at).program(id));
-            output::line(&encode_event(envelope, &state.graph, view))
+            output::line(&encode_applied(envelope, state))
         });
         match passed {
-            Ok(_) | Err(Wrong::Broken(Broken { how: How::Torn, .. })) => {}
+            Ok(()) | Err(Wrong::Broken(Broken { how: How::Torn, .. })) => {}
             Err(Wrong::Io(error)) => return output::end(Err(error)),
             Err(why) => {
                 eprintln!("Error: {}: {why}", segment.path.display());

@@ -42,11 +42,11 @@ impl ControlActor {
         let view = View::at(&self.state, self.clock.now());
         let mut dump = view.dump(self.clock.wall(), from, limit);
         if !programs.is_empty() {
-            let chosen = self.select(programs)?;
-            let groups = self.choose(programs)?.groups;
+            let chosen = self.choose(programs)?;
+            dump.groups = chosen.groups.iter().map(|id| view.group(*id)).collect();
+            let chosen = self.with_members(&chosen);
             dump.programs = chosen.iter().map(|id| view.program(*id)).collect();
             dump.dependencies = chosen.iter().flat_map(|id| view.dependencies(*id)).collect();
-            dump.groups = groups.iter().map(|id| view.group(*id)).collect();
             dump.next = None;
         }
         Ok(Reply::done(id, &dump))

@@ -26,9 +26,14 @@ const PATTERNS_MAX: usize = 64;
 impl ControlActor {
     /// The programs that are meant, those of groups among them, in the order of the configuration; all for none.
     pub(super) fn select(&self, wanted: &[String]) -> Result<Vec<ProgramId>, ReplyError> {
-        let Chosen { mut programs, groups } = self.choose(wanted)?;
-        programs.extend(groups.iter().flat_map(|group| &self.state.graph.groups[*group].members));
-        Ok(programs.into_iter().collect())
+        Ok(self.with_members(&self.choose(wanted)?))
+    }
+
+    /// What was chosen, with what belongs to the groups.
+    pub(super) fn with_members(&self, chosen: &Chosen) -> Vec<ProgramId> {
+        let members = chosen.groups.iter().flat_map(|group| &self.state.graph.groups[*group].members);
+        let all: BTreeSet<ProgramId> = chosen.programs.iter().chain(members).copied().collect();
+        all.into_iter().collect()
     }
 
     /// The programs and groups that are meant; for none, all groups and the programs that are in none, but for the one that

@@ -10,7 +10,7 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crossbeam_channel::Receiver;
@@ -22,6 +22,7 @@ use nix::{
 };
 
 use super::kernel;
+use crate::clock::real_now;
 
 mod directory;
 
@@ -99,14 +100,14 @@ impl Cgroup {
 
     /// Kills everything in it and removes it; whether that was possible in time.
     fn end(&self, within: Duration) -> bool {
-        let deadline = now() + within;
+        let deadline = real_now() + within;
         self.kill();
         // Before it is looked at again, so that no change is missed.
         let mut changes = Inotify::init().and_then(|changes| {
             changes.watches().add(self.0.join("cgroup.events"), WatchMask::MODIFY).map(|_| changes)
         });
         while !self.remove() {
-            let left = deadline.saturating_duration_since(now());
+            let left = deadline.saturating_duration_since(real_now());
             let Some(changes) = changes.as_mut().ok().filter(|_| !left.is_zero()) else { return false };
             let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
             let _ = poll(&mut [PollFd::new(changes.as_fd(), PollFlags::POLLIN)], left);
@@ -148,10 +149,6 @@ fn directories_in(path: &Path) -> Vec<PathBuf> {
     entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()).collect()
 }
 
-fn make_directory(path: &Path) -> io::Result<()> {
-    fs::create_dir(path).or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
-}
-
 fn set(directory: &Path, settings: &[(String, String)]) -> io::Result<()> {
     settings.iter().try_for_each(|(name, value)| write(directory, name, value))
 }
@@ -167,11 +164,6 @@ fn write(directory: &Path, file: &str, text: &str) -> io::Result<()> {
 /// Opens one of the kernel's files; what is not there is not made.
 fn open(directory: &Path, file: &str) -> io::Result<File> {
     OpenOptions::new().write(true).open(directory.join(file))
-}
-
-#[expect(clippy::disallowed_methods, reason = "the kernel ends processes in real time")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

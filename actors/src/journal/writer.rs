@@ -23,6 +23,7 @@ use super::{
     file::{Entry, Health, Journaled, Retention},
     syncer::Syncer,
 };
+use crate::clock::real_now;
 use crate::state_directory::{SegmentFile, StateError, open_own, segments};
 
 /// How long an event may be written and not synchronised.
@@ -153,7 +154,7 @@ impl Writer {
 
     /// What is due: a disk that is tried again, a synchronisation, a new segment.
     fn keep_up(&mut self) {
-        let now = now();
+        let now = real_now();
         if self.retry_at.is_some_and(|at| at <= now) {
             self.begin(&[]);
         }
@@ -270,7 +271,7 @@ impl Writer {
                 self.written += self.buffer.len() as u64;
                 self.unsynced = (self.unsynced.0 + self.buffered, self.unsynced.1 + self.buffered);
                 (self.good, self.retry) = (self.written, RETRY.0);
-                self.sync_at = self.sync_at.or(Some(now() + SYNC));
+                self.sync_at = self.sync_at.or(Some(real_now() + SYNC));
             }
             Err(error) => {
                 // What was written in part is taken back; if that fails it is a torn end.
@@ -301,7 +302,7 @@ impl Writer {
     fn fail(&mut self, why: &str) {
         self.file = None;
         self.sync_at = None;
-        self.retry_at = Some(now() + self.retry);
+        self.retry_at = Some(real_now() + self.retry);
         self.retry = self.retry.saturating_mul(2).min(RETRY.1);
         if !std::mem::replace(&mut self.degraded, true) {
             (self.health)(SystemEvent::JournalDegraded { why: why.to_owned() });
@@ -347,9 +348,4 @@ fn make_at(path: &Path, bytes: &[u8]) -> Result<File, String> {
 fn words(error: &io::Error) -> String {
     let words = error.to_string();
     words.split(" (os error").next().unwrap_or_default().to_lowercase()
-}
-
-#[expect(clippy::disallowed_methods, reason = "disks live in real time")]
-fn now() -> Instant {
-    Instant::now()
 }

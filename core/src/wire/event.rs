@@ -144,9 +144,15 @@ pub fn encode_past(envelope: &Envelope, graph: &Graph, after: Option<(ProgramId,
 /// An event as a message of the bus, after it was applied to `state`.
 pub fn encode_message(envelope: &Envelope, state: &State) -> String {
     let subject = state.graph.subject(&envelope.event);
-    let view = subject.map(|id| View::at(state, envelope.at).program(id));
     let name = subject.map_or("", |id| &*state.graph.programs[id].name);
-    format!("{EVENT_TOPIC}{name}\n{}", encode_event(envelope, &state.graph, view))
+    format!("{EVENT_TOPIC}{name}\n{}", encode_applied(envelope, state))
+}
+
+/// An event as JSON, after it was applied to `state`, with the state of its program.
+pub fn encode_applied(envelope: &Envelope, state: &State) -> String {
+    let subject = state.graph.subject(&envelope.event);
+    let view = subject.map(|id| View::at(state, envelope.at).program(id));
+    encode_event(envelope, &state.graph, view)
 }
 
 /// Programs by name.

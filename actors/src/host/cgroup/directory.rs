@@ -17,8 +17,11 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Cgroup, make_directory, now, others, read, write};
-use crate::host::kernel::{self, Confinement, Plan, SpawnError, Stack};
+use super::{Cgroup, others, read, write};
+use crate::{
+    clock::real_now,
+    host::kernel::{self, Confinement, Plan, SpawnError, Stack},
+};
 
 /// How long what is left in it may take to end when everything has stopped.
 const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
@@ -124,9 +127,9 @@ pub fn try_settings(own: &Path, settings: &[(String, String)]) -> Result<(), Cgr
 
 /// Ends what is left in the directory of a gaggled, and removes it.
 pub fn remove_directory(own: &Path) {
-    let deadline = now() + PATIENCE_AT_THE_END;
+    let deadline = real_now() + PATIENCE_AT_THE_END;
     for cgroup in others(own, &BTreeSet::new()) {
-        cgroup.end(deadline.saturating_duration_since(now()));
+        cgroup.end(deadline.saturating_duration_since(real_now()));
     }
     let _ = fs::remove_dir(own);
 }
@@ -138,6 +141,10 @@ fn in_probe<T>(own: &Path, act: impl FnOnce(&Cgroup) -> Result<T, CgroupError>) 
     let done = act(&probe);
     probe.remove();
     done
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    fs::create_dir(path).or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
 }
 
 /// Sends in a process that has nothing to execute, and looks how far it gets.

@@ -185,13 +185,13 @@ impl ProgramState {
         self.down();
         self.due = wanted && (self.due || policy.runs_again(self.succeeded && !unhealthy));
         self.state_sequence += 1;
-        if planned {
-            self.attempts = 0;
-            self.recent.clear();
-        } else if policy.limit.and_then(|limit| limit.reset).is_some_and(|reset| at.since(began) >= reset) {
+        let lasted = policy.limit.and_then(|limit| limit.reset).is_some_and(|reset| at.since(began) >= reset);
+        if planned || lasted {
             self.recent.clear();
         }
-        if !planned && at.since(began) < policy.backoff.reset {
+        if planned {
+            self.attempts = 0;
+        } else if at.since(began) < policy.backoff.reset {
             self.not_before = policy.backoff.next_start(began, at, self.attempts, jitter(epoch, policy, self.instance));
         }
         self.give_up(policy, at);
