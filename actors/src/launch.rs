@@ -2,6 +2,7 @@
 
 mod cgroups;
 mod confines;
+mod directories;
 
 use std::{
     collections::BTreeMap,
@@ -86,7 +87,10 @@ pub fn outlets(config: &Config, pipes: &Path) -> Vec<Outlet> {
         let merged = config.gaggled.merge && program.log.is_none();
         let taken = name != LOGGER && (merged || program.rotate.is_some());
         let pipe = taken.then(|| pipes.join(format!("{name}.pipe")).display().to_string());
-        Outlet { program: name.to_owned(), file: program.log.clone(), pipe, rotate: program.rotate }
+        // Those that read it by its path may run in other directories than gaggled.
+        let whole =
+            |log: &String| std::path::absolute(log).map_or_else(|_| log.clone(), |log| log.display().to_string());
+        Outlet { program: name.to_owned(), file: program.log.as_ref().map(whole), pipe, rotate: program.rotate }
     };
     config.programs.iter().map(outlet).collect()
 }
@@ -151,28 +155,7 @@ pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagn
                     .help("correct the command or the path, install what is missing, or set enabled: false"),
             );
         }
-        let mut missing = |field: &str, what: &str, directory: &Path| {
-            let message = format!("{what} \"{}\" of program \"{name}\" is no directory now", directory.display());
-            let help = "the program cannot start before there is one";
-            found.push(Diagnostic::warning(message).at(place(field)).help(help));
-        };
-        for (field, what, file) in [
-            ("log", "the directory of the log", program.log.as_deref()),
-            ("pid_file", "the directory of the pid file", program.pid_file.as_ref().map(|file| file.path().as_str())),
-        ] {
-            let folder = file.and_then(|file| Path::new(file).parent());
-            if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir()) {
-                missing(field, what, folder);
-            }
-        }
-        for (field, what, directory) in [
-            ("chroot", "the root", program.chroot.as_ref().map(PathBuf::from)),
-            ("wd", "the working directory", program.wd.as_deref().map(|wd| inside(program, Path::new(wd)))),
-        ] {
-            if let Some(directory) = directory.filter(|directory| !directory.is_dir()) {
-                missing(field, what, &directory);
-            }
-        }
+        found.extend(directories::check(name, program, &place));
     }
     found
 }

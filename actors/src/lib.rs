@@ -14,5 +14,6 @@ pub mod host;
 pub mod journal;
 pub mod launch;
 pub mod root;
+pub mod safe_path;
 pub mod shell;
 pub mod state_directory;

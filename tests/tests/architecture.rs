@@ -81,6 +81,67 @@ fn unsafe_code_is_in_two_files() {
     assert_eq!(with_unsafe, ["kernel.rs", "nng_ffi.rs"].map(str::to_owned).into());
 }
 
+/// What opens, makes, renames or removes a file by its path.
+const FILE_CALLS: [&str; 16] = [
+    "File::open(",
+    "File::create(",
+    "OpenOptions::new(",
+    "fs::read(",
+    "fs::read_to_string(",
+    "fs::write(",
+    "fs::rename(",
+    "fs::remove_file(",
+    "fs::hard_link(",
+    "fs::create_dir",
+    "fs::copy(",
+    "openat(",
+    "mkfifo(",
+    "libc::open(",
+    "libc::rename(",
+    "libc::unlink(",
+];
+
+/// The sources that may do so, and whose files those are. The files of a program are opened in `safe_path` only.
+const FILE_OWNERS: [(&str, &str); 22] = [
+    ("actors/src/safe_path.rs", "the files of programs"),
+    ("actors/src/host/cgroup.rs", "the kernel's cgroup tree"),
+    ("actors/src/host/cgroup/directory.rs", "the kernel's cgroup tree"),
+    ("actors/src/host/proc.rs", "/proc"),
+    ("actors/src/host/starter.rs", "/dev/null, memory files, and the pipes in the state directory"),
+    ("actors/src/journal/writer.rs", "the state directory"),
+    ("actors/src/launch/confines.rs", "/proc/self"),
+    ("actors/src/state_directory.rs", "the state directory"),
+    ("gateways/src/smtp/ledger.rs", "the state directory"),
+    ("gateways/src/smtp/outbox.rs", "the password and the certificate that the configuration names"),
+    ("tools/src/daemon.rs", "the sockets of gaggled"),
+    ("tools/src/daemon/life.rs", "the descriptors from the launcher"),
+    ("tools/src/daemon/takeover.rs", "the kernel's cgroup tree"),
+    ("tools/src/diagnostics.rs", "the configuration"),
+    ("tools/src/import.rs", "what an operator gives to be imported"),
+    ("tools/src/import/info.rs", "what an operator gives to be imported"),
+    ("tools/src/import/procfile.rs", "what an operator gives to be imported"),
+    ("tools/src/journal_tool.rs", "what an operator gives to be read"),
+    ("tools/src/launcher.rs", "/proc/self and the binary of gaggled"),
+    ("tools/src/logger.rs", "the list of logs and the pipes in the state directory"),
+    ("tools/src/nodes.rs", "what an operator gives to be read"),
+    ("gateways/src/url.rs", "the sockets of gaggled"),
+];
+
+#[test]
+fn files_of_programs_are_opened_in_one_module() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let all = ["actors", "gateways", "tools"].iter().flat_map(|name| sources(&root.join(name).join("src")));
+    for path in all {
+        let text = std::fs::read_to_string(&path).expect("a source");
+        // What the tests in a source do is their own affair.
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let found: Vec<_> = FILE_CALLS.iter().filter(|call| code.contains(**call)).collect();
+        let name = path.strip_prefix(&root).expect("below").display().to_string();
+        let may = FILE_OWNERS.iter().any(|(owner, _)| *owner == name);
+        assert!(may || found.is_empty(), "{name} has {found:?}: open files of programs with safe_path");
+    }
+}
+
 fn sources(directory: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).expect("a directory").flatten() {

@@ -1,9 +1,15 @@
 //! Findings about a configuration, shown with the lines they are about.
 
-use std::{fs, io::IsTerminal, path::Path};
+use std::{
+    fs::OpenOptions,
+    io::{self, IsTerminal, Read},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
 
 use ariadne::{CharSet, Color, Config as Style, IndexType, Label, Report, ReportKind, Source};
 use gaggled_core::config::{Config, Diagnostic, Parsed, Severity};
+use nix::libc;
 
 /// Reads and checks a file; what is wrong with it has been printed when this returns an error.
 pub fn load(path: &Path) -> Result<(Parsed, String), Rejected> {
@@ -29,7 +35,11 @@ pub struct Rejected;
 
 /// Reads a file; what is wrong with it in words.
 pub fn read(path: &Path) -> Result<String, String> {
-    let metadata = fs::metadata(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let failed = |error: io::Error| format!("cannot be read: {error}");
+    // Not to wait for the writer of a fifo. What is looked at is what is read.
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err("is not a file: give the path of a configuration".to_owned());
     }
@@ -37,7 +47,8 @@ pub fn read(path: &Path) -> Result<String, String> {
     if metadata.len() > limit {
         return Err(format!("has {} bytes, a configuration can have {limit}", metadata.len()));
     }
-    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let before = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
         let line = before.split(|byte| *byte == b'\n').count();
@@ -72,7 +83,7 @@ pub fn show(path: &Path, text: &str, found: &[Diagnostic]) {
     let file = path.display().to_string();
     let style = Style::default()
         .with_index_type(IndexType::Byte)
-        .with_color(std::io::stderr().is_terminal())
+        .with_color(io::stderr().is_terminal())
         .with_char_set(CharSet::Unicode);
     for finding in found {
         let (kind, colour, word) = match finding.severity {

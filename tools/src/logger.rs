@@ -32,9 +32,10 @@ use nix::{
 };
 use sha2::{Digest, Sha256};
 
+pub use self::file::LogFile;
 use self::{
     between::{Between, Waiting},
-    file::{LogFile, Merged},
+    file::Merged,
 };
 
 /// How much is taken from a pipe at once, in bytes.
@@ -120,21 +121,22 @@ pub fn run(state: &Path) -> ExitCode {
 }
 
 /// Where lines go.
-trait Sink: Send {
-    /// Writes a chunk; what cannot be written is counted.
-    fn write(&mut self, chunk: &[u8]);
+pub trait Sink: Send {
+    /// Writes a chunk; what cannot be written is counted. False if nothing more can be written before this process ends,
+    /// so that the rest is better left in the pipe.
+    fn write(&mut self, chunk: &[u8]) -> bool;
     /// Says how many bytes were dropped before they came here.
     fn dropped(&mut self, bytes: u64);
     /// There is nothing more.
     fn end(&mut self);
 }
 
-fn take(outlet: &Outlet, stopped: &OwnedFd, width: usize) -> io::Result<()> {
+fn take(outlet: &Outlet, stopped: &Arc<OwnedFd>, width: usize) -> io::Result<()> {
     let Some(path) = &outlet.pipe else { return Ok(()) };
     let mut pipe = open(path)?;
     let rotate = outlet.rotate.unwrap_or_default();
     let mut sink: Box<dyn Sink> = match &outlet.file {
-        Some(file) => Box::new(LogFile::new(file, rotate)),
+        Some(file) => Box::new(LogFile::new(file, rotate, stopped.clone())),
         None => Box::new(Merged::new(&outlet.program, width)),
     };
     if rotate.when_stuck == WhenStuck::Block {
@@ -154,7 +156,10 @@ fn take(outlet: &Outlet, stopped: &OwnedFd, width: usize) -> io::Result<()> {
             }
             sink.end();
         })?;
-        each_chunk(&mut pipe, stopped, |chunk| between.push(chunk));
+        each_chunk(&mut pipe, stopped, |chunk| {
+            between.push(chunk);
+            true
+        });
         between.close();
         Ok(())
     })
@@ -175,15 +180,17 @@ fn open(path: &str) -> io::Result<fs::File> {
 }
 
 /// Takes what comes, until it is told to stop and nothing is left.
-fn each_chunk(pipe: &mut fs::File, stopped: &OwnedFd, mut write: impl FnMut(&[u8])) {
+fn each_chunk(pipe: &mut fs::File, stopped: &OwnedFd, mut write: impl FnMut(&[u8]) -> bool) {
     let mut chunk = vec![0; CHUNK];
     // Of one that never stops talking the rest waits for whoever comes after this process.
     let mut last = LAST;
     while last > 0 {
         match pipe.read(&mut chunk) {
             Ok(length @ 1..) => {
-                write(chunk.get(..length).unwrap_or_default());
-                if is_ready(stopped) {
+                if !write(chunk.get(..length).unwrap_or_default()) {
+                    return;
+                }
+                if is_ready(stopped, PollTimeout::ZERO) {
                     last = last.saturating_sub(length);
                 }
             }
@@ -202,7 +209,8 @@ fn each_chunk(pipe: &mut fs::File, stopped: &OwnedFd, mut write: impl FnMut(&[u8
     }
 }
 
-fn is_ready(file: &OwnedFd) -> bool {
+/// Whether a descriptor can be read, or its other end is closed, within a time.
+fn is_ready(file: &OwnedFd, within: PollTimeout) -> bool {
     let mut waits = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
-    poll(&mut waits, PollTimeout::ZERO).is_ok_and(|count| count > 0)
+    poll(&mut waits, within).is_ok_and(|count| count > 0)
 }

@@ -8,11 +8,15 @@ use std::{
 };
 
 use flate2::read::GzDecoder;
+use gaggled_actors::safe_path::{SafeDirectory, SafePath};
 use gaggled_core::{
     logs::{Outlet, Rotate},
     time::WallTime,
 };
 use inotify::{Inotify, WatchMask};
+use nix::libc;
+
+use crate::output::TerminalSafe;
 
 /// How much of the end of a log is looked at for the last lines, in bytes.
 const TAIL: u64 = 1 << 20;
@@ -41,11 +45,16 @@ pub fn show(outlets: &[Outlet], program: &str, wanted: Wanted) -> Result<(), Str
         return Err(format!("the lines of {path} have no time: give \"{program}\" rotate: (stamp: true)"));
     }
     let path = Path::new(path);
-    let words = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => format!("{} is not there: \"{program}\" has written nothing yet", path.display()),
+    let words = |error: io::Error| match (error.kind(), error.raw_os_error()) {
+        (io::ErrorKind::NotFound, _) => {
+            format!("{} is not there: \"{program}\" has written nothing yet", path.display())
+        }
+        (_, Some(libc::ELOOP | libc::EINVAL | libc::EMLINK)) => {
+            format!("{} is not a log that gaggled writes: a user other than root has replaced it", path.display())
+        }
         _ => format!("{}: {error}", path.display()),
     };
-    let mut out = io::stdout().lock();
+    let mut out = TerminalSafe::stdout();
     let printed = match wanted.since {
         Some(since) => since_then(path, since, &mut out).map_err(words),
         None => last_lines(path, wanted.lines, &mut out).map_err(words),
@@ -60,7 +69,7 @@ pub fn show(outlets: &[Outlet], program: &str, wanted: Wanted) -> Result<(), Str
 
 /// The last lines of a file, from those before it if it has not so many; where they end.
 fn last_lines(path: &Path, lines: usize, out: &mut impl Write) -> io::Result<u64> {
-    let mut file = File::open(path)?;
+    let mut file = open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
     let mut bytes = Vec::new();
@@ -97,7 +106,7 @@ fn since_then(path: &Path, since: WallTime, out: &mut impl Write) -> io::Result<
         }
     }
     let mut now = Vec::new();
-    File::open(path)?.read_to_end(&mut now)?;
+    open(path)?.read_to_end(&mut now)?;
     let length = now.len() as u64;
     files.reverse();
     files.push(now);
@@ -125,11 +134,11 @@ fn time_of(line: &[u8]) -> Option<jiff::Timestamp> {
 fn older(path: &Path, number: u32) -> Option<Vec<u8>> {
     let plain = PathBuf::from(format!("{}.{number}", path.display()));
     let mut bytes = Vec::new();
-    if let Ok(mut file) = File::open(&plain) {
+    if let Ok(mut file) = open(&plain) {
         file.read_to_end(&mut bytes).ok()?;
         return Some(bytes);
     }
-    let file = File::open(format!("{}.gz", plain.display())).ok()?;
+    let file = open(format!("{}.gz", plain.display())).ok()?;
     GzDecoder::new(file).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
@@ -138,12 +147,13 @@ fn older(path: &Path, number: u32) -> Option<Vec<u8>> {
 fn follow(path: &Path, mut at: u64, out: &mut impl Write) -> io::Result<()> {
     let mut inotify = Inotify::init()?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    inotify.watches().add(directory, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
-    let mut file = File::open(path)?;
+    let directory = SafeDirectory::find(directory)?;
+    inotify.watches().add(directory.watchable(), WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO)?;
+    let mut file = open(path)?;
     let mut buffer = [0; 4096];
     loop {
         at += copy_from(&mut file, at, out)?;
-        let another = File::open(path).ok().filter(|other| node(other) != node(&file));
+        let another = open(path).ok().filter(|other| node(other) != node(&file));
         if let Some(another) = another {
             copy_from(&mut file, at, out)?;
             for bytes in between(path, &file) {
@@ -164,6 +174,11 @@ fn follow(path: &Path, mut at: u64, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
+/// Opens a log or one of the older files beside it, which the program's user may have replaced.
+fn open(path: impl AsRef<Path>) -> io::Result<File> {
+    SafePath::find(path.as_ref())?.read()
+}
+
 fn node(file: &File) -> Option<u64> {
     file.metadata().map(|found| found.ino()).ok()
 }
@@ -172,7 +187,7 @@ fn node(file: &File) -> Option<u64> {
 /// that has been compressed since is not known again.
 fn between(path: &Path, read: &File) -> Vec<Vec<u8>> {
     let is_read = |number: &u32| {
-        let older = File::open(format!("{}.{number}", path.display())).ok();
+        let older = open(format!("{}.{number}", path.display())).ok();
         older.is_some_and(|older| node(&older) == node(read))
     };
     let last = (1..=Rotate::MOST).take_while(|number| exists(path, *number)).find(is_read).unwrap_or(1);

@@ -14,7 +14,7 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     fs::File,
     io,
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
     ptr,
     sync::atomic::{AtomicI32, Ordering},
 };
@@ -29,6 +29,7 @@ pub use self::{
     ends::{ExitInfo, exit_info, of_wait_status, peek_ended, reap, wait_for_any},
 };
 use super::recorder::{Slot, SlotBytes};
+use crate::safe_path::SafeDirectory;
 
 /// A start that did not come to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,11 +73,13 @@ pub struct Plan<'a> {
 #[derive(Debug)]
 pub struct PidFilePlan<'a> {
     /// The file, open for writing.
-    pub file: &'a OwnedFd,
-    /// The name that it has.
+    pub file: &'a File,
+    /// The directory that it is in.
+    pub directory: &'a SafeDirectory,
+    /// The name that it has there.
     pub new: &'a CStr,
     /// The name that it gets.
-    pub path: &'a CStr,
+    pub name: &'a CStr,
 }
 
 /// The stack that children run on until they have executed their command. One at a time: the parent stands still.
@@ -138,8 +141,9 @@ struct Child {
     descriptor: c_int,
     descriptor_as: c_int,
     pid_file: c_int,
+    pid_file_directory: c_int,
     pid_file_new: *const c_char,
-    pid_file_path: *const c_char,
+    pid_file_name: *const c_char,
     confinement: *const Confinement,
     stdin: c_int,
     output: c_int,
@@ -172,8 +176,9 @@ pub fn spawn(plan: &Plan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result<i32,
         descriptor: plan.descriptor.map_or(-1, |(file, _)| file.as_raw_fd()),
         descriptor_as: plan.descriptor.map_or(-1, |(_, number)| number),
         pid_file: plan.pid_file.as_ref().map_or(-1, |pid_file| pid_file.file.as_raw_fd()),
+        pid_file_directory: plan.pid_file.as_ref().map_or(-1, |pid_file| pid_file.directory.as_fd().as_raw_fd()),
         pid_file_new: plan.pid_file.as_ref().map_or(ptr::null(), |pid_file| pid_file.new.as_ptr()),
-        pid_file_path: plan.pid_file.as_ref().map_or(ptr::null(), |pid_file| pid_file.path.as_ptr()),
+        pid_file_name: plan.pid_file.as_ref().map_or(ptr::null(), |pid_file| pid_file.name.as_ptr()),
         confinement: ptr::from_ref(plan.confinement),
         stdin: plan.stdin.as_raw_fd(),
         output: plan.output.map_or(-1, AsRawFd::as_raw_fd),
@@ -287,7 +292,8 @@ unsafe fn write_pid(me: &Child) -> bool {
     // SAFETY: the bytes are a local, and the names end with a null byte.
     unsafe {
         let written = libc::write(me.pid_file, digits.as_ptr().add(at).cast(), length);
-        written == length.cast_signed() && libc::rename(me.pid_file_new, me.pid_file_path) == 0
+        let directory = me.pid_file_directory;
+        written == length.cast_signed() && libc::renameat(directory, me.pid_file_new, directory, me.pid_file_name) == 0
     }
 }
 

@@ -1,21 +1,21 @@
 //! Pid files: those that gaggled writes, and those that it reads.
 //!
 //! The child itself writes its process id, so that the file is there before its command is executed. It is written under
-//! another name and renamed when it is whole: whoever looks never finds half a number, and no link is followed.
+//! another name and renamed when it is whole, so that a reader never finds half a number. The directory may belong to the
+//! program's user: see [`safe_path`](crate::safe_path).
 
 use std::{
-    ffi::CString,
-    fs::{self, OpenOptions},
+    ffi::{CString, OsStr},
+    fs::File,
     io::{self, Read},
-    os::{
-        fd::OwnedFd,
-        unix::fs::{MetadataExt, OpenOptionsExt},
-    },
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
+    path::Path,
 };
 
 use gaggled_core::{health::Complaint, host::ExecStage};
 
 use super::kernel::{PidFilePlan, SpawnError};
+use crate::safe_path::{SafeDirectory, SafePath};
 
 /// How much of a pid file is read, in bytes.
 const LONGEST: u64 = 64;
@@ -23,37 +23,37 @@ const LONGEST: u64 = 64;
 /// A pid file that is to be written.
 #[derive(Debug)]
 pub(super) struct Created {
-    file: OwnedFd,
+    directory: SafeDirectory,
+    file: File,
     new: CString,
-    path: CString,
+    name: CString,
 }
 
 /// Makes the file under its first name.
 pub(super) fn create(path: &str) -> Result<Created, SpawnError> {
-    let failed = |errno| SpawnError { stage: ExecStage::PidFile, errno };
-    let name = |text: String| CString::new(text).map_err(|_| failed(libc::EINVAL));
-    let new = format!("{path}.gaggled");
+    let failed =
+        |error: io::Error| SpawnError { stage: ExecStage::PidFile, errno: error.raw_os_error().unwrap_or(libc::EIO) };
+    let path = SafePath::find(Path::new(path)).map_err(failed)?;
+    let text = |name: &OsStr| CString::new(name.as_bytes()).map_err(|_| failed(io::ErrorKind::InvalidInput.into()));
+    let new = path.beside(".gaggled");
     // One that was left there is of a start that failed; whatever else it is, it is not written through.
-    let _ = fs::remove_file(&new);
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o644).custom_flags(libc::O_NOFOLLOW).open(&new);
-    let file = file.map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    Ok(Created { file: file.into(), new: name(new)?, path: name(path.to_owned())? })
+    let _ = path.directory.remove(&new);
+    let file = path.directory.make(&new, 0o644).map_err(failed)?;
+    Ok(Created { file, new: text(&new)?, name: text(&path.name)?, directory: path.directory })
 }
 
 impl Created {
     pub(super) fn plan(&self) -> PidFilePlan<'_> {
-        PidFilePlan { file: &self.file, new: &self.new, path: &self.path }
+        PidFilePlan { file: &self.file, directory: &self.directory, new: &self.new, name: &self.name }
     }
 
     /// There is no process: neither is there to be a file. It has its name already if a later step has failed.
     pub(super) fn abandon(self, failed: ExecStage) {
         let named = match failed {
             ExecStage::Fork | ExecStage::Cgroup | ExecStage::Log | ExecStage::Session | ExecStage::PidFile => &self.new,
-            ExecStage::Limits | ExecStage::Root | ExecStage::User | ExecStage::Wd | ExecStage::Exec => &self.path,
+            ExecStage::Limits | ExecStage::Root | ExecStage::User | ExecStage::Wd | ExecStage::Exec => &self.name,
         };
-        if let Ok(path) = named.to_str() {
-            let _ = fs::remove_file(path);
-        }
+        let _ = self.directory.remove(OsStr::from_bytes(named.as_bytes()));
     }
 }
 
@@ -67,22 +67,30 @@ pub(super) struct Named {
 
 /// The process that a pid file names.
 pub(super) fn read(path: &str) -> Result<Named, Complaint> {
-    let wrong = |error: io::Error| Complaint::Error(error.raw_os_error().unwrap_or(libc::EIO));
-    let file =
-        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).map_err(wrong)?;
-    let found = file.metadata().map_err(wrong)?;
-    if !found.is_file() {
-        return Err(Complaint::NoPid);
-    }
+    SafePath::find(Path::new(path)).map_err(complaint).and_then(|path| named_in(&path))
+}
+
+fn complaint(error: io::Error) -> Complaint {
+    Complaint::Error(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+fn named_in(path: &SafePath) -> Result<Named, Complaint> {
+    let file = path.read().map_err(|error| match error.raw_os_error() {
+        Some(libc::EINVAL) => Complaint::NoPid,
+        _ => complaint(error),
+    })?;
+    let owner = file.metadata().map_err(complaint)?.uid();
     let mut bytes = Vec::new();
-    file.take(LONGEST).read_to_end(&mut bytes).map_err(wrong)?;
+    file.take(LONGEST).read_to_end(&mut bytes).map_err(complaint)?;
     let pid = std::str::from_utf8(&bytes).ok().and_then(|text| text.trim().parse().ok());
-    pid.filter(|pid| *pid > 0).map(|pid| Named { pid, owner: found.uid() }).ok_or(Complaint::NoPid)
+    pid.filter(|pid| *pid > 0).map(|pid| Named { pid, owner }).ok_or(Complaint::NoPid)
 }
 
 /// Removes a pid file that is still that of a process which has ended.
 pub(super) fn remove(path: &str, pid: i32) {
-    if read(path).is_ok_and(|named| named.pid == pid) {
-        let _ = fs::remove_file(path);
+    if let Ok(path) = SafePath::find(Path::new(path))
+        && named_in(&path).is_ok_and(|named| named.pid == pid)
+    {
+        let _ = path.directory.remove(&path.name);
     }
 }

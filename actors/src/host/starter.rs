@@ -2,11 +2,11 @@
 
 use std::{
     ffi::{CStr, CString},
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{FileTypeExt, OpenOptionsExt},
     },
     path::Path,
     sync::Arc,
@@ -39,6 +39,7 @@ use super::{
     shared::Shared,
     token::{self, Token},
 };
+use crate::safe_path::SafePath;
 
 /// The name of the thread; a child has it, too, until it executes its command.
 pub(super) const THREAD: &str = "starter";
@@ -205,10 +206,7 @@ impl Starter {
             Log::File(_) | Log::Pipe { .. } if matches!(what, What::Check(..)) => {
                 Some(self.nowhere.try_clone().map_err(no_descriptor)?)
             }
-            Log::File(path) => {
-                let others = launch.confines.as_ref().is_some_and(|confines| confines.identity.is_some());
-                Some(open_log(path, others)?)
-            }
+            Log::File(path) => Some(open_log(path)?),
             Log::Pipe { pipe, .. } => Some(open_pipe(pipe)?),
         };
         let hearing = if is_command { hearing(launch)? } else { Hearing::default() };
@@ -298,8 +296,8 @@ fn hearing(launch: &Launch) -> Result<Hearing, SpawnError> {
             Ok(Hearing { descriptor: Some(file), log_from: None })
         }
         Some(Ready::Line(_)) => {
-            let length = launch.log.path().and_then(|path| fs::metadata(path).ok()).map(|found| found.len());
-            Ok(Hearing { descriptor: None, log_from: length })
+            let log = launch.log.path().and_then(|path| SafePath::find(Path::new(path)).ok());
+            Ok(Hearing { descriptor: None, log_from: log.and_then(|log| log.directory.size(&log.name)) })
         }
         Some(Ready::Notify | Ready::Command(_) | Ready::Tcp(_) | Ready::Http(_)) | None => Ok(Hearing::default()),
     }
@@ -331,20 +329,12 @@ fn open_pipe(path: &str) -> Result<OwnedFd, SpawnError> {
     Ok(pipe.into())
 }
 
-/// Opens a log. If the program is somebody else's, then so may be the directory, and no link of theirs is followed.
-fn open_log(path: &str, others: bool) -> Result<OwnedFd, SpawnError> {
-    let failed = |errno| SpawnError { stage: ExecStage::Log, errno };
-    // Not to wait for the reader of a fifo; the program itself gets a descriptor that waits as usual.
-    let file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o640)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | if others { libc::O_NOFOLLOW } else { 0 })
-        .open(path);
-    let file = file.map_err(|error| failed(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    if others && file.metadata().is_ok_and(|found| found.is_file() && found.nlink() > 1) {
-        return Err(failed(libc::EMLINK));
-    }
-    fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_APPEND)).map_err(|errno| failed(errno as i32))?;
+/// Opens a log. It may be a fifo or a device that root has put there, and the program itself gets a descriptor that waits
+/// as usual.
+fn open_log(path: &str) -> Result<OwnedFd, SpawnError> {
+    let failed =
+        |error: io::Error| SpawnError { stage: ExecStage::Log, errno: error.raw_os_error().unwrap_or(libc::EIO) };
+    let file = SafePath::find(Path::new(path)).and_then(|path| path.append()).map_err(failed)?;
+    fcntl(file.as_fd(), FcntlArg::F_SETFL(OFlag::O_APPEND)).map_err(|errno| failed(errno.into()))?;
     Ok(file.into())
 }

@@ -5,7 +5,8 @@
 //! `report FILE` (writes what it was given: status, descriptors, variables) · `daemonise` (leaves a child in its group and
 //! ends well) · `forker FILE HOW` (leaves a daemon in a session of its own, and its process id in the file; HOW is what
 //! it is to do then) · `notify MS TEXT..` (says each text at `$NOTIFY_SOCKET`, after so long each) · `serve PORT FILE`
-//! (answers HTTP with the status in the file) · `escape` (has a child that makes a session of its own) · `stray` (has a
+//! (answers HTTP with the status in the file) · `race HOME VICTIM` (replaces what is in the first directory by links to the
+//! second, fifos and hard links, for ever) · `escape` (has a child that makes a session of its own) · `stray` (has a
 //! grandchild that is nobody's)
 
 use std::{
@@ -15,17 +16,22 @@ use std::{
     os::{
         linux::net::SocketAddrExt,
         unix::{
+            fs::symlink,
             net::{SocketAddr, UnixDatagram},
             process::CommandExt,
         },
     },
+    path::Path,
     process::{Child, Command, exit},
     time::Duration,
 };
 
 use nix::{
-    sys::signal::{SigSet, Signal, raise},
-    unistd::{pause, setsid},
+    sys::{
+        signal::{SigSet, Signal, raise},
+        stat::Mode,
+    },
+    unistd::{mkfifo, pause, setsid},
 };
 
 #[expect(clippy::zombie_processes, reason = "to leave its children to others is a part that a puppet plays")]
@@ -77,6 +83,7 @@ fn main() {
             wait_for_ever();
         }
         "serve" => serve(&words[1], &words[2]),
+        "race" => race(Path::new(&words[1]), Path::new(&words[2])),
         "daemonise" => drop(child(&["sleep", "1000000"])),
         "escape" => drop(child(&["hide"]).wait()),
         "hide" => {
@@ -135,6 +142,35 @@ fn serve(port: &str, file: &str) -> ! {
         let _ = write!(stream, "HTTP/1.1 {} Word\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", status.trim());
     }
     unreachable!("there is always another connection");
+}
+
+/// Attacks whoever opens `home/logs/log` or `home/log` and the files beside it: puts links, fifos and hard links in the
+/// place of everything on the way, and takes them away again.
+fn race(home: &Path, victim: &Path) -> ! {
+    let (logs, away) = (home.join("logs"), home.join("away"));
+    let secret = victim.join("secret");
+    loop {
+        let _ = fs::rename(&logs, &away);
+        let _ = symlink(victim, &logs);
+        let _ = fs::remove_file(&logs);
+        let _ = fs::rename(&away, &logs);
+        for directory in [home, &logs] {
+            let names = ["log", "log.1", "log.1.gz", "log.1.new", "log.new", "log.gaggled", "log.2"];
+            for (turn, name) in names.into_iter().enumerate() {
+                let file = directory.join(name);
+                let bait = directory.join("bait");
+                let _ = match turn % 3 {
+                    0 => mkfifo(&bait, Mode::S_IRWXU).map_err(Into::into),
+                    1 => fs::hard_link(&secret, &bait),
+                    _ => symlink(&secret, &bait),
+                };
+                let _ = fs::rename(&bait, &file);
+                let _ = symlink(&secret, &bait);
+                let _ = fs::rename(&bait, &file);
+                let _ = fs::remove_file(&file);
+            }
+        }
+    }
 }
 
 /// Another puppet.

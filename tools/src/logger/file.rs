@@ -1,33 +1,45 @@
 //! A log file that is begun anew when it is large or old, and output that goes together with that of others.
+//!
+//! The directory of a log may belong to the program's user, who can put anything in the place of any file there at any
+//! moment: see [`safe_path`](gaggled_actors::safe_path).
 
 use std::{
-    fs::{self, File, OpenOptions},
+    ffi::OsString,
+    fs::File,
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    sync::Arc,
+    time::SystemTime,
 };
 
 use flate2::{Compression, write::GzEncoder};
+use gaggled_actors::safe_path::{SafeDirectory, SafePath, reopen_for_reading};
 use gaggled_core::logs::{Rotate, WhenStuck};
-use nix::{
-    fcntl::{AT_FDCWD, RenameFlags, renameat2},
-    libc::O_NOFOLLOW,
-};
 
-use super::Sink;
+use super::{Sink, is_ready};
 
-/// How soon a disk that has failed is tried again while the program waits.
-const AGAIN: Duration = Duration::from_secs(1);
+/// How soon a disk that has failed is tried again while the program waits, in milliseconds.
+const AGAIN: u16 = 1000;
 
-/// An open file, its size, and since when it is written.
-type Open = (File, u64, SystemTime);
+/// A log that is open.
+struct Open {
+    /// Where it is.
+    path: SafePath,
+    file: File,
+    /// Its size, in bytes.
+    size: u64,
+    /// Since when it is written.
+    since: SystemTime,
+}
 
 /// A log file.
-pub(super) struct LogFile {
+pub struct LogFile {
     path: PathBuf,
     rotate: Rotate,
-    /// The file, its size, and since when it is written; nothing if it could not be opened.
+    /// Can be read when this process is to end.
+    stopped: Arc<OwnedFd>,
+    /// Nothing if it could not be opened.
     open: Option<Open>,
     /// How many bytes were dropped since the last line that says so.
     lost: u64,
@@ -35,56 +47,61 @@ pub(super) struct LogFile {
 }
 
 impl LogFile {
-    pub(super) fn new(path: &str, rotate: Rotate) -> Self {
-        Self { path: PathBuf::from(path), rotate, open: None, lost: 0, at_line: true }
+    /// The log at a path, kept like this. When the descriptor can be read, a disk that is stuck is not waited for any more.
+    pub fn new(path: &str, rotate: Rotate, stopped: Arc<OwnedFd>) -> Self {
+        Self { path: PathBuf::from(path), rotate, stopped, open: None, lost: 0, at_line: true }
     }
 
     /// Writes a part that does not go beyond a line, or tells why not.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.open.is_none() {
-            self.open = Some(open(&self.path)?);
+            self.open = Some(Open::find(&self.path)?);
         }
-        let Some((file, size, _)) = &mut self.open else { return Ok(()) };
-        match file.write_all(bytes) {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        match open.file.write_all(bytes) {
             Ok(()) => {
-                *size += bytes.len() as u64;
+                open.size += bytes.len() as u64;
                 Ok(())
             }
             Err(error) => {
                 // A part may have been written: it begins where it was.
-                let _ = file.set_len(*size);
+                let _ = open.file.set_len(open.size);
                 self.open = None;
                 Err(error)
             }
         }
     }
 
-    fn put(&mut self, bytes: &[u8]) {
-        loop {
-            match self.try_write(bytes) {
-                Ok(()) => return,
-                Err(_) if self.rotate.when_stuck == WhenStuck::Drop => {
-                    self.lost += bytes.len() as u64;
-                    return;
-                }
-                Err(_) => pause(AGAIN),
+    /// Writes a part, or counts it. False if this process is to end and the disk still does not take it.
+    fn put(&mut self, bytes: &[u8]) -> bool {
+        while self.try_write(bytes).is_err() {
+            let waits = self.rotate.when_stuck == WhenStuck::Block;
+            let is_over = waits && is_ready(&self.stopped, AGAIN.into());
+            if is_over || !waits {
+                self.lost += bytes.len() as u64;
+                return !is_over;
             }
         }
+        true
     }
 
     /// Another file is begun only between lines.
     fn look_whether_full(&mut self) {
-        let Some((file, size, since)) = &self.open else { return };
-        if !file.metadata().is_ok_and(|found| found.is_file()) {
+        let is_full = |open: &mut Open| {
+            let rotate = self.rotate;
+            let old = rotate.age.is_some_and(|age| open.since.elapsed().is_ok_and(|spent| spent >= age.as_duration()));
             // A device is never full.
+            open.size > 0
+                && (open.size >= rotate.size.0 || old)
+                && open.file.metadata().is_ok_and(|found| found.is_file())
+        };
+        if !self.at_line {
             return;
         }
-        let old = self.rotate.age.is_some_and(|age| since.elapsed().is_ok_and(|passed| passed >= age.as_duration()));
-        if self.at_line && *size > 0 && (*size >= self.rotate.size.0 || old) {
-            self.open = None;
-            if let Err(error) = begin_anew(&self.path, self.rotate) {
-                eprintln!("Error: {} cannot be begun anew: {error}", self.path.display());
-            }
+        if let Some(Open { path, file, .. }) = self.open.take_if(is_full)
+            && let Err(error) = begin_anew(&path, &file, self.rotate)
+        {
+            eprintln!("Error: {} cannot be begun anew: {error}", self.path.display());
         }
     }
 
@@ -99,18 +116,20 @@ impl LogFile {
 }
 
 impl Sink for LogFile {
-    fn write(&mut self, chunk: &[u8]) {
+    fn write(&mut self, chunk: &[u8]) -> bool {
+        let mut goes_on = true;
         for line in chunk.split_inclusive(|byte| *byte == b'\n') {
             self.look_whether_full();
             self.say_what_was_lost();
-            if self.rotate.stamp && self.at_line {
+            goes_on = if self.rotate.stamp && self.at_line {
                 let stamped = [format!("{:.3} ", jiff::Timestamp::now()).as_bytes(), line].concat();
-                self.put(&stamped);
+                self.put(&stamped)
             } else {
-                self.put(line);
-            }
+                self.put(line)
+            };
             self.at_line = line.ends_with(b"\n");
         }
+        goes_on
     }
 
     fn dropped(&mut self, bytes: u64) {
@@ -146,7 +165,7 @@ impl Merged {
 }
 
 impl Sink for Merged {
-    fn write(&mut self, chunk: &[u8]) {
+    fn write(&mut self, chunk: &[u8]) -> bool {
         self.rest.extend(chunk);
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
@@ -156,6 +175,7 @@ impl Sink for Merged {
             let line = std::mem::take(&mut self.rest);
             self.print(&line);
         }
+        true
     }
 
     fn dropped(&mut self, bytes: u64) {
@@ -170,73 +190,67 @@ impl Sink for Merged {
     }
 }
 
-fn open(path: &Path) -> io::Result<(File, u64, SystemTime)> {
-    // Its directory may belong to the program, which must not lead this process elsewhere.
-    let file = OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(O_NOFOLLOW).open(path)?;
-    let found = file.metadata()?;
-    if found.is_file() && found.nlink() > 1 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has another name"));
+impl Open {
+    fn find(path: &Path) -> io::Result<Self> {
+        let path = SafePath::find(path)?;
+        let file = path.append()?;
+        let found = file.metadata()?;
+        let since = if found.len() == 0 { now() } else { found.created().or_else(|_| found.modified())? };
+        Ok(Self { path, file, size: found.len(), since })
     }
-    let since = if found.len() == 0 { now() } else { found.created().or_else(|_| found.modified())? };
-    Ok((file, found.len(), since))
 }
 
 /// The names of older files, the youngest first: `log.1`, `log.2`, each perhaps with `.gz`.
-fn older(path: &Path, number: u32) -> [PathBuf; 2] {
-    let plain = format!("{}.{number}", path.display());
-    [PathBuf::from(&plain), PathBuf::from(format!("{plain}.gz"))]
+fn older(path: &SafePath, number: u32) -> [OsString; 2] {
+    ["", ".gz"].map(|suffix| path.beside(&format!(".{number}{suffix}")))
 }
 
 /// Moves every file on by one, and forgets the oldest. What was interrupted before is gone on with.
-fn begin_anew(path: &Path, rotate: Rotate) -> io::Result<()> {
+fn begin_anew(path: &SafePath, log: &File, rotate: Rotate) -> io::Result<()> {
+    let directory = &path.directory;
     for file in older(path, rotate.keep) {
-        remove(&file)?;
+        directory.remove(&file)?;
     }
     for number in (1..rotate.keep).rev() {
         for (from, to) in older(path, number).into_iter().zip(older(path, number + 1)) {
-            rename(&from, &to)?;
+            absent_is_fine(directory.rename(&from, &to))?;
         }
     }
     let [first, compressed] = older(path, 1);
-    put_new(path, &first)?;
+    let interrupted = put_new(path, log, &first)?;
     if rotate.compress {
-        let new = compressed.with_extension("new");
-        let mut encoder = GzEncoder::new(make_new(&new)?, Compression::default());
-        io::copy(&mut File::open(&first)?, &mut encoder)?;
-        encoder.finish()?;
-        fs::rename(new, compressed)?;
-        fs::remove_file(first)?;
+        compress(directory, interrupted.as_ref().unwrap_or(log), &path.beside(".1.new"), &compressed)?;
+        directory.remove(&first)?;
     }
     Ok(())
 }
 
+/// Compresses what a descriptor has written, whatever may have its name by now.
+fn compress(directory: &SafeDirectory, log: &File, new: &OsString, compressed: &OsString) -> io::Result<()> {
+    let mut encoder = GzEncoder::new(directory.make_like(new, log)?, Compression::default());
+    io::copy(&mut reopen_for_reading(log)?, &mut encoder)?;
+    encoder.finish()?;
+    directory.rename(new, compressed)
+}
+
 /// Puts an empty file in the place of a log, so that there is always one: the two change places, where the file system can
-/// do that.
-fn put_new(path: &Path, old: &Path) -> io::Result<()> {
-    let new = PathBuf::from(format!("{}.new", path.display()));
-    if new.symlink_metadata().is_ok_and(|found| found.is_file() && found.len() > 0) {
-        // Whoever was killed between the two steps has left the old one here.
-        return fs::rename(new, old);
+/// do that. A file is returned if this process was killed between the two steps before, and that one has become the old
+/// one: the log stays as it is.
+fn put_new(path: &SafePath, log: &File, old: &OsString) -> io::Result<Option<File>> {
+    let (directory, new) = (&path.directory, path.beside(".new"));
+    if directory.size(&new).is_some_and(|size| size > 0) {
+        let interrupted = directory.read(&new)?;
+        directory.rename(&new, old)?;
+        return Ok(Some(interrupted));
     }
-    make_new(&new)?;
-    match renameat2(AT_FDCWD, &new, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
-        Ok(()) => fs::rename(new, old),
-        Err(_) => fs::rename(path, old).and_then(|()| fs::rename(new, path)),
+    directory.make_like(&new, log)?;
+    if directory.exchange(&new, &path.name).is_ok() {
+        directory.rename(&new, old)?;
+    } else {
+        directory.rename(&path.name, old)?;
+        directory.rename(&new, &path.name)?;
     }
-}
-
-/// Makes a file of our own, whatever had its name.
-fn make_new(path: &Path) -> io::Result<File> {
-    remove(path)?;
-    OpenOptions::new().write(true).create_new(true).mode(0o640).custom_flags(O_NOFOLLOW).open(path)
-}
-
-fn remove(path: &Path) -> io::Result<()> {
-    absent_is_fine(fs::remove_file(path))
-}
-
-fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    absent_is_fine(fs::rename(from, to))
+    Ok(None)
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
@@ -249,9 +263,4 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
 #[expect(clippy::disallowed_methods, reason = "the age of a file is wall time")]
 fn now() -> SystemTime {
     SystemTime::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "nothing tells that a disk has room again")]
-fn pause(span: Duration) {
-    std::thread::sleep(span);
 }

@@ -6,23 +6,27 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs::{File, OpenOptions},
+    fs::File,
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+        unix::fs::{FileExt, MetadataExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
 use futures_util::StreamExt;
 use gaggled_core::ids::{InstanceId, ProgramId};
 use inotify::{Inotify, WatchDescriptor, WatchMask};
-use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+
+use crate::safe_path::{SafeDirectory, SafePath, reopen_regular};
 
 /// How much of a file is read at once, in bytes.
 const CHUNK: usize = 64 << 10;
+/// How many times as much is read at one look: other programs wait meanwhile.
+const CHUNKS: usize = 16;
 
 /// What is looked for in a file.
 #[derive(Clone, Debug)]
@@ -53,6 +57,8 @@ type Watched = Rc<RefCell<Vec<(WatchDescriptor, ProgramId)>>>;
 pub(super) struct Watches {
     inotify: inotify::Watches,
     watched: Watched,
+    /// Where it is told that a program is to be looked at.
+    concern: UnboundedSender<ProgramId>,
     files: BTreeMap<ProgramId, Growing>,
     directories: BTreeMap<ProgramId, WatchDescriptor>,
 }
@@ -64,7 +70,7 @@ impl Watches {
         let mut events = inotify.into_event_stream([0; 4096])?;
         let watched = Watched::default();
         let (tell, concerned) = mpsc::unbounded_channel();
-        let whose = watched.clone();
+        let (whose, concern) = (watched.clone(), tell.clone());
         tokio::task::spawn_local(async move {
             while let Some(event) = events.next().await {
                 let Ok(event) = event else { continue };
@@ -74,27 +80,26 @@ impl Watches {
                 }
             }
         });
-        Ok((Self { inotify: kernel, watched, files: BTreeMap::new(), directories: BTreeMap::new() }, concerned))
+        let (files, directories) = (BTreeMap::new(), BTreeMap::new());
+        Ok((Self { inotify: kernel, watched, concern, files, directories }, concerned))
     }
 
     /// Watches a file that a run writes to.
     pub(super) fn file(&mut self, program: ProgramId, instance: InstanceId, file: File, goal: Goal) {
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        self.watch(program, &path, WatchMask::MODIFY);
+        self.watch(program, Path::new(&path), WatchMask::MODIFY);
         self.files.insert(program, Growing { instance, file, path: None, at: 0, goal, rest: Vec::new() });
     }
 
     /// Watches the log of a run, from where it began; from its end if that is not known.
     pub(super) fn log(&mut self, program: ProgramId, instance: InstanceId, log: &str, from: Option<u64>, text: &str) {
-        // Whoever writes it may not have made it yet.
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true).mode(0o640).custom_flags(libc::O_NOFOLLOW);
-        let Ok(file) = options.open(log) else { return };
+        let Ok(path) = SafePath::find(Path::new(log)) else { return };
+        // The process that writes it may not have made it yet.
+        let Ok(file) = path.append().and_then(|_| path.read()) else { return };
         let at = from.unwrap_or_else(|| file.metadata().map_or(0, |found| found.len()));
         // It may be begun anew before the line comes.
-        let parent = Path::new(log).parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new(".")).display().to_string();
-        self.watch(program, &parent, WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO);
+        let changes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
+        self.watch(program, &path.directory.watchable(), changes);
         let (goal, path) = (Goal::LineWith(text.to_owned()), Some(log.to_owned()));
         self.files.insert(program, Growing { instance, file, path, at, goal, rest: Vec::new() });
     }
@@ -102,9 +107,9 @@ impl Watches {
     /// Watches the directory in which a file is to appear.
     pub(super) fn directory_of(&mut self, program: ProgramId, path: &str) {
         let parent = Path::new(path).parent().filter(|parent| !parent.as_os_str().is_empty());
-        let parent = parent.unwrap_or(Path::new(".")).display().to_string();
+        let Ok(directory) = SafeDirectory::find(parent.unwrap_or(Path::new("."))) else { return };
         let flags = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::CLOSE_WRITE;
-        if let Some(watch) = self.watch(program, &parent, flags | WatchMask::MODIFY) {
+        if let Some(watch) = self.watch(program, &directory.watchable(), flags | WatchMask::MODIFY) {
             self.directories.insert(program, watch);
         }
     }
@@ -126,8 +131,14 @@ impl Watches {
     /// The run of a program that has just written what is looked for.
     pub(super) fn is_reached(&mut self, program: ProgramId) -> Option<InstanceId> {
         let growing = self.files.get_mut(&program)?;
-        if !growing.read_on() {
-            return None;
+        match growing.read_on() {
+            Look::Found => {}
+            Look::NotYet => return None,
+            Look::More => {
+                // After the others have had their turn.
+                let _ = self.concern.send(program);
+                return None;
+            }
         }
         let instance = growing.instance;
         self.files.remove(&program);
@@ -136,7 +147,7 @@ impl Watches {
         Some(instance)
     }
 
-    fn watch(&self, program: ProgramId, path: &str, flags: WatchMask) -> Option<WatchDescriptor> {
+    fn watch(&self, program: ProgramId, path: &Path, flags: WatchMask) -> Option<WatchDescriptor> {
         let flags = flags | WatchMask::MASK_ADD;
         // What cannot be watched is looked at once, and when something else happens.
         let watch = self.inotify.clone().add(path, flags).ok()?;
@@ -171,21 +182,35 @@ impl Watches {
     }
 }
 
+/// What a look at a file has shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// What is looked for is there.
+    Found,
+    /// Everything was read, and it is not there.
+    NotYet,
+    /// There is more to read than is read at one look.
+    More,
+}
+
 impl Growing {
-    /// Reads what has been added; whether what is looked for is there.
-    fn read_on(&mut self) -> bool {
+    /// Reads what has been added, up to a limit.
+    fn read_on(&mut self) -> Look {
+        let mut chunks = CHUNKS;
         loop {
-            if self.read_to_end() {
-                return true;
+            let look = self.read_to_end(&mut chunks);
+            if look != Look::NotYet {
+                return look;
             }
-            let node = |file: &File| file.metadata().map(|found| found.ino()).ok();
-            let another = self.path.as_ref().and_then(|path| File::open(path).ok());
-            let Some(another) = another.filter(|another| node(another) != node(&self.file)) else { return false };
+            let node = |file: &File| file.metadata().map(|found| (found.dev(), found.ino())).ok();
+            let path = self.path.as_ref().and_then(|path| SafePath::find(Path::new(path)).ok());
+            let another = path.and_then(|path| path.read().ok());
+            let Some(another) = another.filter(|another| node(another) != node(&self.file)) else { return look };
             (self.file, self.at) = (another, 0);
         }
     }
 
-    fn read_to_end(&mut self) -> bool {
+    fn read_to_end(&mut self, chunks: &mut usize) -> Look {
         let mut chunk = vec![0; CHUNK];
         while let Ok(length @ 1..) = self.file.read_at(&mut chunk, self.at) {
             self.at += length as u64;
@@ -195,13 +220,17 @@ impl Growing {
                 Goal::LineWith(text) => contains(&self.rest, text.as_bytes()),
             };
             if found {
-                return true;
+                return Look::Found;
             }
             // Whatever is found later begins after the last line, or overlaps the end of a very long one.
             let line = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             self.rest.drain(..line.max(self.rest.len().saturating_sub(CHUNK)));
+            *chunks = chunks.saturating_sub(1);
+            if *chunks == 0 {
+                return Look::More;
+            }
         }
-        false
+        Look::NotYet
     }
 }
 
@@ -209,11 +238,11 @@ fn contains(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|window| window == text)
 }
 
-/// The file that a run was given by the life before to write a line to, if it still has it.
+/// The file that a run was given by the life before to write a line to, if it still has it. What it has there instead may
+/// be anything.
 pub(super) fn given_before(pid: i32, fd: i32) -> Option<File> {
-    let path = format!("/proc/{pid}/fd/{fd}");
+    let path = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
     let target = std::fs::read_link(&path).ok()?;
     let is_ours = target.to_string_lossy().starts_with("/memfd:ready");
-    let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).clone();
-    options.open(path).ok().filter(|_| is_ours)
+    reopen_regular(&path).ok().filter(|_| is_ours)
 }
