@@ -15,6 +15,7 @@ mod reaper;
 mod recorder;
 mod shared;
 mod starter;
+mod stash;
 mod survivors;
 mod token;
 mod watch;
@@ -28,9 +29,11 @@ use gaggled_core::{
 };
 
 pub use self::{
-    kernel::{ignore_interrupts, peek_ended, reap},
+    attendant::notify_directory,
+    kernel::{ignore_interrupts, inherited, peek_ended, reap},
     linux::{Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec},
     recorder::Recorder,
+    stash::Stash,
     survivors::{Before, look},
     watch::{LauncherPipe, encode_reaped},
 };

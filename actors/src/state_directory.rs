@@ -269,6 +269,22 @@ fn put_aside(path: &Path, good: &[u8]) -> String {
     aside.display().to_string()
 }
 
+/// Makes a directory of gaggled's own if it is not there, and looks whether nobody else can change it. The one that it is
+/// in is made, too.
+pub fn make_private(path: &Path, mode: u32) -> Result<(), StateError> {
+    for directory in path.parent().filter(|parent| !parent.exists()).into_iter().chain([path]) {
+        // The file mode mask of gaggled is not meant for this.
+        let made = fs::DirBuilder::new().mode(mode).create(directory);
+        match made.and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(mode))) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StateError::Io { path: directory.display().to_string(), error });
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    check_directory(path)
+}
+
 fn check_directory(path: &Path) -> Result<(), StateError> {
     let wrong = |why: &str| StateError::Unsafe { path: path.display().to_string(), why: why.to_owned() };
     let metadata =

@@ -361,6 +361,7 @@ impl<'a> Driver<'a> {
             HostCommand::Kill { program, instance } => {
                 self.expect(self.now + Millis(1), Fate::End(program, instance, ExitStatus::Signal(9)));
             }
+            HostCommand::Listen { program, instance } => self.report(Millis(0), program, instance, Fact::Heard),
             HostCommand::Signal { .. } => {}
         }
     }

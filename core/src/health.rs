@@ -244,16 +244,18 @@ pub(crate) struct Vigil {
     again: Millis,
     /// Whether it has said that it is ready before its daemon was known.
     spoke: bool,
+    /// The time limit that is over, while the host is asked whether the program has spoken in time after all.
+    overdue: Option<Timer>,
 }
 
 impl Vigil {
     pub(crate) fn new(program: ProgramId, policy: &Policy) -> Self {
-        Self { program, care: policy.care, last: None, failures: 0, again: AGAIN.0, spoke: false }
+        Self { program, care: policy.care, last: None, failures: 0, again: AGAIN.0, spoke: false, overdue: None }
     }
 
     /// A run begins: nothing is known of it.
     pub(crate) fn forget(&mut self) {
-        (self.last, self.failures, self.again, self.spoke) = (None, 0, AGAIN.0, false);
+        (self.last, self.failures, self.again, self.spoke, self.overdue) = (None, 0, AGAIN.0, false, None);
     }
 
     /// It runs, or is ready: from now on something else is watched.
@@ -301,6 +303,7 @@ impl Vigil {
             Fact::Ready if self.care.daemonizes && !state.daemonized => self.spoke = true,
             // That it was started may have been seen just before, and not be committed yet.
             Fact::Ready | Fact::Checked(Ok(())) if state.ready_since.is_none() => {
+                self.overdue.take_if(|timer| *timer == Timer::NotReady(instance));
                 self.propose(ready, Cause::Os, out);
             }
             Fact::Checked(Ok(())) => {
@@ -322,7 +325,16 @@ impl Vigil {
                 }
             }
             Fact::Complained(complaint) => self.last = Some(complaint),
-            Fact::Alive => self.heard(now, state, out),
+            Fact::Alive => {
+                self.overdue.take_if(|timer| *timer == Timer::Silent(instance));
+                self.heard(now, state, out);
+            }
+            Fact::Heard => {
+                if let Some(ailment) = self.overdue.take().and_then(|timer| self.missed(state, timer)) {
+                    let unhealthy = ProgramEvent::Unhealthy { instance, ailment };
+                    self.propose(unhealthy, Cause::Timer(state.changed_by), out);
+                }
+            }
             Fact::Ready
             | Fact::Daemonized { .. }
             | Fact::Spawned { .. }
@@ -332,27 +344,37 @@ impl Vigil {
         }
     }
 
-    /// A timer of this part has come.
-    pub(crate) fn due(&self, state: &ProgramState, timer: Timer, out: &mut Outputs) {
+    /// A timer of this part has come. A program may have spoken in time and not have been heard because gaggled, or the
+    /// machine, stood still: what it has said is heard before anything follows from its silence.
+    pub(crate) fn due(&mut self, state: &ProgramState, timer: Timer, out: &mut Outputs) {
         if !is_watched(state) {
             return;
         }
-        let ailment = match timer {
-            Timer::Check => return self.ask(state, out),
+        if timer == Timer::Check {
+            self.ask(state, out);
+        } else if self.missed(state, timer).is_some() {
+            self.overdue = Some(timer);
+            out.perform(HostCommand::Listen { program: self.program, instance: state.instance });
+        }
+    }
+
+    /// What is wrong with a run that has not kept this time limit, if it still has not.
+    fn missed(&self, state: &ProgramState, timer: Timer) -> Option<Ailment> {
+        match timer {
+            _ if !is_watched(state) => None,
             Timer::NotReady(instance) if instance == state.instance && state.ready_since.is_none() => {
-                Ailment::NotReady(self.last)
+                Some(Ailment::NotReady(self.last))
             }
-            Timer::Silent(instance) if instance == state.instance => Ailment::Silent,
+            Timer::Silent(instance) if instance == state.instance => Some(Ailment::Silent),
             Timer::NotReady(_)
             | Timer::Silent(_)
+            | Timer::Check
             | Timer::Start
             | Timer::Stop
             | Timer::Kill(_)
             | Timer::Gate
-            | Timer::GiveUp => return,
-        };
-        let unhealthy = ProgramEvent::Unhealthy { instance: state.instance, ailment };
-        self.propose(unhealthy, Cause::Timer(state.changed_by), out);
+            | Timer::GiveUp => None,
+        }
     }
 
     fn arm_check(&self, now: Instant, out: &mut Outputs) {

@@ -104,6 +104,8 @@ pub enum ExecStage {
     Log,
     /// Making a session and resetting signals.
     Session,
+    /// Making its notify socket.
+    Notify,
     /// Writing the pid file.
     PidFile,
     /// Setting limits, niceness or the file mode mask.
@@ -140,6 +142,7 @@ impl fmt::Display for ExecStage {
             Self::Cgroup => "entering its cgroup",
             Self::Log => "opening the log",
             Self::Session => "making a session",
+            Self::Notify => "making its notify socket",
             Self::PidFile => "writing the pid file",
             Self::Limits => "setting its limits",
             Self::Root => "changing the root directory",
@@ -224,6 +227,14 @@ pub enum HostCommand {
         instance: InstanceId,
         /// What is asked.
         check: Check,
+    },
+    /// Report everything that this instance has said so far, and then that all of it was heard: it may have spoken in time
+    /// while gaggled stood still.
+    Listen {
+        /// The program.
+        program: ProgramId,
+        /// The run that is meant.
+        instance: InstanceId,
     },
     /// Kill everything that this instance consists of.
     Kill {
@@ -328,6 +339,8 @@ pub enum Fact {
     Complained(Complaint),
     /// It has said that it is alive.
     Alive,
+    /// Everything that it had said when that was asked for has been reported.
+    Heard,
     /// Its stop command did not end well.
     StopCommandFailed {
         /// How that ended.

@@ -222,7 +222,7 @@ impl Program {
                 }
                 ProgramEvent::Daemonized { instance, pid, birth }
             }
-            Fact::Ready | Fact::Checked(_) | Fact::Complained(_) | Fact::Alive => {
+            Fact::Ready | Fact::Checked(_) | Fact::Complained(_) | Fact::Alive | Fact::Heard => {
                 if self.state.instance == instance {
                     self.vigil.observed(now, &self.state, observed.fact, out);
                 }
@@ -253,7 +253,8 @@ impl Program {
             | Fact::Ready
             | Fact::Checked(_)
             | Fact::Complained(_)
-            | Fact::Alive => Cause::Event(self.state.changed_by),
+            | Fact::Alive
+            | Fact::Heard => Cause::Event(self.state.changed_by),
         };
         out.propose(Event::Program(self.id, event), cause);
     }

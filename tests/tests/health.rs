@@ -1,6 +1,6 @@
 //! When programs are ready, how it is found out that they are not well, and which process a daemon is.
 
-use std::fs;
+use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use gaggled_core::{
     command::Selection,
@@ -9,8 +9,11 @@ use gaggled_core::{
     state::ProgramState,
     wire::Action,
 };
-use gaggled_tests::harness::{Daemon, exists, free_port};
-use nix::sys::signal::Signal;
+use gaggled_tests::harness::{Daemon, exists, free_port, now, possible};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 const FOR_EVER: &str = "1000000000";
 
@@ -175,6 +178,57 @@ fn a_program_that_falls_silent_is_replaced() {
     let silent = at(&daemon, |event| matches!(event, ProgramEvent::Unhealthy { .. })).expect("it was silent");
     assert!(silent >= ready + 800, "it was alive for some time: {} ms", silent - ready);
     wait_ready(&mut daemon, "a", 2);
+}
+
+/// Finding M4, test 36: gaggled, or the whole machine, stands still, and what was said meanwhile counts.
+#[test]
+fn a_stall_of_gaggled_makes_nobody_silent() {
+    let mut daemon = Daemon::new(&puppet("a", "alive 100", "ready: Notify, watchdog: \"800ms\""));
+    wait_ready(&mut daemon, "a", 1);
+    for _ in 0..2 {
+        let core = Pid::from_raw(daemon.core());
+        kill(core, Signal::SIGSTOP).expect("it runs");
+        daemon.listen_until(now() + Duration::from_secs(2));
+        kill(core, Signal::SIGCONT).expect("it runs");
+        daemon.listen_until(now() + Duration::from_secs(1));
+    }
+    assert_eq!(daemon.dump()["a"]["instance"], 1, "{}", daemon.timeline());
+    assert!(!daemon.timeline().contains("silent"), "{}", daemon.timeline());
+}
+
+/// Finding H2: nobody can take the address of a program while gaggled is away, and what is said then is heard.
+#[test]
+fn what_is_said_while_the_daemon_is_dead_is_heard() {
+    let mut daemon = Daemon::new(&format!(
+        "{} {}",
+        puppet("late", "notify 1500 READY=1", "ready: Notify"),
+        puppet("there", "report @DIR@/report", "ready: Notify, start_timeout: \"1h\""),
+    ));
+    daemon.wait("both to have begun", |_, state| state.programs.values().all(|program| program.pid.is_some()));
+    let launcher = Pid::from_raw(daemon.pid());
+    let core = daemon.core();
+    kill(launcher, Signal::SIGSTOP).expect("it runs");
+    kill(Pid::from_raw(core), Signal::SIGKILL).expect("it runs");
+    daemon.listen_until(now() + Duration::from_secs(2));
+    kill(launcher, Signal::SIGCONT).expect("it runs");
+    daemon.wait_for_another(core);
+    wait_ready(&mut daemon, "late", 1);
+    let report = fs::read_to_string(daemon.directory.path().join("report")).expect("a report");
+    let address = report.lines().find_map(|line| line.strip_prefix("Env:\tNOTIFY_SOCKET=")).expect("an address");
+    let directory = fs::metadata(Path::new(address).parent().expect("a directory")).expect("a path");
+    assert_eq!((directory.uid(), directory.mode() & 0o022), (nix::unistd::geteuid().as_raw(), 0));
+}
+
+/// A program in another network namespace reaches gaggled.
+#[test]
+fn a_program_without_a_network_says_that_it_is_ready() {
+    if !possible(&["unshare", "-n", "true"]) {
+        return;
+    }
+    let mut daemon = Daemon::new(
+        "\"a\": (command: \"unshare\", argv: [\"-n\", \"@PUPPET@\", \"notify\", \"10\", \"READY=1\"], ready: Notify),",
+    );
+    wait_ready(&mut daemon, "a", 1);
 }
 
 /// A daemon is the program: it is signalled, its end is told, its pid file goes with it, and it survives gaggled.

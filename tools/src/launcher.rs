@@ -12,7 +12,7 @@ use std::{
     fs::{self, File},
     io::{self, Write},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{fs::FileExt, process::CommandExt},
     },
     process::{Command, ExitCode},
@@ -26,6 +26,7 @@ use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
         signal::{SigSet, Signal, kill},
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
     },
     unistd::{Pid, alarm, pipe2},
 };
@@ -46,6 +47,8 @@ pub struct Position {
     pub recorder: i32,
     /// The memory of the letter that one life leaves for the next.
     pub letter: i32,
+    /// The ends of the stash: where sockets are put, and where they are taken from.
+    pub stash: [i32; 2],
     /// Whether there was a life before this one, under the same launcher.
     pub again: bool,
 }
@@ -57,9 +60,13 @@ impl FromStr for Position {
         let wrong = || format!("\"{text}\" is not what a launcher says");
         let numbers: Vec<i32> = text.split(':').map(str::parse).collect::<Result<_, _>>().map_err(|_| wrong())?;
         match numbers.as_slice() {
-            [pipe, recorder, letter, again] => {
-                Ok(Self { pipe: *pipe, recorder: *recorder, letter: *letter, again: *again != 0 })
-            }
+            [pipe, recorder, letter, into, out_of, again] => Ok(Self {
+                pipe: *pipe,
+                recorder: *recorder,
+                letter: *letter,
+                stash: [*into, *out_of],
+                again: *again != 0,
+            }),
             _ => Err(wrong()),
         }
     }
@@ -156,6 +163,8 @@ struct Launcher {
     hear: OwnedFd,
     recorder: File,
     letter: File,
+    /// A pair of sockets; what is in its queue outlives the daemon.
+    stash: (OwnedFd, OwnedFd),
     /// The binary that is run, and the one before it while it is not known to be well.
     binary: File,
     proven: Option<File>,
@@ -187,6 +196,7 @@ impl Launcher {
             hear,
             recorder: memory(c"gaggled recorder")?,
             letter,
+            stash: socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::empty())?,
             binary: File::open("/proc/self/exe")?,
             proven: None,
             daemon: None,
@@ -251,8 +261,11 @@ impl Launcher {
 
     fn spawn(&mut self) -> io::Result<()> {
         alarm::set(SETTLED);
-        let position = [self.hear.as_raw_fd(), self.recorder.as_raw_fd(), self.letter.as_raw_fd(), self.again.into()];
-        let position = position.map(|number| number.to_string()).join(":");
+        let (into, out_of) = &self.stash;
+        let given = [self.hear.as_fd(), self.recorder.as_fd(), self.letter.as_fd(), into.as_fd(), out_of.as_fd()];
+        let given = given.map(|descriptor| descriptor.as_raw_fd());
+        let position = given.into_iter().chain([i32::from(self.again)]);
+        let position = position.map(|number| number.to_string()).collect::<Vec<_>>().join(":");
         let child = Command::new(format!("/proc/self/fd/{}", self.binary.as_raw_fd()))
             .arg0("gaggled")
             .args(&self.arguments)

@@ -7,7 +7,7 @@ mod checks;
 mod notify;
 mod watches;
 
-use std::{collections::BTreeMap, fs::File, io, sync::Arc, thread};
+use std::{collections::BTreeMap, fs::File, io, os::unix::net::UnixDatagram, rc::Rc, sync::Arc, thread};
 
 use gaggled_core::{
     health::{Check, Complaint, Health, Probe, Ready},
@@ -22,11 +22,12 @@ use tokio::{
 };
 
 pub(super) use self::notify::Addresses;
+pub use self::notify::notify_directory;
 use self::{
-    notify::Sockets,
+    notify::{Ear, Sockets},
     watches::{Goal, Watches},
 };
-use super::{pid_file, shared::Shared};
+use super::{linux::Environment, pid_file, shared::Shared, stash::Stash};
 
 /// What a run was given to say something with, beyond its notify socket.
 #[derive(Debug, Default)]
@@ -35,6 +36,8 @@ pub(super) struct Hearing {
     pub descriptor: Option<File>,
     /// How long its log was when it began, if it is ready by a line of that.
     pub log_from: Option<u64>,
+    /// Its notify socket, if that could not be made before.
+    pub notify_socket: Option<UnixDatagram>,
 }
 
 /// What the attendant is to do.
@@ -44,6 +47,8 @@ pub(super) enum Task {
     Begin { program: ProgramId, instance: InstanceId, pid: i32, hearing: Hearing },
     /// Listen to what programs say: what has survived is known.
     Listen,
+    /// Report everything that a run has said so far, and then that it was heard.
+    Hear(ProgramId, InstanceId),
     /// Ask a run.
     Check(ProgramId, InstanceId, Check),
     /// The command of a run has ended well: find the daemon that it has left.
@@ -80,6 +85,8 @@ struct Attending {
     programs: Table<ProgramId, Attended>,
     shared: Arc<Shared>,
     watches: Watches,
+    /// Where programs say something; empty until they are listened to.
+    ears: BTreeMap<ProgramId, Rc<Ear>>,
     slots: Arc<Semaphore>,
     /// The pid files that are looked at until they name a daemon.
     awaited: BTreeMap<ProgramId, (InstanceId, String, Option<Complaint>)>,
@@ -87,35 +94,41 @@ struct Attending {
 
 impl Attendant {
     /// Makes what programs need to be heard.
-    pub(super) fn new(launches: &Table<ProgramId, Launch>, journal: &str, shared: Arc<Shared>) -> io::Result<Self> {
+    pub(super) fn new(
+        launches: &Table<ProgramId, Launch>,
+        environment: &Environment,
+        stash: Arc<Stash>,
+        shared: Arc<Shared>,
+    ) -> io::Result<(Self, Addresses)> {
         let attended = |launch: &Launch| Attended {
             ready: launch.ready.clone(),
             health: launch.health.clone(),
             log: launch.log.path().cloned(),
         };
-        let sockets = Sockets::bind(launches, journal)?;
+        let directory = environment.notify_directory.clone();
+        let (sockets, addresses) = Sockets::bind(launches, &environment.journal, directory, stash);
         let inotify = Inotify::init()
             .map_err(|error| io::Error::new(error.kind(), format!("files cannot be watched (inotify): {error}")))?;
-        Ok(Self { programs: launches.values().map(attended).collect(), sockets, inotify, shared })
+        Ok((Self { programs: launches.values().map(attended).collect(), sockets, inotify, shared }, addresses))
     }
 
-    /// Starts the thread; where programs say something.
-    pub(super) fn start(self, mut tasks: UnboundedReceiver<Task>) -> io::Result<Addresses> {
+    /// Starts the thread.
+    pub(super) fn start(self, mut tasks: UnboundedReceiver<Task>) -> io::Result<()> {
         let Self { programs, sockets, inotify, shared } = self;
-        let addresses = sockets.addresses();
         let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(THREADS).build()?;
         let live = async move || {
             let (watches, mut concerned) = Watches::new(inotify)?;
             let mut sockets = Some(sockets);
             let slots = Arc::new(Semaphore::new(AT_ONCE));
-            let mut attending = Attending { programs, shared, watches, slots, awaited: BTreeMap::new() };
+            let (ears, awaited) = (BTreeMap::new(), BTreeMap::new());
+            let mut attending = Attending { programs, shared, watches, ears, slots, awaited };
             loop {
                 tokio::select! {
                     task = tasks.recv() => match task {
                         // Whoever spoke before is known now.
                         Some(Task::Listen) => {
                             if let Some(sockets) = sockets.take() {
-                                sockets.listen(&attending.shared)?;
+                                attending.ears.append(&mut sockets.listen(&attending.shared));
                             }
                         }
                         Some(task) => attending.carry_out(task),
@@ -129,7 +142,7 @@ impl Attendant {
             // Without it programs that have to be asked are never ready, and are told to stop for that.
             let _ = LocalSet::new().block_on(&runtime, live());
         })?;
-        Ok(addresses)
+        Ok(())
     }
 }
 
@@ -138,6 +151,11 @@ impl Attending {
         match task {
             Task::Begin { program, instance, pid, hearing } => self.begin((program, instance), pid, hearing),
             Task::Listen => {}
+            Task::Hear(program, instance) => {
+                self.ears.get(&program).into_iter().for_each(|ear| ear.hear());
+                self.look(program);
+                self.shared.tell(program, instance, Fact::Heard);
+            }
             Task::Check(program, instance, check) => self.check(program, instance, check),
             Task::AwaitDaemon { program, instance, path } => {
                 self.watches.directory_of(program, &path);
@@ -157,6 +175,8 @@ impl Attending {
     }
 
     fn begin(&mut self, (program, instance): (ProgramId, InstanceId), pid: i32, hearing: Hearing) {
+        let ear = hearing.notify_socket.and_then(|socket| Ear::listen(program, socket, &self.shared).ok());
+        self.ears.extend(ear.map(|ear| (program, ear)));
         let Attended { ready, log, .. } = &self.programs[program];
         match (ready, log) {
             (Some(Ready::Descriptor(fd)), _) => {

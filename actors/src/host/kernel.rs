@@ -14,7 +14,7 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_void},
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
     ptr,
     sync::atomic::{AtomicI32, Ordering},
 };
@@ -380,6 +380,15 @@ pub fn send(pid: i32, signal: c_int) {
 pub fn ignore_interrupts() {
     // SAFETY: no handler is installed, so none can run at a bad moment.
     unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+}
+
+/// Takes a descriptor that this process was started with; `None` if nothing is open under this number. Each can be taken
+/// once.
+pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
+    // SAFETY: only the flags are read; a descriptor that is not open is answered with an error.
+    let is_open = unsafe { libc::fcntl(fd, libc::F_GETFD) } >= 0;
+    // SAFETY: it is open, and by the contract of this function nothing else in this process owns it.
+    is_open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Sets the flag on a descriptor, whoever has opened it.

@@ -19,6 +19,7 @@ use super::{
     recorder::Recorder,
     shared::Shared,
     starter::{self, Order, Starter},
+    stash::Stash,
     watch::{LauncherPipe, Watch},
 };
 
@@ -31,12 +32,16 @@ pub struct Environment {
     pub search: Vec<String>,
     /// The id of the journal, for the token that each instance carries.
     pub journal: String,
+    /// Where the notify sockets of programs are.
+    pub notify_directory: PathBuf,
     /// Signals that programs ignore as the daemon does.
     pub keep_ignored: Vec<i32>,
 }
 
 /// What a life of the daemon has from the one before and from its launcher.
 pub struct Inheritance {
+    /// The sockets that were kept.
+    pub stash: Stash,
     /// The launcher's pipe, if there is a launcher.
     pub pipe: Option<LauncherPipe>,
     /// The programs that were found running.
@@ -92,7 +97,7 @@ impl LinuxHost {
         launches: Table<ProgramId, Launch>,
         environment: Environment,
         recorder: Recorder,
-        inheritance: Inheritance,
+        mut inheritance: Inheritance,
         report: Report,
     ) -> io::Result<Self> {
         let (orders, received) = crossbeam_channel::unbounded();
@@ -101,7 +106,9 @@ impl LinuxHost {
         let ways = (orders.clone(), tasks, bury);
         let shared = Shared::new(&launches, environment.journal.clone(), recorder, ways, report);
         let shared = Arc::new(shared);
-        let addresses = Attendant::new(&launches, &environment.journal, shared.clone())?.start(attended)?;
+        let stash = Arc::new(std::mem::take(&mut inheritance.stash));
+        let (attendant, addresses) = Attendant::new(&launches, &environment, stash, shared.clone())?;
+        attendant.start(attended)?;
         let starter = Starter::new(launches, environment, addresses, shared.clone())?;
         thread::Builder::new().name(starter::THREAD.into()).spawn(move || starter.run(&received))?;
         if !inheritance.cgroups.is_empty() {
@@ -124,7 +131,7 @@ impl LinuxHost {
 
 impl Processes for LinuxHost {
     fn begin(&mut self) {
-        let Some(Inheritance { pipe, survivors, cgroups, reaped, gone }) = self.inheritance.take() else { return };
+        let Some(Inheritance { pipe, survivors, cgroups, reaped, gone, .. }) = self.inheritance.take() else { return };
         let launcher = pipe.as_ref().map(|_| getppid().as_raw());
         let known = survivors.iter().filter_map(|survivor| survivor.cgroup.clone()).collect();
         cgroups.iter().flat_map(|own| cgroup::others(own, &known)).for_each(|cgroup| self.shared.bury(cgroup));
@@ -149,6 +156,7 @@ impl Processes for LinuxHost {
             HostCommand::Check { program, instance, check } => {
                 self.shared.attend(Task::Check(program, instance, check));
             }
+            HostCommand::Listen { program, instance } => self.shared.attend(Task::Hear(program, instance)),
             HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
             HostCommand::Kill { program, instance } => Shared::kill(&self.shared, program, instance),
             HostCommand::Signal { program, instance, signal } => self.shared.signal(program, instance, signal),

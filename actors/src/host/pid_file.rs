@@ -50,7 +50,12 @@ impl Created {
     /// There is no process: neither is there to be a file. It has its name already if a later step has failed.
     pub(super) fn abandon(self, failed: ExecStage) {
         let named = match failed {
-            ExecStage::Fork | ExecStage::Cgroup | ExecStage::Log | ExecStage::Session | ExecStage::PidFile => &self.new,
+            ExecStage::Fork
+            | ExecStage::Cgroup
+            | ExecStage::Log
+            | ExecStage::Session
+            | ExecStage::Notify
+            | ExecStage::PidFile => &self.new,
             ExecStage::Limits | ExecStage::Root | ExecStage::User | ExecStage::Wd | ExecStage::Exec => &self.name,
         };
         let _ = self.directory.remove(OsStr::from_bytes(named.as_bytes()));

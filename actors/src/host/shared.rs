@@ -119,6 +119,11 @@ impl Shared {
         std::mem::forget(self.listening.lock());
     }
 
+    /// Whether what happens is left to the next run of gaggled.
+    pub(super) fn is_handed_over(&self) -> bool {
+        self.table().handed_over
+    }
+
     /// Gives the attendant something to do.
     pub(super) fn attend(&self, task: Task) {
         // It lives as long as the daemon.

@@ -182,8 +182,9 @@ impl Starter {
             }
         };
         let is_command = matches!(what, What::Command);
-        let address = self.addresses.get(&program).filter(|_| is_command);
-        let notify = address.into_iter().filter_map(|address| variable("NOTIFY_SOCKET", address));
+        let (address, notify_socket) =
+            if is_command { self.addresses.of(program, launch).map_err(no_socket)? } else { (None, None) };
+        let notify = address.into_iter().filter_map(|address| variable("NOTIFY_SOCKET", &address));
         let watchdog = launch.watchdog.filter(|_| is_command);
         let watchdog = watchdog.and_then(|span| variable("WATCHDOG_USEC", &(span.0 * 1000).to_string()));
         let set = launch.env.iter().filter_map(|(name, value)| variable(name, value));
@@ -209,7 +210,8 @@ impl Starter {
             Log::File(path) => Some(open_log(path)?),
             Log::Pipe { pipe, .. } => Some(open_pipe(pipe)?),
         };
-        let hearing = if is_command { hearing(launch)? } else { Hearing::default() };
+        let mut hearing = if is_command { hearing(launch)? } else { Hearing::default() };
+        hearing.notify_socket = notify_socket;
         let is_part = matches!(what, What::Command | What::Stop);
         let user = SpawnError { stage: ExecStage::User, errno: libc::EINVAL };
         let confinement = launch.confines.as_ref().and_then(Confinement::new).ok_or(user)?;
@@ -293,14 +295,19 @@ fn hearing(launch: &Launch) -> Result<Hearing, SpawnError> {
             // What is written to the first descriptor of such a file is not told to inotify, what is written to another is.
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let file = OpenOptions::new().read(true).write(true).open(path).map_err(no_descriptor)?;
-            Ok(Hearing { descriptor: Some(file), log_from: None })
+            Ok(Hearing { descriptor: Some(file), ..Hearing::default() })
         }
         Some(Ready::Line(_)) => {
             let log = launch.log.path().and_then(|path| SafePath::find(Path::new(path)).ok());
-            Ok(Hearing { descriptor: None, log_from: log.and_then(|log| log.directory.size(&log.name)) })
+            let log_from = log.and_then(|log| log.directory.size(&log.name));
+            Ok(Hearing { log_from, ..Hearing::default() })
         }
         Some(Ready::Notify | Ready::Command(_) | Ready::Tcp(_) | Ready::Http(_)) | None => Ok(Hearing::default()),
     }
+}
+
+fn no_socket(error: io::Error) -> SpawnError {
+    SpawnError { stage: ExecStage::Notify, errno: error.raw_os_error().unwrap_or(libc::EIO) }
 }
 
 fn no_descriptor(error: io::Error) -> SpawnError {

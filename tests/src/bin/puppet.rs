@@ -4,7 +4,8 @@
 //! long to end after a TERM) · `spawn` (leaves a child in its group) · `count FILE MS CODE` (adds a line to the file) ·
 //! `report FILE` (writes what it was given: status, descriptors, variables) · `daemonise` (leaves a child in its group and
 //! ends well) · `forker FILE HOW` (leaves a daemon in a session of its own, and its process id in the file; HOW is what
-//! it is to do then) · `notify MS TEXT..` (says each text at `$NOTIFY_SOCKET`, after so long each) · `serve PORT FILE`
+//! it is to do then) · `notify MS TEXT..` (says each text at `$NOTIFY_SOCKET`, after so long each) · `alive MS` (says that
+//! it is ready, and then again and again that it is alive) · `serve PORT FILE`
 //! (answers HTTP with the status in the file) · `race HOME VICTIM` (replaces what is in the first directory by links to the
 //! second, fifos and hard links, for ever) · `escape` (has a child that makes a session of its own) · `stray` (has a
 //! grandchild that is nobody's)
@@ -82,6 +83,13 @@ fn main() {
             }
             wait_for_ever();
         }
+        "alive" => {
+            notify("READY=1");
+            loop {
+                wait(rest(1));
+                notify("WATCHDOG=1");
+            }
+        }
         "serve" => serve(&words[1], &words[2]),
         "race" => race(Path::new(&words[1]), Path::new(&words[2])),
         "daemonise" => drop(child(&["sleep", "1000000"])),
@@ -124,8 +132,10 @@ fn scrubbed(words: &[&str]) -> ! {
 
 fn notify(text: &str) {
     let address = std::env::var("NOTIFY_SOCKET").expect("somebody who listens");
-    let name = address.strip_prefix('@').expect("an abstract name");
-    let address = SocketAddr::from_abstract_name(name).expect("a name");
+    let address = match address.strip_prefix('@') {
+        Some(name) => SocketAddr::from_abstract_name(name).expect("a name"),
+        None => SocketAddr::from_pathname(address).expect("a path"),
+    };
     let socket = UnixDatagram::unbound().expect("a socket");
     // Whoever listens may be away.
     let _ = socket.send_to_addr(text.as_bytes(), &address);

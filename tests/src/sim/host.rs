@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
-    health::{Check, Complaint, Readiness},
+    event::{Envelope, Event, ProgramEvent},
+    health::{Ailment, Check, Complaint, Readiness},
     host::{ExecStage, ExitStatus, Fact, HostCommand, Observed, Signal, StartTime},
     ids::{Dense, InstanceId, ProgramId},
     time::{Instant, Millis},
@@ -46,6 +47,10 @@ pub struct SimHost {
     /// Whether whoever knows that has lived since the last beginning.
     remembers: bool,
     next_pid: i32,
+    /// The runs that have said that they are alive and were not heard yet.
+    unheard: BTreeSet<(ProgramId, InstanceId)>,
+    /// When runs were last heard, late but not too late.
+    heard_late: BTreeMap<(ProgramId, InstanceId), Instant>,
     /// What a real host would have done wrong.
     pub violations: Vec<String>,
 }
@@ -60,6 +65,8 @@ impl SimHost {
             ended: BTreeMap::new(),
             remembers: true,
             next_pid: 2,
+            unheard: BTreeSet::new(),
+            heard_late: BTreeMap::new(),
             violations: Vec::new(),
         }
     }
@@ -110,6 +117,16 @@ impl SimHost {
         fates
     }
 
+    /// Looks at an event that was committed: a run that has spoken in time is not silent, however late it was heard.
+    pub fn committed(&mut self, envelope: &Envelope) {
+        if let Event::Program(program, ProgramEvent::Unhealthy { instance, ailment: Ailment::Silent }) = &envelope.event
+            && let Some(span) = self.world.graph.programs[*program].care.watchdog
+            && self.heard_late.get(&(*program, *instance)).is_some_and(|heard| heard.until(envelope.at) < span.half())
+        {
+            self.violations.push(format!("I33: event {}: {program:?} had spoken in time", envelope.seq));
+        }
+    }
+
     /// Whether what nobody tells of cannot have been.
     pub fn remembers(&self) -> bool {
         self.remembers
@@ -122,6 +139,7 @@ impl SimHost {
             HostCommand::Undo { program, instance } => self.undo(now, program, instance),
             HostCommand::Stop { program, instance } => self.stop(now, program, instance),
             HostCommand::Check { program, instance, check } => self.check(now, program, instance, check),
+            HostCommand::Listen { program, instance } => self.listen(now, program, instance),
             HostCommand::Kill { program, instance } => self.signal(now, program, instance, Signal::KILL),
             HostCommand::Signal { program, instance, signal } => self.signal(now, program, instance, signal),
         }
@@ -149,6 +167,10 @@ impl SimHost {
                 Some(Observed { program, instance, fact: Fact::Exited { status, left_behind: 0 } })
             }
             Fate::Speak { program, instance, .. } if self.runs(program, instance) => {
+                if self.world.behaviours[program.index()].is_heard_late {
+                    self.unheard.insert((program, instance));
+                    return None;
+                }
                 Some(Observed { program, instance, fact: Fact::Alive })
             }
             Fate::End(..) | Fate::Speak { .. } => None,
@@ -250,6 +272,16 @@ impl SimHost {
         vec![(now + Millis(random.pick(&[0, 1, 30])), Fate::Report(Observed { program, instance, fact }))]
     }
 
+    /// What it has said while nobody listened is heard now.
+    fn listen(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
+        let fact = |fact| (now, Fate::Report(Observed { program, instance, fact }));
+        let unheard = self.unheard.remove(&(program, instance)).then(|| fact(Fact::Alive));
+        if unheard.is_some() {
+            self.heard_late.insert((program, instance), now);
+        }
+        unheard.into_iter().chain([fact(Fact::Heard)]).collect()
+    }
+
     /// The stop command of a program as its process; it always ends, at the latest when it is killed.
     fn undo(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
         if self.live.contains_key(&program) {
@@ -297,5 +329,5 @@ impl SimHost {
 
 /// Whether only one that lives can say so.
 fn speaks(fact: Fact) -> bool {
-    matches!(fact, Fact::Ready | Fact::Checked(_) | Fact::StopCommandFailed { .. })
+    matches!(fact, Fact::Ready | Fact::Checked(_) | Fact::Alive | Fact::Heard | Fact::StopCommandFailed { .. })
 }

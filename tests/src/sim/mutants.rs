@@ -3,7 +3,7 @@
 use gaggled_core::{
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
     graph::{ActorId, Until},
-    host::{ExitStatus, Found, HostCommand},
+    host::{ExitStatus, Fact, Found, HostCommand, Observed},
     ids::{InstanceId, ProgramId},
     journal::Journal,
     machine::{Input, Output, Timer},
@@ -95,11 +95,13 @@ pub enum Mutant {
     WaitForReadinessForEver,
     /// A program that was found unhealthy is left alone.
     LeaveTheUnhealthy,
+    /// What a program has said in time, but was heard late, is not heard at all.
+    TakeLatenessForSilence,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 40] = [
+    pub const ALL: [Self; 41] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -140,6 +142,7 @@ impl Mutant {
         Self::TakeStartForReadiness,
         Self::WaitForReadinessForEver,
         Self::LeaveTheUnhealthy,
+        Self::TakeLatenessForSilence,
     ];
 
     /// The journal with the defect.
@@ -245,6 +248,9 @@ impl Mutant {
                 ActorId::Program(own),
                 Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownBegun), .. }),
             ) => own.0 % 3 > 0,
+            (Self::TakeLatenessForSilence, ActorId::Program(_), Input::Observed(Observed { fact, .. })) => {
+                *fact != Fact::Alive
+            }
             _ => true,
         }
     }

@@ -377,6 +377,7 @@ impl Simulation {
             Ok(envelope) => {
                 self.steps_since_commit = 0;
                 self.run.state.survivors = self.journal.state().survivors;
+                self.host.committed(&envelope);
                 let envelope = Rc::new(envelope);
                 let graph = self.graph.clone();
                 graph.interested(&envelope.event, |actor| {

@@ -30,6 +30,8 @@ pub struct Behaviour {
     pub sick: u64,
     /// For how long it says that it is alive.
     pub speaks: Millis,
+    /// Whether what it says is only heard when somebody listens: gaggled stands still all the time.
+    pub is_heard_late: bool,
 }
 
 /// What an operator wants.
@@ -200,6 +202,7 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
         ready: random.pick(&[Some(0), Some(1), Some(700), Some(20_000), None]).map(Millis),
         sick: random.pick(&[0, 0, 20, 70]),
         speaks: Millis(random.pick(&[0, 40_000, u64::MAX >> 20])),
+        is_heard_late: random.percent(20),
     }
 }
 

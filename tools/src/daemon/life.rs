@@ -1,7 +1,7 @@
 //! One life of the daemon: it takes over what the life before has left, begins, and ends.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -15,7 +15,7 @@ use gaggled_actors::{
     archive::Archive,
     clock::Clock,
     control::{About, Ask, ControlActor, Farewell, Means},
-    host::{self, Environment, HandOver, HostActor, Inheritance, LinuxHost, Recorder},
+    host::{self, Environment, HandOver, HostActor, Inheritance, LinuxHost, Recorder, Stash},
     journal::{
         JournalActor, Propose,
         file::{Health, JournalFile, Journaled, Retention},
@@ -61,6 +61,8 @@ pub(super) struct Launched {
     pub pipe: File,
     pub recorder: File,
     letter: File,
+    /// The sockets that the life before has kept; taken once.
+    stash: Stash,
     /// What the life before has written, if there was one under this launcher.
     pub before: Option<Letter>,
 }
@@ -72,8 +74,10 @@ impl Launched {
         let letter = open(position.letter, true)?;
         let pipe = open(position.pipe, false)?;
         nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        let [into, out_of] = position.stash.map(host::inherited);
+        let stash = into.zip(out_of).map_or_else(Stash::default, |(into, out_of)| Stash::new(into, out_of));
         let before = if position.again { Letter::read(&letter).ok() } else { None };
-        Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, before })
+        Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, stash, before })
     }
 
     /// It ends for good.
@@ -121,6 +125,7 @@ struct Running {
     place: String,
     /// The directories in which cgroups are, and were.
     cgroups: Vec<PathBuf>,
+    notify_directory: PathBuf,
     launched: Option<Launched>,
 }
 
@@ -140,7 +145,8 @@ impl Life<'_> {
         let TakenOver { head, state, committed, recorder, mut pipe, survivors, reaped, before, own_cgroups } = taken;
         let cgroups = head.cgroups.clone();
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
-        let (system, launched) = (self.system, self.launched.take());
+        let (system, mut launched) = (self.system, self.launched.take());
+        let stash = launched.as_mut().map(|launched| std::mem::take(&mut launched.stash)).unwrap_or_default();
         let health = HealthSlot::default();
         let path = self.directory.path().to_owned();
         let journaled = Journaled { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
@@ -160,12 +166,13 @@ impl Life<'_> {
         let tell = move || {
             let _ = gone.send(());
         };
-        let inheritance = Inheritance { pipe, survivors, cgroups: cgroups.clone(), reaped, gone: Box::new(tell) };
+        let inheritance =
+            Inheritance { stash, pipe, survivors, cgroups: cgroups.clone(), reaped, gone: Box::new(tell) };
         // Programs run whether or not their logs can be read by name.
         let _ = logger::leave(&path, &system.outlets);
         let own = own_cgroups.as_deref();
         let to_launch = launch::launches(&system.config, before.as_ref(), &state.graph, &system.outlets, own);
-        let (host, address) = system.start_host(&head.journal, to_launch, recorder, inheritance)?;
+        let (host, address) = system.start_host(&path, &head.journal, to_launch, recorder, inheritance)?;
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
         // What is answered when it is written must have been given to be written before.
@@ -194,7 +201,20 @@ impl Life<'_> {
         watch_signals(system.ignore_interrupts, &actors.journal, control.clone().recipient())?;
         watch_launcher(launcher_gone, &actors.journal);
         let place = path.display().to_string();
-        let running = Running { control, host, actors, file, renewer, publishing, logged, place, cgroups, launched };
+        let notify_directory = host::notify_directory(&path, &head.journal);
+        let running = Running {
+            control,
+            host,
+            actors,
+            file,
+            renewer,
+            publishing,
+            logged,
+            place,
+            cgroups,
+            notify_directory,
+            launched,
+        };
         Ok((running, ending))
     }
 }
@@ -212,6 +232,8 @@ impl Running {
                 let _ = self.host.send(HandOver(PATIENCE_WITH_STARTS)).await;
                 let _ = self.control.send(Farewell).await;
                 self.cgroups.iter().for_each(|own| host::cgroup::remove_directory(own));
+                // Nothing is left that could speak.
+                let _ = fs::remove_dir_all(&self.notify_directory);
                 self.stand(Standing::Ending, "");
                 Ended::Stopped { survivors, verdict }
             }
@@ -336,6 +358,7 @@ impl System {
 
     fn start_host(
         &self,
+        state: &Path,
         journal: &str,
         launches: Table<ProgramId, Launch>,
         recorder: Recorder,
@@ -355,6 +378,7 @@ impl System {
             variables: launch::variables(&self.config, own, &self.search, about),
             search: self.search.clone(),
             journal: journal.to_owned(),
+            notify_directory: host::notify_directory(state, journal),
             keep_ignored: if self.ignore_interrupts { vec![nix::libc::SIGINT] } else { Vec::new() },
         };
         let saw: Arc<OnceLock<Recipient<Saw>>> = Arc::default();

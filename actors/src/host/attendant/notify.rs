@@ -1,17 +1,28 @@
 //! The sockets at which programs say that they are ready and alive, as `sd_notify(3)` describes it.
 //!
-//! Each program has one of its own, with a name that is the same in every life of gaggled: what a program was given when
-//! it was started is good for as long as it runs. The name is not in the file system, so that a program under another
-//! user, or with another root, reaches it.
+//! Each program has one of its own, with an address that is the same in every run of gaggled: what a program was given
+//! when it was started is good for as long as it runs. It is a path in a directory that only gaggled can write to, so
+//! that nobody can take the address while gaggled is away, and a program in another network namespace reaches it. The
+//! [`Stash`] keeps the socket itself when the daemon dies, and with it what is said meanwhile.
+//!
+//! A program with another root directory cannot reach such a path, and neither can any if there is no place for it: those
+//! have an abstract name, which is free to be taken by others when neither gaggled nor its launcher is there.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
+    fs::Permissions,
     io::{self, IoSliceMut},
     os::{
         fd::AsRawFd,
         linux::net::SocketAddrExt,
-        unix::net::{SocketAddr, UnixDatagram},
+        unix::{
+            fs::{FileTypeExt, MetadataExt, PermissionsExt, chown},
+            net::{SocketAddr, UnixDatagram},
+        },
     },
+    path::{Path, PathBuf},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -21,78 +32,183 @@ use gaggled_core::{
     host::{Fact, Launch},
     ids::{InstanceId, ProgramId, Table},
 };
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt::PassCred};
+use nix::{
+    sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt::PassCred},
+    unistd::geteuid,
+};
 use sha2::{Digest, Sha256};
 use tokio::{io::Interest, time::Instant};
 
-use crate::host::shared::Shared;
+use crate::{
+    host::{shared::Shared, stash::Stash},
+    state_directory::make_private,
+};
 
 /// The longest message that is looked at, in bytes.
 const LONGEST: usize = 4096;
+/// How many messages of one program are heard before those of others.
+const TURN: usize = 256;
+/// The longest path that a socket can have, in bytes.
+const PATH_MAX: usize = 107;
 
-/// Where programs say something: the value of `$NOTIFY_SOCKET` of each that does.
-pub(in crate::host) type Addresses = BTreeMap<ProgramId, String>;
+/// Where the sockets of root's gaggled are: programs of every user must be able to reach them.
+const SHARED_DIRECTORY: &str = "/run/gaggled-notify";
 
-/// The sockets.
-pub(super) struct Sockets(BTreeMap<ProgramId, (String, UnixDatagram)>);
+/// Where the notify sockets of the gaggled with this state directory and journal are.
+pub fn notify_directory(state: &Path, journal: &str) -> PathBuf {
+    if geteuid().is_root() { Path::new(SHARED_DIRECTORY).join(digest(journal, "")) } else { state.join("notify") }
+}
 
-impl Sockets {
-    /// Binds one for each program that needs it.
-    pub(super) fn bind(launches: &Table<ProgramId, Launch>, journal: &str) -> io::Result<Self> {
-        let speaks = |launch: &Launch| launch.ready == Some(Ready::Notify) || launch.watchdog.is_some();
-        let mut sockets = BTreeMap::new();
-        for (program, launch) in launches.iter().filter(|(_, launch)| speaks(launch)) {
-            let mut name = name_of(journal, &launch.name);
-            let bind = |name: &str| UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?);
-            let bound = bind(&name).or_else(|_| {
-                // Somebody has taken it. What runs already is not heard any more; what is started now is.
-                name = format!("{name}.{}", std::process::id());
-                bind(&name)
-            });
-            let socket = bound.map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!("the notify socket of \"{}\" cannot be made: {error}", launch.name),
-                )
-            })?;
-            socket.set_nonblocking(true)?;
-            setsockopt(&socket, PassCred, &true)?;
-            sockets.insert(program, (format!("@{name}"), socket));
+/// The addresses of programs that have none yet are made by the thread that starts them.
+pub(in crate::host) struct Addresses {
+    known: BTreeMap<ProgramId, String>,
+    binder: Binder,
+}
+
+impl Addresses {
+    /// The value of `$NOTIFY_SOCKET` for a program, and its socket if that has just been made.
+    pub(in crate::host) fn of(
+        &mut self,
+        program: ProgramId,
+        launch: &Launch,
+    ) -> io::Result<(Option<String>, Option<UnixDatagram>)> {
+        if !speaks(launch) {
+            return Ok((None, None));
         }
-        Ok(Self(sockets))
+        if let Some(known) = self.known.get(&program) {
+            return Ok((Some(known.clone()), None));
+        }
+        let (address, socket) = self.binder.bind(launch)?;
+        self.known.insert(program, address.clone());
+        Ok((Some(address), Some(socket)))
+    }
+}
+
+/// Whether a program is listened to at a socket.
+fn speaks(launch: &Launch) -> bool {
+    launch.ready == Some(Ready::Notify) || launch.watchdog.is_some()
+}
+
+/// Makes sockets.
+struct Binder {
+    journal: String,
+    directory: PathBuf,
+    stash: Arc<Stash>,
+}
+
+impl Binder {
+    /// A socket of a program, and its address.
+    fn bind(&self, launch: &Launch) -> io::Result<(String, UnixDatagram)> {
+        let (address, socket) = match self.path(launch) {
+            Some(path) if make_private(&self.directory, 0o711).is_ok() => {
+                let socket = bind_path(&path, launch)?;
+                (path.display().to_string(), socket)
+            }
+            Some(_) | None => {
+                let name = self.name(launch);
+                (format!("@{name}"), UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name)?)?)
+            }
+        };
+        socket.set_nonblocking(true)?;
+        setsockopt(&socket, PassCred, &true)?;
+        self.stash.put(&address, &socket);
+        Ok((address, socket))
     }
 
-    pub(super) fn addresses(&self) -> Addresses {
-        self.0.iter().map(|(program, (address, _))| (*program, address.clone())).collect()
+    /// The path that the socket of a program should have.
+    fn path(&self, launch: &Launch) -> Option<PathBuf> {
+        let has_root = launch.confines.as_ref().is_some_and(|confines| confines.root.is_some());
+        let path = self.directory.join(digest(&self.journal, &launch.name));
+        (!has_root && path.as_os_str().len() <= PATH_MAX).then_some(path)
+    }
+
+    fn name(&self, launch: &Launch) -> String {
+        format!("gaggled/{}", digest(&self.journal, &launch.name))
+    }
+
+    /// Whether a socket that was kept is still the one that programs reach at this address.
+    fn is_current(&self, address: &str, launch: &Launch) -> bool {
+        match address.strip_prefix('@') {
+            Some(name) => name == self.name(launch),
+            None => {
+                let found = std::fs::symlink_metadata(address);
+                self.path(launch).is_some_and(|path| path == Path::new(address))
+                    && found.is_ok_and(|found| found.file_type().is_socket() && found.uid() == owner(launch))
+            }
+        }
+    }
+}
+
+/// Who may send to the socket of a program: its user, or anyone if that is root, because it may become another user
+/// before it speaks.
+fn owner(launch: &Launch) -> u32 {
+    let identity = launch.confines.as_ref().and_then(|confines| confines.identity.as_ref());
+    identity.map_or_else(|| geteuid().as_raw(), |identity| identity.uid)
+}
+
+/// Binds a socket under another name and puts it in the place of what has its path, so that a program that speaks
+/// meanwhile always finds one.
+fn bind_path(path: &Path, launch: &Launch) -> io::Result<UnixDatagram> {
+    let new = path.with_extension("new");
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let socket = UnixDatagram::bind(&new)?;
+    let owner = owner(launch);
+    chown(&new, Some(owner), None)?;
+    std::fs::set_permissions(&new, Permissions::from_mode(if owner == 0 { 0o666 } else { 0o600 }))?;
+    std::fs::rename(&new, path)?;
+    Ok(socket)
+}
+
+/// A name that has the same length for every program.
+fn digest(journal: &str, program: &str) -> String {
+    let digest = Sha256::new().chain_update(journal).chain_update("\0").chain_update(program).finalize();
+    format!("{:032x}", digest.first_chunk().map_or(0, |first| u128::from_be_bytes(*first)))
+}
+
+/// The sockets that are there when gaggled begins.
+pub(super) struct Sockets(Vec<(ProgramId, UnixDatagram)>);
+
+impl Sockets {
+    /// Takes the sockets that were kept, and makes those that are missing. One that cannot be made is tried again when its
+    /// program is started.
+    pub(super) fn bind(
+        launches: &Table<ProgramId, Launch>,
+        journal: &str,
+        directory: PathBuf,
+        stash: Arc<Stash>,
+    ) -> (Self, Addresses) {
+        let mut kept = stash.take();
+        let binder = Binder { journal: journal.to_owned(), directory, stash };
+        let (mut sockets, mut known) = (Vec::new(), BTreeMap::new());
+        for (program, launch) in launches.iter().filter(|(_, launch)| speaks(launch)) {
+            let current = kept.keys().find(|address| binder.is_current(address, launch)).cloned();
+            let inherited = current.and_then(|address| kept.remove_entry(&address));
+            let bound = match inherited {
+                Some((address, socket)) => {
+                    binder.stash.put(&address, &socket);
+                    Ok((address, UnixDatagram::from(socket)))
+                }
+                None => binder.bind(launch),
+            };
+            if let Ok((address, socket)) = bound {
+                known.insert(program, address);
+                sockets.push((program, socket));
+            }
+        }
+        (Self(sockets), Addresses { known, binder })
     }
 
     /// Listens at all of them.
-    pub(super) fn listen(self, shared: &Arc<Shared>) -> io::Result<()> {
-        for (program, (_, socket)) in self.0 {
-            let socket = tokio::net::UnixDatagram::from_std(socket)?;
-            let shared = shared.clone();
-            let mut heard = Heard::default();
-            tokio::task::spawn_local(async move {
-                while socket.readable().await.is_ok() {
-                    // Otherwise nobody has spoken after all, or not so that it could be understood.
-                    if let Ok(message) = socket.try_io(Interest::READABLE, || receive(&socket)) {
-                        heard.hear(&shared, program, &message);
-                    }
-                }
-            });
-        }
-        Ok(())
+    pub(super) fn listen(self, shared: &Arc<Shared>) -> BTreeMap<ProgramId, Rc<Ear>> {
+        let ear = |(program, socket)| Some((program, Ear::listen(program, socket, shared).ok()?));
+        self.0.into_iter().filter_map(ear).collect()
     }
 }
 
-/// The name cannot be guessed by whoever does not know the journal, so that nobody takes it before gaggled does.
-fn name_of(journal: &str, program: &str) -> String {
-    let digest = Sha256::new().chain_update(journal).chain_update("\0").chain_update(program).finalize();
-    let number = digest.first_chunk().map_or(0, |first| u128::from_be_bytes(*first));
-    format!("gaggled/{number:032x}")
-}
-
-/// What was said, and by whom.
+/// What was said, and by which process of which user.
 struct Message {
     pid: i32,
     uid: u32,
@@ -120,6 +236,14 @@ fn receive(socket: &impl AsRawFd) -> io::Result<Message> {
 /// How often a program is heard to be alive at most: it may say so as often as it likes.
 const OFTEN: Duration = Duration::from_millis(100);
 
+/// Listens to one program.
+pub(super) struct Ear {
+    program: ProgramId,
+    socket: tokio::net::UnixDatagram,
+    shared: Arc<Shared>,
+    heard: RefCell<Heard>,
+}
+
 /// What was heard of a program so far.
 #[derive(Default)]
 struct Heard {
@@ -127,17 +251,49 @@ struct Heard {
     alive: Option<Instant>,
 }
 
-impl Heard {
-    fn hear(&mut self, shared: &Shared, program: ProgramId, message: &Message) {
-        let Some(instance) = shared.speaker(program, message.pid, message.uid) else { return };
-        let says = |what: &str| message.text.lines().any(|line| line.trim() == what);
-        if says("READY=1") && self.ready != Some(instance) {
-            self.ready = Some(instance);
-            shared.tell(program, instance, Fact::Ready);
+impl Ear {
+    /// Listens at a socket from now on.
+    pub(super) fn listen(program: ProgramId, socket: UnixDatagram, shared: &Arc<Shared>) -> io::Result<Rc<Self>> {
+        let socket = tokio::net::UnixDatagram::from_std(socket)?;
+        let ear = Rc::new(Self { program, socket, shared: shared.clone(), heard: RefCell::default() });
+        let listening = ear.clone();
+        tokio::task::spawn_local(async move {
+            while listening.socket.readable().await.is_ok() {
+                listening.hear();
+                tokio::task::yield_now().await;
+            }
+        });
+        Ok(ear)
+    }
+
+    /// Hears what has been said, up to a limit. After a handover that is left to the next run of gaggled.
+    pub(super) fn hear(&self) {
+        for _ in 0..TURN {
+            if self.shared.is_handed_over() {
+                return;
+            }
+            let received = self.socket.try_io(Interest::READABLE, || receive(&self.socket));
+            match received {
+                Ok(message) => self.understand(&message),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // What could not be understood has been taken all the same.
+                Err(_) => {}
+            }
         }
-        if says("WATCHDOG=1") && self.alive.is_none_or(|last| last.elapsed() >= OFTEN) {
-            self.alive = Some(Instant::now());
-            shared.tell(program, instance, Fact::Alive);
+    }
+
+    fn understand(&self, message: &Message) {
+        let Self { program, shared, .. } = self;
+        let Some(instance) = shared.speaker(*program, message.pid, message.uid) else { return };
+        let mut heard = self.heard.borrow_mut();
+        let says = |what: &str| message.text.lines().any(|line| line.trim() == what);
+        if says("READY=1") && heard.ready != Some(instance) {
+            heard.ready = Some(instance);
+            shared.tell(*program, instance, Fact::Ready);
+        }
+        if says("WATCHDOG=1") && heard.alive.is_none_or(|last| last.elapsed() >= OFTEN) {
+            heard.alive = Some(Instant::now());
+            shared.tell(*program, instance, Fact::Alive);
         }
     }
 }
