@@ -79,6 +79,8 @@ pub struct About {
     pub version: &'static str,
     /// Its process id.
     pub pid: u32,
+    /// The path of the binary that runs; with " (deleted)" after it if that is gone.
+    pub binary: String,
     /// Where events are published.
     pub eventurl: String,
     /// Where requests are answered.

@@ -34,7 +34,7 @@ pub use self::{
     linux::{Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec},
     recorder::Recorder,
     stash::Stash,
-    survivors::{Before, look},
+    survivors::{Before, bearers, look, strangers},
     watch::{LauncherPipe, encode_reaped},
 };
 use crate::{

@@ -1,6 +1,7 @@
 //! The journal actor: every event passes here, is admitted, numbered and applied, and then sent on.
 
 pub mod file;
+mod place;
 mod syncer;
 mod writer;
 

@@ -5,7 +5,7 @@ mod confines;
 mod directories;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -20,6 +20,7 @@ use gaggled_core::{
     ids::{ProgramId, Table},
     logs::Outlet,
 };
+use nix::unistd::geteuid;
 
 /// What the host needs of each program of a graph. One that is no longer configured is stopped as the configuration
 /// before said, if that is known, and never started again.
@@ -75,6 +76,12 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&Outlet>) -> Launc
         cgroup: None,
         confines,
     }
+}
+
+/// The users that programs run as.
+pub fn users(config: &Config) -> BTreeSet<u32> {
+    let user = |program: &ProgramConfig| Some(confines::resolve(program).ok()?.confines.identity?.uid);
+    config.programs.iter().filter_map(|(_, program)| user(program)).chain([geteuid().as_raw()]).collect()
 }
 
 fn settings(program: &ProgramConfig) -> Vec<(String, String)> {

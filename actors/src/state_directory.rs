@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -15,6 +18,7 @@ use gaggled_core::{
 };
 use nix::{
     fcntl::{Flock, FlockArg, OFlag},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::geteuid,
 };
 use thiserror::Error;
@@ -64,9 +68,22 @@ pub struct StateDirectory {
     path: PathBuf,
     /// The id of the journal, drawn once. Only gaggled may know it: tokens are signed with it.
     pub identity: String,
-    /// Whether the directory is a copy of another, whose programs are not ours.
-    pub is_copy: bool,
+    /// Whose identity that is.
+    pub origin: Origin,
     _lock: Flock<File>,
+}
+
+/// Where the identity of a directory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was in the directory.
+    Known,
+    /// There was none: gaggled has never used this directory, or everything in it was removed.
+    New,
+    /// The directory is a copy of another, whose programs are not ours.
+    Copy,
+    /// The directory has lost it while gaggled ran.
+    Lost,
 }
 
 /// What the lives before have left.
@@ -96,27 +113,26 @@ pub struct SegmentFile {
 const SUFFIX: &str = ".journal";
 
 impl StateDirectory {
-    /// Makes the directory if it is not there, looks whether it is safe, and takes it.
-    pub fn open(path: &Path) -> Result<Self, StateError> {
-        let failed = |path: &Path, error| StateError::Io { path: path.display().to_string(), error };
-        if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
-            && error.kind() != io::ErrorKind::AlreadyExists
-        {
-            return Err(failed(path, error));
+    /// Makes the directory if it is not there, looks whether it is safe, and takes it. `kept` is the identity that the run
+    /// of gaggled before has left in memory: if the directory has lost it, that is the one that programs carry.
+    pub fn open(path: &Path, kept: Option<&str>) -> Result<Self, StateError> {
+        make_directory(path)?;
+        let lock = lock(path)?;
+        let (identity, origin) = match (identity(path)?, kept) {
+            ((drawn, _), Some(kept)) if drawn != kept => {
+                write_identity(path, kept)?;
+                (kept.to_owned(), Origin::Lost)
+            }
+            (found, _) => found,
+        };
+        Ok(Self { path: path.to_owned(), identity, origin, _lock: lock })
+    }
+
+    /// Forgets the identity that was drawn for a new directory.
+    pub fn forget(&self) {
+        if self.origin == Origin::New {
+            let _ = fs::remove_file(self.path.join("identity"));
         }
-        check_directory(path)?;
-        let lock_path = path.join("lock");
-        let file = open_or_look(&lock_path)?;
-        let mut lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(mut file, _)| {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            let pid = if pid.is_empty() { pid } else { format!(", pid {}", pid.trim()) };
-            StateError::InUse { path: path.display().to_string(), pid }
-        })?;
-        // For people only; a disk that is full is none of the lock's business.
-        let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
-        let (identity, is_copy) = identity(path)?;
-        Ok(Self { path: path.to_owned(), identity, is_copy, _lock: lock })
     }
 
     /// Where it is.
@@ -274,8 +290,8 @@ fn put_aside(path: &Path, good: &[u8]) -> String {
 pub fn make_private(path: &Path, mode: u32) -> Result<(), StateError> {
     for directory in path.parent().filter(|parent| !parent.exists()).into_iter().chain([path]) {
         // The file mode mask of gaggled is not meant for this.
-        let made = fs::DirBuilder::new().mode(mode).create(directory);
-        match made.and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(mode))) {
+        let created = fs::DirBuilder::new().mode(mode).create(directory);
+        match created.and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(mode))) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                 return Err(StateError::Io { path: directory.display().to_string(), error });
             }
@@ -344,25 +360,100 @@ pub fn read_own(path: &Path) -> Result<Vec<u8>, StateError> {
     Ok(bytes)
 }
 
-/// The id of the journal, and whether what is there is that of another directory. The kernel draws one when there is none,
-/// and for a copy: two gaggleds must never take each other's programs for their own.
-fn identity(directory: &Path) -> Result<(String, bool), StateError> {
+/// Makes the directory if it is not there, and looks whether it is safe.
+fn make_directory(path: &Path) -> Result<(), StateError> {
+    if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+        && error.kind() != io::ErrorKind::AlreadyExists
+    {
+        return Err(StateError::Io { path: path.display().to_string(), error });
+    }
+    check_directory(path)
+}
+
+/// Takes the directory for this process.
+fn lock(path: &Path) -> Result<Flock<File>, StateError> {
+    let file = open_or_look(&path.join("lock"))?;
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).or_else(|(file, _)| {
+        if let Some(pid) = holder(&file) {
+            wait_for_end(pid);
+        }
+        Flock::lock(file, FlockArg::LockExclusiveNonblock)
+    });
+    let mut lock = locked.map_err(|(file, _)| {
+        let pid = holder(&file).map_or_else(String::new, |pid| format!(", pid {pid}"));
+        StateError::InUse { path: path.display().to_string(), pid }
+    })?;
+    // For people only; a disk that is full is none of the lock's business.
+    let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+    Ok(lock)
+}
+
+/// The process that holds the lock, as it has written.
+fn holder(lock: &File) -> Option<i32> {
+    let mut pid = [0; 16];
+    let length = lock.read_at(&mut pid, 0).ok()?;
+    std::str::from_utf8(pid.get(..length)?).ok()?.trim().parse().ok()
+}
+
+/// How long a gaggled that was killed may take to let go of its files, in milliseconds.
+const DYING: u16 = 500;
+
+/// Waits until a process has ended with all its threads, but not long: if it has not been killed it goes on.
+fn wait_for_end(pid: i32) {
+    let held = rustix::process::Pid::from_raw(pid)
+        .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+    if let Some(held) = held {
+        let _ = poll(&mut [PollFd::new(held.as_fd(), PollFlags::POLLIN)], PollTimeout::from(DYING));
+    }
+}
+
+/// Makes a directory that was removed, replaced or emptied that of the journal with this identity again. It is locked if
+/// it is not yet.
+pub(crate) fn claim(path: &Path, identity: &str, locks: bool) -> Result<Option<Flock<File>>, StateError> {
+    make_directory(path)?;
+    let lock = if locks { Some(lock(path)?) } else { None };
+    write_identity(path, identity)?;
+    Ok(lock)
+}
+
+/// The id of the journal, and where it comes from. The kernel draws one when there is none, and for a copy: two gaggleds
+/// must never take each other's programs for their own.
+fn identity(directory: &Path) -> Result<(String, Origin), StateError> {
     let path = directory.join("identity");
     let failed = |error| StateError::Io { path: path.display().to_string(), error };
-    let place = fs::metadata(directory).map_err(failed)?;
-    let place = format!("{}:{}", place.dev(), place.ino());
-    let mut file = open_or_look(&path)?;
+    let place = place_of(directory)?;
     let mut known = String::new();
-    file.read_to_string(&mut known).map_err(failed)?;
+    open_or_look(&path)?.read_to_string(&mut known).map_err(failed)?;
     match known.trim().split_once(' ') {
-        Some((identity, of)) if of == place => Ok((identity.to_owned(), false)),
+        Some((identity, of)) if of == place => Ok((identity.to_owned(), Origin::Known)),
         other => {
             let drawn = fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(failed)?;
-            file.set_len(0).map_err(failed)?;
-            file.write_all_at(format!("{} {place}\n", drawn.trim()).as_bytes(), 0).map_err(failed)?;
-            Ok((drawn.trim().to_owned(), other.is_some()))
+            write_identity(directory, drawn.trim())?;
+            Ok((drawn.trim().to_owned(), if other.is_some() { Origin::Copy } else { Origin::New }))
         }
     }
+}
+
+/// The id of the journal in a directory that gaggled uses.
+pub fn known_identity(directory: &Path) -> Option<String> {
+    let text = String::from_utf8(read_own(&directory.join("identity")).ok()?).ok()?;
+    Some(text.trim().split_once(' ')?.0.to_owned())
+}
+
+fn write_identity(directory: &Path, identity: &str) -> Result<(), StateError> {
+    let path = directory.join("identity");
+    let failed = |error| StateError::Io { path: path.display().to_string(), error };
+    let place = place_of(directory)?;
+    let file = open_or_look(&path)?;
+    file.set_len(0).map_err(failed)?;
+    file.write_all_at(format!("{identity} {place}\n").as_bytes(), 0).map_err(failed)
+}
+
+/// What tells the directory from a copy of it.
+fn place_of(directory: &Path) -> Result<String, StateError> {
+    let found =
+        fs::metadata(directory).map_err(|error| StateError::Io { path: directory.display().to_string(), error })?;
+    Ok(format!("{}:{}", found.dev(), found.ino()))
 }
 
 /// Which boot of the machine this is; empty if the kernel does not tell.

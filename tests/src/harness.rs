@@ -221,10 +221,14 @@ impl Daemon {
                 .expect("it runs");
         }
         self.await_end();
-        let gone = || {
-            !exists(core) || fs::read_to_string(format!("/proc/{core}/stat")).is_ok_and(|stat| stat.contains(") Z "))
-        };
-        self.wait_outside("the end of the daemon", gone);
+        self.wait_gone(core);
+    }
+
+    /// Waits until a process that is not a child of the test has ended.
+    pub fn wait_gone(&mut self, pid: i32) {
+        let gone =
+            || !exists(pid) || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+        self.wait_outside("the end of a process", gone);
     }
 
     /// The folded state.

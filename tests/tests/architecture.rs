@@ -102,8 +102,9 @@ const FILE_CALLS: [&str; 16] = [
 ];
 
 /// The sources that may do so, and whose files those are. The files of a program are opened in `safe_path` only.
-const FILE_OWNERS: [(&str, &str); 22] = [
+const FILE_OWNERS: [(&str, &str); 24] = [
     ("actors/src/safe_path.rs", "the files of programs"),
+    ("actors/src/host/attendant/notify.rs", "the notify sockets in a directory of gaggled's own"),
     ("actors/src/host/cgroup.rs", "the kernel's cgroup tree"),
     ("actors/src/host/cgroup/directory.rs", "the kernel's cgroup tree"),
     ("actors/src/host/proc.rs", "/proc"),
@@ -123,6 +124,7 @@ const FILE_OWNERS: [(&str, &str); 22] = [
     ("tools/src/journal_tool.rs", "what an operator gives to be read"),
     ("tools/src/launcher.rs", "/proc/self and the binary of gaggled"),
     ("tools/src/logger.rs", "the list of logs and the pipes in the state directory"),
+    ("tools/src/logger/pipes.rs", "the pipes in the state directory"),
     ("tools/src/nodes.rs", "what an operator gives to be read"),
     ("gateways/src/url.rs", "the sockets of gaggled"),
 ];

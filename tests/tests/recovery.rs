@@ -10,7 +10,7 @@ use gaggled_core::{
     wire::Action,
 };
 use gaggled_tests::{
-    harness::{Daemon, binary, code, exists},
+    harness::{Daemon, binary, children, code, exists},
     sim::random::Random,
 };
 use nix::{
@@ -103,6 +103,44 @@ fn programs_do_not_notice_the_death_of_the_daemon() {
     assert_eq!(code(daemon.end()), 0);
     assert!(bearers(&daemon).is_empty(), "nothing is left");
     daemon.verify();
+}
+
+/// Finding M2.
+#[test]
+fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
+    let mut daemon = Daemon::new(
+        &(0..10)
+            .map(|i| format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),"))
+            .collect::<String>(),
+    );
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    let before = daemon.dump();
+    for _ in 0..3 {
+        daemon.kill_all();
+        let config = daemon.directory.path().join("system.ron");
+        let mut launcher = Command::new(binary("gaggled")).arg("-c").arg(config).spawn().expect("gaggled");
+        let pid = i32::try_from(launcher.id()).expect("a small number");
+        // As soon as there is one, long before it is well.
+        let child = loop {
+            if let Some(child) = children(pid).first() {
+                break *child;
+            }
+        };
+        kill(Pid::from_raw(child), Signal::SIGKILL).expect("it runs");
+        daemon.wait_for_another(child);
+        assert!(launcher.try_wait().expect("a status").is_none(), "the launcher goes on");
+        let after = daemon.dump();
+        for (name, program) in before.as_object().expect("programs") {
+            assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
+        }
+        let core = daemon.core();
+        for pid in [pid, core] {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
+        }
+        launcher.wait().expect("its end");
+        daemon.wait_gone(core);
+        daemon = daemon.again();
+    }
 }
 
 #[test]

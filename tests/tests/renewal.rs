@@ -143,6 +143,15 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     daemon.kill_core();
     assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.core())).expect("it runs"), next);
 
+    // Finding B 3: the one that stands where it was started from is taken, also when the running one was moved aside.
+    fs::rename(&next, next.with_extension("old")).expect("it can be moved");
+    fs::copy(binary("gaggled"), &next).expect("a copy");
+    let core = daemon.core();
+    let output = daemon.tool("gaggled_controller", &["upgrade"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(daemon.core() != core);
+    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.core())).expect("it runs"), next);
+
     let broken = daemon.directory.path().join("broken");
     for (script, words) in [
         ("#!/bin/sh\nexit 1\n", "is no gaggled that could go on here"),
@@ -170,6 +179,22 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     }
     assert_eq!(code(daemon.end()), 0);
     daemon.verify();
+}
+
+/// Finding M1.
+#[test]
+fn a_new_version_that_hangs_is_killed_and_the_old_one_goes_on() {
+    let mut daemon = Daemon::new(&sleeper("a", ""));
+    daemon.wait_up("a", 1);
+    let (core, pid) = (daemon.core(), daemon.pid_of("a"));
+    let output = daemon.tool("gaggled_controller", &["upgrade", binary("puppet").to_str().expect("a path")]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("did not come up"), "{}", said(&output));
+    assert!(daemon.core() != core && daemon.pid_of("a") == pid);
+    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.core())).expect("it runs"), binary("gaggled"));
+    daemon.kill("a", Signal::SIGKILL);
+    daemon.wait_up("a", 2);
+    assert_eq!(code(daemon.end()), 0);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use actix::Recipient;
 use gaggled_actors::{
     control::{Ask, ControlActor},
     host, launch,
-    state_directory::{Remains, StateDirectory, StateError},
+    state_directory::{Origin, Remains, StateDirectory, StateError},
 };
 use gaggled_core::{
     config::{Config, DependsConfig, Diagnostic, LOGGER, Locator, Parsed, ProgramConfig, Severity},
@@ -37,7 +37,7 @@ use crate::{
     VERSION,
     address::{self, Urls},
     diagnostics,
-    launcher::{self, Position},
+    launcher::{self, Letter, Position},
     logger,
 };
 
@@ -204,12 +204,10 @@ impl<E: std::fmt::Display> From<E> for Refused {
 /// of the journal.
 fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
     let parent = nix::unistd::getppid();
-    let launched = options.launched.map(Launched::new).transpose()?;
+    let launched = options.launched.clone().map(Launched::new).transpose()?;
     let before = launched.as_ref().and_then(|launched| launched.before.as_ref());
-    let before = before.filter(|before| !before.state.is_empty());
-    let resumed =
-        before.map(|before| resume(Path::new(&before.state), options.ignore_interrupts)).transpose()?.flatten();
-    let (system, directory, homeless, remains) = if let Some((system, directory, remains)) = resumed {
+    let (system, directory, homeless, remains) = if let Some(before) = before {
+        let (system, directory, remains) = resume(before, options)?;
         if let Some((_, State { survivors: Some(survivors), verdict, .. })) = &remains.last {
             // Everything had stopped, and the life before has died with that on its lips.
             launched.iter().for_each(Launched::end);
@@ -225,6 +223,9 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
         });
         let system = elsewhere.unwrap_or(system);
         let remains = directory.recover(ControlActor::HISTORY)?;
+        if directory.origin == Origin::New {
+            refuse_strangers(&system, &directory)?;
+        }
         (system, directory, homeless, remains)
     };
     let channels = system.open_channels()?;
@@ -272,25 +273,46 @@ fn status_of(verdict: ExitStatus) -> u8 {
     }
 }
 
-/// Goes on with the configuration that the life before has left; `None` if it has left none.
-fn resume(state: &Path, ignore_interrupts: bool) -> Result<Option<(System, StateDirectory, Remains)>, StateError> {
-    let directory = StateDirectory::open(state)?;
+/// Goes on with the configuration that the life before has left, or, if that is lost, with that of the command line.
+fn resume(before: &Letter, options: &Options) -> Result<(System, StateDirectory, Remains), Refused> {
+    let state = Path::new(&before.state);
+    let kept = Some(before.identity.as_str()).filter(|identity| !identity.is_empty());
+    let directory = StateDirectory::open(state, kept)?;
     let remains = directory.recover(ControlActor::HISTORY)?;
     let in_force = remains.last.as_ref().map(|(head, _)| head.config.clone());
     let text = remains.next_config.clone().or(in_force);
-    let system = text.and_then(|text| System::in_force(text, ignore_interrupts, state));
-    Ok(system.map(|system| (system, directory, remains)))
+    let system = text.and_then(|text| System::in_force(text, options.ignore_interrupts, state));
+    let system = system.or_else(|| System::check(&options.config, options.ignore_interrupts));
+    Ok((system.ok_or(Refused::Configuration)?, directory, remains))
+}
+
+/// Programs of an earlier gaggled at the same control url whose state directory is gone cannot be told from those of
+/// another, and would be started a second time.
+fn refuse_strangers(system: &System, directory: &StateDirectory) -> Result<(), Refused> {
+    let found = host::strangers(&system.urls.control, &launch::users(&system.config));
+    if found.is_empty() {
+        return Ok(());
+    }
+    // Nothing has been begun: the next start finds the directory as this one did.
+    directory.forget();
+    let pids: Vec<String> = found.iter().map(|(program, pid)| format!("{program} (pid {pid})")).collect();
+    Err(Refused::Here(format!(
+        "{} knows nothing of the programs that an earlier gaggled has left running: {}; put the directory back as it was, \
+         or end those processes",
+        directory.path().display(),
+        pids.join(", ")
+    )))
 }
 
 /// Opens the directory of the journal. If its disk cannot be written, another is taken that does not outlive the machine,
 /// and that is said.
 fn find_state(system: &System) -> Result<(StateDirectory, Option<String>), Refused> {
     let path = address::state_directory(&system.config.gaggled)?;
-    match StateDirectory::open(&path) {
+    match StateDirectory::open(&path, None) {
         Ok(directory) => Ok((directory, None)),
         Err(StateError::Io { path, error }) if is_disk(&error) => {
             let elsewhere = make_default_directory()?.join("journal");
-            let directory = StateDirectory::open(&elsewhere)?;
+            let directory = StateDirectory::open(&elsewhere, None)?;
             let why = format!("{path} cannot be written ({error}), so it is kept in {} for now", elsewhere.display());
             Ok((directory, Some(why)))
         }

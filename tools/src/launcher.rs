@@ -15,6 +15,7 @@ use std::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::{fs::FileExt, process::CommandExt},
     },
+    path::PathBuf,
     process::{Command, ExitCode},
     str::FromStr,
 };
@@ -39,7 +40,7 @@ const SOON: u32 = 64;
 const LONGEST: u32 = 30;
 
 /// What the daemon gets from its launcher: descriptors, and whether it is the first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
     /// Where it hears of the ends of processes.
     pub pipe: i32,
@@ -51,6 +52,8 @@ pub struct Position {
     pub stash: [i32; 2],
     /// Whether there was a life before this one, under the same launcher.
     pub again: bool,
+    /// The path that the binary of the daemon was found at. It may have been moved or replaced since.
+    pub binary: PathBuf,
 }
 
 impl FromStr for Position {
@@ -58,7 +61,10 @@ impl FromStr for Position {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("\"{text}\" is not what a launcher says");
-        let numbers: Vec<i32> = text.split(':').map(str::parse).collect::<Result<_, _>>().map_err(|_| wrong())?;
+        let words: Vec<&str> = text.splitn(7, ':').collect();
+        let (numbers, binary) = words.split_at(words.len().min(6));
+        let numbers: Vec<i32> =
+            numbers.iter().map(|number| number.parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
         match numbers.as_slice() {
             [pipe, recorder, letter, into, out_of, again] => Ok(Self {
                 pipe: *pipe,
@@ -66,6 +72,7 @@ impl FromStr for Position {
                 letter: *letter,
                 stash: [*into, *out_of],
                 again: *again != 0,
+                binary: binary.concat().into(),
             }),
             _ => Err(wrong()),
         }
@@ -86,7 +93,7 @@ pub enum Standing {
     Ending,
 }
 
-/// What one life of the daemon leaves for the launcher and the next life: three lines.
+/// What one life of the daemon leaves for the launcher and the next life: four lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Letter {
     /// The directory of the journal.
@@ -95,6 +102,8 @@ pub struct Letter {
     pub binary: String,
     /// How the life stands.
     pub standing: Standing,
+    /// The id of the journal, which only gaggled may know: the directory may lose it.
+    pub identity: String,
 }
 
 impl Standing {
@@ -114,15 +123,16 @@ impl Letter {
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines();
         let mut next = || lines.next().unwrap_or_default();
-        let (state, binary, standing) = (next().to_owned(), next().to_owned(), next());
+        let (state, binary, standing, identity) = (next().to_owned(), next().to_owned(), next(), next().to_owned());
         let known = Standing::WORDS.into_iter().find(|(_, word)| *word == standing);
-        Ok(Self { state, binary, standing: known.map_or(Standing::Beginning, |(standing, _)| standing) })
+        let standing = known.map_or(Standing::Beginning, |(standing, _)| standing);
+        Ok(Self { state, binary, standing, identity })
     }
 
     /// Writes it, in one piece.
     pub fn write(&self, file: &File) -> io::Result<()> {
         let word = Standing::WORDS.iter().find(|(standing, _)| *standing == self.standing).map_or("", |(_, word)| word);
-        let text = format!("{}\n{}\n{word}\n", self.state, self.binary);
+        let text = format!("{}\n{}\n{word}\n{}\n", self.state, self.binary, self.identity);
         file.write_all_at(text.as_bytes(), 0)?;
         file.set_len(text.len() as u64)
     }
@@ -155,6 +165,18 @@ const HANDED_ON: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
 /// The signals that end a process that does not expect them.
 const IGNORED: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
+/// A binary of gaggled, and the path that it was found at.
+struct Binary {
+    file: File,
+    path: PathBuf,
+}
+
+impl Binary {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { file: File::open(&path)?, path })
+    }
+}
+
 struct Launcher {
     arguments: Vec<OsString>,
     signals: SigSet,
@@ -166,8 +188,8 @@ struct Launcher {
     /// A pair of sockets; what is in its queue outlives the daemon.
     stash: (OwnedFd, OwnedFd),
     /// The binary that is run, and the one before it while it is not known to be well.
-    binary: File,
-    proven: Option<File>,
+    binary: Binary,
+    proven: Option<Binary>,
     daemon: Option<Pid>,
     again: bool,
     /// That gaggled was told to end, and how: the next daemon is told, too, if this one dies over it.
@@ -197,7 +219,7 @@ impl Launcher {
             recorder: memory(c"gaggled recorder")?,
             letter,
             stash: socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::empty())?,
-            binary: File::open("/proc/self/exe")?,
+            binary: Binary { file: File::open("/proc/self/exe")?, path: std::env::current_exe()? },
             proven: None,
             daemon: None,
             again,
@@ -231,14 +253,19 @@ impl Launcher {
         }
     }
 
-    /// The daemon has lived for a while.
+    /// The daemon has lived for a while. A new binary that has not come up by then is not going to: it is killed, and the
+    /// one before follows. It was asked before whether it can go on, and may hang all the same.
     fn settle(&mut self) {
         if self.letter().standing == Standing::Well {
             self.deaths = 0;
             self.proven = None;
-        } else {
-            alarm::set(SETTLED);
+            return;
         }
+        if let Some(daemon) = self.daemon.filter(|_| self.proven.is_some()) {
+            eprintln!("Error: the new version of gaggled is not up after {SETTLED} s: the old one goes on");
+            let _ = kill(daemon, Signal::SIGKILL);
+        }
+        alarm::set(SETTLED);
     }
 
     /// The letter; one that cannot be read says nothing.
@@ -265,8 +292,10 @@ impl Launcher {
         let given = [self.hear.as_fd(), self.recorder.as_fd(), self.letter.as_fd(), into.as_fd(), out_of.as_fd()];
         let given = given.map(|descriptor| descriptor.as_raw_fd());
         let position = given.into_iter().chain([i32::from(self.again)]);
-        let position = position.map(|number| number.to_string()).collect::<Vec<_>>().join(":");
-        let child = Command::new(format!("/proc/self/fd/{}", self.binary.as_raw_fd()))
+        let numbers = position.map(|number| number.to_string()).collect::<Vec<_>>().join(":");
+        let mut position = OsString::from(format!("{numbers}:"));
+        position.push(&self.binary.path);
+        let child = Command::new(format!("/proc/self/fd/{}", self.binary.file.as_raw_fd()))
             .arg0("gaggled")
             .args(&self.arguments)
             .arg("--launched")
@@ -300,9 +329,11 @@ impl Launcher {
         self.daemon = None;
         let letter = self.letter();
         let beginning = letter.standing == Standing::Beginning;
-        // One that was never well, and follows none that was, has left nothing to be taken over; and one that cannot
-        // even begin does not keep gaggled from ending.
-        let over = letter.state.is_empty() || beginning && self.told.is_some() && self.deaths > SOON;
+        // One that ended by itself before it was ever well has said why. One that was killed has not, and programs of a
+        // launcher before this one may run on, so another follows. And one that cannot even begin does not keep gaggled
+        // from ending.
+        let killed = matches!(ended, ExitStatus::Signal(_) | ExitStatus::Core(_));
+        let over = letter.state.is_empty() && !killed || beginning && self.told.is_some() && self.deaths > SOON;
         if letter.standing == Standing::Ending || over {
             return Some(code(ended));
         }
@@ -311,7 +342,7 @@ impl Launcher {
             if let Some(proven) = self.proven.take() {
                 self.binary = proven;
             }
-        } else if let Ok(next) = File::open(&letter.binary) {
+        } else if let Ok(next) = Binary::open(letter.binary.clone().into()) {
             self.proven = Some(std::mem::replace(&mut self.binary, next));
         }
         let (was_well, handed_over) = (letter.standing == Standing::Well, letter.standing == Standing::HandingOver);

@@ -6,13 +6,14 @@
 
 mod between;
 mod file;
+mod pipes;
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, Read, Write},
+    io::{self, Write},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{FileTypeExt, OpenOptionsExt},
+        unix::fs::OpenOptionsExt,
     },
     path::{Path, PathBuf},
     process::ExitCode,
@@ -22,13 +23,9 @@ use std::{
 
 use gaggled_core::logs::{Outlet, WhenStuck};
 use nix::{
-    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{SigSet, Signal},
-        stat::Mode,
-    },
-    unistd::{mkfifo, pipe},
+    sys::signal::{SigSet, Signal},
+    unistd::pipe,
 };
 use sha2::{Digest, Sha256};
 
@@ -36,13 +33,8 @@ pub use self::file::LogFile;
 use self::{
     between::{Between, Waiting},
     file::Merged,
+    pipes::{each_chunk, named, nameless},
 };
-
-/// How much is taken from a pipe at once, in bytes.
-const CHUNK: usize = 64 << 10;
-
-/// How much is still taken from a pipe after the end was asked for, in bytes.
-const LAST: usize = 1 << 20;
 
 /// The directory of the pipes, in that of the journal.
 pub fn pipes(state: &Path) -> PathBuf {
@@ -99,11 +91,13 @@ pub fn run(state: &Path) -> ExitCode {
     let stopped = Arc::new(stopped);
     let width = outlets.iter().filter(|outlet| outlet.pipe.is_some() && outlet.file.is_none());
     let width = width.map(|outlet| outlet.program.len()).max().unwrap_or(0);
+    let mut nameless = nameless(state, &outlets);
     let mut threads = Vec::new();
     for outlet in outlets.into_iter().filter(|outlet| outlet.pipe.is_some()) {
         let (name, stopped) = (outlet.program.clone(), stopped.clone());
+        let earlier = nameless.remove(&outlet.program).unwrap_or_default();
         let write = move || {
-            if let Err(error) = take(&outlet, &stopped, width) {
+            if let Err(error) = take(&outlet, earlier, &stopped, width) {
                 eprintln!("Error: the log of {} cannot be written: {error}", outlet.program);
             }
         };
@@ -131,16 +125,17 @@ pub trait Sink: Send {
     fn end(&mut self);
 }
 
-fn take(outlet: &Outlet, stopped: &Arc<OwnedFd>, width: usize) -> io::Result<()> {
+fn take(outlet: &Outlet, nameless: Vec<fs::File>, stopped: &Arc<OwnedFd>, width: usize) -> io::Result<()> {
     let Some(path) = &outlet.pipe else { return Ok(()) };
-    let mut pipe = open(path)?;
+    let mut pipes = nameless;
+    pipes.push(named(path)?);
     let rotate = outlet.rotate.unwrap_or_default();
     let mut sink: Box<dyn Sink> = match &outlet.file {
         Some(file) => Box::new(LogFile::new(file, rotate, stopped.clone())),
         None => Box::new(Merged::new(&outlet.program, width)),
     };
     if rotate.when_stuck == WhenStuck::Block {
-        each_chunk(&mut pipe, stopped, |chunk| sink.write(chunk));
+        each_chunk(&mut pipes, stopped, |chunk| sink.write(chunk));
         sink.end();
         return Ok(());
     }
@@ -156,57 +151,13 @@ fn take(outlet: &Outlet, stopped: &Arc<OwnedFd>, width: usize) -> io::Result<()>
             }
             sink.end();
         })?;
-        each_chunk(&mut pipe, stopped, |chunk| {
+        each_chunk(&mut pipes, stopped, |chunk| {
             between.push(chunk);
             true
         });
         between.close();
         Ok(())
     })
-}
-
-fn open(path: &str) -> io::Result<fs::File> {
-    match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
-        Ok(()) | Err(Errno::EEXIST) => {}
-        Err(errno) => return Err(errno.into()),
-    }
-    // Open for writing, too: it has no end.
-    let flags = nix::libc::O_NONBLOCK | nix::libc::O_NOFOLLOW;
-    let pipe = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)?;
-    if pipe.metadata()?.file_type().is_fifo() {
-        return Ok(pipe);
-    }
-    Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path} is no pipe")))
-}
-
-/// Takes what comes, until it is told to stop and nothing is left.
-fn each_chunk(pipe: &mut fs::File, stopped: &OwnedFd, mut write: impl FnMut(&[u8]) -> bool) {
-    let mut chunk = vec![0; CHUNK];
-    // Of one that never stops talking the rest waits for whoever comes after this process.
-    let mut last = LAST;
-    while last > 0 {
-        match pipe.read(&mut chunk) {
-            Ok(length @ 1..) => {
-                if !write(chunk.get(..length).unwrap_or_default()) {
-                    return;
-                }
-                if is_ready(stopped, PollTimeout::ZERO) {
-                    last = last.saturating_sub(length);
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                let mut waits =
-                    [PollFd::new(pipe.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
-                let _ = poll(&mut waits, PollTimeout::NONE);
-                let [pipe, stopped] = &waits;
-                if stopped.any().unwrap_or(false) && !pipe.any().unwrap_or(false) {
-                    return;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Ok(_) | Err(_) => return,
-        }
-    }
 }
 
 /// Whether a descriptor can be read, or its other end is closed, within a time.

@@ -16,6 +16,8 @@ const DUMP_PAGE: usize = 10_000;
 struct Status<'a> {
     version: &'a str,
     pid: u32,
+    /// The binary that runs.
+    binary: &'a str,
     epoch: EpochId,
     seq: Seq,
     uptime_ms: u64,
@@ -57,6 +59,7 @@ impl ControlActor {
         let status = Status {
             version: self.about.version,
             pid: self.about.pid,
+            binary: &self.about.binary,
             epoch: self.state.epoch,
             seq: self.state.seq,
             uptime_ms: self.clock.now().since(self.began).0,

@@ -5,7 +5,12 @@
 //! by the token in its environment. How one has ended that is gone is told by the flight recorder, or by the launcher that
 //! has reaped it.
 
-use std::{cmp::Reverse, collections::BTreeMap, ops::RangeInclusive, path::PathBuf};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    ops::RangeInclusive,
+    path::PathBuf,
+};
 
 use gaggled_core::{
     host::{ExitStatus, Found, StartTime},
@@ -26,7 +31,7 @@ use super::{
     proc::{self, Stat},
     recorder::Slot,
     starter,
-    token::Token,
+    token::{Token, VARIABLE},
 };
 
 /// What is seen of an instance.
@@ -132,6 +137,27 @@ pub fn look(
     let found = seen.into_iter().map(&mut find).collect();
     (found, survivors)
 }
+
+/// The processes that carry a token of the gaggled with this journal, with the names of their programs.
+pub fn bearers(identity: &str) -> Vec<(String, i32)> {
+    proc::all().filter_map(|pid| Some((Token::of(pid, identity)?.program, pid))).collect()
+}
+
+/// The main processes that say they were started by a gaggled at this control url, and run as one of these users: another
+/// user could say so to keep gaggled from starting. With the names of their programs.
+pub fn strangers(control: &str, users: &BTreeSet<u32>) -> Vec<(String, i32)> {
+    let is_main = |pid: i32| proc::stat(pid).is_some_and(|stat| stat.session == pid && !stat.is_zombie());
+    let named = |pid: i32| {
+        let value = proc::variable(pid, VARIABLE)?;
+        let program = value.split(':').nth(1)?.to_owned();
+        let is_here = proc::variable(pid, CONTROL_VARIABLE).as_deref() == Some(control);
+        (is_here && is_main(pid) && proc::uid(pid).is_some_and(|uid| users.contains(&uid))).then_some((program, pid))
+    };
+    proc::all().filter_map(named).collect()
+}
+
+/// The variable that tells a program where its gaggled answers.
+const CONTROL_VARIABLE: &str = "GAGGLED_CONTROL_URL";
 
 /// The daemon that the command of a run has left, if the life before did not live to write that down: it was recorded, or
 /// its pid file names it and it carries the token.

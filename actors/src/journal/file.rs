@@ -26,6 +26,7 @@ use gaggled_core::{
 };
 use tokio::sync::oneshot;
 
+pub use super::place::Healed;
 use super::{Sink, writer::Writer};
 
 /// How many events may wait for the disk.
@@ -98,11 +99,12 @@ impl JournalFile {
         journaled: Journaled,
         retention: Retention,
         health: Health,
+        healed: Healed,
     ) -> io::Result<(Self, thread::JoinHandle<()>)> {
         let (entries, receiver) = crossbeam_channel::bounded(CAPACITY);
         let behind = Arc::new(AtomicBool::new(false));
         let opened = journaled.opening.last().map_or(journaled.state.seq, |envelope| envelope.seq);
-        let (writer, opening) = Writer::new(directory, journaled, retention, health.clone(), behind.clone())?;
+        let (writer, opening) = Writer::new(directory, journaled, retention, (health.clone(), healed), behind.clone())?;
         let thread = thread::Builder::new().name("journal".into()).spawn(move || writer.run(opening, &receiver))?;
         Ok((Self { entries, health, opened, behind }, thread))
     }

@@ -14,17 +14,21 @@ use std::{
 use crossbeam_channel::Receiver;
 use gaggled_core::{
     event::{Envelope, SystemEvent},
-    segment::{self, ConfigText, Head, Kind},
+    ids::Seq,
+    segment::{self, ConfigText, Head, Kind, Replay},
     state::State,
 };
 use tokio::sync::oneshot;
 
 use super::{
     file::{Entry, Health, Journaled, Retention},
+    place::{Healed, Place},
     syncer::Syncer,
 };
-use crate::clock::real_now;
-use crate::state_directory::{SegmentFile, StateError, open_own, segments};
+use crate::{
+    clock::real_now,
+    state_directory::{SegmentFile, StateError, open_own, read_own, segments},
+};
 
 /// How long an event may be written and not synchronised.
 const SYNC: Duration = Duration::from_secs(1);
@@ -35,6 +39,9 @@ const BATCH: usize = 1024;
 
 pub(super) struct Writer {
     directory: PathBuf,
+    place: Place,
+    /// Is called when the directory was made anew.
+    healed: Healed,
     head: Head,
     /// The fold of everything that has come, written or not.
     state: State,
@@ -42,6 +49,8 @@ pub(super) struct Writer {
     health: Health,
     /// The segment that is written; `None` if there is none yet, or it has failed.
     file: Option<Arc<File>>,
+    /// Where the last segment is.
+    segment: Option<SegmentFile>,
     syncer: Syncer,
     /// Who is to be told when everything so far has been written.
     marks: Vec<oneshot::Sender<()>>,
@@ -73,17 +82,21 @@ impl Writer {
         directory: PathBuf,
         journaled: Journaled,
         retention: Retention,
-        health: Health,
+        (health, healed): (Health, Healed),
         behind: Arc<AtomicBool>,
     ) -> io::Result<(Self, Vec<Envelope>)> {
         let Journaled { head, state, opening } = journaled;
+        let place = Place::new(&directory, &head.journal);
         let writer = Self {
             directory,
+            place,
+            healed,
             head,
             state,
             retention,
             health,
             file: None,
+            segment: None,
             syncer: Syncer::start()?,
             marks: Vec::new(),
             written: 0,
@@ -125,6 +138,7 @@ impl Writer {
                         let _ = mark.send(());
                     }
                 }
+                recv(self.place.changed()) -> _ => self.look_at_place(),
                 recv(self.syncer.done()) -> done => if let Ok(done) = done { self.synchronised(done) },
                 recv(due) -> _ => {}
             }
@@ -145,6 +159,30 @@ impl Writer {
         }
     }
 
+    /// What was written to a directory that is not there any more is written again to one that is.
+    fn look_at_place(&mut self) {
+        let segment = self.segment.as_ref().map(|segment| segment.path.as_path()).zip(self.file.as_deref());
+        let Some(damage) = self.place.damage(segment) else { return };
+        self.write();
+        self.fail(damage);
+        self.restore();
+    }
+
+    /// Goes on in the directory that is there now, made anew if it has to be.
+    fn restore(&mut self) {
+        if self.place.damage(None).is_some() {
+            if let Err(why) = self.place.heal() {
+                return self.fail(&why.to_string());
+            }
+            // Another directory may hold an older part of this journal.
+            self.missed = last_seq(&self.directory).map_or(0, |last| self.state.seq.0.saturating_sub(last.0));
+            self.begin(&[]);
+            (self.healed)();
+        } else {
+            self.begin(&[]);
+        }
+    }
+
     /// When this thread has caught up, an event brings the snapshot that makes up for what was lost.
     fn catch_up(&mut self, entries: &Receiver<Entry>) {
         if entries.is_empty() && self.behind.load(Ordering::SeqCst) && !std::mem::replace(&mut self.asked, true) {
@@ -156,7 +194,7 @@ impl Writer {
     fn keep_up(&mut self) {
         let now = real_now();
         if self.retry_at.is_some_and(|at| at <= now) {
-            self.begin(&[]);
+            self.restore();
         }
         if self.sync_at.is_some_and(|at| at <= now)
             && let Some(file) = &self.file
@@ -202,6 +240,8 @@ impl Writer {
             Entry::Flush { synchronise, reply } => {
                 self.write();
                 if synchronise {
+                    // What follows relies on it: a handover.
+                    self.look_at_place();
                     self.sync();
                 }
                 let whole = self.file.is_some() && !self.behind.load(Ordering::SeqCst);
@@ -222,10 +262,11 @@ impl Writer {
                 segment::frame_event(envelope, &self.state.graph, &mut bytes);
             }
             let segment = SegmentFile::new(&self.directory, self.state.epoch, self.state.seq);
-            self.make(&segment, &bytes).map(|file| (file, bytes.len() as u64))
+            self.make(&segment, &bytes).map(|file| (file, segment, bytes.len() as u64))
         });
         match begun {
-            Ok((file, size)) => {
+            Ok((file, segment, size)) => {
+                self.segment = Some(segment);
                 self.file = Some(Arc::new(file));
                 (self.written, self.good, self.unsynced) = (size, size, (0, 0));
                 let missed = std::mem::take(&mut self.missed);
@@ -332,6 +373,14 @@ impl Writer {
         let age = changed.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
         age.is_some_and(|age| age > self.retention.age.as_duration())
     }
+}
+
+/// The last event in a directory, if there is one.
+fn last_seq(directory: &Path) -> Option<Seq> {
+    let bytes = read_own(&segments(directory).pop()?.path).ok()?;
+    let mut replay = Replay::open(&bytes).ok()?;
+    while let Some(Ok(_)) = replay.next_event() {}
+    Some(replay.state.seq)
 }
 
 fn make_at(path: &Path, bytes: &[u8]) -> Result<File, String> {

@@ -28,7 +28,7 @@ fn main() {
         eprintln!("usage: journalist DIRECTORY COUNT");
         std::process::exit(2);
     };
-    let directory = StateDirectory::open(&PathBuf::from(directory)).expect("a directory for the journal");
+    let directory = StateDirectory::open(&PathBuf::from(directory), None).expect("a directory for the journal");
     let mut journal = Journal::resume(State::new(Arc::new(graph()), EpochId(1)));
     let head = Head {
         v: FORMAT,
@@ -42,7 +42,8 @@ fn main() {
     let retention = Retention { bytes: 4 << 30, age: Millis::MAX };
     let journaled = Journaled { head, state: journal.state().clone(), opening: Vec::new() };
     let (file, thread) =
-        JournalFile::start(directory.path().to_owned(), journaled, retention, Arc::new(|_| {})).expect("a thread");
+        JournalFile::start(directory.path().to_owned(), journaled, retention, Arc::new(|_| {}), Arc::new(|| ()))
+            .expect("a thread");
     let mut sink = file.sink();
     let begun = now();
     for number in 0..count {

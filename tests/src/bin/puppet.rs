@@ -9,6 +9,8 @@
 //! (answers HTTP with the status in the file) · `race HOME VICTIM` (replaces what is in the first directory by links to the
 //! second, fifos and hard links, for ever) · `escape` (has a child that makes a session of its own) · `stray` (has a
 //! grandchild that is nobody's)
+//!
+//! As the binary of an upgrade it says that it can go on, and then hangs.
 
 use std::{
     fs::{self, OpenOptions},
@@ -40,7 +42,11 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize| words.get(at).and_then(|word| word.parse::<i32>().ok()).unwrap_or(0);
     let rest = |at: usize| Duration::from_millis(u64::try_from(number(at)).unwrap_or(0));
+    if words.iter().any(|word| word == "--launched") {
+        hang();
+    }
     match words.first().map_or("", String::as_str) {
+        "succeed" => succeed(&words),
         "sleep" => wait(rest(1)),
         "exit" => {
             wait(rest(1));
@@ -139,6 +145,19 @@ fn notify(text: &str) {
     let socket = UnixDatagram::unbound().expect("a socket");
     // Whoever listens may be away.
     let _ = socket.send_to_addr(text.as_bytes(), &address);
+}
+
+/// Answers as the real gaggled does that it can go on.
+fn succeed(words: &[String]) -> ! {
+    let gaggled = std::env::current_exe().expect("a path").with_file_name("gaggled");
+    let error = Command::new(gaggled).args(words).exec();
+    panic!("cannot go on: {error}");
+}
+
+/// Does nothing, and cannot be asked to end.
+fn hang() -> ! {
+    SigSet::all().thread_block().expect("a mask");
+    wait_for_ever();
 }
 
 /// Answers every request with the status that is in a file then.

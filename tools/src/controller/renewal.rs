@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use gaggled_core::{time::Millis, wire::Action};
+use gaggled_core::{
+    time::Millis,
+    wire::{Action, ErrorCode},
+};
 use gaggled_gateways::call::Caller;
 use serde_json::Value;
 
@@ -27,8 +30,9 @@ impl Controller {
         let body = self.renew(Action::Upgrade { binary: binary.map(|binary| absolute(&binary)) }, timeout)?;
         let after = self.call(Action::Status, Millis(0))?;
         let (wanted, is) = (body["to"].as_str().unwrap_or_default(), after["version"].as_str().unwrap_or_default());
-        if wanted != is {
-            return Err(Failure::Garbled(format!("gaggled {wanted} did not come up, and gaggled {is} goes on")));
+        if wanted != is || body["binary"] != after["binary"] {
+            let why = format!("gaggled {wanted} did not come up, and gaggled {is} goes on");
+            return Err(Failure::refused(ErrorCode::Failed, why));
         }
         if self.json { self.show(&body) } else { self.print(&format!("gaggled {is} has taken over")) }
     }

@@ -18,7 +18,7 @@ use gaggled_actors::{
     host::{self, Environment, HandOver, HostActor, Inheritance, LinuxHost, Recorder, Stash},
     journal::{
         JournalActor, Propose,
-        file::{Health, JournalFile, Journaled, Retention},
+        file::{Healed, Health, JournalFile, Journaled, Retention},
     },
     launch,
     root::{self, Actors, HostAddress},
@@ -26,9 +26,11 @@ use gaggled_actors::{
     state_directory::{Remains, StateDirectory},
 };
 use gaggled_core::{
-    event::{Cause, Event, Handover, SystemEvent},
+    config::LOGGER,
+    event::{Cause, Event, Handover, ProgramEvent, SystemEvent},
     host::{ExitStatus, Launch},
     ids::{ProgramId, Table},
+    logs::Outlet,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -65,6 +67,8 @@ pub(super) struct Launched {
     stash: Stash,
     /// What the life before has written, if there was one under this launcher.
     pub before: Option<Letter>,
+    /// The path that the binary was found at.
+    pub binary: PathBuf,
 }
 
 impl Launched {
@@ -77,17 +81,17 @@ impl Launched {
         let [into, out_of] = position.stash.map(host::inherited);
         let stash = into.zip(out_of).map_or_else(Stash::default, |(into, out_of)| Stash::new(into, out_of));
         let before = if position.again { Letter::read(&letter).ok() } else { None };
-        Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, stash, before })
+        // A daemon that died before it was ever well has left nothing.
+        let before = before.filter(|before| !before.state.is_empty());
+        Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, stash, before, binary: position.binary })
     }
 
     /// It ends for good.
     pub(super) fn end(&self) {
-        let state = self.before.as_ref().map_or("", |before| &before.state);
-        self.write(state, Standing::Ending, "");
+        self.write(&Letter { standing: Standing::Ending, ..self.before.clone().unwrap_or_default() });
     }
 
-    fn write(&self, state: &str, standing: Standing, binary: &str) {
-        let letter = Letter { state: state.to_owned(), binary: binary.to_owned(), standing };
+    fn write(&self, letter: &Letter) {
         // Memory that cannot be written costs the next life its head start, and nothing else.
         let _ = letter.write(&self.letter);
     }
@@ -123,6 +127,8 @@ struct Running {
     publishing: thread::JoinHandle<()>,
     logged: Receiver<()>,
     place: String,
+    /// The id of the journal.
+    identity: String,
     /// The directories in which cgroups are, and were.
     cgroups: Vec<PathBuf>,
     notify_directory: PathBuf,
@@ -150,7 +156,9 @@ impl Life<'_> {
         let health = HealthSlot::default();
         let path = self.directory.path().to_owned();
         let journaled = Journaled { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
-        let (file, _) = JournalFile::start(path.clone(), journaled, system.retention(), health.health())?;
+        let restorer = Restorer::new(&path, &system.outlets);
+        let (file, _) =
+            JournalFile::start(path.clone(), journaled, system.retention(), health.health(), restorer.healed())?;
         // What the recorder knows must not be forgotten before the journal knows it.
         let _ = file.written(PATIENCE_WITH_DISK);
         // Without memory for it a status may be lost, and nothing else.
@@ -173,14 +181,22 @@ impl Life<'_> {
         let own = own_cgroups.as_deref();
         let to_launch = launch::launches(&system.config, before.as_ref(), &state.graph, &system.outlets, own);
         let (host, address) = system.start_host(&path, &head.journal, to_launch, recorder, inheritance)?;
+        let writes_logs = state.graph.names().get(LOGGER).copied();
         let (ended, ending) = oneshot::channel();
         let slot = ControlSlot::default();
         // What is answered when it is written must have been given to be written before.
         let sinks = vec![file.sink(), slot.sink(), Threads { events, log, ended }.sink()];
         let actors = root::start(committed, clock, &address, sinks, slot.decline());
         health.fill(&actors.journal);
+        restorer.fill(&actors.journal, writes_logs);
 
-        let renewer = Renewer::new(system, path.clone(), &head.journal, file.clone(), launched.is_some());
+        let renewer = Renewer::new(
+            system,
+            path.clone(),
+            &head.journal,
+            file.clone(),
+            launched.as_ref().map(|launched| launched.binary.clone()),
+        );
         let means = Means {
             clock,
             journal: actors.journal.clone(),
@@ -211,6 +227,7 @@ impl Life<'_> {
             publishing,
             logged,
             place,
+            identity: head.journal.clone(),
             cgroups,
             notify_directory,
             launched,
@@ -222,7 +239,8 @@ impl Life<'_> {
 impl Running {
     fn stand(&self, standing: Standing, binary: &str) {
         if let Some(launched) = &self.launched {
-            launched.write(&self.place, standing, binary);
+            let (state, identity, binary) = (self.place.clone(), self.identity.clone(), binary.to_owned());
+            launched.write(&Letter { state, binary, standing, identity });
         }
     }
 
@@ -291,6 +309,39 @@ impl HealthSlot {
     }
 }
 
+/// Puts into a state directory that was made anew what belongs there besides the journal: the list of logs, and the pipes
+/// of those that are rotated, which the logger makes when it starts.
+#[derive(Clone)]
+struct Restorer {
+    state: PathBuf,
+    outlets: Vec<Outlet>,
+    logger: Arc<OnceLock<(Addr<JournalActor>, ProgramId)>>,
+}
+
+impl Restorer {
+    fn new(state: &Path, outlets: &[Outlet]) -> Self {
+        Self { state: state.to_owned(), outlets: outlets.to_vec(), logger: Arc::default() }
+    }
+
+    fn healed(&self) -> Healed {
+        let own = self.clone();
+        Arc::new(move || {
+            // Programs run whether or not their logs can be read by name.
+            let _ = logger::leave(&own.state, &own.outlets);
+            if let Some((journal, logger)) = own.logger.get() {
+                let event = Event::Program(*logger, ProgramEvent::OperatorRestarted);
+                journal.do_send(Propose { from: None, event, cause: Cause::Os });
+            }
+        })
+    }
+
+    fn fill(&self, journal: &Addr<JournalActor>, logger: Option<ProgramId>) {
+        if let Some(logger) = logger {
+            let _ = self.logger.set((journal.clone(), logger));
+        }
+    }
+}
+
 fn told(event: SystemEvent) -> Propose {
     Propose { from: None, event: Event::System(event), cause: Cause::Os }
 }
@@ -350,6 +401,7 @@ impl System {
         About {
             version: VERSION,
             pid: std::process::id(),
+            binary: std::env::current_exe().map_or_else(|_| String::new(), |path| path.display().to_string()),
             eventurl: self.urls.event.clone(),
             controlurl: self.urls.control.clone(),
             state: state.display().to_string(),

@@ -48,12 +48,19 @@ pub(super) struct Renewer {
     /// The id of the journal.
     identity: String,
     file: JournalFile,
-    launched: bool,
+    /// The path that its launcher has found the binary at, if there is a launcher.
+    started_from: Option<PathBuf>,
     binary: Arc<Mutex<Option<String>>>,
 }
 
 impl Renewer {
-    pub(super) fn new(system: &System, state: PathBuf, identity: &str, file: JournalFile, launched: bool) -> Self {
+    pub(super) fn new(
+        system: &System,
+        state: PathBuf,
+        identity: &str,
+        file: JournalFile,
+        started_from: Option<PathBuf>,
+    ) -> Self {
         Self {
             config: system.config.clone(),
             text: system.text.clone(),
@@ -61,7 +68,7 @@ impl Renewer {
             state,
             identity: identity.to_owned(),
             file,
-            launched,
+            started_from,
             binary: Arc::default(),
         }
     }
@@ -79,6 +86,7 @@ impl Renewer {
             state: self.state.clone(),
             identity: self.identity.clone(),
             file: self.file.clone(),
+            started_from: self.started_from.clone(),
             binary: self.binary.clone(),
             ..*self
         };
@@ -121,10 +129,10 @@ impl Renewer {
 
     fn upgrade(&self, binary: Option<&str>) -> Result<Renewed, ReplyError> {
         let journal = self.journal()?;
-        let path = match binary {
-            Some(path) => PathBuf::from(path),
-            None => started_from()?,
-        };
+        // A package manager may have put another binary in the place of the one that runs.
+        let path = binary.map(PathBuf::from).or_else(|| self.started_from.clone()).unwrap_or_default();
+        let path = std::fs::canonicalize(&path)
+            .map_err(|error| failed(format!("{} cannot be found ({error}): this gaggled goes on", path.display())))?;
         let version = self.ask_binary(&path)?;
         journal.flush(PATIENCE_WITH_DISK).map_err(|why| failed(format!("the journal cannot be written: {why}")))?;
         *self.binary.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.display().to_string());
@@ -133,7 +141,7 @@ impl Renewer {
     }
 
     fn journal(&self) -> Result<&JournalFile, ReplyError> {
-        if !self.launched {
+        if self.started_from.is_none() {
             return Err(failed("this gaggled was started without a launcher, so no other life can follow".to_owned()));
         }
         Ok(&self.file)
@@ -184,12 +192,6 @@ fn listen(mut child: Child, within: Duration) -> Option<String> {
     }
     let _ = child.wait();
     said
-}
-
-/// The path that the daemon was started from; a package manager may have put another binary there.
-fn started_from() -> Result<PathBuf, ReplyError> {
-    let path = std::env::current_exe().map_err(|error| failed(format!("its own path is not known: {error}")))?;
-    Ok(path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.clone(), PathBuf::from))
 }
 
 fn told(plan: &Plan, handover: Option<Handover>) -> Renewed {

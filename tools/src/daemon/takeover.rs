@@ -6,7 +6,7 @@ use gaggled_actors::{
     clock::Clock,
     host::{self, LauncherPipe, Recorder, Survivor},
     launch,
-    state_directory::{Remains, StateDirectory, boot},
+    state_directory::{Origin, Remains, StateDirectory, boot},
 };
 use gaggled_core::{
     config::Config,
@@ -62,7 +62,7 @@ impl Life<'_> {
             prepared.or_else(|why| if self.resumes() { Ok(()) } else { Err(why) })?;
         }
         // What the head of a copy names is the original's.
-        let of_before = remains.last.as_ref().filter(|_| !directory.is_copy);
+        let of_before = remains.last.as_ref().filter(|_| directory.origin != Origin::Copy);
         let of_before = of_before.map_or(&[][..], |(last, _)| &last.cgroups);
         // One of before in which nothing is left goes.
         let stays = |path: &PathBuf| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
@@ -73,7 +73,7 @@ impl Life<'_> {
         let files = launch::daemon_files(&system.config);
         let looked = self.look(&opening, &head, &files, &head.cgroups).map_err(|error| error.to_string())?;
         let Looked { found, survivors, reaped, recorder, pipe } = looked;
-        let wishes = system.wishes(&state, remains, homeless.as_deref(), before.as_ref());
+        let wishes = system.wishes(&state, (directory, remains), homeless.as_deref(), before.as_ref());
         let committed = opening.commit(VERSION, found, wishes);
         let before = before.map(|before| before.config);
         Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped, before, own_cgroups: own })
@@ -131,7 +131,7 @@ impl System {
             state,
             // In another boot, or another time namespace, the clock has begun anew.
             same_boot: head.boot == boot() && state.at <= clock.now(),
-            is_copy: directory.is_copy,
+            is_copy: directory.origin == Origin::Copy,
             resumes: life.resumes(),
         });
         Opening::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
@@ -142,7 +142,7 @@ impl System {
     fn wishes(
         &self,
         state: &State,
-        remains: &Remains,
+        (directory, remains): (&StateDirectory, &Remains),
         homeless: Option<&str>,
         before: Option<&Self>,
     ) -> Vec<(Event, Cause)> {
@@ -150,6 +150,12 @@ impl System {
         for (file, why) in &remains.damaged {
             let event = SystemEvent::JournalDamaged { file: file.clone(), why: why.clone() };
             wishes.push((Event::System(event), Cause::Os));
+        }
+        if directory.origin == Origin::Lost {
+            let why = "it was removed while gaggled ran: programs are known by their tokens, but what operators wanted \
+                       and the history are lost";
+            let file = directory.path().display().to_string();
+            wishes.push((Event::System(SystemEvent::JournalDamaged { file, why: why.to_owned() }), Cause::Os));
         }
         if let Some(why) = homeless {
             let event = SystemEvent::JournalDegraded { why: why.to_owned() };

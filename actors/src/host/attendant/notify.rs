@@ -128,14 +128,12 @@ impl Binder {
 
     /// Whether a socket that was kept is still the one that programs reach at this address.
     fn is_current(&self, address: &str, launch: &Launch) -> bool {
-        match address.strip_prefix('@') {
-            Some(name) => name == self.name(launch),
-            None => {
-                let found = std::fs::symlink_metadata(address);
-                self.path(launch).is_some_and(|path| path == Path::new(address))
-                    && found.is_ok_and(|found| found.file_type().is_socket() && found.uid() == owner(launch))
-            }
+        if let Some(name) = address.strip_prefix('@') {
+            return name == self.name(launch);
         }
+        let found = std::fs::symlink_metadata(address);
+        self.path(launch).is_some_and(|path| path == Path::new(address))
+            && found.is_ok_and(|found| found.file_type().is_socket() && found.uid() == owner(launch))
     }
 }
 

@@ -1,0 +1,175 @@
+//! The state directory is removed, emptied or replaced under a running gaggled: no program runs twice, and nothing that an
+//! operator wanted is forgotten.
+
+use std::{fs, path::Path, process::Command};
+
+use gaggled_core::{
+    command::Selection,
+    event::{Event, SystemEvent},
+    state::ProgramState,
+    wire::Action,
+};
+use gaggled_tests::{
+    harness::{Daemon, binary},
+    seeds,
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+/// What a tool has said.
+fn said(output: &std::process::Output) -> String {
+    seeds::said(output).1
+}
+
+fn start() -> Daemon {
+    let program = |name: &str| format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),");
+    let rotated =
+        "\"noisy\": (shell: \"while :; do echo line; sleep 0.05; done\", log: \"@DIR@/noisy.log\", rotate: ()),";
+    let mut daemon = Daemon::new(&format!("{}{}{}{rotated}", program("a"), program("b"), program("down")));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.must(Action::Down(Selection { programs: vec!["down".to_owned()], wait: true, timeout_ms: None }));
+    daemon
+}
+
+/// Removes the directory. It may be made anew while it is removed, as often as that is tried.
+fn remove(daemon: &Daemon) {
+    let trash = tempfile::tempdir_in(daemon.directory.path()).expect("a directory");
+    fs::rename(daemon.journal(), trash.path().join("state")).expect("it is there");
+}
+
+/// The processes of what must not be touched.
+fn pids(daemon: &Daemon) -> Vec<Value> {
+    let dump = daemon.dump();
+    ["a", "b", "noisy"].iter().map(|name| dump[*name]["pid"].clone()).collect()
+}
+
+fn wait_restored(daemon: &mut Daemon, times: usize) {
+    daemon.wait("the journal to be written again", |heard, _| {
+        let restored = heard
+            .iter()
+            .filter(|heard| matches!(heard.event, Event::System(SystemEvent::JournalRestored { .. })))
+            .count();
+        restored >= times
+    });
+}
+
+fn controller(daemon: &Daemon, words: &[&str]) {
+    let output = daemon.tool("gaggled_controller", words);
+    assert!(output.status.success(), "{words:?}: {}", said(&output));
+}
+
+/// Everything is as it was, but for the logger, whose pipes were made anew.
+fn must_be_untouched(daemon: &Daemon, before: &[Value]) {
+    assert_eq!(pids(daemon), before, "{}", daemon.timeline());
+    assert_eq!(daemon.dump()["down"]["is_operator_shutdown"], true);
+    let url = format!("GAGGLED_CONTROL_URL={}", daemon.control);
+    let of_test = |pid: &str| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.trim() == "puppet" && String::from_utf8_lossy(&environment).contains(&url)
+    };
+    let found = fs::read_dir("/proc").expect("processes").flatten();
+    let count = found.filter_map(|entry| entry.file_name().into_string().ok()).filter(|pid| of_test(pid)).count();
+    assert_eq!(count, 2, "one process of each");
+    daemon.verify();
+}
+
+/// Finding H4: removed, and then everything that could begin from nothing.
+#[test]
+fn a_state_directory_that_is_removed_is_made_anew_from_memory() {
+    let mut daemon = start();
+    let before = pids(&daemon);
+    for (round, words) in [&["reload"][..], &["upgrade"]].into_iter().enumerate() {
+        remove(&daemon);
+        wait_restored(&mut daemon, round + 1);
+        let config = daemon.directory.path().join("system.ron");
+        let text = fs::read_to_string(&config).expect("a configuration");
+        fs::write(&config, format!("{text}\n// Changed.\n")).expect("a configuration");
+        controller(&daemon, words);
+        must_be_untouched(&daemon, &before);
+    }
+    remove(&daemon);
+    wait_restored(&mut daemon, 3);
+    daemon.kill_core();
+    must_be_untouched(&daemon, &before);
+    remove(&daemon);
+    wait_restored(&mut daemon, 4);
+    daemon.kill_all();
+    let daemon = daemon.again();
+    must_be_untouched(&daemon, &before);
+    // What the logger takes from the pipes is still written.
+    let log = daemon.directory.path().join("noisy.log");
+    let length = fs::metadata(&log).expect("a log").len();
+    let mut daemon = daemon;
+    daemon.wait_outside("more lines", move || fs::metadata(&log).is_ok_and(|found| found.len() > length + 100));
+}
+
+#[test]
+fn a_state_directory_that_is_emptied_or_replaced_is_taken_again() {
+    let mut daemon = start();
+    let before = pids(&daemon);
+    let copy = daemon.directory.path().join("copy");
+    let copied = Command::new("cp").arg("-a").args([&daemon.journal(), &copy]).status().expect("cp");
+    assert!(copied.success());
+    for entry in fs::read_dir(daemon.journal()).expect("a directory").flatten() {
+        if entry.path().is_dir() {
+            fs::remove_dir_all(entry.path()).expect("a directory");
+        } else {
+            fs::remove_file(entry.path()).expect("a file");
+        }
+    }
+    wait_restored(&mut daemon, 1);
+    daemon.kill_core();
+    must_be_untouched(&daemon, &before);
+    // An older copy in its place, as a backup that is restored.
+    fs::rename(daemon.journal(), daemon.directory.path().join("away")).expect("it is there");
+    fs::rename(&copy, daemon.journal()).expect("it is there");
+    let core = daemon.core();
+    // Before a handover it is looked at, whatever the kernel has told by then.
+    controller(&daemon, &["upgrade"]);
+    daemon.wait_for_another(core);
+    must_be_untouched(&daemon, &before);
+    daemon.kill_all();
+    let daemon = daemon.again();
+    must_be_untouched(&daemon, &before);
+}
+
+/// Nothing is begun beside programs that nobody knows any more.
+#[test]
+fn without_its_state_directory_gaggled_does_not_begin_beside_its_programs() {
+    let mut daemon = start();
+    let before = pids(&daemon);
+    daemon.kill_all();
+    let away = daemon.directory.path().join("away");
+    fs::rename(daemon.journal(), &away).expect("it is there");
+    let config = daemon.directory.path().join("system.ron");
+    for _ in 0..2 {
+        let output = Command::new(binary("gaggled")).arg("-c").arg(&config).output().expect("gaggled");
+        assert_eq!(output.status.code(), Some(100), "{}", said(&output));
+        assert!(said(&output).contains(&format!("a (pid {})", before[0])), "{}", said(&output));
+        assert!(said(&output).contains("put the directory back"), "{}", said(&output));
+    }
+    remove(&daemon);
+    fs::rename(&away, daemon.journal()).expect("it is there");
+    let daemon = daemon.again();
+    must_be_untouched(&daemon, &before);
+}
+
+/// The daemon is killed before it can heal the directory: what its launcher has kept is enough to know the programs.
+#[test]
+fn a_daemon_that_dies_with_its_state_directory_is_followed_by_one_that_knows_its_programs() {
+    let mut daemon = start();
+    let before = pids(&daemon);
+    let core = Pid::from_raw(daemon.core());
+    kill(core, Signal::SIGSTOP).expect("it runs");
+    remove(&daemon);
+    kill(core, Signal::SIGKILL).expect("it runs");
+    daemon.wait_for_another(core.as_raw());
+    assert_eq!(pids(&daemon)[..2], before[..2], "{}", daemon.log());
+    let log = daemon.log();
+    assert!(log.contains("it was removed while gaggled ran"), "{log}");
+    assert!(Path::new(&daemon.journal()).join("identity").exists());
+}
