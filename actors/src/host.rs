@@ -9,6 +9,7 @@ mod kernel;
 mod kinship;
 mod linux;
 mod living;
+mod members;
 mod pid_file;
 mod proc;
 mod reaper;

@@ -6,7 +6,7 @@ use std::sync::{PoisonError, atomic::Ordering};
 
 use gaggled_core::{
     health::Complaint,
-    host::Fact,
+    host::{Fact, StartTime},
     ids::{InstanceId, ProgramId},
 };
 use nix::unistd::{geteuid, getpid, getppid};
@@ -17,6 +17,7 @@ use super::{
     recorder::Slot,
     shared::Shared,
     token::{self, Token},
+    watch::{Watch, hold},
 };
 
 impl Shared {
@@ -55,10 +56,16 @@ impl Shared {
         let Some(stat) = proc::stat(pid).filter(|stat| !stat.is_zombie()) else {
             return Some(Err(Complaint::NoProcess(pid)));
         };
-        let parent = if own { getpid() } else { getppid() }.as_raw();
         let known = table.by_pid.contains_key(&pid) || table.helpers.contains_key(&pid);
-        // What was there before the command cannot be its daemon, and the end of what is not ours would not be heard.
-        if known || stat.parent != parent || stat.birth.0 < birth.0 || !self.belongs(program, instance, named) {
+        // What was there before the command cannot be its daemon.
+        if known || stat.birth.0 < birth.0 || !self.belongs(program, instance, named) {
+            return Some(Err(Complaint::Foreign(pid)));
+        }
+        // The end of a child is heard, and the launcher tells of its own. After both were killed a daemon belongs to init:
+        // it must carry the token then, because its parent says nothing about it.
+        let parent = if own { getpid() } else { getppid() }.as_raw();
+        let is_orphan = stat.parent != parent;
+        if is_orphan && (own || !self.carries_token(program, instance, pid) || !self.watch_orphan(pid, stat.birth)) {
             return Some(Err(Complaint::Foreign(pid)));
         }
         let cgroup = table.remove(main).and_then(|process| process.cgroup);
@@ -68,6 +75,18 @@ impl Shared {
         self.report(&daemon, Fact::Daemonized { pid, birth: stat.birth });
         table.insert(pid, daemon.into_daemon());
         Some(Ok(()))
+    }
+
+    fn carries_token(&self, program: ProgramId, instance: InstanceId, pid: i32) -> bool {
+        let token = Token::of(pid, &self.journal);
+        token.is_some_and(|token| token.instance == instance && token.program == self.traits[program].name)
+    }
+
+    /// Has the end of a process heard that neither we nor the launcher will reap.
+    fn watch_orphan(&self, pid: i32, birth: StartTime) -> bool {
+        let Some(shared) = self.own.upgrade() else { return false };
+        let held = hold(pid, birth).map(|held| vec![(pid, held)]);
+        held.is_some_and(|orphans| Watch { pipe: None, orphans }.start(shared, || ()).is_ok())
     }
 
     /// Whether a process is one of a run. It carries the token of that, unless it has written over its environment: then

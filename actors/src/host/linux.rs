@@ -105,7 +105,6 @@ impl LinuxHost {
         let (bury, dead) = crossbeam_channel::unbounded();
         let ways = (orders.clone(), tasks, bury);
         let shared = Shared::new(&launches, environment.journal.clone(), recorder, ways, report);
-        let shared = Arc::new(shared);
         let stash = Arc::new(std::mem::take(&mut inheritance.stash));
         let (attendant, addresses) = Attendant::new(&launches, &environment, stash, shared.clone())?;
         attendant.start(attended)?;
@@ -158,7 +157,7 @@ impl Processes for LinuxHost {
             }
             HostCommand::Listen { program, instance } => self.shared.attend(Task::Hear(program, instance)),
             HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
-            HostCommand::Kill { program, instance } => Shared::kill(&self.shared, program, instance),
+            HostCommand::Kill { program, instance } => self.shared.kill(program, instance),
             HostCommand::Signal { program, instance, signal } => self.shared.signal(program, instance, signal),
         }
     }

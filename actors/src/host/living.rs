@@ -1,6 +1,6 @@
 //! The instances of which something is left: an instance is the process group of its main process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
     host::{ExitStatus, StartTime},
@@ -50,6 +50,17 @@ pub(super) enum Stage {
     Daemon,
 }
 
+/// Whether an instance is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Nothing was done to it.
+    No,
+    /// It was asked to: what it leaves behind then has time to end as well.
+    Asked,
+    /// That time is over, or an operator has killed it.
+    Killed,
+}
+
 /// One instance.
 #[derive(Debug)]
 pub(super) struct Process {
@@ -65,10 +76,12 @@ pub(super) struct Process {
     pub(super) stage: Stage,
     /// Whether it is our child, or has survived the life before.
     pub(super) own: bool,
-    /// Whether it was asked to end: what it leaves behind then has time to end as well.
-    pub(super) stopping: bool,
-    /// Whether that time is over.
-    pub(super) killed: bool,
+    /// Whether it is to end.
+    pub(super) ending: Ending,
+    /// Whether everything in its group is gone, and others of its processes are waited for.
+    pub(super) awaits_others: bool,
+    /// Those of them that were asked to end.
+    pub(super) asked: BTreeSet<i32>,
     /// How the main process ended, while others of its group are still there.
     pub(super) ended: Option<ExitStatus>,
 }
@@ -85,8 +98,9 @@ impl Process {
             cgroup: None,
             stage: Stage::Command,
             own,
-            stopping: false,
-            killed: false,
+            ending: Ending::No,
+            awaits_others: false,
+            asked: BTreeSet::new(),
             ended: None,
         }
     }
@@ -134,7 +148,7 @@ impl Process {
         let reused = proc::stat(self.group).is_some_and(|leader| Some(leader.birth) != self.leader);
         let there = !reused && killpg(group, None) != Err(Errno::ESRCH);
         // A main process that has ended may stay a zombie for ever, and with it its group.
-        there && (self.ended.is_none() || proc::count_group(self.group) > 0)
+        there && (self.ended.is_none() || !proc::members(self.group).is_empty())
     }
 }
 

@@ -62,17 +62,23 @@ pub(super) fn all() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// How many processes there are in a group that have not ended.
-pub(super) fn count_group(group: i32) -> u16 {
-    let count = all().filter_map(stat).filter(|stat| stat.group == group && stat.state != 'Z').count();
-    u16::try_from(count).unwrap_or(u16::MAX)
-}
-
 /// The processes that a thread of a process is the parent of. What loses its parent becomes the child of the first
 /// thread of a subreaper.
 pub(super) fn children(pid: i32, thread: i32) -> Vec<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The children of all threads of a process.
+pub(super) fn all_children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    threads.flat_map(|thread| children(pid, thread)).collect()
+}
+
+/// The processes of a group that have not ended.
+pub(super) fn members(group: i32) -> Vec<i32> {
+    all().filter(|pid| stat(*pid).is_some_and(|stat| stat.group == group && !stat.is_zombie())).collect()
 }
 
 /// The value of a variable in the environment that a process was started with.

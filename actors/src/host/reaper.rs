@@ -4,19 +4,19 @@ use std::sync::{MutexGuard, PoisonError, atomic::Ordering};
 
 use gaggled_core::host::{ExitStatus, Fact, Observed};
 use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, getpgid, getpid, getppid},
+    sys::signal::Signal,
+    unistd::{Pid, getpgid},
 };
 
 use super::{
     attendant::Task,
     kernel,
-    living::{Helper, Living, Process, Stage, kill_group},
+    living::{Ending, Helper, Living, Process, Stage},
+    members::kill_tree,
     proc,
     recorder::Slot,
     shared::Shared,
     starter::Order,
-    token::Token,
 };
 
 impl Shared {
@@ -100,18 +100,23 @@ impl Shared {
         let Some(process) = table.by_pid.get_mut(&pid) else { return };
         process.ended = Some(status);
         let program = process.program;
+        // Of an orphan an older kernel does not tell how it has ended.
+        let may_be_well = status.is_success() || status == ExitStatus::Unknown;
         let leaves_daemon =
-            self.traits[program].daemon_file().filter(|_| process.stage == Stage::Command && status.is_success());
-        if let Some(file) = leaves_daemon.filter(|_| !process.stopping) {
+            self.traits[program].daemon_file().filter(|_| process.stage == Stage::Command && may_be_well);
+        if let Some(file) = leaves_daemon.filter(|_| process.ending == Ending::No) {
             process.stage = Stage::Awaiting;
             let (instance, path) = (process.instance, file.to_owned());
             return self.attend(Task::AwaitDaemon { program, instance, path });
         }
         let lives = process.lives(pid);
-        let waits = process.stopping && !process.killed;
+        let waits = process.ending == Ending::Asked;
+        let helped = table.helper_of(program).is_some();
         match (lives, waits) {
-            (false, true) if table.helper_of(program).is_some() => {}
-            (false, _) => self.finish(&mut table, pid, status, 0),
+            (_, true) if helped => {}
+            (false, _) => self.settle(&mut table, pid, status),
+            // A stop command may end the main process alone; the rest has not been asked.
+            (true, true) if self.traits[program].has_stop => ask_the_rest(&table, pid),
             (true, true) => {}
             (true, false) => {
                 drop(table);
@@ -122,25 +127,32 @@ impl Shared {
 
     fn finish_if_empty(&self, table: &mut Living, main: i32) {
         let last_of = table.by_pid.get(&main).filter(|process| process.stage != Stage::Awaiting).filter(|process| {
-            let helped = process.stopping && !process.killed && table.helper_of(process.program).is_some();
+            let helped = process.ending == Ending::Asked && table.helper_of(process.program).is_some();
             !helped && !process.lives(main)
         });
         if let Some(status) = last_of.and_then(|process| process.ended) {
-            self.finish(table, main, status, 0);
+            self.settle(table, main, status);
         }
     }
 
     /// A stop command has ended. What it has started does not outlive it.
     fn helper_ended(&self, table: &mut Living, pid: i32, status: ExitStatus) {
-        kill_group(pid);
+        kill_tree(pid);
         match table.helpers.remove(&pid) {
             Some(Helper::Stop(program, instance)) => {
                 let Some((main, _)) = table.find(program, instance) else { return };
                 // What a stop command cannot do, a signal may.
-                if let Some(process) = table.by_pid.get(&main).filter(|process| !status.is_success() && !process.killed)
+                if let Some(process) =
+                    table.by_pid.get(&main).filter(|process| !status.is_success() && process.ending != Ending::Killed)
                 {
                     self.report(process, Fact::StopCommandFailed { status });
                     process.terminate(main);
+                } else if table
+                    .by_pid
+                    .get(&main)
+                    .is_some_and(|process| process.ended.is_some() && process.ending != Ending::Killed)
+                {
+                    ask_the_rest(table, main);
                 }
                 self.finish_if_empty(table, main);
             }
@@ -153,23 +165,35 @@ impl Shared {
     /// Counts and kills what the main process of an instance has left behind, and reports its end.
     pub(super) fn sweep(&self, pid: i32) {
         let group = self.table().by_pid.get(&pid).map_or(pid, |process| process.group);
-        let left_behind = proc::count_group(group);
+        let members = proc::members(group);
         let mut table = self.table();
         let Some(process) = table.by_pid.get(&pid) else { return };
         if let Some(status) = process.ended {
+            // Found while they still have their parents.
+            let others = self.outside(&table, process, &members);
             process.signal(pid, Signal::SIGKILL);
-            self.finish(&mut table, pid, status, left_behind);
+            let killed = others.iter().filter(|other| other.kill()).count() + members.len();
+            self.finish(&mut table, pid, status, u16::try_from(killed).unwrap_or(u16::MAX));
         }
     }
 
+    /// A run has ended: what it has left elsewhere is killed and counted.
     pub(super) fn finish(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
+        let Some(process) = table.by_pid.get(&pid) else { return };
+        let escaped = self.outside(table, process, &[]).iter().filter(|other| other.kill()).count();
+        let escaped = u16::try_from(escaped).unwrap_or(u16::MAX);
+        self.conclude(table, pid, status, left_behind.saturating_add(escaped));
+    }
+
+    /// Nothing is left of a run.
+    pub(super) fn conclude(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
         if let Some(process) = table.remove(pid) {
-            let (in_cgroup, status) = self.end_cgroup(table, &process, status);
-            let escaped = self.kill_strays(table, &process).saturating_add(in_cgroup);
+            Self::end_check_in(table, process.program);
+            let status = self.end_cgroup(&process, status);
             if self.traits[process.program].is_attended {
                 self.attend(Task::End(process.program));
             }
-            let fact = Fact::Exited { status, left_behind: left_behind.saturating_add(escaped) };
+            let fact = Fact::Exited { status, left_behind };
             match &self.traits[process.program].pid_file {
                 // Files are not touched under the lock. It has ended when there is no file any more.
                 Some(file) => self.order(Order::RemovePidFile {
@@ -182,43 +206,21 @@ impl Shared {
         }
     }
 
-    /// Kills what is left in the cgroup of an instance, and says how many those are that are not of its group; and how
-    /// it has ended, now that the kernel can be asked why.
-    fn end_cgroup(&self, table: &Living, process: &Process, status: ExitStatus) -> (u16, ExitStatus) {
-        let Some(cgroup) = &process.cgroup else { return (0, status) };
-        let is_left = |pid: &i32| {
-            let is_other = |stat: proc::Stat| stat.group != process.group && !table.helpers.contains_key(&stat.group);
-            !table.by_pid.contains_key(pid) && proc::stat(*pid).is_some_and(|stat| is_other(stat) && !stat.is_zombie())
-        };
-        let left = cgroup.members().iter().filter(|pid| is_left(pid)).count();
-        let status = if process.killed { status } else { cgroup.explain(status) };
+    /// Ends the cgroup of a run, and says how that has ended, now that the kernel can be asked why.
+    fn end_cgroup(&self, process: &Process, status: ExitStatus) -> ExitStatus {
+        let Some(cgroup) = &process.cgroup else { return status };
+        let status = if process.ending == Ending::Killed { status } else { cgroup.explain(status) };
         if !cgroup.remove() {
             cgroup.kill();
             self.bury(cgroup.clone());
         }
-        (u16::try_from(left).unwrap_or(u16::MAX), status)
+        status
     }
+}
 
-    /// Kills what has escaped from the group of an instance by making a session of its own: when it lost its parent it
-    /// became a child of the first thread of this process, or of the launcher's.
-    fn kill_strays(&self, table: &Living, process: &Process) -> u16 {
-        let parent = if process.own { getpid() } else { getppid() }.as_raw();
-        let name = &self.traits[process.program].name;
-        let is_own = |pid: i32| {
-            let token = Token::of(pid, &self.journal);
-            token.is_some_and(|token| token.instance == process.instance && token.program == *name)
-        };
-        let is_stray = |child: &i32| {
-            let known =
-                table.by_pid.contains_key(child) || proc::stat(*child).is_none_or(|stat| stat.group == process.group);
-            !known && is_own(*child)
-        };
-        if !proc::children(parent, parent).iter().any(is_stray) {
-            return 0;
-        }
-        // What it has started in turn still has a parent.
-        let escaped = proc::all().filter(|pid| proc::stat(*pid).is_some_and(|stat| !stat.is_zombie()) && is_own(*pid));
-        let killed = escaped.filter(|stray| kill(Pid::from_raw(*stray), Signal::SIGKILL).is_ok()).count();
-        u16::try_from(killed).unwrap_or(u16::MAX)
+/// Asks what is left of the group of a main process to end.
+fn ask_the_rest(table: &Living, main: i32) {
+    if let Some(process) = table.by_pid.get(&main) {
+        process.terminate(main);
     }
 }

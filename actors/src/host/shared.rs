@@ -6,7 +6,7 @@
 use std::{
     os::fd::OwnedFd,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicI32, Ordering},
     },
     thread,
@@ -19,7 +19,7 @@ use gaggled_core::{
 };
 use nix::{
     sys::signal::Signal::{SIGKILL, SIGTERM},
-    unistd::{Pid, geteuid},
+    unistd::geteuid,
 };
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
@@ -28,10 +28,12 @@ use super::{
     cgroup::Cgroup,
     kernel::{self, SpawnError},
     linux::{Report, Survivor},
-    living::{Helper, Living, Process, Stage, kill_group},
+    living::{Ending, Helper, Living, Process, Stage},
+    members::kill_tree,
     proc,
     recorder::Recorder,
     starter::{Order, Started},
+    watch::hold,
 };
 
 pub(super) struct Shared {
@@ -45,6 +47,8 @@ pub(super) struct Shared {
     /// For the tokens of strays.
     pub(super) journal: String,
     pub(super) traits: Table<ProgramId, Traits>,
+    /// Itself, for threads that wait for something.
+    pub(super) own: Weak<Self>,
     orders: Sender<Order>,
     tasks: UnboundedSender<Task>,
     dead: Sender<Cgroup>,
@@ -61,7 +65,7 @@ impl std::fmt::Debug for Shared {
 #[derive(Debug)]
 pub(super) struct Traits {
     pub(super) name: String,
-    has_stop: bool,
+    pub(super) has_stop: bool,
     pub(super) pid_file: Option<PidFile>,
     /// As whom it runs.
     pub(super) uid: u32,
@@ -97,8 +101,9 @@ impl Shared {
         recorder: Recorder,
         (orders, tasks, dead): (Sender<Order>, UnboundedSender<Task>, Sender<Cgroup>),
         report: Report,
-    ) -> Self {
-        Self {
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            own: own.clone(),
             table: Mutex::new(Living::default()),
             registered: Condvar::new(),
             in_flight: AtomicI32::new(0),
@@ -110,7 +115,7 @@ impl Shared {
             tasks,
             dead,
             report,
-        }
+        })
     }
 
     /// From now on nothing is reaped any more, and what the launcher tells stays in its pipe.
@@ -158,7 +163,7 @@ impl Shared {
     pub(super) fn stop(&self, program: ProgramId, instance: InstanceId) {
         let mut table = self.table();
         let Some((pid, process)) = table.find(program, instance) else { return };
-        process.stopping = true;
+        process.ending = Ending::Asked;
         if process.stage == Stage::Awaiting {
             process.stage = Stage::Command;
         }
@@ -167,19 +172,27 @@ impl Shared {
             self.order(Order::Help(program, instance, pid));
             return;
         }
+        // Found while they still have their parents.
+        let Some(process) = table.by_pid.get(&pid) else { return };
+        let others = self.outside(&table, process, &[pid]);
+        let Some(process) = table.by_pid.get_mut(&pid) else { return };
         process.terminate(pid);
+        for other in others {
+            process.asked.insert(other.pid);
+            other.terminate();
+        }
         if let Some(status) = process.ended.filter(|_| !process.lives(pid)) {
-            self.finish(&mut table, pid, status, 0);
+            self.settle(&mut table, pid, status);
         }
     }
 
-    pub(super) fn kill(shared: &Arc<Self>, program: ProgramId, instance: InstanceId) {
-        let mut table = shared.table();
+    pub(super) fn kill(&self, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
         let Some((_, process)) = table.find(program, instance) else { return };
-        process.killed = true;
+        process.ending = Ending::Killed;
         let runs = process.ended.is_none();
         if let Some(helper) = table.helper_of(program) {
-            kill_group(helper);
+            kill_tree(helper);
         }
         let Some((pid, process)) = table.find(program, instance) else { return };
         if runs {
@@ -187,12 +200,13 @@ impl Shared {
         }
         // Its main process has gone, so nothing more will be heard of it. To count the rest takes a look at all
         // processes, for which the actors do not wait.
-        let later = shared.clone();
-        let counting = thread::Builder::new().name("counter".into()).spawn(move || later.sweep(pid));
+        let later = self.own.upgrade();
+        let count = move || later.iter().for_each(|shared| shared.sweep(pid));
+        let counting = thread::Builder::new().name("counter".into()).spawn(count);
         if counting.is_err() {
             process.signal(pid, SIGKILL);
             if let Some(status) = process.ended {
-                shared.finish(&mut table, pid, status, 0);
+                self.finish(&mut table, pid, status, 0);
             }
         }
     }
@@ -204,7 +218,9 @@ impl Shared {
         if signal == Signal::TERM {
             process.signal(pid, SIGTERM);
         } else if signal == Signal::KILL {
-            process.killed |= process.ended.is_none();
+            if process.ended.is_none() {
+                process.ending = Ending::Killed;
+            }
             process.signal(pid, SIGKILL);
         } else if process.ended.is_none() && (process.own || proc::birth(pid) == process.birth) {
             kernel::send(pid, signal.0);
@@ -230,11 +246,7 @@ impl Shared {
             // The launcher tells of its end, or has told it already.
             return None;
         }
-        let held = Pid::from_raw(pid).as_raw();
-        let held = rustix::process::Pid::from_raw(held);
-        let held = held.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
-        // It may have ended, and its id been given away, before it could be held.
-        if let Some(held) = held.filter(|_| proc::birth(pid) == birth) {
+        if let Some(held) = hold(pid, birth) {
             Some((pid, held))
         } else {
             self.ended_elsewhere(pid, ExitStatus::Unknown);
@@ -285,8 +297,9 @@ impl Shared {
     /// The command that checks a program runs.
     pub(super) fn register_check(&self, pid: i32, program: ProgramId, answer: oneshot::Sender<ExitStatus>) {
         let mut table = self.table();
-        if answer.is_closed() {
-            kill_group(pid);
+        // The run, or whoever has asked, may have gone while this was started.
+        if answer.is_closed() || !table.pid_of.contains_key(&program) {
+            kill_tree(pid);
         }
         table.helpers.insert(pid, Helper::Check(program, answer));
         self.in_flight.store(0, Ordering::SeqCst);
@@ -300,12 +313,16 @@ impl Shared {
         self.registered.notify_all();
     }
 
-    /// Ends the command that checks a program: it has had its time.
+    /// Ends the command that checks a program, with everything that it has started: it has had its time.
     pub(super) fn end_check(&self, program: ProgramId) {
-        let table = self.table();
+        Self::end_check_in(&self.table(), program);
+    }
+
+    /// The same, under the lock.
+    pub(super) fn end_check_in(table: &Living, program: ProgramId) {
         let checks = |helper: &Helper| matches!(helper, Helper::Check(checked, _) if *checked == program);
         for (pid, _) in table.helpers.iter().filter(|(_, helper)| checks(helper)) {
-            kill_group(*pid);
+            kill_tree(*pid);
         }
     }
 

@@ -10,10 +10,10 @@ use std::{
     os::fd::OwnedFd,
     sync::{Arc, PoisonError},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use gaggled_core::host::ExitStatus;
+use gaggled_core::host::{ExitStatus, StartTime};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, SpliceFFlags, tee},
@@ -22,12 +22,16 @@ use nix::{
 };
 
 use super::{kernel, proc, shared::Shared};
+use crate::clock::real_now;
 
 /// The end of a process, as the launcher writes it: process id, kind, value; each four bytes, little-endian.
 pub const REAPED: usize = 12;
 
 /// How soon the kernel is asked again for the status of a process that init has not reaped, at first and at most.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// How long init may take to reap a process that has ended.
+const REAPED_WITHIN: Duration = Duration::from_secs(3);
 
 /// Encodes the end of a process.
 pub fn encode_reaped(pid: i32, status: ExitStatus) -> [u8; REAPED] {
@@ -106,6 +110,13 @@ const MOST: usize = 1 << 20;
 /// The token of the pipe among those of the orphans.
 const PIPE: u64 = 0;
 
+/// Holds a process, so that its id is not mistaken for that of another. It may have ended, and its id been given away,
+/// before that.
+pub(super) fn hold(pid: i32, birth: StartTime) -> Option<OwnedFd> {
+    let held = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid)?, rustix::process::PidfdFlags::empty());
+    held.ok().filter(|_| proc::birth(pid) == birth)
+}
+
 /// What is watched.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
@@ -132,7 +143,7 @@ impl Watch {
 
     fn run(mut self, epoll: &Epoll, shared: &Shared, gone: impl FnOnce()) {
         let mut gone = Some(gone);
-        let mut dying: Vec<i32> = Vec::new();
+        let mut dying: Vec<(i32, Instant)> = Vec::new();
         let mut again = AGAIN.0;
         while self.pipe.is_some() || !self.orphans.is_empty() {
             let timeout = if dying.is_empty() {
@@ -154,13 +165,11 @@ impl Watch {
                         self.pipe.take().map(|pipe| epoll.delete(pipe.pipe));
                         gone.take().into_iter().for_each(|gone| gone());
                     }
-                    Ok(pid) => dying.push(pid),
-                    Err(_) => {}
+                    Ok(pid) if dying.iter().all(|(known, _)| *known != pid) => dying.push((pid, real_now())),
+                    Ok(_) | Err(_) => {}
                 }
             }
-            dying.sort_unstable();
-            dying.dedup();
-            dying.retain(|pid| !self.ask_kernel(*pid, shared));
+            dying.retain(|(pid, since)| !self.ask_kernel(*pid, *since, shared));
         }
     }
 
@@ -177,11 +186,14 @@ impl Watch {
     }
 
     /// Asks how an orphan has ended; false if that has to be asked again.
-    fn ask_kernel(&mut self, pid: i32, shared: &Shared) -> bool {
+    ///
+    /// The kernel knows it already while its parent has not reaped it, but a program that looks for the process of its
+    /// pid file would still find it: the next run has to wait. Some parents never reap, and are not waited for long.
+    fn ask_kernel(&mut self, pid: i32, since: Instant, shared: &Shared) -> bool {
         let Some(at) = self.orphans.iter().position(|(orphan, _)| *orphan == pid) else { return true };
-        // Whoever is its parent now may take its time to notice, or never do; the kernel knows it already.
         let zombie = proc::stat(pid).filter(proc::Stat::is_zombie);
         let status = match (zombie, kernel::exit_info(&self.orphans[at].1)) {
+            (Some(_), _) if since.elapsed() < REAPED_WITHIN => return false,
             (Some(stat), _) => kernel::of_wait_status(stat.exit_code),
             (None, kernel::ExitInfo::Ended(status)) => status,
             (None, kernel::ExitInfo::NotYet) => return false,
