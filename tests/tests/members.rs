@@ -6,6 +6,7 @@ use std::{fs, path::Path};
 use gaggled_core::{
     command::Selection,
     event::{Event, ProgramEvent},
+    state::ProgramState,
     wire::Action,
 };
 use gaggled_tests::harness::Daemon;
@@ -147,7 +148,7 @@ fn a_daemon_whose_command_was_not_seen_to_end_runs_once() {
         daemon.kill_all();
         let mut daemon = daemon.again();
         fs::write(daemon.directory.path().join("go"), "").expect("a file");
-        daemon.wait("the daemon to be ready", |_, state| state.programs.values().all(|program| program.is_ready()));
+        daemon.wait("the daemon to be ready", |_, state| state.programs.values().all(ProgramState::is_ready));
         assert_eq!((count(&word), daemon.dump()["d"]["instance"].as_u64()), (1, Some(1)), "{}", daemon.timeline());
         daemon.kill("d", nix::sys::signal::Signal::SIGKILL);
         daemon.wait("its next run to be ready", |_, state| {
