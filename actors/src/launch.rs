@@ -62,6 +62,8 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&Outlet>) -> Launc
         command,
         argv,
         stop: program.stop.clone(),
+        leaves: program.effective_leaves(),
+        success: program.success.clone(),
         env,
         wd: program.wd.clone(),
         log: match (outlet.and_then(|outlet| outlet.pipe.clone()), program.log.clone()) {

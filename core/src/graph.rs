@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::policy::{Backoff, Level, Limit, Mode, Policy, RESTART, START, STOP};
+pub use self::policy::{Backoff, Leaves, Level, Limit, Mode, Policy, RESTART, START, STOP};
 use crate::{
     event::{DependencyEvent, Event, ProgramEvent, SystemEvent},
     ids::{EdgeId, GroupId, ProgramId, Table},
@@ -137,7 +137,7 @@ impl Graph {
         self.built_on.push(Vec::new());
         let members = policy.group.map_or(&[][..], |group| &self.groups[group].members);
         let standing =
-            |earlier: &&ProgramId| self.programs[**earlier].undone && self.programs[**earlier].meets(&policy);
+            |earlier: &&ProgramId| self.programs[**earlier].may_stand() && self.programs[**earlier].meets(&policy);
         let builds_on: Vec<ProgramId> = members.iter().filter(standing).copied().collect();
         let (group, holds_back, has_restart) = (policy.group, policy.mode.holds_back(), policy.names(RESTART));
         let id = self.programs.push(policy);

@@ -135,11 +135,14 @@ pub struct Care {
     /// How long it may be silent.
     #[serde(default)]
     pub watchdog: Option<Millis>,
+    /// How long a run may take that is meant to end by itself.
+    #[serde(default)]
+    pub limit: Option<Millis>,
 }
 
 impl Default for Care {
     fn default() -> Self {
-        Self { daemonizes: false, readiness: None, within: Millis(60_000), checkup: None, watchdog: None }
+        Self { daemonizes: false, readiness: None, within: Millis(60_000), checkup: None, watchdog: None, limit: None }
     }
 }
 
@@ -195,6 +198,8 @@ pub enum Ailment {
     Unwell(Complaint),
     /// It has said nothing for longer than it may.
     Silent,
+    /// It is meant to end by itself, and has not in time.
+    Overrun,
 }
 
 impl fmt::Display for Complaint {
@@ -224,6 +229,7 @@ impl fmt::Display for Ailment {
             Self::NotReady(Some(complaint)) => write!(f, "it was not ready in time: {complaint}"),
             Self::Unwell(complaint) => write!(f, "it has failed its checks: {complaint}"),
             Self::Silent => f.write_str("it has been silent for too long"),
+            Self::Overrun => f.write_str("it has not ended in time"),
         }
     }
 }
@@ -278,6 +284,9 @@ impl Vigil {
         }
         if let Some(checkup) = self.care.checkup {
             out.arm(Timer::Check, now + checkup.every);
+        }
+        if let Some(limit) = self.care.limit {
+            out.arm(Timer::NotReady(state.instance), since + limit);
         }
         self.heard(now, state, out);
     }
@@ -365,6 +374,7 @@ impl Vigil {
             Timer::NotReady(instance) if instance == state.instance && state.ready_since.is_none() => {
                 Some(Ailment::NotReady(self.last))
             }
+            Timer::NotReady(instance) if instance == state.instance => self.care.limit.map(|_| Ailment::Overrun),
             Timer::Silent(instance) if instance == state.instance => Some(Ailment::Silent),
             Timer::NotReady(_)
             | Timer::Silent(_)

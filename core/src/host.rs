@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use self::signal::Signal;
 use crate::{
     confines::{Cgroup, Confines},
+    graph::Leaves,
     health::{Check, Complaint, Health, Ready},
     ids::{InstanceId, ProgramId},
     time::Millis,
@@ -27,6 +28,10 @@ pub struct Launch {
     pub argv: Vec<String>,
     /// The line of shell that stops it, or undoes what it has done.
     pub stop: Option<String>,
+    /// What becomes of processes that a run leaves when it has ended well.
+    pub leaves: Leaves,
+    /// The exit codes that mean success; only 0 if there is none.
+    pub success: Vec<i32>,
     /// Variables over those that every program gets, in the order of their names.
     pub env: Vec<(String, String)>,
     /// The directory to run in; the daemon's own if there is none.
@@ -174,6 +179,14 @@ impl ExitStatus {
     pub fn is_success(self) -> bool {
         self == Self::Code(0)
     }
+
+    /// Whether it is one of the exit codes that mean success; only 0 does if there is none.
+    pub fn is_one_of(self, success: &[i32]) -> bool {
+        match self {
+            Self::Code(code) if !success.is_empty() => success.contains(&code),
+            Self::Code(_) | Self::Signal(_) | Self::Core(_) | Self::OutOfMemory | Self::Unknown => self.is_success(),
+        }
+    }
 }
 
 impl fmt::Display for ExitStatus {
@@ -236,7 +249,7 @@ pub enum HostCommand {
         /// The run that is meant.
         instance: InstanceId,
     },
-    /// Kill everything that this instance consists of.
+    /// Kill everything that this instance consists of, also what it has left when it ended well.
     Kill {
         /// The program.
         program: ProgramId,
@@ -350,7 +363,7 @@ pub enum Fact {
     Exited {
         /// How its main process ended.
         status: ExitStatus,
-        /// How many processes of its group had to be killed after that.
+        /// How many processes it has left: they were killed, or, if they are part of what it has done, run on.
         left_behind: u16,
     },
 }

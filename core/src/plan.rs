@@ -12,7 +12,7 @@ use crate::{
     event::{Cause, Event, ProgramEvent},
     graph::{Group, STOP},
     ids::{GroupId, Seq},
-    state::{Place, ProgramState, State},
+    state::{Phase, Place, ProgramState, State},
 };
 
 /// What becomes of a program.
@@ -112,12 +112,20 @@ impl Plan {
                 Change::Start if known || state.programs[id].operator_down => ProgramEvent::OperatorStarted,
                 Change::Stop => ProgramEvent::OperatorStopped,
                 Change::Restart => ProgramEvent::OperatorRestarted,
+                // What has kept the old one down says nothing about the new one.
+                Change::Update if is_penalised(&state.programs[id]) => ProgramEvent::OperatorStarted,
                 Change::Start | Change::Update | Change::Keep => return None,
             };
             Some((Event::Program(id, event), cause.clone()))
         };
         self.steps.iter().filter_map(wish).collect()
     }
+}
+
+/// Whether a program is wanted, and waits only because it has failed before.
+fn is_penalised(program: &ProgramState) -> bool {
+    let waits = program.given_up || program.due && program.not_before.is_some();
+    program.phase == Phase::Down && !program.operator_down && program.place != Place::Out && waits
 }
 
 /// The level of each group with another configuration: the one that it is at, unless it comes up at another now.

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
-    graph::Policy,
+    graph::{Leaves, Policy},
     health::Vigil,
     host::{ExitStatus, Fact, HostCommand, Observed, Signal},
     ids::{EpochId, InstanceId, ProgramId, Seq},
@@ -97,7 +97,13 @@ impl Program {
                 }
                 out.perform(HostCommand::Signal { program, instance: *instance, signal: *signal });
             }
-            ProgramEvent::Exited { .. } => self.asked = false,
+            ProgramEvent::Exited { instance, left_behind, stands, .. } => {
+                self.asked = false;
+                // It was asked to end when it had just ended by itself: nothing of it is wanted.
+                if self.policy.leaves == Leaves::Keep && *left_behind > 0 && !stands {
+                    out.perform(HostCommand::Kill { program, instance: *instance });
+                }
+            }
             ProgramEvent::Started { .. } | ProgramEvent::Daemonized { .. } | ProgramEvent::Ready { .. } => {
                 let since = self.state.up_since.unwrap_or(envelope.at);
                 self.vigil.begin(envelope.at, since, &self.state, out);
@@ -231,7 +237,7 @@ impl Program {
             Fact::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
             Fact::StopCommandFailed { status } => ProgramEvent::StopCommandFailed { instance, status },
             Fact::Exited { status, left_behind } => {
-                let stands = self.stands(status);
+                let stands = self.stands(status, left_behind);
                 ProgramEvent::Exited { instance, status, left_behind, stands }
             }
         };
@@ -260,10 +266,10 @@ impl Program {
     }
 
     /// Whether what it has done stands when it ends like that.
-    fn stands(&self, status: ExitStatus) -> bool {
+    fn stands(&self, status: ExitStatus, left_behind: u16) -> bool {
         // That it was started may have been seen just before, and not be committed yet.
         let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && self.state.urged_by.is_none();
-        self.policy.undone && by_itself && self.policy.succeeds(status)
+        by_itself && self.policy.stands(status, left_behind)
     }
 
     fn kill(&self, instance: InstanceId, out: &mut Outputs) {

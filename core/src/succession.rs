@@ -265,7 +265,8 @@ fn carried(old: &ProgramState, was_enabled: bool, policy: &Policy, beginning: Be
         not_before: None,
         recent: Vec::new(),
         given_up: false,
-        last_seq: Seq(0),
+        // Who has put it down is known for as long as it is.
+        last_seq: if operator_down && old.operator_down { old.last_seq } else { Seq(0) },
         ..old.clone()
     }
 }
@@ -316,7 +317,7 @@ fn findings(known: &ProgramState, policy: &Policy, found: Found, now: Instant) -
         }
         Found::Ended { instance, status, left_behind } => {
             let by_itself = unwritten || known.urged_by.is_none() && known.phase != Phase::Stopping;
-            let stands = policy.undone && by_itself && policy.succeeds(status);
+            let stands = by_itself && policy.stands(status, left_behind);
             events.push(ProgramEvent::Exited { instance, status, left_behind, stands });
         }
         Found::NeverRan { instance } => {

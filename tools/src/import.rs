@@ -107,6 +107,14 @@ impl Display for Place {
     }
 }
 
+/// The same line with one word in the place of another, if it has that: `init.d/web stop` for `init.d/web start`. Control
+/// scripts are written so: what `start` leaves running, `stop` ends.
+fn counterpart(line: &str, word: &str, instead: &str) -> Option<String> {
+    let words: Vec<&str> = line.split(' ').collect();
+    let replaced: Vec<&str> = words.iter().map(|own| if *own == word { instead } else { own }).collect();
+    (replaced != words).then(|| replaced.join(" "))
+}
+
 /// A name that can be used here.
 fn usable(name: &str) -> String {
     let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' });

@@ -62,7 +62,11 @@ impl ControlActor {
             Action::Snapshot => Ok(Course::Answer(Reply::done(id, &self.state))),
             Action::Status => Ok(Course::Answer(self.status(id))),
             Action::Wait { programs, goal, timeout_ms } => {
-                let target = Target::new(self.choose(&programs)?, goal);
+                let mut chosen = self.choose(&programs)?;
+                if programs.is_empty() && goal == Goal::Up {
+                    self.leave_out_unwanted(&mut chosen);
+                }
+                let target = Target::new(chosen, goal).named(&programs);
                 Ok(Course::Await(target, timeout_ms.unwrap_or(DEFAULT_TIMEOUT)))
             }
             Action::Up(selection) => {

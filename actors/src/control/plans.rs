@@ -23,7 +23,7 @@ impl ControlActor {
         for group in &groups {
             events.extend(self.group_up(*group)?);
         }
-        let target = Target::new(Chosen { programs, groups }, Goal::Up);
+        let target = Target::new(Chosen { programs, groups }, Goal::Up).named(&selection.programs);
         Ok(proposal(selection, events, target.after(&self.state, ProgramState::is_ready)))
     }
 
@@ -50,7 +50,7 @@ impl ControlActor {
                 events.push(Event::Group(*group, GroupEvent::Restarted));
             }
         }
-        let target = Target::new(Chosen { programs, groups }, Goal::Up);
+        let target = Target::new(Chosen { programs, groups }, Goal::Up).named(&selection.programs);
         Ok(proposal(selection, events, target.after(&self.state, |_| false)))
     }
 
@@ -77,6 +77,12 @@ impl ControlActor {
         let target = Target::new(chosen, Goal::Up).after(&self.state, |_| false);
         let timeout = timeout_ms.unwrap_or(DEFAULT_TIMEOUT);
         Ok(Proposal { events: vec![event], target: wait.then_some(target), timeout, body: None })
+    }
+
+    /// Takes out what nothing brings up but an operator who asks for it by name, or who has put it down.
+    pub(super) fn leave_out_unwanted(&self, Chosen { programs, groups }: &mut Chosen) {
+        programs.retain(|id| self.state.graph.programs[*id].enabled && !self.state.programs[*id].operator_down);
+        groups.retain(|group| *self.state.groups[*group].level != *STOP);
     }
 
     /// What brings a group up: the level at which it comes up if it is stopped, else again the level that it is at, and

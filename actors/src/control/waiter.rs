@@ -26,13 +26,20 @@ pub(super) struct Target {
     pub groups: BTreeMap<GroupId, Seq>,
     /// The state.
     pub goal: Goal,
+    /// Whether they were asked for by name: what runs once is then waited for until it has ended.
+    pub is_named: bool,
 }
 
 impl Target {
     /// These, as they are.
     pub(super) fn new(Chosen { programs, groups }: Chosen, goal: Goal) -> Self {
         let programs = programs.into_iter().map(|id| (id, 0)).collect();
-        Self { programs, groups: groups.into_iter().map(|id| (id, Seq(0))).collect(), goal }
+        Self { programs, groups: groups.into_iter().map(|id| (id, Seq(0))).collect(), goal, is_named: false }
+    }
+
+    /// The same, chosen by these words.
+    pub(super) fn named(self, words: &[String]) -> Self {
+        Self { is_named: !words.is_empty(), ..self }
     }
 
     /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
@@ -106,20 +113,25 @@ impl Waiter {
         let name = &policy.name;
         match target.goal {
             Goal::Down => Ok(now.phase == Phase::Down),
-            Goal::Up if now.phase == Phase::Up => Ok(now.is_ready() && now.instance > InstanceId(after)),
+            Goal::Up if now.phase == Phase::Up => {
+                let is_up = now.is_ready() && now.instance > InstanceId(after);
+                Ok(is_up && !(target.is_named && policy.ends_by_itself()))
+            }
             Goal::Up if now.phase == Phase::Done => Ok(now.leaving.is_none() && now.instance > InstanceId(after)),
             Goal::Up if now.phase != Phase::Down => Ok(false),
             Goal::Up if now.given_up => Err(format!(
                 "{name} has ended too often and is given up: {}",
                 now.outcome.map(describe).unwrap_or_default()
             )),
-            Goal::Up if now.operator_down => Err(format!("{name} was put down by an operator")),
+            Goal::Up if now.operator_down && policy.enabled => Err(format!("{name} was put down by an operator")),
+            Goal::Up if now.operator_down => Err(format!("{name} is manual, and is down until it is asked up")),
             Goal::Up if self.is_command && self.hopeless(program, state).is_some() => {
                 Err(self.hopeless(program, state).unwrap_or_default())
             }
             Goal::Up if state.shutdown.is_some() => Err(format!("{name} cannot come up: gaggled is shutting down")),
             Goal::Up => match now.outcome {
-                Some(Outcome::SpawnFailed { stage, errno }) if now.instance.0 > after && !stage.is_transient(errno) => {
+                // One that is tried again may come up yet.
+                Some(Outcome::SpawnFailed { .. }) if now.instance.0 > after && !now.due => {
                     Err(format!("{name} could not be started: {}", now.outcome.map(describe).unwrap_or_default()))
                 }
                 Some(outcome @ Outcome::Exited(status))

@@ -48,6 +48,8 @@ pub struct Inheritance {
     pub survivors: Vec<Survivor>,
     /// The directories in which cgroups are, and were.
     pub cgroups: Vec<PathBuf>,
+    /// The cgroups of what runs that have ended well have left.
+    pub kept: Vec<Cgroup>,
     /// What the launcher has told so far.
     pub reaped: Vec<(i32, ExitStatus)>,
     /// Is called when the launcher has died.
@@ -130,9 +132,11 @@ impl LinuxHost {
 
 impl Processes for LinuxHost {
     fn begin(&mut self) {
-        let Some(Inheritance { pipe, survivors, cgroups, reaped, gone, .. }) = self.inheritance.take() else { return };
+        let Some(Inheritance { pipe, survivors, cgroups, kept, reaped, gone, .. }) = self.inheritance.take() else {
+            return;
+        };
         let launcher = pipe.as_ref().map(|_| getppid().as_raw());
-        let known = survivors.iter().filter_map(|survivor| survivor.cgroup.clone()).collect();
+        let known = survivors.iter().filter_map(|survivor| survivor.cgroup.clone()).chain(kept).collect();
         cgroups.iter().flat_map(|own| cgroup::others(own, &known)).for_each(|cgroup| self.shared.bury(cgroup));
         let orphans = survivors.into_iter().filter_map(|survivor| self.shared.adopt(survivor, launcher)).collect();
         for (pid, status) in reaped {

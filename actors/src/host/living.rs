@@ -55,6 +55,8 @@ pub(super) enum Stage {
 pub(super) enum Ending {
     /// Nothing was done to it.
     No,
+    /// An operator has sent it a signal that may end it: what it leaves behind then is not kept.
+    Urged,
     /// It was asked to: what it leaves behind then has time to end as well.
     Asked,
     /// That time is over, or an operator has killed it.

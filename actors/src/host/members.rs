@@ -10,7 +10,10 @@ use std::{
     thread,
 };
 
-use gaggled_core::{host::ExitStatus, ids::InstanceId};
+use gaggled_core::{
+    host::{ExitStatus, StartTime},
+    ids::{InstanceId, ProgramId},
+};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::getpid,
@@ -96,6 +99,26 @@ impl Shared {
         } else if !self.await_others(table, main, left) {
             self.finish(table, main, status, 0);
         }
+    }
+
+    /// Kills what a run has left that ended well, when nothing of it is wanted after all.
+    pub(super) fn kill_kept(&self, program: ProgramId, instance: InstanceId) {
+        let own = self.own.clone();
+        // To find it takes a look at all processes, for which the actors do not wait.
+        let kill = move || {
+            let Some(shared) = own.upgrade() else { return };
+            let table = shared.table();
+            if table.pid_of.contains_key(&program) {
+                return;
+            }
+            let gone = Process::new(program, instance, 0, StartTime::default(), false);
+            let left = shared.outside(&table, &gone, &[]);
+            drop(table);
+            for held in left {
+                held.kill();
+            }
+        };
+        let _ = thread::Builder::new().name("counter".into()).spawn(kill);
     }
 
     /// Asks these processes to end, those of them that were not asked before, and waits for them in a thread; false if

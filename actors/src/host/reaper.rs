@@ -2,7 +2,10 @@
 
 use std::sync::{MutexGuard, PoisonError, atomic::Ordering};
 
-use gaggled_core::host::{ExitStatus, Fact, Observed};
+use gaggled_core::{
+    graph::Leaves,
+    host::{ExitStatus, Fact, Observed},
+};
 use nix::{
     sys::signal::Signal,
     unistd::{Pid, getpgid},
@@ -104,10 +107,19 @@ impl Shared {
         let may_be_well = status.is_success() || status == ExitStatus::Unknown;
         let leaves_daemon =
             self.traits[program].daemon_file().filter(|_| process.stage == Stage::Command && may_be_well);
-        if let Some(file) = leaves_daemon.filter(|_| process.ending == Ending::No) {
+        if let Some(file) = leaves_daemon.filter(|_| matches!(process.ending, Ending::No | Ending::Urged)) {
             process.stage = Stage::Awaiting;
             let (instance, path) = (process.instance, file.to_owned());
             return self.attend(Task::AwaitDaemon { program, instance, path });
+        }
+        let by_itself = process.ending == Ending::No;
+        match self.traits[program].leaves_after(status) {
+            Leaves::Keep if by_itself => {
+                drop(table);
+                return self.keep(pid, status);
+            }
+            Leaves::Release if by_itself => return self.conclude(&mut table, pid, status, 0),
+            Leaves::Kill | Leaves::Keep | Leaves::Release => {}
         }
         let lives = process.lives(pid);
         let waits = process.ending == Ending::Asked;
@@ -162,6 +174,17 @@ impl Shared {
         }
     }
 
+    /// A run has ended well, and what it has left is part of what it has done: it is counted, and runs on. It is known again
+    /// by its token.
+    fn keep(&self, pid: i32, status: ExitStatus) {
+        let group = self.table().by_pid.get(&pid).map_or(pid, |process| process.group);
+        let members = proc::members(group);
+        let mut table = self.table();
+        let Some(process) = table.by_pid.get(&pid) else { return };
+        let left = self.outside(&table, process, &members).len() + members.len();
+        self.conclude(&mut table, pid, status, u16::try_from(left).unwrap_or(u16::MAX));
+    }
+
     /// Counts and kills what the main process of an instance has left behind, and reports its end.
     pub(super) fn sweep(&self, pid: i32) {
         let group = self.table().by_pid.get(&pid).map_or(pid, |process| process.group);
@@ -189,7 +212,9 @@ impl Shared {
     pub(super) fn conclude(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
         if let Some(process) = table.remove(pid) {
             Self::end_check_in(table, process.program);
-            let status = self.end_cgroup(&process, status);
+            let runs_on = self.traits[process.program].leaves_after(status) != Leaves::Kill;
+            let status =
+                if runs_on && process.ending == Ending::No { status } else { self.end_cgroup(&process, status) };
             if self.traits[process.program].is_attended {
                 self.attend(Task::End(process.program));
             }

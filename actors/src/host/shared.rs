@@ -14,6 +14,7 @@ use std::{
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
+    graph::Leaves,
     host::{ExitStatus, Fact, Launch, Observed, PidFile, Signal},
     ids::{InstanceId, ProgramId, Table},
 };
@@ -66,6 +67,9 @@ impl std::fmt::Debug for Shared {
 pub(super) struct Traits {
     pub(super) name: String,
     pub(super) has_stop: bool,
+    /// What becomes of what a run leaves when it has ended well, and the exit codes that say so.
+    leaves: Leaves,
+    success: Vec<i32>,
     pub(super) pid_file: Option<PidFile>,
     /// As whom it runs.
     pub(super) uid: u32,
@@ -79,10 +83,17 @@ impl Traits {
         Self {
             name: launch.name.clone(),
             has_stop: launch.stop.is_some(),
+            leaves: launch.leaves,
+            success: launch.success.clone(),
             pid_file: launch.pid_file.clone(),
             uid: identity.map_or_else(|| geteuid().as_raw(), |identity| identity.uid),
             is_attended: launch.ready.is_some() || launch.watchdog.is_some(),
         }
+    }
+
+    /// What becomes of what a run leaves that has ended like this by itself.
+    pub(super) fn leaves_after(&self, status: ExitStatus) -> Leaves {
+        if status.is_one_of(&self.success) { self.leaves } else { Leaves::Kill }
     }
 
     /// The file in which the command writes which process its daemon is.
@@ -188,7 +199,10 @@ impl Shared {
 
     pub(super) fn kill(&self, program: ProgramId, instance: InstanceId) {
         let mut table = self.table();
-        let Some((_, process)) = table.find(program, instance) else { return };
+        let Some((_, process)) = table.find(program, instance) else {
+            drop(table);
+            return self.kill_kept(program, instance);
+        };
         process.ending = Ending::Killed;
         let runs = process.ended.is_none();
         if let Some(helper) = table.helper_of(program) {
@@ -215,6 +229,9 @@ impl Shared {
     pub(super) fn signal(&self, program: ProgramId, instance: InstanceId, signal: Signal) {
         let mut table = self.table();
         let Some((pid, process)) = table.find(program, instance) else { return };
+        if signal.asks_to_end() && process.ending == Ending::No {
+            process.ending = Ending::Urged;
+        }
         if signal == Signal::TERM {
             process.signal(pid, SIGTERM);
         } else if signal == Signal::KILL {
@@ -263,6 +280,15 @@ impl Shared {
     /// The cgroup of a run.
     pub(super) fn cgroup_of(&self, program: ProgramId, instance: InstanceId) -> Option<Cgroup> {
         self.table().find(program, instance)?.1.cgroup.clone()
+    }
+
+    /// What undoes a run has begun: what that has left is asked to end after it, and has the same time.
+    pub(super) fn register_undo(&self, run: (ProgramId, InstanceId), started: Started) {
+        self.register(run, started);
+        let mut table = self.table();
+        if let Some((_, process)) = table.find(run.0, run.1).filter(|(_, process)| process.ending == Ending::No) {
+            process.ending = Ending::Asked;
+        }
     }
 
     /// A run has begun.

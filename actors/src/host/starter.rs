@@ -146,9 +146,15 @@ impl Starter {
     }
 
     fn run_as(&mut self, program: ProgramId, instance: InstanceId, what: What<'_>) {
-        match self.start(program, instance, what) {
-            Ok(started) => self.shared.register((program, instance), started),
-            Err(error) => self.shared.failed(program, instance, error),
+        match (self.start(program, instance, what), what) {
+            (Ok(started), What::Stop) => self.shared.register_undo((program, instance), started),
+            (Ok(started), _) => self.shared.register((program, instance), started),
+            (Err(error), _) => {
+                if matches!(what, What::Stop) {
+                    self.shared.kill_kept(program, instance);
+                }
+                self.shared.failed(program, instance, error);
+            }
         }
     }
 
@@ -169,7 +175,9 @@ impl Starter {
         let nul = |_| SpawnError { stage: ExecStage::Exec, errno: libc::EINVAL };
         let words: Vec<&str> = match what {
             What::Command => [&launch.command].into_iter().chain(&launch.argv).map(String::as_str).collect(),
-            What::Stop | What::Help(_) => vec!["/bin/sh", "-c", launch.stop.as_deref().ok_or(missing)?],
+            // Without a stop command what was kept is asked to end after a process that does nothing.
+            What::Stop => vec!["/bin/sh", "-c", launch.stop.as_deref().unwrap_or(":")],
+            What::Help(_) => vec!["/bin/sh", "-c", launch.stop.as_deref().ok_or(missing)?],
             What::Check(line, _) => vec!["/bin/sh", "-c", line],
         };
         let candidates = candidates(words[0], &self.search).map_err(nul)?;
@@ -216,7 +224,8 @@ impl Starter {
         let user = SpawnError { stage: ExecStage::User, errno: libc::EINVAL };
         let confinement = launch.confines.as_ref().and_then(Confinement::new).ok_or(user)?;
         let run = self.shared.cgroup_of(program, instance).filter(|_| !is_part);
-        let (cgroup, entrance) = enter(launch, instance, run, is_part)?;
+        let undoes = matches!(what, What::Stop);
+        let (cgroup, entrance) = enter(launch, instance, run, is_part, undoes)?;
         let pid_file = match &launch.pid_file {
             Some(PidFile::Write(path)) if matches!(what, What::Command) => Some(pid_file::create(path)?),
             Some(_) | None => None,
@@ -256,13 +265,19 @@ fn enter(
     instance: InstanceId,
     beside: Option<Cgroup>,
     is_part: bool,
+    undoes: bool,
 ) -> Result<(Option<Cgroup>, Option<File>), SpawnError> {
     let failed =
         |error: io::Error| SpawnError { stage: ExecStage::Cgroup, errno: error.raw_os_error().unwrap_or(libc::EIO) };
     match &launch.cgroup {
         Some(wanted) if is_part => {
             let cgroup = Cgroup::new(Path::new(&wanted.parent), &launch.name, instance);
-            let entrance = cgroup.make(&wanted.settings).map_err(failed)?;
+            let entrance = match cgroup.make(&wanted.settings) {
+                // What the run has left may still be in it.
+                Err(error) if undoes && error.kind() == io::ErrorKind::AlreadyExists => cgroup.entrance(),
+                made => made,
+            };
+            let entrance = entrance.map_err(failed)?;
             Ok((Some(cgroup), Some(entrance)))
         }
         _ => {

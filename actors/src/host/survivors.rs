@@ -13,6 +13,7 @@ use std::{
 };
 
 use gaggled_core::{
+    graph::Leaves,
     host::{ExitStatus, Found, StartTime},
     ids::{Dense, InstanceId, ProgramId},
     state::{Phase, ProgramState, State},
@@ -56,7 +57,8 @@ pub struct Before<'a> {
 }
 
 /// What is found of each program that had a process, or may have one that the journal has not heard of: of the instance
-/// that the journal knows, and then of a later one; and those that run.
+/// that the journal knows, and then of a later one; those that run, and the
+/// cgroups of what runs that have ended well have left.
 ///
 /// `state` is the last state carried over. `reaped` is asked what the launcher has reaped, when everything has been looked
 /// at: what has gone by then it has told of.
@@ -64,7 +66,7 @@ pub fn look(
     before: &Before<'_>,
     state: &State,
     reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>,
-) -> (Vec<(ProgramId, Found)>, Vec<Survivor>) {
+) -> (Vec<(ProgramId, Found)>, Vec<Survivor>, Vec<Cgroup>) {
     end_half_started();
     let mut bearers: BTreeMap<String, Vec<Bearer>> = BTreeMap::new();
     for pid in proc::all() {
@@ -89,6 +91,9 @@ pub fn look(
     // Of an id that was given twice the first is meant: it was the program's until it ended.
     let reaped: BTreeMap<i32, ExitStatus> = reaped().into_iter().rev().collect();
     let mut survivors = Vec::new();
+    let done = state.programs.iter().filter(|(_, known)| known.phase == Phase::Done);
+    let in_cgroup = |id: ProgramId, instance| Cgroup::find(before.cgroups, &state.graph.programs[id].name, instance);
+    let mut kept: Vec<Cgroup> = done.filter_map(|(id, known)| in_cgroup(id, known.instance)).collect();
     let mut find = |(program, seen): (ProgramId, Seen)| {
         let name = &*state.graph.programs[program].name;
         let (known, file) = (&state.programs[program], before.daemon_files.get(name));
@@ -118,11 +123,21 @@ pub fn look(
                 // What was being stopped may have been killed by gaggled itself.
                 let unasked = cgroup.as_ref().filter(|_| known.phase != Phase::Stopping);
                 let status = unasked.map_or(status, |cgroup| cgroup.explain(status));
-                let members = cgroup.map_or(0, |cgroup| cgroup.members().len());
+                let members = cgroup.as_ref().map_or(0, |cgroup| cgroup.members().len());
                 // What carries its token goes with it, wherever it is; and so does what is in its cgroup, a little later.
                 let own = bearers.get(name).map_or(&[][..], Vec::as_slice);
+                let own = own.iter().filter(|bearer| bearer.instance == instance && !bearer.stat.is_zombie());
+                let by_itself =
+                    known.instance != instance || known.urged_by.is_none() && known.phase != Phase::Stopping;
+                let policy = &state.graph.programs[program];
+                if policy.leaves != Leaves::Kill && by_itself && policy.succeeds(status) {
+                    let count = if policy.leaves == Leaves::Keep { own.count() } else { 0 };
+                    let left_behind = u16::try_from(count).unwrap_or(u16::MAX);
+                    kept.extend(cgroup);
+                    return (program, Found::Ended { instance, status, left_behind });
+                }
                 let mut left_behind = pid.map_or(0, |pid| sweep(pid, &token, before.identity));
-                for bearer in own.iter().filter(|bearer| bearer.instance == instance && !bearer.stat.is_zombie()) {
+                for bearer in own {
                     let gone = Token::of(bearer.pid, before.identity).as_ref() != Some(&token);
                     if !gone && kill(Pid::from_raw(bearer.pid), Signal::SIGKILL).is_ok() {
                         left_behind = left_behind.saturating_add(1);
@@ -135,7 +150,7 @@ pub fn look(
         (program, found)
     };
     let found = seen.into_iter().map(&mut find).collect();
-    (found, survivors)
+    (found, survivors, kept)
 }
 
 /// The processes that carry a token of the gaggled with this journal, with the names of their programs.
@@ -205,6 +220,12 @@ impl Look<'_> {
         let (instance, birth) = (self.known.instance, self.known.birth);
         if !self.known.is_running() {
             return None;
+        }
+        if self.known.phase == Phase::Done {
+            // What carries the token is part of what the run has done. What undoes that was recorded.
+            let slot = self.slots.iter().rfind(|slot| slot.instance == instance && slot.ended.is_none())?;
+            let stat = proc::stat(slot.pid).filter(|stat| !stat.is_zombie() && stat.parent == getppid().as_raw())?;
+            return Some(Seen::Alive { instance, pid: slot.pid, stat });
         }
         match self.known.pid {
             Some(pid) => Some(match same(pid, birth) {

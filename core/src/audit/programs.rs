@@ -59,7 +59,9 @@ impl Audit {
             }
             ProgramEvent::StopCommandFailed { .. } => {}
             ProgramEvent::StopEscalated { .. } => self.seen(id).escalated = true,
-            ProgramEvent::Exited { instance, status, .. } => self.ends(id, *instance, *status, envelope),
+            ProgramEvent::Exited { instance, status, left_behind, .. } => {
+                self.ends(id, *instance, (*status, *left_behind), envelope);
+            }
             ProgramEvent::OperatorStopped | ProgramEvent::OperatorRestarted => {
                 let stays_down = *event == ProgramEvent::OperatorStopped;
                 let seen = self.seen(id);
@@ -199,7 +201,13 @@ impl Audit {
         }
     }
 
-    fn ends(&mut self, id: ProgramId, instance: InstanceId, status: ExitStatus, envelope: &Envelope) {
+    fn ends(
+        &mut self,
+        id: ProgramId,
+        instance: InstanceId,
+        (status, left_behind): (ExitStatus, u16),
+        envelope: &Envelope,
+    ) {
         let policy = self.graph.programs[id].clone();
         let (once, well) = (policy.mode != Mode::Respawn, policy.succeeds(status));
         let (essential, shutdown) = (policy.essential, self.shutdown.is_some());
@@ -224,8 +232,9 @@ impl Audit {
         }
         // It may have ended by itself while it was about to be told to.
         let by_itself = !seen.told || envelope.cause == Cause::Os;
-        let wrongly = if seen.exists { !(well && by_itself) } else { well && !seen.told };
-        if policy.undone && wrongly {
+        let may_stand = policy.stands(status, left_behind);
+        let wrongly = if seen.exists { !(may_stand && by_itself) } else { may_stand && !seen.told };
+        if wrongly {
             wrong.push(format!("I30: event {}: what {id:?} has done stands, or not, without reason", envelope.seq));
         }
         let fell_before = seen.operator_fall.is_some();

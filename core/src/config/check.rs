@@ -331,6 +331,13 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &Locator, found: &mu
     if mode == Mode::Test && program.stop.is_some() {
         error("stop", "is a test that would have to be undone", "give it mode: Wait, or remove stop");
     }
+    if program.leaves.is_some() && matches!(mode, Mode::Respawn | Mode::Test) {
+        error("leaves", "is of a mode of which nothing is kept", "remove leaves, or give it mode: Once or Wait");
+    }
+    if mode == Mode::Respawn && program.start_timeout.is_some() && program.is_ready_at_once() {
+        let help = "add ready, remove start_timeout, or give it mode: Once if it is meant to end by itself";
+        error("start_timeout", "is ready as soon as it runs, so nothing is waited for", help);
+    }
     if program.success.iter().any(|code| !(0..=255).contains(code)) {
         error("success", "has an exit code for success that no program exits with", "write codes from 0 to 255");
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Ordered, Settings};
 use crate::{
     confines::{Rlimit, Umask},
-    graph::{self, Backoff, Graph, Group, Limit, Mode, Policy, START, Until},
+    graph::{self, Backoff, Graph, Group, Leaves, Limit, Mode, Policy, START, Until},
     health::{Care, Checkup, Health, Readiness, Ready},
     host::PidFile,
     ids::GroupId,
@@ -95,6 +95,10 @@ pub struct ProgramConfig {
     /// Exit codes that mean success; only 0 if there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub success: Vec<i32>,
+    /// What becomes of processes that a run leaves when it has ended well: of mode `Wait` they are kept as part of what it
+    /// has done, of mode `Once` they are killed, unless this says otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leaves: Option<Leaves>,
     /// A line of shell that stops it, instead of a TERM; if it is of mode `Wait`, one that undoes what it has done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<String>,
@@ -202,6 +206,7 @@ impl Default for ProgramConfig {
             levels: Vec::new(),
             retry: false,
             success: Vec::new(),
+            leaves: None,
             stop: None,
             enabled: true,
             manual: false,
@@ -251,7 +256,22 @@ impl ProgramConfig {
             within: self.start_timeout.unwrap_or(plain.within),
             checkup: self.health.as_ref().map(|health| Checkup { every: health.every, failures: health.failures }),
             watchdog: self.watchdog,
+            limit: self.start_timeout.filter(|_| self.effective_mode() != Mode::Respawn && self.is_ready_at_once()),
         }
+    }
+
+    /// What becomes of processes that a run leaves when it has ended well.
+    pub fn effective_leaves(&self) -> Leaves {
+        match self.effective_mode() {
+            Mode::Respawn | Mode::Test => Leaves::Kill,
+            Mode::Once => self.leaves.unwrap_or_default(),
+            Mode::Wait => self.leaves.unwrap_or(Leaves::Keep),
+        }
+    }
+
+    /// Whether nothing is waited for but its process.
+    pub fn is_ready_at_once(&self) -> bool {
+        self.ready.is_none() && !matches!(self.pid_file, Some(PidFile::Read(_)))
     }
 }
 
@@ -310,13 +330,15 @@ impl Config {
             })
             .collect();
         for (name, program) in self.programs.iter() {
+            let leaves = program.effective_leaves();
             graph.add_program(Policy {
                 name: name.into(),
                 mode: program.effective_mode(),
                 enabled: program.enabled && !program.manual,
                 group: program.group.as_deref().and_then(|group| groups.get(group).copied()),
                 levels: program.levels.iter().map(|level| level.as_str().into()).collect(),
-                undone: program.stop.is_some() && program.effective_mode() == Mode::Wait,
+                undone: program.stop.is_some() && (program.effective_mode() == Mode::Wait || leaves == Leaves::Keep),
+                leaves,
                 retry: program.retry,
                 success: program.success.clone(),
                 killwait: program.killwait.unwrap_or(self.gaggled.killwait),

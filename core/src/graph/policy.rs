@@ -27,6 +27,18 @@ impl Mode {
     }
 }
 
+/// What becomes of processes that a run leaves when it has ended well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Leaves {
+    /// They are killed.
+    #[default]
+    Kill,
+    /// They run on as part of what the program has done, and end with that.
+    Keep,
+    /// They run on, and are none of gaggled's any more.
+    Release,
+}
+
 /// The name of a level. A group has one at a time, and with it run the programs that name it.
 pub type Level = Arc<str>;
 
@@ -96,9 +108,12 @@ pub struct Policy {
     /// The levels of its group at which it runs; all but `stop` if there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<Level>,
-    /// Whether what it has done stands after its end, until its stop command undoes it.
+    /// Whether what it has done stands after its end, until its stop command undoes it, whatever it leaves running.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub undone: bool,
+    /// What becomes of processes that a run leaves when it has ended well.
+    #[serde(default)]
+    pub leaves: Leaves,
     /// Whether it is started again until it has ended well, although it is to run only once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub retry: bool,
@@ -133,6 +148,7 @@ impl Policy {
             group: None,
             levels: Vec::new(),
             undone: false,
+            leaves: Leaves::Kill,
             retry: false,
             success: Vec::new(),
             killwait: Millis(10_000),
@@ -154,16 +170,24 @@ impl Policy {
         self.levels.iter().any(|own| &**own == level)
     }
 
+    /// Whether it is meant to end, and nothing but its end shows that it has done what it is for.
+    pub fn ends_by_itself(&self) -> bool {
+        self.mode != Mode::Respawn && self.care.is_ready_at_once()
+    }
+
     /// Whether an end with this status is a success.
     pub fn succeeds(&self, status: ExitStatus) -> bool {
-        match status {
-            ExitStatus::Code(code) if !self.success.is_empty() => self.success.contains(&code),
-            ExitStatus::Code(_)
-            | ExitStatus::Signal(_)
-            | ExitStatus::Core(_)
-            | ExitStatus::OutOfMemory
-            | ExitStatus::Unknown => status.is_success(),
-        }
+        status.is_one_of(&self.success)
+    }
+
+    /// Whether something may stand after a run.
+    pub fn may_stand(&self) -> bool {
+        self.undone || self.leaves == Leaves::Keep
+    }
+
+    /// Whether something stands after a run that has ended like this by itself, with so many processes left.
+    pub fn stands(&self, status: ExitStatus, left_behind: u16) -> bool {
+        (self.undone || self.leaves == Leaves::Keep && left_behind > 0) && self.succeeds(status)
     }
 
     /// Whether a run that has ended, well or not, is followed by another by itself.

@@ -140,6 +140,9 @@ pub struct ProgramState {
     /// Whether it has ended too often, and is left down until somebody asks it up.
     #[serde(default)]
     pub given_up: bool,
+    /// How many processes are part of what it has done, while that stands.
+    #[serde(default)]
+    pub kept: u16,
     /// How often it has been started again.
     pub restarts: u64,
     /// The number of its dependencies that are not satisfied.
@@ -178,6 +181,7 @@ impl ProgramState {
             not_before: None,
             recent: Vec::new(),
             given_up: false,
+            kept: 0,
             restarts: 0,
             unmet: u32::try_from(dependencies).unwrap_or(u32::MAX),
             state_sequence: 1,

@@ -112,7 +112,7 @@ fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Found> {
     if known.phase != Phase::Down && alive.is_none_or(|alive| alive.instance() != known.instance) {
         let instance = known.instance;
         found.push(match told(instance) {
-            Some(status) => Found::Ended { instance, status, left_behind: 0 },
+            Some(status) => Found::Ended { instance, status, left_behind: host.leaves(id, instance, status) },
             None if known.phase == Phase::Starting && host.remembers() => Found::NeverRan { instance },
             None => Found::Ended { instance, status: ExitStatus::Unknown, left_behind: 0 },
         });
@@ -121,7 +121,7 @@ fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Found> {
     if alive.is_none()
         && let Some((instance, status)) = host.last_ended(id).filter(|(instance, _)| *instance > known.instance)
     {
-        found.push(Found::Ended { instance, status, left_behind: 0 });
+        found.push(Found::Ended { instance, status, left_behind: host.leaves(id, instance, status) });
     }
     found
 }

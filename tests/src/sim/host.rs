@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
     event::{Envelope, Event, ProgramEvent},
+    graph::Leaves,
     health::{Ailment, Check, Complaint, Readiness},
     host::{ExecStage, ExitStatus, Fact, HostCommand, Observed, Signal, StartTime},
     ids::{Dense, InstanceId, ProgramId},
@@ -164,7 +165,8 @@ impl SimHost {
             Fate::End(program, instance, status) if self.runs(program, instance) => {
                 self.live.remove(&program);
                 self.ended.insert((program, instance), status);
-                Some(Observed { program, instance, fact: Fact::Exited { status, left_behind: 0 } })
+                let left_behind = self.leaves(program, instance, status);
+                Some(Observed { program, instance, fact: Fact::Exited { status, left_behind } })
             }
             Fate::Speak { program, instance, .. } if self.runs(program, instance) => {
                 if self.world.behaviours[program.index()].is_heard_late {
@@ -175,6 +177,14 @@ impl SimHost {
             }
             Fate::End(..) | Fate::Speak { .. } => None,
         }
+    }
+
+    /// How many processes a run leaves that has ended like this, and are kept.
+    pub fn leaves(&self, program: ProgramId, instance: InstanceId, status: ExitStatus) -> u16 {
+        let policy = &self.world.graph.programs[program];
+        let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 48) ^ instance.0);
+        let leaves = random.percent(self.world.behaviours[program.index()].leaves);
+        if policy.leaves == Leaves::Keep && policy.succeeds(status) && leaves { 2 } else { 0 }
     }
 
     fn runs(&self, program: ProgramId, instance: InstanceId) -> bool {

@@ -2,7 +2,7 @@
 
 use gaggled_core::{
     event::{Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Group, Limit, Mode, Policy, RESTART, START, STOP, Until},
+    graph::{Backoff, Dependency, Graph, Group, Leaves, Limit, Mode, Policy, RESTART, START, STOP, Until},
     health::{Care, Checkup, Readiness},
     ids::{Dense, GroupId, ProgramId},
     time::{Instant, Millis},
@@ -30,6 +30,8 @@ pub struct Behaviour {
     pub sick: u64,
     /// For how long it says that it is alive.
     pub speaks: Millis,
+    /// How often in a hundred runs it leaves processes when it ends well.
+    pub leaves: u64,
     /// Whether what it says is only heard when somebody listens: gaggled stands still all the time.
     pub is_heard_late: bool,
 }
@@ -123,6 +125,11 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             group,
             levels: levels.iter().filter(|_| group.is_some()).map(|level| (*level).into()).collect(),
             undone: mode == Mode::Wait && random.percent(50),
+            leaves: match mode {
+                Mode::Wait => random.pick(&[Leaves::Keep, Leaves::Keep, Leaves::Kill, Leaves::Release]),
+                Mode::Once => random.pick(&[Leaves::Kill, Leaves::Kill, Leaves::Keep]),
+                Mode::Respawn | Mode::Test => Leaves::Kill,
+            },
             retry: mode != Mode::Respawn && random.percent(20),
             success: if random.percent(50) { Vec::new() } else { vec![0, 1] },
             killwait: if random.percent(80) { graph.killwait } else { random.pick(&[Millis(50), Millis(2000)]) },
@@ -177,6 +184,7 @@ fn draw_care(random: &mut Random, mode: Mode) -> Care {
         return Care::default();
     }
     Care {
+        limit: None,
         daemonizes: random.percent(30),
         readiness: random.pick(&[None, Some(Readiness::Told), Some(Readiness::Asked)]),
         within: random.pick(&[Millis(500), Millis(5000), Millis(30_000)]),
@@ -202,6 +210,7 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
         ready: random.pick(&[Some(0), Some(1), Some(700), Some(20_000), None]).map(Millis),
         sick: random.pick(&[0, 0, 20, 70]),
         speaks: Millis(random.pick(&[0, 40_000, u64::MAX >> 20])),
+        leaves: random.pick(&[0, 0, 50, 100]),
         is_heard_late: random.percent(20),
     }
 }

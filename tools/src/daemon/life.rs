@@ -148,7 +148,8 @@ impl Life<'_> {
 
     /// Starts everything; what it returns besides is told when it ends.
     fn begin(&mut self, clock: Clock, taken: TakenOver) -> io::Result<(Running, oneshot::Receiver<End>)> {
-        let TakenOver { head, state, committed, recorder, mut pipe, survivors, reaped, before, own_cgroups } = taken;
+        let TakenOver { head, state, committed, recorder, mut pipe, survivors, kept, reaped, before, own_cgroups } =
+            taken;
         let cgroups = head.cgroups.clone();
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
         let (system, mut launched) = (self.system, self.launched.take());
@@ -175,7 +176,7 @@ impl Life<'_> {
             let _ = gone.send(());
         };
         let inheritance =
-            Inheritance { stash, pipe, survivors, cgroups: cgroups.clone(), reaped, gone: Box::new(tell) };
+            Inheritance { stash, pipe, survivors, cgroups: cgroups.clone(), kept, reaped, gone: Box::new(tell) };
         // Programs run whether or not their logs can be read by name.
         let _ = logger::leave(&path, &system.outlets);
         let own = own_cgroups.as_deref();

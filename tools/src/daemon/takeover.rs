@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 use gaggled_actors::{
     clock::Clock,
-    host::{self, LauncherPipe, Recorder, Survivor},
+    host::{self, LauncherPipe, Recorder, Survivor, cgroup::Cgroup},
     launch,
     state_directory::{Origin, Remains, StateDirectory, boot},
 };
@@ -32,6 +32,8 @@ pub(super) struct TakenOver {
     pub recorder: Recorder,
     pub pipe: Option<LauncherPipe>,
     pub survivors: Vec<Survivor>,
+    /// The cgroups of what runs that have ended well have left.
+    pub kept: Vec<Cgroup>,
     pub reaped: Vec<(i32, ExitStatus)>,
     /// The configuration that was in force.
     pub before: Option<Config>,
@@ -43,6 +45,7 @@ pub(super) struct TakenOver {
 struct Looked {
     found: Vec<(ProgramId, Found)>,
     survivors: Vec<Survivor>,
+    kept: Vec<Cgroup>,
     reaped: Vec<(i32, ExitStatus)>,
     recorder: Recorder,
     pipe: Option<LauncherPipe>,
@@ -72,11 +75,11 @@ impl Life<'_> {
         let state = opening.state.clone();
         let files = launch::daemon_files(&system.config);
         let looked = self.look(&opening, &head, &files, &head.cgroups).map_err(|error| error.to_string())?;
-        let Looked { found, survivors, reaped, recorder, pipe } = looked;
+        let Looked { found, survivors, kept, reaped, recorder, pipe } = looked;
         let wishes = system.wishes(&state, (directory, remains), homeless.as_deref(), before.as_ref());
         let committed = opening.commit(VERSION, found, wishes);
         let before = before.map(|before| before.config);
-        Ok(TakenOver { head, state, committed, recorder, pipe, survivors, reaped, before, own_cgroups: own })
+        Ok(TakenOver { head, state, committed, recorder, pipe, survivors, kept, reaped, before, own_cgroups: own })
     }
 
     /// Whether the life before has left this one its work in the middle of it.
@@ -102,11 +105,11 @@ impl Life<'_> {
         let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
         let state = last.map_or(&opening.state, |(_, last)| last);
         let before = host::Before { state, identity: &head.journal, recorded: runs.as_deref(), daemon_files, cgroups };
-        let (found, survivors) = host::look(&before, &opening.state, || {
+        let (found, survivors, kept) = host::look(&before, &opening.state, || {
             reaped = pipe.as_mut().and_then(LauncherPipe::look).unwrap_or_default();
             reaped.clone()
         });
-        Ok(Looked { found, survivors, reaped, recorder, pipe })
+        Ok(Looked { found, survivors, kept, reaped, recorder, pipe })
     }
 }
 

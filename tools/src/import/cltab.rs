@@ -1,6 +1,9 @@
 //! The files of `Cluster::Init`: `GROUP:TAG:LEVELS:MODE:COMMAND`, a line each.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use gaggled_core::{
     config::{GroupConfig, ProgramConfig},
@@ -8,7 +11,7 @@ use gaggled_core::{
     time::Millis,
 };
 
-use super::{Imported, Place, read, usable};
+use super::{Imported, Place, counterpart, read, usable};
 
 /// What the original does with an entry that ends again and again: it pauses for a minute after seven starts in a row.
 const THROTTLE: Limit = Limit { starts: 7, within: Millis(6000), retry: Some(Millis(60_000)), reset: None };
@@ -20,6 +23,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
     for (line, number) in text.lines().zip(1..) {
         importer.line(line, &Place::new(path, number))?;
     }
+    importer.pair_scripts();
     importer.separate_names();
     let whole = Place::new(path, 1);
     importer.imported.note(
@@ -134,6 +138,44 @@ impl Importer {
             );
         }
         levels
+    }
+
+    /// A line that ends what another line of its group starts is the stop command of that one: `X stop` for `X start`.
+    fn pair_scripts(&mut self) {
+        let programs = &mut self.imported.config.programs.0;
+        let scripts: Vec<(Option<String>, String)> = programs
+            .iter()
+            .filter(|(_, program)| matches!(program.mode, Some(Mode::Wait | Mode::Once)) && program.enabled)
+            .filter_map(|(_, program)| Some((program.group.clone(), program.shell.clone()?)))
+            .collect();
+        let mut paired = Vec::new();
+        for (_, program) in programs.iter_mut().filter(|(_, program)| program.mode == Some(Mode::Wait)) {
+            let stop = program.shell.as_deref().and_then(|line| counterpart(line, "start", "stop"));
+            if let Some(stop) = stop.map(|stop| (program.group.clone(), stop)).filter(|stop| scripts.contains(stop)) {
+                program.stop = Some(stop.1.clone());
+                paired.push(stop);
+            }
+        }
+        let is_paired = |program: &ProgramConfig| {
+            program.shell.clone().is_some_and(|line| paired.contains(&(program.group.clone(), line)))
+        };
+        // A level is there as long as a program names it.
+        let others = programs.iter().filter(|(_, program)| !is_paired(program));
+        let named: BTreeSet<(Option<String>, String)> = others
+            .flat_map(|(_, program)| program.levels.iter().map(|level| (program.group.clone(), level.clone())))
+            .collect();
+        for (name, program) in programs.iter_mut() {
+            if !is_paired(program) {
+                continue;
+            }
+            let place = self.tags.iter().find(|(tag, _)| usable(tag) == *name).map(|(_, place)| place.to_string());
+            let note = "it is the stop command of the line that starts the same script";
+            self.imported.notes.push(format!("{}: {note}", place.unwrap_or_default()));
+            let is_there = |level: &String| level == STOP || named.contains(&(program.group.clone(), level.clone()));
+            // Nothing is left to run there, but the group can still be told that level.
+            program.shell = if program.levels.iter().all(is_there) { None } else { Some(":".to_owned()) };
+        }
+        programs.retain(|(_, program)| program.shell.is_some());
     }
 
     /// A group and a program may not have the same name here: commands take both.

@@ -7,12 +7,12 @@ use std::{collections::BTreeSet, path::Path};
 
 use gaggled_core::{
     config::{GroupConfig, ProgramConfig},
-    graph::{Mode, RESTART, START, STOP},
+    graph::{Leaves, Mode, RESTART, START, STOP},
     host::PidFile,
 };
 
 use super::{
-    Imported, Place,
+    Imported, Place, counterpart,
     ini::{self, Section, Setting},
     usable,
 };
@@ -139,6 +139,8 @@ impl Importer<'_> {
             })
             .collect();
         let mut followed = Vec::new();
+        // What ends what a line of `start` leaves is its stop command, which a restart runs, too.
+        let mut paired: BTreeSet<String> = BTreeSet::new();
         for ((place, line), number) in start.iter().zip(1..) {
             let also = matches!(line, Line::Background(words) if restart.iter().any(|(_, other)| matches!(other, Line::Background(again) if again == words)));
             let levels = if also { vec![START, RESTART] } else { vec![START] };
@@ -156,6 +158,17 @@ impl Importer<'_> {
             if let Line::Background(words) = line {
                 taken.insert(words);
             }
+            if let Line::Shell(text) = line {
+                let shells = |lines: &[(Place, Line)], word: &str| {
+                    let other = counterpart(text, START, word)?;
+                    lines.iter().any(|(_, line)| matches!(line, Line::Shell(text) if *text == other)).then_some(other)
+                };
+                if let Some(other) = shells(&stop, STOP) {
+                    paired.extend(shells(&restart, RESTART));
+                    paired.insert(other.clone());
+                    program.stop = Some(other);
+                }
+            }
             self.imported.program(place, &format!("{group}.start.{number}"), program)?;
         }
         for (level, lines) in [(STOP, &stop), (RESTART, &restart)] {
@@ -163,12 +176,17 @@ impl Importer<'_> {
                 match line {
                     Line::PidFile(file) if level == STOP && followed.contains(file) => continue,
                     Line::Background(words) if level == RESTART && taken.contains(words) => continue,
+                    Line::Shell(text) if level == STOP && paired.contains(text) => continue,
                     Line::Background(_) => {
                         self.imported.note(place, format!("it runs only while the cluster is at level {level}"));
                     }
                     Line::PidFile(_) | Line::Shell(_) => {}
                 }
-                let program = self.program(&group, &[level], line, place);
+                let mut program = self.program(&group, &[level], line, place);
+                if matches!(line, Line::Shell(text) if level == RESTART && paired.contains(text)) {
+                    // What it leaves is ended by the stop command of the line that has started it first.
+                    program.leaves = Some(Leaves::Release);
+                }
                 self.imported.program(place, &format!("{group}.{level}.{number}"), program)?;
             }
         }

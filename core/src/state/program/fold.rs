@@ -59,7 +59,7 @@ impl ProgramState {
                 self.deadline = None;
                 self.urged_by = Some(seq);
             }
-            ProgramEvent::Exited { stands: true, status, .. } => self.done(*status, seq),
+            ProgramEvent::Exited { stands: true, status, left_behind, .. } => self.done(*status, *left_behind, seq),
             ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
             ProgramEvent::LevelEntered { told } => {
                 self.place = Place::In(*told);
@@ -160,7 +160,8 @@ impl ProgramState {
         self.give_up(policy, at);
     }
 
-    fn done(&mut self, status: ExitStatus, seq: Seq) {
+    fn done(&mut self, status: ExitStatus, kept: u16, seq: Seq) {
+        self.kept = kept;
         self.outcome = Some(Outcome::Exited(status));
         self.succeeded = true;
         if self.leaving.is_none_or(|leaving| !leaving.planned) {
@@ -213,6 +214,7 @@ impl ProgramState {
 
     fn down(&mut self) {
         self.phase = Phase::Down;
+        self.kept = 0;
         self.pid = None;
         self.ready_since = None;
         self.daemonized = false;

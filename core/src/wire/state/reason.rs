@@ -81,7 +81,14 @@ impl View<'_> {
             Phase::Up if !program.is_ready() => ("not ready yet".to_owned(), None),
             Phase::Up => (String::new(), None),
             Phase::Done if program.leaving.is_some() => ("to be undone, what builds on it goes first".to_owned(), None),
-            Phase::Done => ("what it has done stands".to_owned(), None),
+            Phase::Done => {
+                let kept = match program.kept {
+                    0 => String::new(),
+                    1 => ", with 1 process".to_owned(),
+                    kept => format!(", with {kept} processes"),
+                };
+                (format!("what it has done stands{kept}"), None)
+            }
             Phase::Down if policy.retired => ("no longer configured".to_owned(), None),
             Phase::Down if program.operator_down => {
                 let by = if policy.enabled || program.state_sequence > 1 {

@@ -1,0 +1,140 @@
+//! Control scripts that put daemons into the background and return: scenarios P11, P12 and P14, and what is made of them by
+//! hand. What they leave lives on until it is undone, whoever is killed meanwhile.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
+
+use gaggled_core::{command::Selection, wire::Action};
+use gaggled_tests::{
+    harness::{Daemon, directory, exists},
+    seeds::{imported, lines, run, tell},
+};
+use tempfile::TempDir;
+
+/// Three scripts as they are written: one whose daemon forks twice and has a session and a pid file of its own, one that
+/// puts its daemon into the background from a shell of its own, and one that uses `nohup`.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("zeo", "setsid sh -c 'setsid sleep 100000 & echo $! > @DIR@/zeo.pid' >/dev/null 2>&1; sleep 0.1"),
+    ("init", "setsid sleep 100000 >/dev/null 2>&1 & echo $! > @DIR@/init.pid"),
+    ("hup", "nohup sleep 100000 >/dev/null 2>&1 & echo $! > @DIR@/hup.pid"),
+];
+
+fn site() -> Arc<TempDir> {
+    let site = directory();
+    let dir = site.path().display().to_string();
+    for (name, start) in SCRIPTS {
+        let start = start.replace("@DIR@", &dir);
+        let text = format!(
+            "#!/bin/sh\ncase $1 in\nstart) echo {name} start >> {dir}/log; {start} ;;\nstop) if kill $(cat {dir}/{name}.pid); \
+             then echo {name} stopped >> {dir}/log; else echo {name} not found >> {dir}/log; exit 1; fi ;;\nrestart) $0 \
+             stop; $0 start ;;\nesac\n"
+        );
+        let path = site.path().join(name);
+        fs::write(&path, text).expect("a script");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let list = |word: &str, names: [&str; 3]| {
+        names.iter().map(|name| format!("    {dir}/{name} {word}\n")).collect::<String>()
+    };
+    let buildout = format!(
+        "[buildout]\nparts = cluster\n\n[cluster]\nrecipe = plone.recipe.cluster\nstart =\n{}stop =\n{}restart =\n{}",
+        list("start", ["zeo", "init", "hup"]),
+        list("stop", ["hup", "init", "zeo"]),
+        list("restart", ["zeo", "init", "hup"]),
+    );
+    fs::write(site.path().join("buildout.cfg"), buildout).expect("a file");
+    Arc::new(site)
+}
+
+fn pids(site: &Path) -> Vec<i32> {
+    let pid = |name: &str| fs::read_to_string(site.join(format!("{name}.pid"))).unwrap_or_default();
+    SCRIPTS.iter().filter_map(|(name, _)| pid(name).trim().parse().ok()).collect()
+}
+
+fn noted(site: &Arc<TempDir>) -> Vec<String> {
+    let all = lines(site, "log").into_iter();
+    all.filter(|line| SCRIPTS.iter().any(|(name, _)| line.starts_with(&format!("{name} ")))).collect()
+}
+
+fn must_live(pids: &[i32]) {
+    assert_eq!(pids.len(), 3);
+    for pid in pids {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        assert!(exists(*pid) && !stat.contains(") Z "), "{pid} is dead");
+    }
+}
+
+/// P11, P12 and P14.
+#[test]
+fn p11_what_control_scripts_start_lives_until_they_stop_it() {
+    let site = site();
+    let mut daemon = run("plone", &site, "buildout.cfg");
+    assert_eq!(tell(&daemon, "cluster", "start").0, 0);
+    let started = pids(site.path());
+    must_live(&started);
+    let reason = daemon.dump()["cluster.start.1"]["reason"].as_str().unwrap_or_default().to_owned();
+    assert_eq!(reason, "what it has done stands, with 1 process");
+    // P12: whoever is killed.
+    daemon.kill_core();
+    must_live(&started);
+    daemon.kill_all();
+    let mut daemon = daemon.again();
+    must_live(&started);
+    assert_eq!(noted(&site), ["zeo start", "init start", "hup start"], "nothing was run again");
+    // P14.
+    let before = noted(&site).len();
+    let restarted = daemon.tool("gaggled_controller", &["restart", "cluster"]);
+    assert!(restarted.status.success(), "{}", String::from_utf8_lossy(&restarted.stderr));
+    let again = pids(site.path());
+    must_live(&again);
+    let expected = ["zeo stopped", "zeo start", "init stopped", "init start", "hup stopped", "hup start"];
+    assert_eq!(noted(&site)[before..], expected, "the scripts of the list replace the daemons themselves");
+    daemon.wait_outside("the end of the daemons before", move || started.iter().all(|pid| !exists(*pid)));
+    fs::write(site.path().join("log"), "").expect("a file");
+    assert_eq!(tell(&daemon, "cluster", "stop").0, 0);
+    assert_eq!(noted(&site), ["hup stopped", "init stopped", "zeo stopped"]);
+    daemon.wait_outside("the end of the daemons", move || again.iter().all(|pid| !exists(*pid)));
+}
+
+/// The importer says what it has made of the lists.
+#[test]
+fn scripts_are_paired_by_the_importers() {
+    let site = site();
+    let text = imported("plone", &site.path().join("buildout.cfg"));
+    assert_eq!(text.matches("mode: Wait").count(), 6, "{text}");
+    assert_eq!(text.matches("leaves: Release").count(), 3, "{text}");
+    assert!(text.contains("/zeo stop\""), "{text}");
+    let cltab = site.path().join("cltab");
+    let dir = site.path().display();
+    fs::write(&cltab, format!("web:up:1:wait:{dir}/init start\nweb:down:2:wait:{dir}/init stop\n")).expect("a file");
+    let text = imported("cltab", &cltab);
+    assert!(text.contains("stop: ") && text.contains("levels: [\n                \"2\""), "{text}");
+}
+
+/// Without a stop command what is left gets a TERM and its time; `leaves` says whether anything is kept.
+#[test]
+fn what_is_left_goes_with_its_program() {
+    let line = "setsid sleep 100000 & echo $! > @DIR@/@NAME@.pid";
+    let program =
+        |name: &str, fields: &str| format!("\"{name}\": (shell: \"{}\", {fields}),", line.replace("@NAME@", name));
+    let mut daemon = Daemon::new(&format!(
+        "{}{}{}",
+        program("wait", "mode: Wait"),
+        program("once", "mode: Once, leaves: Keep"),
+        program("kills", "mode: Once"),
+    ));
+    daemon.wait("all to have ended", |_, state| {
+        state.programs.values().all(gaggled_core::state::ProgramState::is_completed)
+    });
+    let directory = daemon.directory.path().to_owned();
+    let pid = |name: &str| -> i32 {
+        fs::read_to_string(directory.join(format!("{name}.pid"))).expect("a file").trim().parse().expect("a number")
+    };
+    let (wait, once, kills) = (pid("wait"), pid("once"), pid("kills"));
+    daemon.wait_outside("the end of what is not kept", move || !exists(kills));
+    assert!(exists(wait) && exists(once));
+    daemon.must(Action::Down(Selection { programs: vec!["wait".into()], wait: true, timeout_ms: None }));
+    assert!(!exists(wait) && exists(once));
+    daemon.end();
+    assert!(!exists(once));
+    daemon.verify();
+}
