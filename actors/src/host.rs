@@ -31,8 +31,11 @@ use gaggled_core::{
 
 pub use self::{
     attendant::notify_directory,
-    kernel::{ignore_interrupts, inherited, peek_ended, reap},
-    linux::{Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec},
+    kernel::{ignore_file_limit, ignore_interrupts, inherited, peek_ended, reap},
+    linux::{
+        DESCRIPTORS_MIN, Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec,
+        raise_descriptors,
+    },
     recorder::Recorder,
     stash::Stash,
     survivors::{Before, bearers, look, strangers},

@@ -145,6 +145,42 @@ pub fn variables(
     variables
 }
 
+/// Whether a variable changes what any program does that is started with it: the loader, the C library, and the
+/// interpreters of scripts read them. What root has in its environment is not meant for programs of other users.
+fn is_dangerous(name: &str) -> bool {
+    const NAMES: [&str; 22] = [
+        "BASH_ENV",
+        "CDPATH",
+        "ENV",
+        "GCONV_PATH",
+        "GETCONF_DIR",
+        "GLIBC_TUNABLES",
+        "HOSTALIASES",
+        "IFS",
+        "LOCALDOMAIN",
+        "LOCPATH",
+        "MALLOC_TRACE",
+        "NIS_PATH",
+        "NLSPATH",
+        "NODE_OPTIONS",
+        "PERL5LIB",
+        "PERL5OPT",
+        "PYTHONHOME",
+        "PYTHONPATH",
+        "RESOLV_HOST_CONF",
+        "RES_OPTIONS",
+        "RUBYLIB",
+        "RUBYOPT",
+    ];
+    name.starts_with("LD_") || name.starts_with("BASH_FUNC_") || NAMES.contains(&name)
+}
+
+/// The variables of gaggled's own environment that programs of other users do not get, unless the configuration gives
+/// them.
+pub fn withheld(config: &Config, own: impl IntoIterator<Item = String>) -> BTreeSet<String> {
+    own.into_iter().filter(|name| is_dangerous(name) && config.gaggled.env.get(name).is_none()).collect()
+}
+
 /// What a program asks for and cannot have here: users, commands, directories. Of a disabled program nothing is asked.
 pub fn check(config: &Config, locator: &Locator, search: &[String]) -> Vec<Diagnostic> {
     let mut found = cgroups::check(config, locator);

@@ -21,6 +21,8 @@ pub struct Selection {
 /// What somebody may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
+    /// Nothing: it may connect, and is refused.
+    Nothing,
     /// Look.
     Observe,
     /// Start and stop programs.

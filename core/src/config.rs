@@ -18,7 +18,7 @@ pub use self::{
     locate::Locator,
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
     order::Ordered,
-    settings::{JournalConfig, Settings, SmtpgateConfig, Tls},
+    settings::{AccessConfig, JournalConfig, Settings, SmtpgateConfig, Tls},
 };
 
 /// Whether a file with this finding may be used.

@@ -15,6 +15,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use gaggled_core::{
+    command::Role,
     event::Envelope,
     state::State,
     wire::{Beat, encode_message},
@@ -24,7 +25,12 @@ use nng::{
     options::{Options, SendBufferSize, transport::ipc::Permissions},
 };
 
-use crate::{control::ListenError, url::Url};
+use crate::{
+    access::{Access, Peers},
+    control::{ListenError, notice},
+    nng_ffi::LocalPeer,
+    url::Url,
+};
 
 /// How often the heartbeat comes.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -44,12 +50,16 @@ pub struct Publisher {
 
 impl Publisher {
     /// Opens the socket, or says why not.
-    pub fn bind(url: &Url) -> Result<Self, ListenError> {
+    pub fn bind(url: &Url, access: Access) -> Result<Self, ListenError> {
         let socket = Socket::new(Protocol::Pub0).map_err(|error| ListenError::new(url, error))?;
         socket.set_opt::<SendBufferSize>(BUFFER).map_err(|error| ListenError::new(url, error))?;
         let subscribers = Arc::new(AtomicUsize::new(0));
         let count = subscribers.clone();
-        let counting = socket.pipe_notify(move |_, event| {
+        let is_open = access.is_open();
+        let peers = Peers::default();
+        let counting = socket.pipe_notify(move |pipe, event| {
+            let may = |peer: Option<LocalPeer>| peer.is_none_or(|peer| access.role(peer) >= Role::Observe);
+            notice(&peers, pipe, event, may);
             match event {
                 PipeEvent::AddPost => count.fetch_add(1, Ordering::Relaxed),
                 PipeEvent::RemovePost => count.fetch_sub(1, Ordering::Relaxed),
@@ -57,7 +67,7 @@ impl Publisher {
             };
         });
         counting.map_err(|error| ListenError::new(url, error))?;
-        listen(&socket, url)?;
+        listen(&socket, url, is_open)?;
         Ok(Self { socket, subscribers })
     }
 
@@ -96,12 +106,12 @@ fn deadline(span: Duration) -> Instant {
     Instant::now() + span
 }
 
-/// Listens on a url; a local socket is for its owner alone.
-pub(crate) fn listen(socket: &Socket, url: &Url) -> Result<(), ListenError> {
+/// Listens on a url. A local socket is for its owner alone, unless each peer is looked at.
+pub(crate) fn listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), ListenError> {
     let failed = |error| ListenError::new(url, error);
     let builder = nng::ListenerBuilder::new(socket, &url.text()).map_err(failed)?;
     if matches!(url, Url::Ipc(_)) {
-        builder.set_opt::<Permissions>(0o600).map_err(failed)?;
+        builder.set_opt::<Permissions>(if is_open { 0o666 } else { 0o600 }).map_err(failed)?;
     }
     builder.start().map(|_| ()).map_err(|(_, error)| failed(error))
 }

@@ -12,6 +12,8 @@ use nng::{
 };
 use thiserror::Error;
 
+use crate::control::{ANSWERED_MAX, REQUEST_MAX};
+
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum CallError {
@@ -30,6 +32,14 @@ pub enum CallError {
         url: String,
         /// How long it was waited for.
         within: Duration,
+    },
+    /// The request is longer than any that is read.
+    #[error(
+        "the request has {bytes} bytes, and may have {REQUEST_MAX}: name groups or patterns, or ask in several requests"
+    )]
+    TooLong {
+        /// How many bytes it has.
+        bytes: usize,
     },
     /// The answer is not one.
     #[error("answer of gaggled at {url} is not understood: {why}")]
@@ -95,6 +105,9 @@ impl Caller {
     /// Asks, and waits for the answer.
     pub fn call(&self, request: &Request, within: Duration) -> Result<Reply, CallError> {
         let text = serde_json::to_vec(request).map_err(|why| self.garbled(&why))?;
+        if text.len() > ANSWERED_MAX {
+            return Err(CallError::TooLong { bytes: text.len() });
+        }
         let silent = || CallError::Silent { url: self.url.clone(), within };
         let _ = self.socket.set_opt::<RecvTimeout>(Some(within));
         self.socket.send(text.as_slice()).map_err(|(_, why)| match why {

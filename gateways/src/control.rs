@@ -10,18 +10,25 @@ use std::sync::{
 
 use gaggled_core::{
     command::{Peer, Role},
-    wire::{ErrorCode, Reply, Request},
+    wire::{ErrorCode, Reply, ReplyError, Request},
 };
 use nng::{
-    Aio, AioResult, Context, Message, Protocol, Socket,
+    Aio, AioResult, Context, Message, Pipe, PipeEvent, Protocol, Socket,
     options::{Options, RecvMaxSize},
 };
 use thiserror::Error;
 
-use crate::{bus::listen, nng_ffi::local_peer, url::Url};
+use crate::{
+    access::{Access, Peers},
+    bus::listen,
+    nng_ffi::{self, LocalPeer, local_peer},
+    url::Url,
+};
 
 /// The largest request, in bytes.
 pub const REQUEST_MAX: usize = 64 * 1024;
+/// The largest that is answered with an error; nng ends the connection of anything larger.
+pub const ANSWERED_MAX: usize = 1024 * 1024;
 
 /// How many requests may be under way at once.
 const CONTEXTS: usize = 4096;
@@ -87,6 +94,7 @@ pub type Handler = Arc<dyn Fn(Peer, Request, Responder) + Send + Sync>;
 pub struct Server {
     socket: Socket,
     url: Url,
+    access: Access,
     handler: Handler,
     idle: AtomicUsize,
     /// All that were ever made: one that was dropped while it is under way would take its thread with it.
@@ -99,16 +107,37 @@ impl std::fmt::Debug for Server {
     }
 }
 
+/// Keeps count of the connections of a socket, and ends those that are too many or not allowed.
+pub(crate) fn notice(peers: &Peers, pipe: Pipe, event: PipeEvent, may: impl Fn(Option<LocalPeer>) -> bool) {
+    let id = nng_ffi::pipe_id(pipe);
+    match event {
+        PipeEvent::AddPre if !may(local_peer(pipe)) || !peers.admit(pipe, id) => pipe.close(),
+        PipeEvent::RemovePost => peers.forget(id),
+        _ => {}
+    }
+}
+
+fn too_long(length: usize) -> ReplyError {
+    let message = format!(
+        "the request has {length} bytes, and may have {REQUEST_MAX}: name groups or patterns, or ask in several requests"
+    );
+    ReplyError { code: ErrorCode::BadRequest, message }
+}
+
 impl Server {
     /// Opens the socket, or says why not. Nothing is read before [`Server::serve`].
-    pub fn bind(url: &Url, handler: Handler) -> Result<Arc<Self>, ListenError> {
+    pub fn bind(url: &Url, access: Access, handler: Handler) -> Result<Arc<Self>, ListenError> {
         let failed = |error| ListenError::new(url, error);
         let socket = Socket::new(Protocol::Rep0).map_err(failed)?;
-        socket.set_opt::<RecvMaxSize>(REQUEST_MAX).map_err(failed)?;
-        listen(&socket, url)?;
+        socket.set_opt::<RecvMaxSize>(ANSWERED_MAX).map_err(failed)?;
+        let peers = Peers::default();
+        let noticing = socket.pipe_notify(move |pipe, event| notice(&peers, pipe, event, |_| true));
+        noticing.map_err(failed)?;
+        listen(&socket, url, access.is_open())?;
         Ok(Arc::new(Self {
             socket,
             url: url.clone(),
+            access,
             handler,
             idle: AtomicUsize::new(0),
             workers: Mutex::new(Vec::new()),
@@ -161,7 +190,9 @@ impl Server {
     fn request(&self, context: &Context, aio: &Aio, mut message: Message) {
         let peer = self.peer(&mut message);
         let mut responder = Responder { id: String::new(), place: Some((context.clone(), aio.clone())) };
-        match Request::decode(&message) {
+        let decoded =
+            if message.len() > REQUEST_MAX { Err(too_long(message.len())) } else { Request::decode(&message) };
+        match decoded {
             Ok(request) => {
                 responder.id.clone_from(&request.id);
                 (self.handler)(peer, request, responder);
@@ -170,16 +201,14 @@ impl Server {
         }
     }
 
-    /// Who asks, and what that may do: root and the daemon's own user everything, anybody else only look.
+    /// Who asks, and what that may do: root and the daemon's own user everything, others what the configuration says.
     fn peer(&self, message: &mut Message) -> Peer {
         match &self.url {
             Url::Ipc(_) => match message.pipe().and_then(local_peer) {
                 Some(peer) => {
-                    let own = nix::unistd::geteuid().as_raw();
-                    let role = if peer.uid == 0 || peer.uid == own { Role::Admin } else { Role::Observe };
-                    Peer { who: format!("uid {} (pid {})", peer.uid, peer.pid), role }
+                    Peer { who: format!("uid {} (pid {})", peer.uid, peer.pid), role: self.access.role(peer) }
                 }
-                None => Peer { who: "somebody who has gone".to_owned(), role: Role::Observe },
+                None => Peer { who: "a peer that has gone".to_owned(), role: Role::Nothing },
             },
             Url::Tcp { text, trusted } => {
                 Peer { who: format!("somebody at {text}"), role: if *trusted { Role::Admin } else { Role::Observe } }

@@ -1,5 +1,6 @@
 //! Other parties: the bus and the control channel over nng, and mail. No decisions about programs are taken here.
 
+pub mod access;
 pub mod bus;
 pub mod call;
 pub mod control;

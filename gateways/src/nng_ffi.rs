@@ -13,13 +13,22 @@ static KEEP: unsafe extern "C" fn() -> *const core::ffi::c_char = nng_c_sys::nng
 pub(crate) struct LocalPeer {
     /// The user.
     pub uid: u32,
+    /// The group.
+    pub gid: u32,
     /// The process.
     pub pid: u32,
 }
 
 /// Who is at the other end, if it is a local socket.
 pub(crate) fn local_peer(pipe: Pipe) -> Option<LocalPeer> {
-    Some(LocalPeer { uid: option(pipe, c"ipc:peer-uid")?, pid: option(pipe, c"ipc:peer-pid").unwrap_or(0) })
+    let (uid, gid) = (option(pipe, c"ipc:peer-uid")?, option(pipe, c"ipc:peer-gid")?);
+    Some(LocalPeer { uid, gid, pid: option(pipe, c"ipc:peer-pid").unwrap_or(0) })
+}
+
+/// What tells one connection of a socket from another.
+pub(crate) fn pipe_id(pipe: Pipe) -> i32 {
+    // SAFETY: only the value of the handle is read.
+    unsafe { nng::ffi::nng_pipe_id(pipe.nng_pipe()) }
 }
 
 fn option(pipe: Pipe, name: &core::ffi::CStr) -> Option<u32> {

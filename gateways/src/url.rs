@@ -165,11 +165,20 @@ pub fn default_directory() -> Result<PathBuf, UrlError> {
 
 /// Makes the directory of the default urls, for its owner alone.
 pub fn make_default_directory() -> Result<PathBuf, UrlError> {
+    make_default_directory_for(false)
+}
+
+/// The same; if others may use the sockets, they may enter the directory, and neither list nor change it.
+pub fn make_default_directory_for(others: bool) -> Result<PathBuf, UrlError> {
     let directory = default_directory()?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| UrlError::Directory {
         path: directory.display().to_string(),
         why: format!("cannot be made ({error}): make it, or give eventurl and controlurl"),
     })?;
+    // What an operator has given it beyond that stays.
+    if let Some(mode) = fs::metadata(&directory).ok().map(|found| found.mode() & 0o777).filter(|_| others) {
+        let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(mode | 0o011));
+    }
     Ok(directory)
 }
 

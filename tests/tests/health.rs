@@ -183,12 +183,12 @@ fn a_program_that_falls_silent_is_replaced() {
 /// Finding M4, test 36: gaggled, or the whole machine, stands still, and what was said meanwhile counts.
 #[test]
 fn a_stall_of_gaggled_makes_nobody_silent() {
-    let mut daemon = Daemon::new(&puppet("a", "alive 100", "ready: Notify, watchdog: \"800ms\""));
+    let mut daemon = Daemon::new(&puppet("a", "alive 200", "ready: Notify, watchdog: \"3s\""));
     wait_ready(&mut daemon, "a", 1);
     for _ in 0..2 {
         let core = Pid::from_raw(daemon.core());
         kill(core, Signal::SIGSTOP).expect("it runs");
-        daemon.listen_until(now() + Duration::from_secs(2));
+        daemon.listen_until(now() + Duration::from_secs(4));
         kill(core, Signal::SIGCONT).expect("it runs");
         daemon.listen_until(now() + Duration::from_secs(1));
     }

@@ -53,6 +53,7 @@ impl Failure {
         match self {
             Self::Call(CallError::Unreachable { .. }) => 4,
             Self::Call(CallError::Silent { .. }) => 5,
+            Self::Call(CallError::TooLong { .. }) => 2,
             Self::Refused(error) => match error.code {
                 ErrorCode::BadRequest | ErrorCode::NoSuchGroup | ErrorCode::NoSuchLevel => 2,
                 ErrorCode::NoSuchProgram => 3,
@@ -88,10 +89,18 @@ impl Controller {
         let within = Caller::TIMEOUT + Duration::from_millis(wait.0);
         let id = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
         match caller.call(&Request::new(id, action), within).map_err(Failure::Call)? {
-            Reply { ok: true, body, .. } => match body {
-                Some(body) => serde_json::from_str(body.get()).map_err(|why| Failure::Garbled(why.to_string())),
-                None => Ok(Value::Null),
-            },
+            Reply { ok: true, body, durable, .. } => {
+                if durable == Some(false) {
+                    eprintln!(
+                        "Warning: done, but the journal cannot be written now: if gaggled dies before it can be, this is \
+                         forgotten; see `gaggled_controller events`"
+                    );
+                }
+                match body {
+                    Some(body) => serde_json::from_str(body.get()).map_err(|why| Failure::Garbled(why.to_string())),
+                    None => Ok(Value::Null),
+                }
+            }
             Reply { error: Some(error), .. } => Err(Failure::Refused(error)),
             Reply { .. } => Err(Failure::Garbled("neither done nor refused".to_owned())),
         }

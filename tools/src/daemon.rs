@@ -27,9 +27,10 @@ use gaggled_core::{
     wire::Reply,
 };
 use gaggled_gateways::{
+    access::Access,
     bus::Publisher,
     control::{Handler, Server},
-    url::{Url, default_directory, make_default_directory},
+    url::{Url, default_directory, make_default_directory, make_default_directory_for},
 };
 
 use self::life::{Ended, Launched, Life};
@@ -74,6 +75,10 @@ impl System {
     /// Reads a configuration and checks everything that can be checked without starting anything. What is wrong has
     /// been printed when this returns `None`.
     pub fn check(path: &Path, ignore_interrupts: bool) -> Option<Self> {
+        if let Some(why) = diagnostics::untrusted(path) {
+            eprintln!("Error: {} {why}", path.display());
+            return None;
+        }
         let (parsed, text) = diagnostics::load(path).ok()?;
         let text = ConfigText { path: absolute(path), text };
         let (system, found) = Self::examine(parsed, text, ignore_interrupts, None);
@@ -84,6 +89,9 @@ impl System {
 
     /// Reads and checks a configuration for the gaggled whose journal is here; what is wrong with it is returned in words.
     fn load(path: &Path, ignore_interrupts: bool, state: &Path) -> Result<Self, String> {
+        if let Some(why) = diagnostics::untrusted(path) {
+            return Err(format!("{} {why}", path.display()));
+        }
         let text = diagnostics::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
         let in_words = |found: &[Diagnostic]| {
             let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
@@ -114,6 +122,10 @@ impl System {
         let search = launch::search_path(&config, &std::env::var("PATH").unwrap_or_default());
         let mut found = launch::check(&config, &locator, &search);
         found.extend(check_gate(&config, &locator));
+        if let Err(error) = Access::find(&config.gaggled.access) {
+            let help = "correct the name, or add it; a group has an @ before its name";
+            found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", "access"])).help(help));
+        }
         let urls = address::of_settings(&config.gaggled);
         if let Err(error) = &urls {
             let settings = &config.gaggled;
@@ -146,10 +158,11 @@ impl System {
         host::close_on_exec().map_err(|error| format!("cannot look at /proc/self/fd: {error}"))?;
         host::become_subreaper().map_err(|error| format!("cannot become the parent of orphans: {error}"))?;
         let default = default_directory().ok().map(|directory| directory.display().to_string());
+        let access = Access::find(&self.config.gaggled.access).map_err(|error| error.to_string())?;
         let in_default =
             |url: &str| default.as_ref().is_some_and(|directory| url.starts_with(&format!("ipc://{directory}/")));
         if in_default(&self.urls.event) || in_default(&self.urls.control) {
-            make_default_directory().map_err(|error| error.to_string())?;
+            make_default_directory_for(access.is_open()).map_err(|error| error.to_string())?;
         }
         let insecure = &self.config.gaggled.insecure;
         let url = |text: &str| {
@@ -158,9 +171,9 @@ impl System {
             Ok::<_, String>(url)
         };
         let control: Arc<OnceLock<Recipient<Ask>>> = Arc::default();
-        let server =
-            Server::bind(&url(&self.urls.control)?, handler(control.clone())).map_err(|error| error.to_string())?;
-        let publisher = Publisher::bind(&url(&self.urls.event)?).map_err(|error| error.to_string())?;
+        let server = Server::bind(&url(&self.urls.control)?, access.clone(), handler(control.clone()))
+            .map_err(|error| error.to_string())?;
+        let publisher = Publisher::bind(&url(&self.urls.event)?, access).map_err(|error| error.to_string())?;
         Ok((publisher, server, control))
     }
 }

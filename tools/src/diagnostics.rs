@@ -3,13 +3,14 @@
 use std::{
     fs::OpenOptions,
     io::{self, IsTerminal, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
 use ariadne::{CharSet, Color, Config as Style, IndexType, Label, Report, ReportKind, Source};
+use gaggled_actors::safe_path::SafePath;
 use gaggled_core::config::{Config, Diagnostic, Parsed, Severity};
-use nix::libc;
+use nix::{libc, unistd::geteuid};
 
 /// Reads and checks a file; what is wrong with it has been printed when this returns an error.
 pub fn load(path: &Path) -> Result<(Parsed, String), Rejected> {
@@ -55,6 +56,28 @@ pub fn read(path: &Path) -> Result<String, String> {
         format!("line {line} is not UTF-8: save the file as UTF-8")
     })?;
     Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
+}
+
+/// Why a gaggled that runs as root must not do what this file says: a user other than root could have written it.
+pub fn untrusted(path: &Path) -> Option<String> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    let cure = "chown root:root it, and chmod go-w it and its directories";
+    let found = match SafePath::find(path).and_then(|path| Ok((path.directory.is_open_to_others(), path.read()?))) {
+        Ok((false, file)) => file.metadata().ok()?,
+        Ok((true, _)) => return Some(format!("is in a directory that a user other than root can change: {cure}")),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            return Some(format!("is reached by a symbolic link that a user other than root can replace: {cure}"));
+        }
+        // What is wrong with it is said when it is read.
+        Err(_) => return None,
+    };
+    match (found.uid(), found.mode() & 0o022) {
+        (0, 0) => None,
+        (0, _) => Some(format!("can be written by users other than root, and gaggled runs as root: {cure}")),
+        (uid, _) => Some(format!("belongs to user {uid}, and gaggled runs as root: {cure}")),
+    }
 }
 
 /// Longer lines are not shown with their findings.

@@ -26,6 +26,7 @@ use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{
         memfd::{MFdFlags, memfd_create},
+        resource::{Resource, getrlimit},
         signal::{SigSet, Signal, kill},
         socket::{AddressFamily, SockFlag, SockType, socketpair},
     },
@@ -142,6 +143,13 @@ impl Letter {
 /// of a journal, the first is told to go on from there.
 pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
     ask_to_be_spared();
+    if let Some(limit) = too_few_descriptors() {
+        eprintln!(
+            "Error: gaggled needs at least {} descriptors, and may have {limit}: raise the limit (ulimit -n, LimitNOFILE)",
+            host::DESCRIPTORS_MIN
+        );
+        return ExitCode::from(100);
+    }
     match Launcher::new(arguments, resume).and_then(Launcher::run) {
         Ok(code) => code,
         Err(error) => {
@@ -149,6 +157,12 @@ pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
             ExitCode::from(100)
         }
     }
+}
+
+/// The most descriptors that gaggled may have, if they are not enough.
+fn too_few_descriptors() -> Option<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (hard < host::DESCRIPTORS_MIN).then_some(hard)
 }
 
 /// Whoever looks after programs is the last that the kernel should take when memory runs out. Programs do not have that
@@ -200,6 +214,7 @@ struct Launcher {
 
 impl Launcher {
     fn new(arguments: Vec<OsString>, resume: Option<String>) -> io::Result<Self> {
+        host::ignore_file_limit();
         let signals = signals();
         // The daemon inherits this, and lets them in when it can take them.
         signals.thread_block()?;

@@ -21,6 +21,7 @@ use std::{
     thread,
 };
 
+use gaggled_actors::host;
 use gaggled_core::logs::{Outlet, WhenStuck};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -73,6 +74,7 @@ pub fn list(state: &Path) -> io::Result<Vec<Outlet>> {
 
 /// Writes until it is told to stop, and then what is left.
 pub fn run(state: &Path) -> ExitCode {
+    host::ignore_file_limit();
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     signals.add(Signal::SIGINT);

@@ -28,10 +28,11 @@ impl Durable {
     /// The same answer, which is sent when everything that is committed by then has been written.
     pub(super) fn hold(&self, answer: Answer) -> Answer {
         let (file, held) = (self.file.clone(), self.held.clone());
-        Box::new(move |reply| {
+        Box::new(move |mut reply| {
             let written = file.when_written();
             actix::spawn(async move {
-                let _ = tokio::time::timeout(PATIENCE, written).await;
+                let written = tokio::time::timeout(PATIENCE, written).await;
+                reply.durable = if matches!(written, Ok(Ok(true))) { None } else { Some(false) };
                 answer(reply);
                 drop(held);
             });

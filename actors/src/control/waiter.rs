@@ -130,8 +130,11 @@ impl Waiter {
             }
             Goal::Up if state.shutdown.is_some() => Err(format!("{name} cannot come up: gaggled is shutting down")),
             Goal::Up => match now.outcome {
-                // One that is tried again may come up yet.
-                Some(Outcome::SpawnFailed { .. }) if now.instance.0 > after && !now.due => {
+                // An operator who starts a program is told what has come of that; one that is tried again may come up yet,
+                // and is waited for.
+                Some(Outcome::SpawnFailed { stage, errno })
+                    if now.instance.0 > after && (!now.due || self.is_command && !stage.is_transient(errno)) =>
+                {
                     Err(format!("{name} could not be started: {}", now.outcome.map(describe).unwrap_or_default()))
                 }
                 Some(outcome @ Outcome::Exited(status))

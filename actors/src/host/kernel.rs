@@ -376,10 +376,19 @@ pub fn send(pid: i32, signal: c_int) {
     unsafe { libc::kill(pid, signal) };
 }
 
-/// Makes this process, and with it the programs it starts, ignore the interrupt of the terminal.
+/// Makes this process ignore the interrupt of the terminal.
 pub fn ignore_interrupts() {
+    ignore(libc::SIGINT);
+}
+
+/// Makes this process go on when a file may not become larger: the write fails instead.
+pub fn ignore_file_limit() {
+    ignore(libc::SIGXFSZ);
+}
+
+fn ignore(signal: c_int) {
     // SAFETY: no handler is installed, so none can run at a bad moment.
-    unsafe { libc::signal(libc::SIGINT, libc::SIG_IGN) };
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
 }
 
 /// Takes a descriptor that this process was started with; `None` if nothing is open under this number. Each can be taken

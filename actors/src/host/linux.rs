@@ -3,14 +3,25 @@
 //! Threads do what may wait: one starts processes, one waits for their end, one asks how they are. Signals are sent at
 //! once.
 
-use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, thread, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
+    confines::Rlimit,
     host::{ExitStatus, HostCommand, Launch, Observed, Processes, StartTime},
     ids::{InstanceId, ProgramId, Table},
 };
-use nix::unistd::getppid;
+use nix::{
+    sys::resource::{Resource as NofileLimit, getrlimit, setrlimit},
+    unistd::getppid,
+};
 
 use super::{
     attendant::{Attendant, Task},
@@ -28,6 +39,10 @@ use super::{
 pub struct Environment {
     /// The variables, over which those of the program go.
     pub variables: BTreeMap<String, String>,
+    /// Those of them that only programs of gaggled's own user get: they change what any program does that is started.
+    pub withheld: BTreeSet<String>,
+    /// The limit of descriptors that programs have, if it is not that of gaggled.
+    pub descriptors: Option<Rlimit>,
     /// The directories in which a command without a slash is looked for.
     pub search: Vec<String>,
     /// The id of the journal, for the token that each instance carries.
@@ -170,6 +185,19 @@ impl Processes for LinuxHost {
 /// Makes this process the parent of what its descendants leave behind, so that nothing escapes by losing its parent.
 pub fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
+}
+
+/// The fewest descriptors that gaggled can work with.
+pub const DESCRIPTORS_MIN: u64 = 64;
+
+/// Raises the limit of descriptors of this process to the most that it may have. Returns what it was, which is what
+/// programs get: some break when they may have more than 1,024.
+pub fn raise_descriptors() -> io::Result<Rlimit> {
+    let (soft, hard) = getrlimit(NofileLimit::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(NofileLimit::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(Rlimit { soft, hard })
 }
 
 /// Sees to it that no program gets a descriptor that this process was given.

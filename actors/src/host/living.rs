@@ -82,8 +82,9 @@ pub(super) struct Process {
     pub(super) ending: Ending,
     /// Whether everything in its group is gone, and others of its processes are waited for.
     pub(super) awaits_others: bool,
-    /// Those of them that were asked to end.
+    /// Those of them that were asked to end, and when the first was: what began later only helps them to.
     pub(super) asked: BTreeSet<i32>,
+    pub(super) asked_since: Option<StartTime>,
     /// How the main process ended, while others of its group are still there.
     pub(super) ended: Option<ExitStatus>,
 }
@@ -103,6 +104,7 @@ impl Process {
             ending: Ending::No,
             awaits_others: false,
             asked: BTreeSet::new(),
+            asked_since: None,
             ended: None,
         }
     }

@@ -29,7 +29,8 @@ use super::{
 
 /// A process that cannot be mistaken for another that gets its id later.
 pub(super) struct Held {
-    pub(super) pid: i32,
+    pid: i32,
+    birth: StartTime,
     process: OwnedFd,
 }
 
@@ -38,7 +39,7 @@ impl Held {
     fn new(pid: i32, stat: &Stat) -> Option<Self> {
         let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
         let is_same = proc::stat(pid).is_some_and(|now| now.birth == stat.birth && !now.is_zombie());
-        is_same.then_some(Self { pid, process })
+        is_same.then_some(Self { pid, birth: stat.birth, process })
     }
 
     /// Asks it to end. One that stands still could not hear that.
@@ -50,6 +51,18 @@ impl Held {
     /// Kills it; whether it was there.
     pub(super) fn kill(&self) -> bool {
         pidfd_send_signal(&self.process, Signal::KILL).is_ok()
+    }
+}
+
+impl Process {
+    /// Asks processes outside its group to end, those of them that were not asked before.
+    pub(super) fn ask(&mut self, others: &[Held]) {
+        let since = *self.asked_since.get_or_insert_with(proc::now);
+        for held in others.iter().filter(|held| held.birth.0 <= since.0) {
+            if self.asked.insert(held.pid) {
+                held.terminate();
+            }
+        }
     }
 }
 
@@ -125,11 +138,7 @@ impl Shared {
     /// there is none to be had.
     fn await_others(&self, table: &mut Living, main: i32, left: Vec<Held>) -> bool {
         let Some(process) = table.by_pid.get_mut(&main) else { return false };
-        for held in &left {
-            if process.asked.insert(held.pid) {
-                held.terminate();
-            }
-        }
+        process.ask(&left);
         let (shared, instance) = (self.own.clone(), process.instance);
         let wait = move || {
             wait_for(&left);

@@ -1,8 +1,12 @@
 //! What `/proc` tells of processes.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use gaggled_core::host::StartTime;
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, sysconf},
+};
 
 /// Some fields of `/proc/PID/stat`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,13 @@ impl Stat {
 /// When a process began; unknown if there is none.
 pub(super) fn birth(pid: i32) -> StartTime {
     stat(pid).map_or_else(StartTime::default, |stat| stat.birth)
+}
+
+/// This moment, as the kernel counts the start times of processes.
+pub(super) fn now() -> StartTime {
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from);
+    StartTime(u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks) / 1000)
 }
 
 /// As whom a process runs.

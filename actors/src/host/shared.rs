@@ -188,10 +188,7 @@ impl Shared {
         let others = self.outside(&table, process, &[pid]);
         let Some(process) = table.by_pid.get_mut(&pid) else { return };
         process.terminate(pid);
-        for other in others {
-            process.asked.insert(other.pid);
-            other.terminate();
-        }
+        process.ask(&others);
         if let Some(status) = process.ended.filter(|_| !process.lives(pid)) {
             self.settle(&mut table, pid, status);
         }

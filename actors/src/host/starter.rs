@@ -1,6 +1,7 @@
 //! Starts processes, one after the other, in a thread of its own.
 
 use std::{
+    collections::BTreeSet,
     ffi::{CStr, CString},
     fs::{File, OpenOptions},
     io,
@@ -14,6 +15,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
+    confines::Rlimit,
     health::Ready,
     host::{ExecStage, ExitStatus, Launch, Log, Observed, PidFile},
     ids::{InstanceId, ProgramId, Table},
@@ -91,6 +93,8 @@ pub(super) struct Started {
 pub(super) struct Starter {
     launches: Table<ProgramId, Launch>,
     variables: Vec<(String, CString)>,
+    withheld: BTreeSet<String>,
+    descriptors: Option<Rlimit>,
     search: Vec<String>,
     journal: String,
     keep_ignored: Vec<i32>,
@@ -98,6 +102,7 @@ pub(super) struct Starter {
     /// Where the output of checks goes.
     nowhere: OwnedFd,
     stack: Stack,
+    reserve: Reserve,
     /// Where programs say that they are ready.
     addresses: Addresses,
     shared: Arc<Shared>,
@@ -115,12 +120,15 @@ impl Starter {
         Ok(Self {
             launches,
             variables: variables.collect(),
+            withheld: environment.withheld,
+            descriptors: environment.descriptors,
             search: environment.search,
             journal: environment.journal,
             keep_ignored: environment.keep_ignored,
             stdin: File::open("/dev/null")?.into(),
             nowhere: OpenOptions::new().write(true).open("/dev/null")?.into(),
             stack: Stack::new()?,
+            reserve: Reserve::new(),
             addresses,
             shared,
         })
@@ -169,7 +177,21 @@ impl Starter {
         }
     }
 
+    /// Starts a process; when there are no descriptors left, with those that are kept for that.
     fn start(&mut self, program: ProgramId, instance: InstanceId, what: What<'_>) -> Result<Started, SpawnError> {
+        let started = self.try_start(program, instance, what);
+        match started {
+            Err(SpawnError { errno: libc::EMFILE, .. }) => {
+                self.reserve.release();
+                let started = self.try_start(program, instance, what);
+                self.reserve.fill();
+                started
+            }
+            started => started,
+        }
+    }
+
+    fn try_start(&mut self, program: ProgramId, instance: InstanceId, what: What<'_>) -> Result<Started, SpawnError> {
         let missing = SpawnError { stage: ExecStage::Exec, errno: libc::ENOENT };
         let launch = self.launches.get(program).ok_or(missing)?;
         let nul = |_| SpawnError { stage: ExecStage::Exec, errno: libc::EINVAL };
@@ -201,7 +223,11 @@ impl Starter {
         let helper = helper.and_then(|helper| variable(token::HELPER, &helper));
         let own: Vec<CString> = set.chain(mark).chain(notify).chain(watchdog).chain(helper).collect();
         let of_others = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
-        let replaced = |name: &str| of_others.contains(&name) || launch.env.iter().any(|(own, _)| own == name);
+        let is_of_another = launch.confines.as_ref().is_some_and(|confines| confines.identity.is_some());
+        let is_withheld = |name: &str| is_of_another && self.withheld.contains(name);
+        let replaced = |name: &str| {
+            of_others.contains(&name) || is_withheld(name) || launch.env.iter().any(|(own, _)| own == name)
+        };
         let env: Vec<&CStr> = self
             .variables
             .iter()
@@ -222,7 +248,8 @@ impl Starter {
         hearing.notify_socket = notify_socket;
         let is_part = matches!(what, What::Command | What::Stop);
         let user = SpawnError { stage: ExecStage::User, errno: libc::EINVAL };
-        let confinement = launch.confines.as_ref().and_then(Confinement::new).ok_or(user)?;
+        let confinement =
+            launch.confines.as_ref().and_then(|confines| Confinement::new(confines, self.descriptors)).ok_or(user)?;
         let run = self.shared.cgroup_of(program, instance).filter(|_| !is_part);
         let undoes = matches!(what, What::Stop);
         let (cgroup, entrance) = enter(launch, instance, run, is_part, undoes)?;
@@ -284,6 +311,29 @@ fn enter(
             let entrance = beside.as_ref().map(Cgroup::entrance).transpose().map_err(failed)?;
             Ok((beside, entrance))
         }
+    }
+}
+
+/// Descriptors that are held open so that there are some for a start when everything else has taken the rest.
+struct Reserve(Vec<File>);
+
+impl Reserve {
+    /// As many as a start needs.
+    const SIZE: usize = 16;
+
+    fn new() -> Self {
+        let mut reserve = Self(Vec::new());
+        reserve.fill();
+        reserve
+    }
+
+    fn release(&mut self) {
+        self.0.clear();
+    }
+
+    fn fill(&mut self) {
+        let more = (self.0.len()..Self::SIZE).map_while(|_| File::open("/dev/null").ok());
+        self.0.extend(more);
     }
 }
 

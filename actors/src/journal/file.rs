@@ -53,8 +53,8 @@ pub(super) enum Entry {
     /// Events were lost on the way; this is the state after them.
     Snapshot(Box<State>),
     Config(ConfigText),
-    /// Say so when everything has been written.
-    Mark(oneshot::Sender<()>),
+    /// Say when everything has been written, or that it cannot be.
+    Mark(oneshot::Sender<bool>),
     /// Write everything, synchronise it if that is asked for, and say whether that has worked.
     Flush {
         synchronise: bool,
@@ -133,8 +133,8 @@ impl JournalFile {
         self.entries.try_send(Entry::Config(config)).map_err(|_| "too many events wait for the disk".to_owned())
     }
 
-    /// Ends when everything so far has been written, or cannot be.
-    pub fn when_written(&self) -> oneshot::Receiver<()> {
+    /// Ends when everything so far has been written, or cannot be; whether it was.
+    pub fn when_written(&self) -> oneshot::Receiver<bool> {
         let (mark, written) = oneshot::channel();
         // If too many events wait already, then what is asked about is not going to be written.
         let _ = self.entries.try_send(Entry::Mark(mark));

@@ -53,7 +53,7 @@ pub(super) struct Writer {
     segment: Option<SegmentFile>,
     syncer: Syncer,
     /// Who is to be told when everything so far has been written.
-    marks: Vec<oneshot::Sender<()>>,
+    marks: Vec<oneshot::Sender<bool>>,
     /// Its size, and what of it is sure to be whole.
     written: u64,
     good: u64,
@@ -134,8 +134,9 @@ impl Writer {
                     self.take(first);
                     entries.try_iter().take(BATCH).for_each(|entry| self.take(entry));
                     self.write();
+                    let written = self.file.is_some() && !self.behind.load(Ordering::SeqCst);
                     for mark in self.marks.drain(..) {
-                        let _ = mark.send(());
+                        let _ = mark.send(written);
                     }
                 }
                 recv(self.place.changed()) -> _ => self.look_at_place(),

@@ -36,6 +36,9 @@ pub struct Settings {
     /// Urls that are used although anybody who reaches them can do everything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub insecure: Vec<String>,
+    /// Who may use the sockets besides root and gaggled's own user.
+    #[serde(skip_serializing_if = "AccessConfig::is_empty")]
+    pub access: AccessConfig,
     /// The directory of the journal; the default place if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
@@ -145,6 +148,7 @@ impl Default for Settings {
             eventurl: None,
             controlurl: None,
             insecure: Vec::new(),
+            access: AccessConfig::default(),
             state: None,
             journal: JournalConfig::default(),
             cgroup: None,
@@ -185,4 +189,23 @@ fn is_default_killwait(value: &Millis) -> bool {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_default_mail_timeout(value: &Millis) -> bool {
     *value == MAIL_TIMEOUT
+}
+
+/// Who may use the sockets besides root and gaggled's own user: names of users, and of groups with an `@` before them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "access", deny_unknown_fields, default)]
+pub struct AccessConfig {
+    /// Those who may start, stop and signal programs, and look.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub operate: Vec<String>,
+    /// Those who may look, and follow the events.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub observe: Vec<String>,
+}
+
+impl AccessConfig {
+    /// Whether nobody is named.
+    pub fn is_empty(&self) -> bool {
+        self.operate.is_empty() && self.observe.is_empty()
+    }
 }

@@ -182,6 +182,9 @@ pub struct Reply {
     /// Why it was not done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ReplyError>,
+    /// `false` if the journal could not be written: what was done is forgotten if gaggled dies before it can be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durable: Option<bool>,
 }
 
 /// Why a request was not done.
@@ -242,13 +245,13 @@ impl Reply {
     /// A reply that it was done.
     pub fn done<T: Serialize>(id: &str, body: &T) -> Self {
         let body = serde_json::value::to_raw_value(body).ok();
-        Self { v: VERSION, id: id.to_owned(), ok: true, body, error: None }
+        Self { v: VERSION, id: id.to_owned(), ok: true, body, error: None, durable: None }
     }
 
     /// A reply that it was not done.
     pub fn refused(id: &str, code: ErrorCode, message: impl Into<String>) -> Self {
         let error = Some(ReplyError { code, message: message.into() });
-        Self { v: VERSION, id: id.to_owned(), ok: false, body: None, error }
+        Self { v: VERSION, id: id.to_owned(), ok: false, body: None, error, durable: None }
     }
 
     /// The reply as it goes over the channel.

@@ -427,8 +427,11 @@ impl System {
         ];
         let own =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         let environment = Environment {
             variables: launch::variables(&self.config, own, &self.search, about),
+            withheld: launch::withheld(&self.config, names),
+            descriptors: Some(host::raise_descriptors()?),
             search: self.search.clone(),
             journal: journal.to_owned(),
             notify_directory: host::notify_directory(state, journal),

@@ -76,7 +76,7 @@ impl Life<'_> {
         let files = launch::daemon_files(&system.config);
         let looked = self.look(&opening, &head, &files, &head.cgroups).map_err(|error| error.to_string())?;
         let Looked { found, survivors, kept, reaped, recorder, pipe } = looked;
-        let wishes = system.wishes(&state, (directory, remains), homeless.as_deref(), before.as_ref());
+        let wishes = system.wishes(&state, (directory, remains, self.resumes()), homeless.as_deref(), before.as_ref());
         let committed = opening.commit(VERSION, found, wishes);
         let before = before.map(|before| before.config);
         Ok(TakenOver { head, state, committed, recorder, pipe, survivors, kept, reaped, before, own_cgroups: own })
@@ -145,7 +145,7 @@ impl System {
     fn wishes(
         &self,
         state: &State,
-        (directory, remains): (&StateDirectory, &Remains),
+        (directory, remains, resumes): (&StateDirectory, &Remains, bool),
         homeless: Option<&str>,
         before: Option<&Self>,
     ) -> Vec<(Event, Cause)> {
@@ -154,7 +154,8 @@ impl System {
             let event = SystemEvent::JournalDamaged { file: file.clone(), why: why.clone() };
             wishes.push((Event::System(event), Cause::Os));
         }
-        if directory.origin == Origin::Lost {
+        // It may have been made anew and not been written to again.
+        if directory.origin == Origin::Lost || resumes && remains.last.is_none() {
             let why = "it was removed while gaggled ran: programs are known by their tokens, but what operators wanted \
                        and the history are lost";
             let file = directory.path().display().to_string();

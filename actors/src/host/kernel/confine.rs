@@ -45,10 +45,13 @@ struct CapabilityData {
 }
 
 impl Confinement {
-    /// Lays it out; `None` if a text holds a null byte.
-    pub fn new(confines: &Confines) -> Option<Self> {
+    /// Lays it out; `None` if a text holds a null byte. `descriptors` is the limit that gaggled had before it raised it.
+    pub fn new(confines: &Confines, descriptors: Option<Rlimit>) -> Option<Self> {
+        let has_own = confines.rlimits.iter().any(|(resource, _)| *resource == Resource::Nofile);
+        let given = descriptors.filter(|_| !has_own).map(|limit| (number(Resource::Nofile), pair(limit)));
+        let limits = confines.rlimits.iter().map(|(resource, limit)| (number(*resource), pair(*limit)));
         Some(Self {
-            limits: confines.rlimits.iter().map(|(resource, limit)| (number(*resource), pair(*limit))).collect(),
+            limits: limits.chain(given).collect(),
             nice: confines.nice.map(c_int::from),
             oom_score_adj: confines.oom_score_adj.map(|score| CString::new(score.to_string())).transpose().ok()?,
             umask: confines.umask.map(|umask| umask.0.into()),

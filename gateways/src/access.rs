@@ -1,0 +1,146 @@
+//! Who may use the sockets of gaggled, and how many connections each user may have.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, PoisonError},
+};
+
+use gaggled_core::{command::Role, config::AccessConfig};
+use nix::unistd::{Group, User, geteuid};
+use nng::Pipe;
+use thiserror::Error;
+
+use crate::nng_ffi::{LocalPeer, local_peer};
+
+/// A user or group of the configuration that does not exist here.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("access names {what} \"{name}\", which does not exist here")]
+pub struct Unknown {
+    /// `user` or `group`.
+    pub what: &'static str,
+    /// Its name.
+    pub name: String,
+}
+
+/// Users, and groups by their numbers and members.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Members {
+    users: BTreeSet<u32>,
+    groups: BTreeSet<u32>,
+}
+
+impl Members {
+    /// Looks up names: `deploy` is a user, `@wheel` a group.
+    fn find(names: &[String]) -> Result<Self, Unknown> {
+        let mut members = Self::default();
+        for name in names {
+            if let Some(group) = name.strip_prefix('@') {
+                let unknown = || Unknown { what: "group", name: group.to_owned() };
+                let group = Group::from_name(group).ok().flatten().ok_or_else(unknown)?;
+                members.groups.insert(group.gid.as_raw());
+                let users = group.mem.iter().filter_map(|name| User::from_name(name).ok().flatten());
+                members.users.extend(users.map(|user| user.uid.as_raw()));
+            } else {
+                let unknown = || Unknown { what: "user", name: name.clone() };
+                let user = User::from_name(name).ok().flatten().ok_or_else(unknown)?;
+                members.users.insert(user.uid.as_raw());
+            }
+        }
+        Ok(members)
+    }
+
+    fn has(&self, peer: LocalPeer) -> bool {
+        self.users.contains(&peer.uid) || self.groups.contains(&peer.gid)
+    }
+}
+
+/// Who may do what at a local socket. Groups are looked up once: a change of their members counts after a reload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    operate: Members,
+    observe: Members,
+    /// Whether anything is configured: without it only root and gaggled's own user reach the sockets.
+    is_open: bool,
+}
+
+impl Access {
+    /// Looks up what a configuration says.
+    ///
+    /// # Errors
+    /// A name that does not exist here.
+    pub fn find(config: &AccessConfig) -> Result<Self, Unknown> {
+        let (operate, observe) = (Members::find(&config.operate)?, Members::find(&config.observe)?);
+        Ok(Self { operate, observe, is_open: !config.is_empty() })
+    }
+
+    /// Whether users other than root and gaggled's own can reach the sockets.
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// What a peer may do.
+    pub(crate) fn role(&self, peer: LocalPeer) -> Role {
+        if is_own(peer.uid) {
+            Role::Admin
+        } else if self.operate.has(peer) {
+            Role::Operate
+        } else if !self.is_open || self.observe.has(peer) {
+            Role::Observe
+        } else {
+            Role::Nothing
+        }
+    }
+}
+
+fn is_own(uid: u32) -> bool {
+    uid == 0 || uid == geteuid().as_raw()
+}
+
+/// How many connections all users together may have at a socket; root and gaggled's own user may have as many again.
+const ALL_MAX: usize = 256;
+/// How many connections one user may have.
+const USER_MAX: usize = 32;
+
+/// The connections of a socket.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// The user of each connection; none if it is not known, as of tcp.
+    pipes: BTreeMap<i32, Option<u32>>,
+    /// The users whose last connection was refused.
+    refused: BTreeSet<Option<u32>>,
+}
+
+impl Peers {
+    /// Takes a connection that is about to be made; false if there are too many already.
+    pub(crate) fn admit(&self, pipe: Pipe, id: i32) -> bool {
+        let user = local_peer(pipe).map(|peer| peer.uid);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = user.is_some_and(is_own);
+        let total = known.pipes.values().filter(|user| user.is_some_and(is_own) == own).count();
+        let of_user = known.pipes.values().filter(|other| **other == user).count();
+        let is_full = total >= ALL_MAX || !own && user.is_some() && of_user >= USER_MAX;
+        if is_full {
+            // Once for each user: a flood must not become one of lines.
+            if known.refused.insert(user) {
+                let who = user.map_or_else(|| "a peer".to_owned(), |uid| format!("uid {uid}"));
+                eprintln!(
+                    "Error: {who} has too many connections ({of_user}, {total} in all): further ones are refused"
+                );
+            }
+            return false;
+        }
+        known.refused.remove(&user);
+        known.pipes.insert(id, user);
+        true
+    }
+
+    /// A connection has ended.
+    pub(crate) fn forget(&self, id: i32) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).pipes.remove(&id);
+    }
+}
