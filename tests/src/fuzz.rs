@@ -1,0 +1,174 @@
+//! Everything that reads what another has written, as functions of bytes that must neither panic nor take long: for the
+//! bounded run in the tests, for the `fuzz` binary of this crate, and for libFuzzer (contrib/fuzz).
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+use gaggled_actors::host::decode_reaped;
+use gaggled_core::{
+    audit::Audit,
+    config::Config,
+    ids::EpochId,
+    segment::Replay,
+    state::State,
+    wire::{EventText, Names, Reply, Request, decode_event},
+};
+use gaggled_tools::{
+    import::{Format, import_file},
+    launcher::{Letter, Position},
+    when,
+};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::sim::random::{Pick, Random};
+
+/// A target: its name, which is that of the folder of its corpus, and what it does with an input.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 14] = [
+    ("configuration", configuration),
+    ("request", request),
+    ("event", event),
+    ("segment", segment),
+    ("letter", letter),
+    ("reaped", reaped),
+    ("words", words),
+    ("gaggled", |bytes| imported(Format::Gaggled, bytes)),
+    ("cltab", |bytes| imported(Format::Cltab, bytes)),
+    ("diprocd", |bytes| imported(Format::Diprocd, bytes)),
+    ("plone", |bytes| imported(Format::Plone, bytes)),
+    ("clusterit", |bytes| imported(Format::Clusterit, bytes)),
+    ("supervisord", |bytes| imported(Format::Supervisord, bytes)),
+    ("procfile", |bytes| imported(Format::Procfile, bytes)),
+];
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What is accepted can be printed, and means the same when it is read again.
+fn configuration(bytes: &[u8]) {
+    if let Ok(parsed) = Config::parse(&text(bytes)) {
+        let graph = parsed.config.graph();
+        let printed = parsed.config.print().expect("what was read can be printed");
+        let again = Config::parse(&printed).expect("what was printed can be read");
+        assert_eq!(again.config, parsed.config);
+        assert_eq!(again.config.graph().programs.len(), graph.programs.len());
+    }
+}
+
+fn request(bytes: &[u8]) {
+    if let Ok(request) = Request::decode(bytes) {
+        assert!(serde_json::to_vec(&request).is_ok());
+    }
+    let _ = serde_json::from_slice::<Reply>(bytes);
+}
+
+fn event(bytes: &[u8]) {
+    let _ = EventText::parse(bytes);
+    let graph = Config::parse("(programs: {\"web\": (command: \"web\"), \"db\": (command: \"db\")})");
+    let graph = graph.expect("a configuration").config.graph();
+    let names = Names::new(&graph);
+    let mut state = State::new(graph.into(), EpochId(1));
+    if let Ok(envelope) = decode_event(&text(bytes), &names, &state) {
+        state.apply(&envelope);
+    }
+}
+
+fn segment(bytes: &[u8]) {
+    let Ok(mut replay) = Replay::open(bytes) else { return };
+    let mut audit = Audit::default();
+    while let Some(Ok((envelope, _))) = replay.next_event() {
+        audit.look(&envelope);
+    }
+}
+
+fn letter(bytes: &[u8]) {
+    let _ = text(bytes).parse::<Position>();
+    let file = File::from(memfd_create("letter", MFdFlags::MFD_CLOEXEC).expect("a memory file"));
+    (&file).write_all(bytes).expect("memory can be written");
+    let read = Letter::read(&file).expect("it can be read");
+    read.write(&file).expect("it can be written");
+    assert_eq!(Letter::read(&file).expect("it can be read").standing, read.standing);
+}
+
+fn reaped(bytes: &[u8]) {
+    assert!(decode_reaped(bytes).count() <= bytes.len() / 12);
+}
+
+/// Short texts of command lines and configurations.
+fn words(bytes: &[u8]) {
+    let text = text(bytes);
+    let _ = when::parse(&text);
+    let _ = gaggled_core::time::Millis::parse(&text);
+    let _ = gaggled_core::host::Signal::parse(&text);
+    let _ = gaggled_gateways::url::Url::parse(&text, &[]);
+}
+
+/// What an importer makes of a file is a configuration.
+fn imported(format: Format, bytes: &[u8]) {
+    let file = File::from(memfd_create("import", MFdFlags::MFD_CLOEXEC).expect("a memory file"));
+    (&file).write_all(bytes).expect("memory can be written");
+    let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    if let Ok(imported) = import_file(format, &path, None) {
+        assert!(imported.config.print().is_ok());
+    }
+}
+
+/// The inputs that mutation begins with, and those that were once a finding.
+pub fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(&folder).expect("a corpus").flatten().map(|entry| entry.path()).collect();
+    files.sort();
+    files.iter().map(|file| fs::read(file).expect("an input")).collect()
+}
+
+/// The longest input that is made, in bytes.
+const LONGEST: usize = 64 << 10;
+
+/// Words that readers look for.
+const DICTIONARY: [&[u8]; 24] = [
+    b"(", b")", b"{", b"}", b"[", b"]", b"\"", b"\\", b":", b",", b"\n", b"\0", b"\xff", b"${", b"%(", b"0", b"-1",
+    b"18446744073709551616", b"null", b"true", b"Some(", b"\r\n", b"\xef\xbb\xbf", b"=",
+];
+
+/// Changes an input a little, or puts two together.
+pub fn mutate(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
+    let index = |random: &mut Random, length: usize| usize::try_from(random.below(length.max(1) as u64)).unwrap_or(0);
+    let mut input = corpus[index(random, corpus.len())].clone();
+    for _ in 0..=random.below(6) {
+        let at = index(random, input.len() + 1);
+        let end = (at + index(random, 32)).min(input.len());
+        match random.below(8) {
+            0 if at < input.len() => input[at] ^= 1 << random.below(8),
+            1 if at < input.len() => input[at] = u8::try_from(random.below(256)).unwrap_or(0),
+            2 => drop(input.drain(at..end)),
+            3 => {
+                let again: Vec<u8> = input[at..end].to_vec();
+                input.splice(at..at, again);
+            }
+            4 | 5 => {
+                let word = random.pick(&DICTIONARY);
+                input.splice(at..at, word.iter().copied());
+            }
+            6 => {
+                let other = &corpus[index(random, corpus.len())];
+                let from = index(random, other.len() + 1);
+                input.truncate(at);
+                input.extend_from_slice(&other[from..]);
+            }
+            _ => {
+                let deep = b"[({".iter().copied().cycle().take(index(random, 300));
+                input.splice(at..at, deep);
+            }
+        }
+        input.truncate(LONGEST);
+    }
+    input
+}
