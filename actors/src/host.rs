@@ -39,7 +39,7 @@ pub use self::{
     recorder::Recorder,
     stash::Stash,
     survivors::{Before, bearers, look, strangers},
-    watch::{LauncherPipe, encode_reaped},
+    watch::{LauncherPipe, decode_reaped, encode_reaped},
 };
 use crate::{
     root::Connect,

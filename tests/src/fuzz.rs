@@ -15,7 +15,8 @@ use gaggled_core::{
     ids::EpochId,
     segment::Replay,
     state::State,
-    wire::{EventText, Names, Reply, Request, decode_event},
+    time::Millis,
+    wire::{EventText, Reply, Request, decode_event},
 };
 use gaggled_tools::{
     import::{Format, import_file},
@@ -71,9 +72,10 @@ fn request(bytes: &[u8]) {
 
 fn event(bytes: &[u8]) {
     let _ = EventText::parse(bytes);
-    let graph = Config::parse("(programs: {\"web\": (command: \"web\"), \"db\": (command: \"db\")})");
+    let graph =
+        Config::parse("(programs: {\"mount\": (command: \"a\"), \"web\": (command: \"b\"), \"db\": (command: \"c\")})");
     let graph = graph.expect("a configuration").config.graph();
-    let names = Names::new(&graph);
+    let names = graph.names();
     let mut state = State::new(graph.into(), EpochId(1));
     if let Ok(envelope) = decode_event(&text(bytes), &names, &state) {
         state.apply(&envelope);
@@ -82,9 +84,10 @@ fn event(bytes: &[u8]) {
 
 fn segment(bytes: &[u8]) {
     let Ok(mut replay) = Replay::open(bytes) else { return };
-    let mut audit = Audit::default();
+    let mut audit = Audit::new(Millis(250));
+    audit.begin(&replay.state, replay.head.missed);
     while let Some(Ok((envelope, _))) = replay.next_event() {
-        audit.look(&envelope);
+        audit.observe(&envelope);
     }
 }
 
@@ -105,7 +108,7 @@ fn reaped(bytes: &[u8]) {
 fn words(bytes: &[u8]) {
     let text = text(bytes);
     let _ = when::parse(&text);
-    let _ = gaggled_core::time::Millis::parse(&text);
+    let _ = Millis::parse(&text);
     let _ = gaggled_core::host::Signal::parse(&text);
     let _ = gaggled_gateways::url::Url::parse(&text, &[]);
 }
@@ -134,8 +137,30 @@ const LONGEST: usize = 64 << 10;
 
 /// Words that readers look for.
 const DICTIONARY: [&[u8]; 24] = [
-    b"(", b")", b"{", b"}", b"[", b"]", b"\"", b"\\", b":", b",", b"\n", b"\0", b"\xff", b"${", b"%(", b"0", b"-1",
-    b"18446744073709551616", b"null", b"true", b"Some(", b"\r\n", b"\xef\xbb\xbf", b"=",
+    b"(",
+    b")",
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b"\\",
+    b":",
+    b",",
+    b"\n",
+    b"\0",
+    b"\xff",
+    b"${",
+    b"%(",
+    b"0",
+    b"-1",
+    b"18446744073709551616",
+    b"null",
+    b"true",
+    b"Some(",
+    b"\r\n",
+    b"\xef\xbb\xbf",
+    b"=",
 ];
 
 /// Changes an input a little, or puts two together.

@@ -129,9 +129,12 @@ fn read(path: &Path) -> Result<String, String> {
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }
 
-/// Prints a foreign file as a configuration; what could not be kept goes to standard error, and into comments.
-pub fn run(format: Format, file: &Path, node: Option<&str>) -> ExitCode {
-    let imported = match format {
+/// Reads a foreign file.
+///
+/// # Errors
+/// What is wrong with it, with its place.
+pub fn import_file(format: Format, file: &Path, node: Option<&str>) -> Result<Imported, String> {
+    match format {
         Format::Gaggled => import_original(file),
         Format::Cltab => cltab::import(file),
         Format::Diprocd => diprocd::import(file, node),
@@ -139,8 +142,12 @@ pub fn run(format: Format, file: &Path, node: Option<&str>) -> ExitCode {
         Format::Clusterit => clusterit::import(file),
         Format::Supervisord => supervisord::import(file),
         Format::Procfile => procfile::import(file),
-    };
-    let imported = match imported {
+    }
+}
+
+/// Prints a foreign file as a configuration; what could not be kept goes to standard error, and into comments.
+pub fn run(format: Format, file: &Path, node: Option<&str>) -> ExitCode {
+    let imported = match import_file(format, file, node) {
         Ok(imported) => imported,
         Err(why) => {
             eprintln!("Error: {why}");

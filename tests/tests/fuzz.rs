@@ -1,0 +1,27 @@
+//! A bounded run of what is fuzzed: every input of the corpora, and some thousands made from each. The long run is
+//! `cargo run --release -p gaggled_tests --bin fuzz -- all COUNT SEED`.
+
+use gaggled_tests::{
+    fuzz::{TARGETS, corpus, mutate},
+    sim::random::Random,
+};
+
+/// How many inputs are made for each target.
+const COUNT: usize = 20_000;
+
+#[test]
+fn nothing_that_others_have_written_makes_a_reader_panic() {
+    std::thread::scope(|scope| {
+        for (target, run) in TARGETS {
+            scope.spawn(move || {
+                let corpus = corpus(target);
+                assert!(!corpus.is_empty(), "{target} has a corpus");
+                for input in &corpus {
+                    run(input);
+                }
+                let mut random = Random::new(7);
+                (0..COUNT).for_each(|_| run(&mutate(&mut random, &corpus)));
+            });
+        }
+    });
+}
