@@ -298,3 +298,37 @@ fn a_copy_of_a_journal_takes_nobodys_programs() {
     copy.end();
     assert_eq!((daemon.pid_of("a"), daemon.dump()["a"]["instance"].as_i64()), (pid, Some(1)));
 }
+
+/// Test 38, driven by seeds: any call that changes the state directory fails, is torn or takes its time.
+#[test]
+fn whatever_a_disk_does_nothing_runs_twice_and_the_journal_is_whole_again() {
+    let directory = Arc::new(directory());
+    let faults = Faults::new(directory.path());
+    let mut daemon = faults.daemon(&format!("{}{}{}", sleeper("a"), sleeper("c"), churner("b")), directory);
+    daemon.wait_up("a", 1);
+    daemon.wait_up("c", 1);
+    let pids = [daemon.pid_of("a"), daemon.pid_of("c")];
+    for seed in 0..8 {
+        let (seq, restarts) = (daemon.state().seq.0, happened(&daemon, restored));
+        faults.set(&format!("random {}", seed * 100 + [10, 40, 80][seed % 3]));
+        daemon.wait("events on a bad disk", |_, state| state.seq.0 > seq + 300);
+        if seed % 4 == 3 {
+            // What was not written is known to the flight recorder and by the tokens.
+            daemon.kill_core();
+        }
+        faults.set("");
+        let was_bad = happened(&daemon, degraded) > restarts;
+        if was_bad && seed % 4 != 3 {
+            daemon.wait("the journal to be restored", |heard, _| {
+                let count = |wanted: fn(&SystemEvent) -> bool| {
+                    heard.iter().filter(|heard| matches!(&heard.event, Event::System(event) if wanted(event))).count()
+                };
+                count(restored) > restarts
+            });
+        }
+        assert_eq!([daemon.pid_of("a"), daemon.pid_of("c")], pids, "seed {seed}\n{}", daemon.timeline());
+    }
+    assert!(happened(&daemon, degraded) > 3, "the disk was bad: {}", happened(&daemon, degraded));
+    assert_eq!(code(daemon.end()), 0);
+    daemon.verify();
+}

@@ -20,7 +20,7 @@ fn blocks<'a>(text: &'a str, language: &str) -> Vec<&'a str> {
 fn the_configurations_of_the_readme_can_be_read() {
     let readme = document("README.md");
     let shown = blocks(&readme, "ron");
-    assert_eq!(shown.len(), 5);
+    assert_eq!(shown.len(), 6);
     for text in shown {
         let whole = if text.starts_with('(') { text.to_owned() } else { format!("(gaggled: ({text}))") };
         if let Err(found) = Config::parse(&whole) {
@@ -93,5 +93,33 @@ fn every_program_tells_its_version_and_its_use() {
             .output()
             .expect("a tool");
         assert_eq!(output.status.code(), Some(2), "{tool}");
+    }
+}
+
+#[test]
+fn the_tests_that_documents_name_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut code = String::new();
+    let mut folders =
+        vec![root.join("tests"), root.join("core"), root.join("actors"), root.join("gateways"), root.join("tools")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                code += &fs::read_to_string(path).expect("a source");
+            }
+        }
+    }
+    for name in ["contrib/docs/reliability.md", "contrib/docs/security.md"] {
+        let text = document(name);
+        let rows = text.lines().filter(|line| line.starts_with('|'));
+        let words = rows.flat_map(|row| row.split('`').skip(1).step_by(2));
+        let tests: Vec<&str> = words.filter(|word| word.matches('_').count() > 1 && !word.contains('=')).collect();
+        assert!(tests.len() > 10, "{name} names tests");
+        for test in tests {
+            assert!(code.contains(&format!("fn {test}(")), "{name} names {test}, which is no test");
+        }
     }
 }
