@@ -9,7 +9,7 @@ use crate::{
     event::{Cause, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::{Graph, Until},
     ids::{Position, ProgramId, Seq},
-    state::{Outcome, Phase, ProgramState, State},
+    state::{Outcome, Phase, Place, ProgramState, State},
     time::WallTime,
     wire::{describe, encode_past},
 };
@@ -161,6 +161,9 @@ impl History {
             let on = unmet.map(|edge| state.graph.edges[*edge].on);
             chains.extend(on.into_iter().flat_map(|on| self.why(state, on).into_iter().take(1)));
         }
+        if now.phase == Phase::Down && now.place == Place::Out {
+            chains.extend(self.move_of(state, program).map(|seq| self.chain(seq)));
+        }
         let mut told = BTreeSet::new();
         chains.retain(|chain| {
             let is_new = chain.first().is_some_and(|link| !told.contains(&link.envelope.seq));
@@ -168,6 +171,18 @@ impl History {
             is_new
         });
         chains
+    }
+
+    /// The last event that has moved the group of a program to another level.
+    fn move_of(&self, state: &State, program: ProgramId) -> Option<Seq> {
+        let group = &state.graph.groups[state.graph.programs[program].group?].name;
+        let moved = self.entries.iter().rev().find(|entry| match &entry.envelope.event {
+            Event::Group(id, GroupEvent::Told { .. } | GroupEvent::FellBack { .. }) => {
+                entry.graph.groups[*id].name == *group
+            }
+            Event::Group(..) | Event::Program(..) | Event::Dependency(..) | Event::System(_) => false,
+        });
+        moved.map(|entry| entry.envelope.seq)
     }
 
     /// An event and what led to it, as far as that is kept.

@@ -240,3 +240,26 @@ fn c13_what_is_not_there_is_said() {
     assert_eq!((code, text.contains("no level \"77\"")), (2, true), "{text}");
     assert!(lines(&directory, "out").is_empty());
 }
+
+/// Newcomers' finding 22: whoever asks why is told that the group fell back, and because of whom.
+#[test]
+fn why_tells_that_a_group_fell_back_and_because_of_which_program() {
+    let mut daemon = gaggled_tests::harness::Daemon::new(
+        "\"fit\": (group: \"site\", mode: Test, shell: \"exit 3\"), \
+         \"db\": (group: \"site\", command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),",
+    );
+    let config = daemon.directory.path().join("system.ron");
+    let text = fs::read_to_string(&config).expect("a configuration");
+    fs::write(&config, text.replacen("programs:", "groups: {\"site\": (on_failure: \"stop\")}, programs:", 1))
+        .expect("a file");
+    assert!(daemon.tool("gaggled_controller", &["reload"]).status.success());
+    let fell_back = |event: &Event| matches!(event, Event::Group(_, gaggled_core::event::GroupEvent::FellBack { .. }));
+    daemon.tool("gaggled_controller", &["tell", "site", "start"]);
+    daemon.wait("the group to fall back", |heard, _| heard.iter().any(|heard| fell_back(&heard.event)));
+    for program in ["fit", "db"] {
+        let output = daemon.tool("gaggled_controller", &["why", program]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("group site is at level stop, because fit did not end well"), "{program}: {said}");
+        assert!(said.contains("group site went to level stop"), "{program}: {said}");
+    }
+}

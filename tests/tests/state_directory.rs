@@ -173,3 +173,23 @@ fn a_daemon_that_dies_with_its_state_directory_is_followed_by_one_that_knows_its
     assert!(log.contains("it was removed while gaggled ran"), "{log}");
     assert!(Path::new(&daemon.journal()).join("identity").exists());
 }
+
+/// Newcomers' finding 23: two systems on one machine do not share what operators wanted.
+#[test]
+fn the_state_of_another_configuration_is_taken_only_when_that_is_asked_for() {
+    let mut daemon = start();
+    daemon.end();
+    let directory = daemon.directory.clone();
+    let [own, other] = ["system.ron", "other.ron"].map(|name| directory.path().join(name));
+    fs::copy(&own, &other).expect("a copy");
+    let output = Command::new(binary("gaggled")).arg("-c").arg(&other).output().expect("gaggled");
+    assert_eq!(output.status.code(), Some(100), "{}", said(&output));
+    let words = format!("is the state of {}, and this is {}", own.display(), other.display());
+    assert!(said(&output).contains(&words) && said(&output).contains("--take-state"), "{}", said(&output));
+    let mut gaggled =
+        Command::new(binary("gaggled")).arg("--take-state").arg("-c").arg(&other).spawn().expect("gaggled");
+    let caller = gaggled_gateways::call::Caller::dial_whenever(&daemon.control).expect("a url");
+    let shutdown = gaggled_core::wire::Request::new("", Action::Shutdown { wait: false, timeout_ms: None });
+    assert!(caller.call(&shutdown, gaggled_tests::harness::PATIENCE).expect("an answer").ok);
+    assert!(gaggled.wait().expect("its end").success());
+}

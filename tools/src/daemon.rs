@@ -22,7 +22,7 @@ use gaggled_core::{
     event::Handover,
     host::ExitStatus,
     logs::Outlet,
-    segment::ConfigText,
+    segment::{ConfigText, Head},
     state::State,
     wire::Reply,
 };
@@ -67,6 +67,8 @@ pub struct Options {
     pub config: PathBuf,
     /// Whether the interrupt of the terminal is ignored.
     pub ignore_interrupts: bool,
+    /// Whether the state of another configuration is taken.
+    pub take_state: bool,
     /// What the launcher gives.
     pub launched: Option<Position>,
 }
@@ -239,6 +241,7 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
         if directory.origin == Origin::New {
             refuse_strangers(&system, &directory)?;
         }
+        refuse_another(&system, &directory, &remains, options.take_state)?;
         (system, directory, homeless, remains)
     };
     let channels = system.open_channels()?;
@@ -297,6 +300,28 @@ fn resume(before: &Letter, options: &Options) -> Result<(System, StateDirectory,
     let system = text.and_then(|text| System::in_force(text, options.ignore_interrupts, state));
     let system = system.or_else(|| System::check(&options.config, options.ignore_interrupts));
     Ok((system.ok_or(Refused::Configuration)?, directory, remains))
+}
+
+/// A directory that another configuration has used holds what operators wanted of other programs, and the history of
+/// another system; programs of the same name would be taken for each other.
+fn refuse_another(
+    system: &System,
+    directory: &StateDirectory,
+    remains: &Remains,
+    take_state: bool,
+) -> Result<(), Refused> {
+    let Some((Head { config: before, .. }, _)) = remains.last.as_ref().filter(|_| !take_state) else { return Ok(()) };
+    let is_copy = directory.origin == Origin::Copy;
+    if before.path == system.text.path || before.path.is_empty() || is_copy {
+        return Ok(());
+    }
+    Err(Refused::Here(format!(
+        "{} is the state of {}, and this is {}: give each system a directory of its own (gaggled.state), or, if the file was \
+         renamed, start gaggled once with --take-state",
+        directory.path().display(),
+        before.path,
+        system.text.path
+    )))
 }
 
 /// Programs of an earlier gaggled at the same control url whose state directory is gone cannot be told from those of

@@ -34,6 +34,10 @@ struct Arguments {
     #[arg(short, long)]
     no_interrupt: bool,
 
+    /// Take the state directory that another configuration has used: its wishes and its history
+    #[arg(long)]
+    take_state: bool,
+
     /// What the launcher gives to the daemon
     #[arg(long, hide = true)]
     launched: Option<Position>,
@@ -122,8 +126,8 @@ fn main() -> ExitCode {
             if arguments.launched.is_none() {
                 return launcher::run(own_arguments(), arguments.resume);
             }
-            let Arguments { no_interrupt: ignore_interrupts, launched, .. } = arguments;
-            daemon::run(&Options { config, ignore_interrupts, launched })
+            let Arguments { no_interrupt: ignore_interrupts, take_state, launched, .. } = arguments;
+            daemon::run(&Options { config, ignore_interrupts, take_state, launched })
         }
     }
 }

@@ -111,7 +111,11 @@ impl View<'_> {
         let Some(id) = policy.group else { return String::new() };
         let (name, group) = (&self.state.graph.groups[id].name, &self.state.groups[id]);
         match (group.runs(policy), group.standing) {
-            (false, _) => format!("group {name} is at level {}", group.level),
+            (false, _) => {
+                let why =
+                    group.failed.as_ref().map_or_else(String::new, |by| format!(", because {by} did not end well"));
+                format!("group {name} is at level {}{why}", group.level)
+            }
             (true, Standing::Failed) => format!("group {name} has failed"),
             (true, _) => format!("group {name} has not come to it yet"),
         }
