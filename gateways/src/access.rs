@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
+    time::Instant,
 };
 
 use gaggled_core::{command::Role, config::AccessConfig};
@@ -101,16 +102,35 @@ const ALL_MAX: usize = 256;
 /// How many connections one user may have.
 const USER_MAX: usize = 32;
 
+/// How many requests a second a connection may send, and how many at once: of root and gaggled's own user, and of others.
+const OWN_RATE: Rate = Rate { each_second: 1000.0, at_once: 2000.0 };
+const RATE: Rate = Rate { each_second: 50.0, at_once: 100.0 };
+
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    each_second: f64,
+    at_once: f64,
+}
+
 /// The connections of a socket.
 #[derive(Debug, Default)]
 pub(crate) struct Peers {
     known: Mutex<Known>,
 }
 
+#[derive(Debug)]
+struct Connection {
+    /// None if it is not known, as of tcp.
+    user: Option<u32>,
+    rate: Rate,
+    /// How many requests it may send at once now, and since when that is so.
+    left: f64,
+    since: Instant,
+}
+
 #[derive(Debug, Default)]
 struct Known {
-    /// The user of each connection; none if it is not known, as of tcp.
-    pipes: BTreeMap<i32, Option<u32>>,
+    pipes: BTreeMap<i32, Connection>,
     /// The users whose last connection was refused.
     refused: BTreeSet<Option<u32>>,
 }
@@ -121,8 +141,9 @@ impl Peers {
         let user = local_peer(pipe).map(|peer| peer.uid);
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let own = user.is_some_and(is_own);
-        let total = known.pipes.values().filter(|user| user.is_some_and(is_own) == own).count();
-        let of_user = known.pipes.values().filter(|other| **other == user).count();
+        let users = || known.pipes.values().map(|connection| connection.user);
+        let total = users().filter(|user| user.is_some_and(is_own) == own).count();
+        let of_user = users().filter(|other| *other == user).count();
         let is_full = total >= ALL_MAX || !own && user.is_some() && of_user >= USER_MAX;
         if is_full {
             // Once for each user: a flood must not become one of lines.
@@ -135,12 +156,32 @@ impl Peers {
             return false;
         }
         known.refused.remove(&user);
-        known.pipes.insert(id, user);
+        let rate = if own { OWN_RATE } else { RATE };
+        known.pipes.insert(id, Connection { user, rate, left: rate.at_once, since: now() });
         true
+    }
+
+    /// Counts a request of a connection; how many it may send in a second, if this one is too many.
+    pub(crate) fn count(&self, id: i32) -> Result<(), f64> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(connection) = known.pipes.get_mut(&id) else { return Ok(()) };
+        let (rate, now) = (connection.rate, now());
+        let more = now.duration_since(connection.since).as_secs_f64() * rate.each_second;
+        (connection.left, connection.since) = ((connection.left + more).min(rate.at_once), now);
+        if connection.left < 1.0 {
+            return Err(rate.each_second);
+        }
+        connection.left -= 1.0;
+        Ok(())
     }
 
     /// A connection has ended.
     pub(crate) fn forget(&self, id: i32) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).pipes.remove(&id);
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the rate of requests is one of real time")]
+fn now() -> Instant {
+    Instant::now()
 }

@@ -95,6 +95,7 @@ pub struct Server {
     socket: Socket,
     url: Url,
     access: Access,
+    peers: Arc<Peers>,
     handler: Handler,
     idle: AtomicUsize,
     /// All that were ever made: one that was dropped while it is under way would take its thread with it.
@@ -130,14 +131,16 @@ impl Server {
         let failed = |error| ListenError::new(url, error);
         let socket = Socket::new(Protocol::Rep0).map_err(failed)?;
         socket.set_opt::<RecvMaxSize>(ANSWERED_MAX).map_err(failed)?;
-        let peers = Peers::default();
-        let noticing = socket.pipe_notify(move |pipe, event| notice(&peers, pipe, event, |_| true));
+        let peers = Arc::new(Peers::default());
+        let noticed = peers.clone();
+        let noticing = socket.pipe_notify(move |pipe, event| notice(&noticed, pipe, event, |_| true));
         noticing.map_err(failed)?;
         listen(&socket, url, access.is_open())?;
         Ok(Arc::new(Self {
             socket,
             url: url.clone(),
             access,
+            peers,
             handler,
             idle: AtomicUsize::new(0),
             workers: Mutex::new(Vec::new()),
@@ -190,6 +193,11 @@ impl Server {
     fn request(&self, context: &Context, aio: &Aio, mut message: Message) {
         let peer = self.peer(&mut message);
         let mut responder = Responder { id: String::new(), place: Some((context.clone(), aio.clone())) };
+        let counted = message.pipe().map_or(Ok(()), |pipe| self.peers.count(nng_ffi::pipe_id(pipe)));
+        if let Err(each_second) = counted {
+            let why = format!("too many requests: a connection may send {each_second} a second");
+            return responder.send(&Reply::refused("", ErrorCode::Busy, why));
+        }
         let decoded =
             if message.len() > REQUEST_MAX { Err(too_long(message.len())) } else { Request::decode(&message) };
         match decoded {

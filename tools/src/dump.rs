@@ -1,6 +1,6 @@
 //! The state of all programs for people: a table, or a tree of dependencies.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use gaggled_core::{
@@ -181,10 +181,18 @@ pub fn tree(dump: &Dump, has_state: bool) -> String {
         dependents.entry(&edge.on).or_default().push(edge);
         depends.insert(&edge.of);
     }
-    let mut drawing = Drawing { rows: &rows, dependents: &dependents, has_state, drawn: BTreeSet::new() };
     let roots = dump.programs.iter().filter(|row| !depends.contains(row.program.as_str()));
-    roots.map(|row| drawing.branch(row, None).to_string()).collect::<String>().trim_end().to_owned()
+    let later: VecDeque<&Row> = roots.collect();
+    let mut drawing = Drawing { rows: &rows, dependents: &dependents, has_state, drawn: BTreeSet::new(), later };
+    let mut drawn = String::new();
+    while let Some(row) = drawing.later.pop_front() {
+        drawn += &drawing.branch(row, None, 0).to_string();
+    }
+    drawn.trim_end().to_owned()
 }
+
+/// How deep a tree is drawn; what is below that begins a tree of its own.
+const DEEPEST: usize = 24;
 
 /// A tree that is being drawn.
 struct Drawing<'a> {
@@ -192,10 +200,12 @@ struct Drawing<'a> {
     dependents: &'a BTreeMap<&'a str, Vec<&'a DependencyView>>,
     has_state: bool,
     drawn: BTreeSet<&'a str>,
+    /// What begins a tree of its own.
+    later: VecDeque<&'a Row>,
 }
 
 impl<'a> Drawing<'a> {
-    fn branch(&mut self, row: &'a Row, edge: Option<&DependencyView>) -> Tree<String> {
+    fn branch(&mut self, row: &'a Row, edge: Option<&DependencyView>, depth: usize) -> Tree<String> {
         let mut label = row.program.clone();
         if self.has_state {
             label = format!("{label} [{}]", row.state());
@@ -208,11 +218,17 @@ impl<'a> Drawing<'a> {
             label = format!("{label} {}", row.reason);
         }
         let below = self.dependents.get(row.program.as_str()).map_or(&[][..], Vec::as_slice);
-        if !below.is_empty() && !self.drawn.insert(&row.program) {
+        if !below.is_empty() && self.drawn.contains(row.program.as_str()) {
             return Tree::new(format!("{label} ..."));
         }
-        let below: Vec<_> =
-            below.iter().filter_map(|edge| Some(self.branch(self.rows.get(&*edge.of)?, Some(edge)))).collect();
+        if !below.is_empty() && depth == DEEPEST {
+            self.later.push_back(row);
+            return Tree::new(format!("{label} (goes on below)"));
+        }
+        self.drawn.insert(&row.program);
+        let branch = |edge: &'a DependencyView| Some((*self.rows.get(&*edge.of)?, edge));
+        let edges: Vec<_> = below.iter().filter_map(|edge| branch(edge)).collect();
+        let below: Vec<_> = edges.into_iter().map(|(row, edge)| self.branch(row, Some(edge), depth + 1)).collect();
         Tree::new(label).with_leaves(below)
     }
 }
@@ -227,4 +243,34 @@ fn rules(edge: &DependencyView) -> Vec<String> {
     let delay = (edge.delay_ms.0 > 0).then(|| format!("after {}", edge.delay_ms));
     let propagates = edge.propagate.then(|| "propagates".to_owned());
     until.into_iter().chain(delay).chain(propagates).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use gaggled_core::{
+        config::Config,
+        ids::EpochId,
+        state::State,
+        time::{Instant, WallTime},
+        wire::View,
+    };
+
+    use super::*;
+
+    /// A chain is not drawn as wide as it is long.
+    #[test]
+    fn a_deep_tree_goes_on_below() {
+        let depends = |i: usize| if i == 0 { String::new() } else { format!("depends: {{\"p{}\": ()}}", i - 1) };
+        let programs: Vec<String> = (0..1000).map(|i| format!("\"p{i}\": (command: \"x\", {})", depends(i))).collect();
+        let config = Config::parse(&format!("(programs: {{{}}})", programs.join(","))).expect("a configuration").config;
+        let state = State::new(Arc::new(config.graph()), EpochId(1));
+        let view = View::at(&state, Instant::default()).dump(WallTime::default(), 0, 1000);
+        let dump: Dump = serde_json::from_value(serde_json::to_value(&view).expect("JSON")).expect("a dump");
+        let drawn = tree(&dump, false);
+        assert!(drawn.len() < 200_000, "{} bytes", drawn.len());
+        assert!((0..1000).all(|i| drawn.contains(&format!("p{i}"))));
+        assert_eq!(drawn.matches("(goes on below)").count(), 41);
+    }
 }

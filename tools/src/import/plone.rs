@@ -3,7 +3,7 @@
 //! Each option becomes a level of a group, and each of its lines a program. A line that leaves a pid file which `stop` kills
 //! by becomes a daemon that is followed.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{cell::Cell, collections::BTreeSet, path::Path};
 
 use gaggled_core::{
     config::{GroupConfig, ProgramConfig},
@@ -26,7 +26,7 @@ const UNUSED: [&str; 4] = ["pid-file", "control-script", "debug", "extra_paths"]
 pub fn import(path: &Path) -> Result<Imported, String> {
     let comment = |line: &str| line.starts_with(['#', ';']).then_some(0);
     let sections = ini::parse(path, comment)?;
-    let values = Values { path, sections: &sections };
+    let values = Values { path, sections: &sections, replaced: Cell::new(0) };
     let mut imported = Imported::default();
     let clusters: Vec<&Section> = sections
         .iter()
@@ -45,7 +45,12 @@ pub fn import(path: &Path) -> Result<Imported, String> {
 struct Values<'a> {
     path: &'a Path,
     sections: &'a [Section],
+    /// How many texts have been looked through for references.
+    replaced: Cell<u32>,
 }
+
+/// The most texts that are looked through for references in one file.
+const REPLACED_MAX: u32 = 100_000;
 
 impl Values<'_> {
     fn of(&self, section: &str, option: &str, place: &Place, depth: u32) -> Result<String, String> {
@@ -53,14 +58,14 @@ impl Values<'_> {
             self.sections.iter().rev().filter(|other| other.name == section).find_map(|other| other.get(option));
         match found {
             Some(found) => self.replace(&found.value(), section, place, depth + 1),
-            None => self.default(section, option).ok_or(format!(
+            None => self.default(section, option, depth + 1).ok_or(format!(
                 "{place}: ${{{section}:{option}}} is not set: section [{section}] has no option \"{option}\""
             )),
         }
     }
 
     /// What buildout sets by itself.
-    fn default(&self, section: &str, option: &str) -> Option<String> {
+    fn default(&self, section: &str, option: &str, depth: u32) -> Option<String> {
         let directory = std::path::absolute(self.path).ok()?.parent()?.display().to_string();
         let below = match (section, option) {
             ("buildout", "directory") => return Some(directory),
@@ -70,12 +75,15 @@ impl Values<'_> {
             ("buildout", "develop-eggs-directory") => "develop-eggs",
             _ => return None,
         };
-        let directory = self.of("buildout", "directory", &Place::new(self.path, 1), 0).ok()?;
+        let directory = self.of("buildout", "directory", &Place::new(self.path, 1), depth).ok()?;
         Some(format!("{directory}/{below}"))
     }
 
     fn replace(&self, text: &str, own: &str, place: &Place, depth: u32) -> Result<String, String> {
-        if depth > 20 {
+        // Options that are made of each other many times over take longer than anyone waits.
+        let replaced = self.replaced.get() + 1;
+        self.replaced.set(replaced);
+        if depth > 20 || replaced > REPLACED_MAX {
             return Err(format!("{place}: options of section [{own}] are made of each other"));
         }
         let mut replaced = String::new();
