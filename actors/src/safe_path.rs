@@ -324,6 +324,19 @@ pub fn reopen_regular(path: &Path) -> io::Result<File> {
     }
 }
 
+/// Opens the fifo that another process has open, for reading and writing; the mere opening of anything else may have an
+/// effect.
+///
+/// # Errors
+/// `EINVAL` for anything but a fifo.
+pub fn reopen_fifo(path: &Path) -> io::Result<File> {
+    let looked = open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?;
+    match kind(&fstat(&looked)?) {
+        SFlag::S_IFIFO => reopen(&looked, OFlag::O_RDWR),
+        _ => Err(Errno::EINVAL.into()),
+    }
+}
+
 /// Opens for reading the regular file that this descriptor writes.
 ///
 /// # Errors

@@ -102,14 +102,30 @@ const ALL_MAX: usize = 256;
 /// How many connections one user may have.
 const USER_MAX: usize = 32;
 
-/// How many requests a second a connection may send, and how many at once: of root and gaggled's own user, and of others.
-const OWN_RATE: Rate = Rate { each_second: 1000.0, at_once: 2000.0 };
-const RATE: Rate = Rate { each_second: 50.0, at_once: 100.0 };
+/// How many requests a second a connection of another user may send, and how many at once.
+const RATE: f64 = 50.0;
+const AT_ONCE: f64 = 100.0;
 
-#[derive(Clone, Copy, Debug)]
-struct Rate {
-    each_second: f64,
-    at_once: f64,
+/// How many requests a connection may send now, and since when that is so.
+#[derive(Debug)]
+struct Allowance {
+    left: f64,
+    since: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { left: AT_ONCE, since: now }
+    }
+
+    /// Takes one request; false if it is too many.
+    fn take(&mut self, now: Instant) -> bool {
+        let more = now.duration_since(self.since).as_secs_f64() * RATE;
+        (self.left, self.since) = ((self.left + more).min(AT_ONCE), now);
+        let may = self.left >= 1.0;
+        self.left -= f64::from(u8::from(may));
+        may
+    }
 }
 
 /// The connections of a socket.
@@ -122,10 +138,8 @@ pub(crate) struct Peers {
 struct Connection {
     /// None if it is not known, as of tcp.
     user: Option<u32>,
-    rate: Rate,
-    /// How many requests it may send at once now, and since when that is so.
-    left: f64,
-    since: Instant,
+    /// None of root and gaggled's own user, who may send as many as they like.
+    allowance: Option<Allowance>,
 }
 
 #[derive(Debug, Default)]
@@ -146,8 +160,10 @@ impl Peers {
         let of_user = users().filter(|other| *other == user).count();
         let is_full = total >= ALL_MAX || !own && user.is_some() && of_user >= USER_MAX;
         if is_full {
-            // Once for each user: a flood must not become one of lines.
-            if known.refused.insert(user) {
+            // Once for each user: a flood must not become one of lines. Nothing waits for a log that is stuck.
+            let first = known.refused.insert(user);
+            drop(known);
+            if first {
                 let who = user.map_or_else(|| "a peer".to_owned(), |uid| format!("uid {uid}"));
                 eprintln!(
                     "Error: {who} has too many connections ({of_user}, {total} in all): further ones are refused"
@@ -155,24 +171,21 @@ impl Peers {
             }
             return false;
         }
-        known.refused.remove(&user);
-        let rate = if own { OWN_RATE } else { RATE };
-        known.pipes.insert(id, Connection { user, rate, left: rate.at_once, since: now() });
+        let allowance = (!own).then(|| Allowance::new(now()));
+        known.pipes.insert(id, Connection { user, allowance });
         true
     }
 
     /// Counts a request of a connection; how many it may send in a second, if this one is too many.
     pub(crate) fn count(&self, id: i32) -> Result<(), f64> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(connection) = known.pipes.get_mut(&id) else { return Ok(()) };
-        let (rate, now) = (connection.rate, now());
-        let more = now.duration_since(connection.since).as_secs_f64() * rate.each_second;
-        (connection.left, connection.since) = ((connection.left + more).min(rate.at_once), now);
-        if connection.left < 1.0 {
-            return Err(rate.each_second);
-        }
-        connection.left -= 1.0;
-        Ok(())
+        let allowance = known.pipes.get_mut(&id).and_then(|connection| connection.allowance.as_mut());
+        if allowance.is_none_or(|allowance| allowance.take(now())) { Ok(()) } else { Err(RATE) }
+    }
+
+    /// How many connections there are.
+    pub(crate) fn len(&self) -> usize {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).pipes.len()
     }
 
     /// A connection has ended.
@@ -184,4 +197,21 @@ impl Peers {
 #[expect(clippy::disallowed_methods, reason = "the rate of requests is one of real time")]
 fn now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_may_send_so_many_requests_and_no_more() {
+        let begun = now();
+        let mut allowance = Allowance::new(begun);
+        let taken = |allowance: &mut Allowance, at: Instant| (0..1000).filter(|_| allowance.take(at)).count();
+        assert_eq!(taken(&mut allowance, begun), 100, "at once");
+        assert_eq!(taken(&mut allowance, begun + Duration::from_secs(1)), 50, "a second later");
+        assert_eq!(taken(&mut allowance, begun + Duration::from_secs(60)), 100, "never more than at once");
+    }
 }

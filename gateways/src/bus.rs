@@ -21,7 +21,7 @@ use gaggled_core::{
     wire::{Beat, encode_message},
 };
 use nng::{
-    PipeEvent, Protocol, Socket,
+    Protocol, Socket,
     options::{Options, SendBufferSize, transport::ipc::Permissions},
 };
 
@@ -60,11 +60,8 @@ impl Publisher {
         let counting = socket.pipe_notify(move |pipe, event| {
             let may = |peer: Option<LocalPeer>| peer.is_none_or(|peer| access.role(peer) >= Role::Observe);
             notice(&peers, pipe, event, may);
-            match event {
-                PipeEvent::AddPost => count.fetch_add(1, Ordering::Relaxed),
-                PipeEvent::RemovePost => count.fetch_sub(1, Ordering::Relaxed),
-                _ => 0,
-            };
+            // One that was refused is removed, too, without ever having been added.
+            count.store(peers.len(), Ordering::Relaxed);
         });
         counting.map_err(|error| ListenError::new(url, error))?;
         listen(&socket, url, is_open)?;

@@ -3,9 +3,12 @@
 //! A request may be answered much later, when programs have reached a state, so each has a context of its own, and
 //! there is always one more that listens.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use gaggled_core::{
@@ -29,6 +32,9 @@ use crate::{
 pub const REQUEST_MAX: usize = 64 * 1024;
 /// The largest that is answered with an error; nng ends the connection of anything larger.
 pub const ANSWERED_MAX: usize = 1024 * 1024;
+
+/// How long a client may take to take an answer: until then the answer holds a context.
+const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// How many requests may be under way at once.
 const CONTEXTS: usize = 4096;
@@ -74,7 +80,8 @@ impl Responder {
 
     fn answer(&mut self, reply: &Reply) {
         if let Some((context, aio)) = self.place.take() {
-            // If the client is gone the context listens again: the callback sees to it.
+            // If the client is gone, or does not take the answer in time, the context listens again: the callback sees to it.
+            let _ = aio.set_timeout(Some(ANSWER_TIME));
             let _ = context.send(&aio, reply.encode().as_bytes());
         }
     }
@@ -133,6 +140,7 @@ impl Server {
         socket.set_opt::<RecvMaxSize>(ANSWERED_MAX).map_err(failed)?;
         let peers = Arc::new(Peers::default());
         let noticed = peers.clone();
+        // Those who may do nothing are let in, so that each request of theirs is refused aloud.
         let noticing = socket.pipe_notify(move |pipe, event| notice(&noticed, pipe, event, |_| true));
         noticing.map_err(failed)?;
         listen(&socket, url, access.is_open())?;
@@ -185,6 +193,7 @@ impl Server {
     /// Counted before, because the next request may be there at once.
     fn listen_again(&self, context: &Context, aio: &Aio) -> nng::Result<()> {
         self.idle.fetch_add(1, Ordering::SeqCst);
+        let _ = aio.set_timeout(None);
         context.recv(aio).inspect_err(|_| {
             self.idle.fetch_sub(1, Ordering::SeqCst);
         })

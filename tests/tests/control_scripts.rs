@@ -138,3 +138,37 @@ fn what_is_left_goes_with_its_program() {
     assert!(!exists(once));
     daemon.verify();
 }
+
+/// What is kept ends with its program also when another run of gaggled has followed the one that has started it.
+#[test]
+fn what_is_kept_goes_with_its_program_after_a_reload_a_crash_and_both_deaths() {
+    for how in ["reload", "crash", "both"] {
+        let mut daemon = Daemon::new(
+            "\"kept\": (shell: \"setsid sleep 100000 & echo $! > @DIR@/kept.pid\", mode: Wait), \
+             \"other\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),",
+        );
+        daemon.wait("it to have ended", |_, state| {
+            state.programs[state.graph.names()["kept"]].phase == gaggled_core::state::Phase::Done
+        });
+        let path = daemon.directory.path().join("kept.pid");
+        let kept: i32 = fs::read_to_string(path).expect("a file").trim().parse().expect("a number");
+        match how {
+            "reload" => {
+                let config = daemon.directory.path().join("system.ron");
+                let text = fs::read_to_string(&config).expect("a configuration");
+                fs::write(&config, format!("{text}\n// Changed.\n")).expect("a configuration");
+                assert!(daemon.tool("gaggled_controller", &["reload"]).status.success());
+            }
+            "crash" => daemon.kill_core(),
+            _ => {
+                daemon.kill_all();
+                daemon = daemon.again();
+            }
+        }
+        assert!(exists(kept), "{how}");
+        daemon.must(Action::Down(Selection { programs: vec!["kept".into()], wait: true, timeout_ms: None }));
+        // Its parent may take its time to reap it.
+        daemon.wait_gone(kept);
+        daemon.end();
+    }
+}

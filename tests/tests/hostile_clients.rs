@@ -284,17 +284,3 @@ fn a_wish_that_cannot_be_written_is_not_promised() {
     daemon.kill_core();
     assert_eq!(daemon.dump()["a"]["is_operator_shutdown"], true);
 }
-
-/// Test 48: a connection that floods is told to wait, and others are served.
-#[test]
-fn a_flood_of_requests_is_refused_and_others_are_served() {
-    let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),");
-    daemon.wait_up("a", 1);
-    let flood = Caller::dial(&daemon.control).expect("gaggled answers");
-    let request = gaggled_core::wire::Request::new("", Action::Status);
-    let refused = (0..20_000).find_map(|_| flood.call(&request, PATIENCE).expect("an answer").error);
-    let refused = refused.expect("it is too many");
-    assert_eq!(refused.code, gaggled_core::wire::ErrorCode::Busy);
-    assert!(refused.message.contains("too many requests"), "{}", refused.message);
-    assert!(daemon.dump()["a"]["up"] == true, "another connection is served");
-}

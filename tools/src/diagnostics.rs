@@ -64,13 +64,16 @@ pub fn untrusted(path: &Path) -> Option<String> {
         return None;
     }
     let cure = "chown root:root it, and chmod go-w it and its directories";
-    let found = match SafePath::find(path).and_then(|path| Ok((path.directory.is_open_to_others(), path.read()?))) {
-        Ok((false, file)) => file.metadata().ok()?,
-        Ok((true, _)) => return Some(format!("is in a directory that a user other than root can change: {cure}")),
+    let found = match SafePath::find(path) {
+        Ok(path) if path.directory.is_open_to_others() => {
+            return Some(format!("is in a directory that a user other than root can change: {cure}"));
+        }
+        // In a directory of root's, what is wrong with it is said when it is read.
+        Ok(path) => path.read().and_then(|file| file.metadata()).ok()?,
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             return Some(format!("is reached by a symbolic link that a user other than root can replace: {cure}"));
         }
-        // What is wrong with it is said when it is read.
+        // A directory on the way is not there, or `..` is meant.
         Err(_) => return None,
     };
     match (found.uid(), found.mode() & 0o022) {

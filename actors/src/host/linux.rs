@@ -120,7 +120,8 @@ impl LinuxHost {
         let (orders, received) = crossbeam_channel::unbounded();
         let (tasks, attended) = tokio::sync::mpsc::unbounded_channel();
         let (bury, dead) = crossbeam_channel::unbounded();
-        let ways = (orders.clone(), tasks, bury);
+        let (tell_emptied, emptied) = crossbeam_channel::unbounded();
+        let ways = (orders.clone(), tasks, bury, tell_emptied);
         let shared = Shared::new(&launches, environment.journal.clone(), recorder, ways, report);
         let stash = Arc::new(std::mem::take(&mut inheritance.stash));
         let (attendant, addresses) = Attendant::new(&launches, &environment, stash, shared.clone())?;
@@ -130,6 +131,8 @@ impl LinuxHost {
         if !inheritance.cgroups.is_empty() {
             cgroup::undertake(dead)?;
         }
+        let sweeper = shared.clone();
+        thread::Builder::new().name("sweeper".into()).spawn(move || sweeper.sweep_for_ever(&emptied))?;
         let reaper = shared.clone();
         thread::Builder::new().name("reaper".into()).spawn(move || reaper.reap_for_ever())?;
         Ok(Self { shared, orders, inheritance: Some(inheritance) })

@@ -1,6 +1,6 @@
 //! The instances of which something is left: an instance is the process group of its main process.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gaggled_core::{
     host::{ExitStatus, StartTime},
@@ -83,8 +83,12 @@ pub(super) struct Process {
     /// Whether everything in its group is gone, and others of its processes are waited for.
     pub(super) awaits_others: bool,
     /// Those of them that were asked to end, and when the first was: what began later only helps them to.
-    pub(super) asked: BTreeSet<i32>,
+    pub(super) asked: BTreeMap<i32, StartTime>,
     pub(super) asked_since: Option<StartTime>,
+    /// How many processes had to be killed so far.
+    pub(super) left_behind: u16,
+    /// Whether what has lost its parent may be anybody's child: both processes of gaggled were killed while it ran.
+    pub(super) may_be_orphaned: bool,
     /// How the main process ended, while others of its group are still there.
     pub(super) ended: Option<ExitStatus>,
 }
@@ -103,7 +107,9 @@ impl Process {
             own,
             ending: Ending::No,
             awaits_others: false,
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
+            left_behind: 0,
+            may_be_orphaned: false,
             asked_since: None,
             ended: None,
         }

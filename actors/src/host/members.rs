@@ -6,21 +6,24 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    iter,
     os::fd::{AsFd, OwnedFd},
     thread,
 };
 
+use crossbeam_channel::Receiver;
 use gaggled_core::{
-    host::{ExitStatus, StartTime},
+    host::StartTime,
     ids::{InstanceId, ProgramId},
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::getpid,
+    unistd::{getpid, getppid},
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{
+    cgroup::Cgroup,
     living::{Ending, Living, Process},
     proc::{self, Stat},
     shared::Shared,
@@ -54,12 +57,22 @@ impl Held {
     }
 }
 
+/// A run of which everything in its group is gone: its main process, and which run it is.
+pub(super) type Emptied = (i32, InstanceId);
+
+/// Processes that carry tokens and have lost their parents, with everything below them, by program and run.
+type Bearers = BTreeMap<(String, InstanceId), BTreeMap<i32, Stat>>;
+
+/// How many processes of one run are held at once; what is beyond that is found when those have ended.
+const HELD_MAX: usize = 512;
+
 impl Process {
     /// Asks processes outside its group to end, those of them that were not asked before.
-    pub(super) fn ask(&mut self, others: &[Held]) {
-        let since = *self.asked_since.get_or_insert_with(proc::now);
-        for held in others.iter().filter(|held| held.birth.0 <= since.0) {
-            if self.asked.insert(held.pid) {
+    fn ask(&mut self, others: &[Held]) {
+        // Start times are rounded: one that is as late as the first request may have begun after it.
+        let since = self.asked_since.replace(self.asked_since.unwrap_or_else(proc::now));
+        for held in others.iter().filter(|held| since.is_none_or(|since| held.birth.0 < since.0)) {
+            if self.asked.insert(held.pid, held.birth).is_none() {
                 held.terminate();
             }
         }
@@ -67,51 +80,112 @@ impl Process {
 }
 
 impl Shared {
-    /// The processes of a run that are not in its group. `roots` are those of its group, as far as they are known.
-    pub(super) fn outside(&self, table: &Living, process: &Process, roots: &[i32]) -> Vec<Held> {
+    /// Asks everything that a run consists of to end, as far as it has not lost its parents: those are looked for when the
+    /// group is gone.
+    pub(super) fn terminate(&self, table: &mut Living, main: i32) {
+        let Some(process) = table.by_pid.get(&main) else { return };
+        let others = self.outside(table, process, &[main], &Bearers::new());
+        if let Some(process) = table.by_pid.get_mut(&main) {
+            process.terminate(main);
+            process.ask(&others);
+        }
+    }
+
+    /// The processes of a run that are not in its group. `roots` are those of its group, as far as they are known, and
+    /// `bearers` what has been found by tokens.
+    pub(super) fn outside(&self, table: &Living, process: &Process, roots: &[i32], bearers: &Bearers) -> Vec<Held> {
         let mut found = BTreeMap::new();
         for root in roots {
             descendants(*root, &mut found);
         }
-        let name = &self.traits[process.program].name;
-        let carries = |pid: i32| {
-            let token = Token::of(pid, &self.journal);
-            token.is_some_and(|token| token.instance == process.instance && token.program == *name)
-        };
-        // What has lost its parent became a child of the first thread of this process. After another run of gaggled it
-        // may be anybody's.
-        let own = getpid().as_raw();
-        let is_stray = |child: &i32| !table.by_pid.contains_key(child) && carries(*child);
-        if !process.own || proc::children(own, own).iter().any(is_stray) {
-            let bearers = proc::all().filter(|pid| carries(*pid));
-            found.extend(bearers.filter_map(|pid| Some((pid, proc::stat(pid)?))));
-        }
-        if let Some(cgroup) = &process.cgroup {
-            found.extend(cgroup.members().into_iter().filter_map(|pid| Some((pid, proc::stat(pid)?))));
-        }
+        let seen = |pid: i32| Some((pid, proc::stat(pid)?));
+        let name = self.traits[process.program].name.clone();
+        found.extend(bearers.get(&(name, process.instance)).into_iter().flatten());
+        let cgroup = process.cgroup.iter().flat_map(Cgroup::members);
+        found.extend(cgroup.filter_map(seen));
+        // What was asked may have thrown its token away.
+        let asked = process.asked.iter().filter_map(|(pid, birth)| seen(*pid).filter(|(_, stat)| stat.birth == *birth));
+        found.extend(asked);
         let is_other = |pid: i32, stat: &Stat| {
             let known = table.by_pid.contains_key(&pid) || table.helpers.contains_key(&stat.group);
             !known && stat.group != process.group && !stat.is_zombie()
         };
-        let others = found.into_iter().filter(|(pid, stat)| is_other(*pid, stat));
+        let others = found.into_iter().filter(|(pid, stat)| is_other(*pid, stat)).take(HELD_MAX);
         others.filter_map(|(pid, stat)| Held::new(pid, &stat)).collect()
     }
 
-    /// Everything in the group of a run that was asked to end is gone: it has ended when the rest is gone, too.
-    pub(super) fn settle(&self, table: &mut Living, main: i32, status: ExitStatus) {
-        let Some(process) = table.by_pid.get(&main) else { return };
-        if process.awaits_others {
+    /// Everything in the group of a run is gone: it has ended when the rest is gone, too, which is looked for by the
+    /// thread of [`Shared::sweep_for_ever`].
+    pub(super) fn settle(&self, table: &mut Living, main: i32) {
+        if let Some(process) = table.by_pid.get_mut(&main).filter(|process| !process.awaits_others) {
+            process.awaits_others = true;
+            let _ = self.emptied.send((main, process.instance));
+        }
+    }
+
+    /// Looks for what runs have outside their groups, for all of them at once that have ended meanwhile: a look at all
+    /// processes costs the same for one as for a thousand.
+    pub(super) fn sweep_for_ever(&self, emptied: &Receiver<Emptied>) {
+        for first in emptied {
+            let batch: Vec<Emptied> = iter::once(first).chain(emptied.try_iter()).collect();
+            let is_orphaned = |(main, _): &Emptied| {
+                let table = self.table();
+                table.by_pid.get(main).is_some_and(|process| process.may_be_orphaned)
+            };
+            let bearers = self.bearers(batch.iter().any(is_orphaned));
+            for (main, instance) in batch {
+                self.conclude_or_wait(&mut self.table(), main, instance, &bearers);
+            }
+        }
+    }
+
+    /// What carries a token and has lost its parent: children of this process or of the launcher, or, after both were
+    /// killed, of any other.
+    fn bearers(&self, of_all: bool) -> Bearers {
+        let mut bearers = Bearers::new();
+        let candidates: Vec<i32> = if of_all {
+            proc::all().collect()
+        } else {
+            let parents = [getpid().as_raw(), getppid().as_raw()];
+            let children =
+                parents.into_iter().filter(|parent| *parent > 1).flat_map(|parent| proc::children(parent, parent));
+            let children: Vec<i32> = children.collect();
+            let table = self.table();
+            children.into_iter().filter(|child| !table.by_pid.contains_key(child)).collect()
+        };
+        for pid in candidates {
+            let Some(token) = Token::of(pid, &self.journal) else { continue };
+            let found = bearers.entry((token.program, token.instance)).or_default();
+            if let Some(stat) = proc::stat(pid) {
+                found.insert(pid, stat);
+                if !of_all {
+                    descendants(pid, found);
+                }
+            }
+        }
+        bearers
+    }
+
+    fn conclude_or_wait(&self, table: &mut Living, main: i32, instance: InstanceId, bearers: &Bearers) {
+        let Some(process) = table.by_pid.get_mut(&main).filter(|process| process.instance == instance) else { return };
+        process.awaits_others = false;
+        let (asked, counted) = (process.ending == Ending::Asked, process.left_behind);
+        let Some(status) = process.ended else { return };
+        let left = match table.by_pid.get(&main) {
+            Some(process) => self.outside(table, process, &[], bearers),
+            None => return,
+        };
+        if left.is_empty() {
+            return self.conclude(table, main, status, counted);
+        }
+        if asked && self.await_others(table, main, left) {
             return;
         }
-        if process.ending != Ending::Asked {
-            return self.finish(table, main, status, 0);
-        }
-        let left = self.outside(table, process, &[]);
-        if left.is_empty() {
-            self.conclude(table, main, status, 0);
-        } else if !self.await_others(table, main, left) {
-            self.finish(table, main, status, 0);
-        }
+        // Those that could not be waited for are found again, and so is what is beyond what is held at once.
+        let Some(process) = table.by_pid.get(&main) else { return };
+        let left = self.outside(table, process, &[], bearers);
+        let killed = left.iter().filter(|held| held.kill()).count();
+        self.conclude(table, main, status, counted.saturating_add(u16::try_from(killed).unwrap_or(u16::MAX)));
     }
 
     /// Kills what a run has left that ended well, when nothing of it is wanted after all.
@@ -120,18 +194,25 @@ impl Shared {
         // To find it takes a look at all processes, for which the actors do not wait.
         let kill = move || {
             let Some(shared) = own.upgrade() else { return };
+            let bearers = shared.bearers(true);
             let table = shared.table();
-            if table.pid_of.contains_key(&program) {
+            if table.by_pid.values().any(|process| process.program == program && process.instance == instance) {
                 return;
             }
             let gone = Process::new(program, instance, 0, StartTime::default(), false);
-            let left = shared.outside(&table, &gone, &[]);
-            drop(table);
-            for held in left {
+            for held in shared.outside(&table, &gone, &[], &bearers) {
                 held.kill();
             }
         };
         let _ = thread::Builder::new().name("counter".into()).spawn(kill);
+    }
+
+    /// Counts what a run has left that has ended well, in its group and outside.
+    pub(super) fn count_kept(&self, main: i32, members: &[i32]) -> usize {
+        let bearers = self.bearers(false);
+        let table = self.table();
+        let others = table.by_pid.get(&main).map(|process| self.outside(&table, process, members, &bearers));
+        members.len() + others.map_or(0, |others| others.len())
     }
 
     /// Asks these processes to end, those of them that were not asked before, and waits for them in a thread; false if
@@ -146,18 +227,29 @@ impl Shared {
                 shared.others_ended(main, instance);
             }
         };
-        let waits = thread::Builder::new().name("others".into()).spawn(wait).is_ok();
-        process.awaits_others = waits;
-        waits
+        process.awaits_others = thread::Builder::new().name("others".into()).spawn(wait).is_ok();
+        process.awaits_others
     }
 
     fn others_ended(&self, main: i32, instance: InstanceId) {
         let mut table = self.table();
         let Some(process) = table.by_pid.get_mut(&main).filter(|process| process.instance == instance) else { return };
         process.awaits_others = false;
-        if let Some(status) = process.ended.filter(|_| process.ending != Ending::Killed) {
-            self.settle(&mut table, main, status);
+        if process.ended.is_some() {
+            self.settle(&mut table, main);
         }
+    }
+
+    /// Kills what a check or a stop command of a program has put into sessions of its own, now that it has ended.
+    pub(super) fn kill_helper_strays(&self, table: &Living, program: ProgramId) {
+        let own = getpid().as_raw();
+        let name = &self.traits[program].name;
+        let is_stray = |child: &i32| {
+            let known = table.by_pid.contains_key(child) || table.helpers.contains_key(child);
+            let of_other = || proc::stat(*child).is_none_or(|stat| table.helpers.contains_key(&stat.group));
+            !known && Token::of_helper(*child, &self.journal).is_some_and(|token| token.program == *name) && !of_other()
+        };
+        proc::children(own, own).into_iter().filter(is_stray).for_each(kill_tree);
     }
 }
 

@@ -1,6 +1,9 @@
 //! What becomes of a process that has ended, and of what it leaves behind.
 
-use std::sync::{MutexGuard, PoisonError, atomic::Ordering};
+use std::{
+    collections::BTreeMap,
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
+};
 
 use gaggled_core::{
     graph::Leaves,
@@ -36,11 +39,12 @@ impl Shared {
     fn await_child(&self) {
         let mut table = self.table();
         let own = table.by_pid.iter().filter(|(_, process)| process.own);
-        let ended = own.filter_map(|(pid, process)| Some((*pid, process.ended?)));
-        for (pid, status) in ended.collect::<Vec<_>>() {
-            self.finish(&mut table, pid, status, 0);
+        let ended = own.filter(|(_, process)| process.ended.is_some()).map(|(pid, _)| *pid);
+        for pid in ended.collect::<Vec<_>>() {
+            self.settle(&mut table, pid);
         }
-        while table.helpers.is_empty() && !table.by_pid.values().any(|process| process.own) {
+        let runs = |process: &Process| process.own && process.ended.is_none();
+        while table.helpers.is_empty() && !table.by_pid.values().any(runs) {
             table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -126,7 +130,7 @@ impl Shared {
         let helped = table.helper_of(program).is_some();
         match (lives, waits) {
             (_, true) if helped => {}
-            (false, _) => self.settle(&mut table, pid, status),
+            (false, _) => self.settle(&mut table, pid),
             // A stop command may end the main process alone; the rest has not been asked.
             (true, true) if self.traits[program].has_stop => ask_the_rest(&table, pid),
             (true, true) => {}
@@ -142,15 +146,19 @@ impl Shared {
             let helped = process.ending == Ending::Asked && table.helper_of(process.program).is_some();
             !helped && !process.lives(main)
         });
-        if let Some(status) = last_of.and_then(|process| process.ended) {
-            self.settle(table, main, status);
+        if last_of.is_some_and(|process| process.ended.is_some()) {
+            self.settle(table, main);
         }
     }
 
     /// A stop command has ended. What it has started does not outlive it.
     fn helper_ended(&self, table: &mut Living, pid: i32, status: ExitStatus) {
         kill_tree(pid);
-        match table.helpers.remove(&pid) {
+        let helper = table.helpers.remove(&pid);
+        if let Some(Helper::Stop(program, _) | Helper::Check(program, _)) = &helper {
+            self.kill_helper_strays(table, *program);
+        }
+        match helper {
             Some(Helper::Stop(program, instance)) => {
                 let Some((main, _)) = table.find(program, instance) else { return };
                 // What a stop command cannot do, a signal may.
@@ -179,10 +187,17 @@ impl Shared {
     fn keep(&self, pid: i32, status: ExitStatus) {
         let group = self.table().by_pid.get(&pid).map_or(pid, |process| process.group);
         let members = proc::members(group);
+        let left = self.count_kept(pid, &members);
         let mut table = self.table();
-        let Some(process) = table.by_pid.get(&pid) else { return };
-        let left = self.outside(&table, process, &members).len() + members.len();
-        self.conclude(&mut table, pid, status, u16::try_from(left).unwrap_or(u16::MAX));
+        // It may have been asked to end meanwhile: then nothing of it is kept.
+        match table.by_pid.get(&pid).map(|process| process.ending) {
+            Some(Ending::No) => self.conclude(&mut table, pid, status, u16::try_from(left).unwrap_or(u16::MAX)),
+            Some(Ending::Urged | Ending::Asked | Ending::Killed) => {
+                drop(table);
+                self.sweep(pid);
+            }
+            None => {}
+        }
     }
 
     /// Counts and kills what the main process of an instance has left behind, and reports its end.
@@ -190,22 +205,17 @@ impl Shared {
         let group = self.table().by_pid.get(&pid).map_or(pid, |process| process.group);
         let members = proc::members(group);
         let mut table = self.table();
-        let Some(process) = table.by_pid.get(&pid) else { return };
-        if let Some(status) = process.ended {
-            // Found while they still have their parents.
-            let others = self.outside(&table, process, &members);
-            process.signal(pid, Signal::SIGKILL);
-            let killed = others.iter().filter(|other| other.kill()).count() + members.len();
-            self.finish(&mut table, pid, status, u16::try_from(killed).unwrap_or(u16::MAX));
+        let Some(process) = table.by_pid.get(&pid).filter(|process| process.ended.is_some()) else { return };
+        // Found while they still have their parents.
+        let others = self.outside(&table, process, &members, &BTreeMap::new());
+        process.signal(pid, Signal::SIGKILL);
+        let killed = others.iter().filter(|other| other.kill()).count() + members.len();
+        if let Some(process) = table.by_pid.get_mut(&pid) {
+            process.left_behind = u16::try_from(killed).unwrap_or(u16::MAX);
+            // Somebody may wait for what is gone now.
+            process.awaits_others = false;
         }
-    }
-
-    /// A run has ended: what it has left elsewhere is killed and counted.
-    pub(super) fn finish(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
-        let Some(process) = table.by_pid.get(&pid) else { return };
-        let escaped = self.outside(table, process, &[]).iter().filter(|other| other.kill()).count();
-        let escaped = u16::try_from(escaped).unwrap_or(u16::MAX);
-        self.conclude(table, pid, status, left_behind.saturating_add(escaped));
+        self.settle(&mut table, pid);
     }
 
     /// Nothing is left of a run.

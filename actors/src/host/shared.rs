@@ -30,7 +30,7 @@ use super::{
     kernel::{self, SpawnError},
     linux::{Report, Survivor},
     living::{Ending, Helper, Living, Process, Stage},
-    members::kill_tree,
+    members::{Emptied, kill_tree},
     proc,
     recorder::Recorder,
     starter::{Order, Started},
@@ -50,6 +50,8 @@ pub(super) struct Shared {
     pub(super) traits: Table<ProgramId, Traits>,
     /// Itself, for threads that wait for something.
     pub(super) own: Weak<Self>,
+    /// Runs of which everything in their groups is gone.
+    pub(super) emptied: Sender<Emptied>,
     orders: Sender<Order>,
     tasks: UnboundedSender<Task>,
     dead: Sender<Cgroup>,
@@ -110,7 +112,7 @@ impl Shared {
         launches: &Table<ProgramId, Launch>,
         journal: String,
         recorder: Recorder,
-        (orders, tasks, dead): (Sender<Order>, UnboundedSender<Task>, Sender<Cgroup>),
+        (orders, tasks, dead, emptied): (Sender<Order>, UnboundedSender<Task>, Sender<Cgroup>, Sender<Emptied>),
         report: Report,
     ) -> Arc<Self> {
         Arc::new_cyclic(|own| Self {
@@ -122,6 +124,7 @@ impl Shared {
             listening: Mutex::new(()),
             journal,
             traits: launches.values().map(Traits::of).collect(),
+            emptied,
             orders,
             tasks,
             dead,
@@ -183,14 +186,10 @@ impl Shared {
             self.order(Order::Help(program, instance, pid));
             return;
         }
-        // Found while they still have their parents.
-        let Some(process) = table.by_pid.get(&pid) else { return };
-        let others = self.outside(&table, process, &[pid]);
+        self.terminate(&mut table, pid);
         let Some(process) = table.by_pid.get_mut(&pid) else { return };
-        process.terminate(pid);
-        process.ask(&others);
-        if let Some(status) = process.ended.filter(|_| !process.lives(pid)) {
-            self.settle(&mut table, pid, status);
+        if process.ended.is_some() && !process.lives(pid) {
+            self.settle(&mut table, pid);
         }
     }
 
@@ -216,9 +215,7 @@ impl Shared {
         let counting = thread::Builder::new().name("counter".into()).spawn(count);
         if counting.is_err() {
             process.signal(pid, SIGKILL);
-            if let Some(status) = process.ended {
-                self.finish(&mut table, pid, status, 0);
-            }
+            self.settle(&mut table, pid);
         }
     }
 
@@ -250,7 +247,9 @@ impl Shared {
             Some(group) => process.in_group(group),
             None => process,
         };
-        self.table().insert(pid, if is_daemon { process.into_daemon() } else { process });
+        let mut process = if is_daemon { process.into_daemon() } else { process };
+        process.may_be_orphaned = launcher != Some(parent);
+        self.table().insert(pid, process);
         if is_daemon {
             // That it is may not have been written.
             self.tell(program, instance, Fact::Daemonized { pid, birth });
@@ -281,19 +280,23 @@ impl Shared {
 
     /// What undoes a run has begun: what that has left is asked to end after it, and has the same time.
     pub(super) fn register_undo(&self, run: (ProgramId, InstanceId), started: Started) {
-        self.register(run, started);
-        let mut table = self.table();
-        if let Some((_, process)) = table.find(run.0, run.1).filter(|(_, process)| process.ending == Ending::No) {
-            process.ending = Ending::Asked;
-        }
+        self.register_as(run, started, true);
     }
 
     /// A run has begun.
     pub(super) fn register(&self, run: (ProgramId, InstanceId), started: Started) {
+        self.register_as(run, started, false);
+    }
+
+    fn register_as(&self, run: (ProgramId, InstanceId), started: Started, undoes: bool) {
         let ((program, instance), Started { pid, hearing, cgroup }) = (run, started);
         // Its start time is read before it can be reaped: it is the reaper that waits for the table.
         let birth = proc::birth(pid);
-        let process = Process::new(program, instance, pid, birth, true).in_cgroup(cgroup);
+        let mut process = Process::new(program, instance, pid, birth, true).in_cgroup(cgroup);
+        if undoes {
+            // What the run has left may be a child of any earlier process of gaggled.
+            (process.ending, process.may_be_orphaned) = (Ending::Asked, true);
+        }
         let mut table = self.table();
         self.report(&process, Fact::Spawned { pid, birth });
         table.insert(pid, process);

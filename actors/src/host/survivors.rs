@@ -91,7 +91,9 @@ pub fn look(
     // Of an id that was given twice the first is meant: it was the program's until it ended.
     let reaped: BTreeMap<i32, ExitStatus> = reaped().into_iter().rev().collect();
     let mut survivors = Vec::new();
-    let done = state.programs.iter().filter(|(_, known)| known.phase == Phase::Done);
+    // What was released lives on in the cgroup of its run.
+    let lives_on = |id: ProgramId| state.graph.programs[id].leaves == Leaves::Release;
+    let done = state.programs.iter().filter(|(id, known)| known.phase == Phase::Done || lives_on(*id));
     let in_cgroup = |id: ProgramId, instance| Cgroup::find(before.cgroups, &state.graph.programs[id].name, instance);
     let mut kept: Vec<Cgroup> = done.filter_map(|(id, known)| in_cgroup(id, known.instance)).collect();
     let mut find = |(program, seen): (ProgramId, Seen)| {

@@ -31,9 +31,14 @@ impl Token {
         Self::read(&super::proc::variable(pid, VARIABLE)?, identity)
     }
 
+    /// The run that a process runs beside, if it stops or checks one.
+    pub(super) fn of_helper(pid: i32, identity: &str) -> Option<Self> {
+        Self::read(&super::proc::variable(pid, HELPER)?, identity)
+    }
+
     /// Whether a process is one of what runs beside a program.
     pub(super) fn is_helper(pid: i32, identity: &str) -> bool {
-        super::proc::variable(pid, HELPER).is_some_and(|value| Self::read(&value, identity).is_some())
+        Self::of_helper(pid, identity).is_some()
     }
 
     /// The token that the variable has, if it is one of this gaggled.

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 use nix::fcntl::Flock;
 
 use crate::state_directory::{StateError, claim};
@@ -110,7 +110,9 @@ fn watch_for(path: &Path, wanted: &Receiver<()>, told: &Sender<()>) {
         let _ = told.try_send(());
         while wanted.is_empty() {
             let Ok(events) = inotify.read_events_blocking(&mut buffer) else { return };
-            let ends = events.into_iter().any(|event| event.mask.contains(inotify::EventMask::IGNORED));
+            // One that was moved away is not the state directory any more.
+            let over = EventMask::IGNORED | EventMask::MOVE_SELF;
+            let ends = events.into_iter().any(|event| event.mask.intersects(over));
             let _ = told.try_send(());
             if ends {
                 break;

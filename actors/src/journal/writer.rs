@@ -49,6 +49,8 @@ pub(super) struct Writer {
     health: Health,
     /// The segment that is written; `None` if there is none yet, or it has failed.
     file: Option<Arc<File>>,
+    /// Whether segments were removed that held what was written.
+    is_lost: bool,
     /// Where the last segment is.
     segment: Option<SegmentFile>,
     syncer: Syncer,
@@ -96,6 +98,7 @@ impl Writer {
             retention,
             health,
             file: None,
+            is_lost: false,
             segment: None,
             syncer: Syncer::start()?,
             marks: Vec::new(),
@@ -166,6 +169,7 @@ impl Writer {
         let Some(damage) = self.place.damage(segment) else { return };
         self.write();
         self.fail(damage);
+        self.is_lost = true;
         self.restore();
     }
 
@@ -175,12 +179,20 @@ impl Writer {
             if let Err(why) = self.place.heal() {
                 return self.fail(&why.to_string());
             }
-            // Another directory may hold an older part of this journal.
-            self.missed = last_seq(&self.directory).map_or(0, |last| self.state.seq.0.saturating_sub(last.0));
+            self.is_lost = true;
+            self.count_lost();
             self.begin(&[]);
             (self.healed)();
         } else {
+            self.count_lost();
             self.begin(&[]);
+        }
+    }
+
+    /// What was in segments that are gone is missing: the directory may hold an older part of this journal.
+    fn count_lost(&mut self) {
+        if std::mem::take(&mut self.is_lost) {
+            self.missed = last_seq(&self.directory).map_or(0, |last| self.state.seq.0.saturating_sub(last.0));
         }
     }
 

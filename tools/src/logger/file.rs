@@ -17,6 +17,8 @@ use flate2::{Compression, write::GzEncoder};
 use gaggled_actors::safe_path::{SafeDirectory, SafePath, reopen_for_reading};
 use gaggled_core::logs::{Rotate, WhenStuck};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
 use super::{Sink, is_ready};
 
 /// How soon a disk that has failed is tried again while the program waits, in milliseconds.
@@ -195,6 +197,10 @@ impl Open {
         let path = SafePath::find(path)?;
         let file = path.append()?;
         let found = file.metadata()?;
+        if !found.is_file() {
+            // A terminal or a pipe that root has put there takes its time, and takes everything.
+            fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
+        }
         let since = if found.len() == 0 { now() } else { found.created().or_else(|_| found.modified())? };
         Ok(Self { path, file, size: found.len(), since })
     }

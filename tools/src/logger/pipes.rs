@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gaggled_actors::{host, state_directory::known_identity};
+use gaggled_actors::{host, safe_path::reopen_fifo, state_directory::known_identity};
 use gaggled_core::logs::Outlet;
 use nix::{
     errno::Errno,
@@ -45,7 +45,7 @@ pub(super) fn nameless(state: &Path, outlets: &[Outlet]) -> BTreeMap<String, Vec
         let Some(named) = named.get(program.as_str()).map(Path::new) else { continue };
         // The directory may have been moved before it was removed.
         if target.file_name() == named.file_name()
-            && let Ok(pipe) = open_pipe(&output)
+            && let Ok(pipe) = reopen_fifo(&output)
             && let Ok(node) = pipe.metadata().map(|found| found.ino())
             && fs::metadata(named).map(|found| found.ino()).ok() != Some(node)
         {
