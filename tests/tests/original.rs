@@ -201,6 +201,8 @@ fn s11_chain() {
     );
 }
 
+/// The killwait counts from the decision, and in a shutdown from its beginning: both come a little before the event of the
+/// stop.
 #[test]
 fn s14_stubborn() {
     scenario(
@@ -210,11 +212,11 @@ fn s14_stubborn() {
         a-1 ~400 a+2
         dump 1 b up true
         dump 1 b instance 1
-        b!1 +1000 <= b*1
+        b!1 +990 <= b*1
         b!1 ~1400 b*1
         b*1 < b-1 < b+2
         type b-1 KILL
-        b!2 +1000 <= b*2
+        b!2 +990 <= b*2
         exit 0
     ",
     );
