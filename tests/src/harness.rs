@@ -214,11 +214,12 @@ impl Daemon {
 
     /// Kills the launcher and the daemon, and leaves the programs.
     pub fn kill_all(&mut self) {
+        use nix::sys::signal::Signal;
         let core = self.core();
-        // The launcher first, or it would start another daemon.
-        for pid in [self.pid(), core] {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
-                .expect("it runs");
+        // The launcher first, or it would start another daemon; the daemon is stopped before that, or it would take the
+        // place of the launcher.
+        for (pid, signal) in [(core, Signal::SIGSTOP), (self.pid(), Signal::SIGKILL), (core, Signal::SIGKILL)] {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
         }
         self.await_end();
         self.wait_gone(core);
