@@ -24,6 +24,7 @@ use thiserror::Error;
 use crate::{
     access::{Access, Peers},
     bus::listen,
+    call::CallError,
     nng_ffi::{self, LocalPeer, local_peer},
     url::Url,
 };
@@ -125,11 +126,9 @@ pub(crate) fn notice(peers: &Peers, pipe: Pipe, event: PipeEvent, may: impl Fn(O
     }
 }
 
-fn too_long(length: usize) -> ReplyError {
-    let message = format!(
-        "the request has {length} bytes, and may have {REQUEST_MAX}: name groups or patterns, or ask in several requests"
-    );
-    ReplyError { code: ErrorCode::BadRequest, message }
+/// A client refuses what is longer still with the same sentence.
+fn too_long(bytes: usize) -> ReplyError {
+    ReplyError { code: ErrorCode::BadRequest, message: CallError::TooLong { bytes }.to_string() }
 }
 
 impl Server {
