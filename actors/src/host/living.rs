@@ -87,7 +87,7 @@ pub(super) struct Process {
     pub(super) asked_since: Option<StartTime>,
     /// How many processes had to be killed so far.
     pub(super) left_behind: u16,
-    /// Whether what has lost its parent may be anybody's child: both processes of gaggled were killed while it ran.
+    /// Whether a process that has lost its parent may be the child of any process: both processes of gaggled were killed while it ran.
     pub(super) may_be_orphaned: bool,
     /// How the main process ended, while others of its group are still there.
     pub(super) ended: Option<ExitStatus>,

@@ -212,7 +212,7 @@ impl Shared {
         let killed = others.iter().filter(|other| other.kill()).count() + members.len();
         if let Some(process) = table.by_pid.get_mut(&pid) {
             process.left_behind = u16::try_from(killed).unwrap_or(u16::MAX);
-            // Somebody may wait for what is gone now.
+            // A thread may still wait for the processes that were killed just now.
             process.awaits_others = false;
         }
         self.settle(&mut table, pid);

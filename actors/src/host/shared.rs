@@ -323,7 +323,7 @@ impl Shared {
     /// The command that checks a program runs.
     pub(super) fn register_check(&self, pid: i32, program: ProgramId, answer: oneshot::Sender<ExitStatus>) {
         let mut table = self.table();
-        // The run, or whoever has asked, may have gone while this was started.
+        // The run, or the task that has asked, may have gone while this was started.
         if answer.is_closed() || !table.pid_of.contains_key(&program) {
             kill_tree(pid);
         }

@@ -1,7 +1,7 @@
 //! The state directory under a running gaggled: whether it is still the one that was opened, and how it is made anew.
 //!
 //! A cleaner of old files, an operator or a restored backup may remove, replace or empty the directory. What is written
-//! then is written to files that nobody finds again: the next run of gaggled would begin from nothing, beside programs
+//! then is written to files that are not found again: the next run of gaggled would begin from nothing, beside programs
 //! that it does not know. The kernel tells of most such changes at once (inotify); of those that it does not tell, such as
 //! another directory in the place of a parent, the writer learns when it looks, at the latest before a handover.
 

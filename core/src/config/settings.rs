@@ -204,7 +204,7 @@ pub struct AccessConfig {
 }
 
 impl AccessConfig {
-    /// Whether nobody is named.
+    /// Whether no user and no group is named.
     pub fn is_empty(&self) -> bool {
         self.operate.is_empty() && self.observe.is_empty()
     }

@@ -2,7 +2,7 @@
 //!
 //! Each program has one of its own, with an address that is the same in every run of gaggled: what a program was given
 //! when it was started is good for as long as it runs. It is a path in a directory that only gaggled can write to, so
-//! that nobody can take the address while gaggled is away, and a program in another network namespace reaches it. The
+//! that no other user can take the address while gaggled is away, and a program in another network namespace reaches it. The
 //! [`Stash`] keeps the socket itself when the daemon dies, and with it what is said meanwhile.
 //!
 //! A program with another root directory cannot reach such a path, and neither can any if there is no place for it: those
