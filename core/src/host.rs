@@ -204,7 +204,7 @@ impl fmt::Display for ExitStatus {
 /// When a process began, as the kernel counts it: clock ticks since the machine was booted. 0 if it is not known.
 ///
 /// A process id is given to another process sooner or later; together with this it is not.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StartTime(pub u64);
 

@@ -1,6 +1,6 @@
 //! The instances of which something is left: an instance is the process group of its main process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
     host::{ExitStatus, StartTime},
@@ -85,8 +85,10 @@ pub(super) struct Process {
     /// Those of them that were asked to end, and when the first was: what began later only helps them to.
     pub(super) asked: BTreeMap<i32, StartTime>,
     pub(super) asked_since: Option<StartTime>,
-    /// How many processes had to be killed so far.
-    pub(super) left_behind: u16,
+    /// Those of them that were killed, each once.
+    pub(super) killed: BTreeSet<(i32, StartTime)>,
+    /// How many processes of its group were killed, or are kept.
+    pub(super) left_in_group: usize,
     /// Whether a process that has lost its parent may be the child of any process: both processes of gaggled were killed while it ran.
     pub(super) may_be_orphaned: bool,
     /// How the main process ended, while others of its group are still there.
@@ -108,7 +110,8 @@ impl Process {
             ending: Ending::No,
             awaits_others: false,
             asked: BTreeMap::new(),
-            left_behind: 0,
+            killed: BTreeSet::new(),
+            left_in_group: 0,
             may_be_orphaned: false,
             asked_since: None,
             ended: None,
@@ -128,6 +131,11 @@ impl Process {
     /// The same, in the group that it is in.
     pub(super) fn in_group(self, group: i32) -> Self {
         Self { group, leader: proc::stat(group).map(|leader| leader.birth), ..self }
+    }
+
+    /// How many processes it has left behind.
+    pub(super) fn left_behind(&self) -> u16 {
+        u16::try_from(self.left_in_group.saturating_add(self.killed.len())).unwrap_or(u16::MAX)
     }
 
     /// Asks everything in its group to end.

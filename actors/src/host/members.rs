@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     iter,
     os::fd::{AsFd, OwnedFd},
+    sync::Arc,
     thread,
 };
 
@@ -51,9 +52,9 @@ impl Held {
         let _ = pidfd_send_signal(&self.process, Signal::CONT);
     }
 
-    /// Kills it; whether it was there.
-    pub(super) fn kill(&self) -> bool {
-        pidfd_send_signal(&self.process, Signal::KILL).is_ok()
+    /// Kills it, if it is still there.
+    pub(super) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
     }
 }
 
@@ -75,6 +76,14 @@ impl Process {
             if self.asked.insert(held.pid, held.birth).is_none() {
                 held.terminate();
             }
+        }
+    }
+
+    /// Kills processes outside its group, and counts each once.
+    pub(super) fn kill_others(&mut self, others: &[Held]) {
+        for held in others {
+            held.kill();
+            self.killed.insert((held.pid, held.birth));
         }
     }
 }
@@ -143,49 +152,65 @@ impl Shared {
     /// killed, of any other.
     fn bearers(&self, of_all: bool) -> Bearers {
         let mut bearers = Bearers::new();
-        let candidates: Vec<i32> = if of_all {
-            proc::all().collect()
-        } else {
-            let parents = [getpid().as_raw(), getppid().as_raw()];
-            let children =
-                parents.into_iter().filter(|parent| *parent > 1).flat_map(|parent| proc::children(parent, parent));
-            let children: Vec<i32> = children.collect();
-            let table = self.table();
-            children.into_iter().filter(|child| !table.by_pid.contains_key(child)).collect()
-        };
-        for pid in candidates {
-            let Some(token) = Token::of(pid, &self.journal) else { continue };
-            let found = bearers.entry((token.program, token.instance)).or_default();
-            if let Some(stat) = proc::stat(pid) {
-                found.insert(pid, stat);
-                if !of_all {
-                    descendants(pid, found);
-                }
+        if of_all {
+            proc::all().for_each(|pid| self.add_bearer(pid, None, &mut bearers));
+            return bearers;
+        }
+        let mut seen = BTreeSet::new();
+        // The children of a process that ends become ours between two looks.
+        loop {
+            let new: Vec<i32> = self.foreign_children().into_iter().filter(|child| seen.insert(*child)).collect();
+            if new.is_empty() {
+                return bearers;
+            }
+            for child in new {
+                let token = Token::of(child, &self.journal);
+                let mut below = BTreeMap::new();
+                descendants(child, &mut below);
+                self.add_bearer(child, token.clone(), &mut bearers);
+                // One that is just ending has no token any more, but those below it have.
+                below.into_keys().for_each(|pid| self.add_bearer(pid, token.clone(), &mut bearers));
             }
         }
-        bearers
     }
 
+    /// The children of this process and of the launcher that are not main processes of runs.
+    fn foreign_children(&self) -> Vec<i32> {
+        let parents = [getpid().as_raw(), getppid().as_raw()].into_iter().filter(|parent| *parent > 1);
+        let children: Vec<i32> = parents.flat_map(|parent| proc::children(parent, parent)).collect();
+        let table = self.table();
+        children.into_iter().filter(|child| !table.by_pid.contains_key(child)).collect()
+    }
+
+    /// Adds a process under this token, or under its own.
+    fn add_bearer(&self, pid: i32, token: Option<Token>, bearers: &mut Bearers) {
+        let Some(token) = token.or_else(|| Token::of(pid, &self.journal)) else { return };
+        if let Some(stat) = proc::stat(pid) {
+            bearers.entry((token.program, token.instance)).or_default().insert(pid, stat);
+        }
+    }
+
+    /// A run has ended when a look finds nothing of it outside its group. Until then what is found is asked to end, or is
+    /// killed when its time is over, and is looked for again when it has ended: it may have started others meanwhile.
     fn conclude_or_wait(&self, table: &mut Living, main: i32, instance: InstanceId, bearers: &Bearers) {
         let Some(process) = table.by_pid.get_mut(&main).filter(|process| process.instance == instance) else { return };
         process.awaits_others = false;
-        let (asked, counted) = (process.ending == Ending::Asked, process.left_behind);
         let Some(status) = process.ended else { return };
-        let left = match table.by_pid.get(&main) {
-            Some(process) => self.outside(table, process, &[], bearers),
-            None => return,
-        };
-        if left.is_empty() {
-            return self.conclude(table, main, status, counted);
-        }
-        if asked && self.await_others(table, main, left) {
-            return;
-        }
-        // Those that could not be waited for are found again, and so is what is beyond what is held at once.
         let Some(process) = table.by_pid.get(&main) else { return };
         let left = self.outside(table, process, &[], bearers);
-        let killed = left.iter().filter(|held| held.kill()).count();
-        self.conclude(table, main, status, counted.saturating_add(u16::try_from(killed).unwrap_or(u16::MAX)));
+        let Some(process) = table.by_pid.get_mut(&main) else { return };
+        if left.is_empty() {
+            return self.conclude(table, main, status);
+        }
+        if process.ending == Ending::Asked {
+            process.ask(&left);
+        } else {
+            process.kill_others(&left);
+        }
+        if let Err(left) = self.await_others(process, main, left) {
+            process.kill_others(&left);
+            self.conclude(table, main, status);
+        }
     }
 
     /// Kills what a run has left that ended well, when nothing of it is wanted after all.
@@ -193,18 +218,24 @@ impl Shared {
         let own = self.own.clone();
         // To find it takes a look at all processes, for which the actors do not wait.
         let kill = move || {
-            let Some(shared) = own.upgrade() else { return };
-            let bearers = shared.bearers(true);
-            let table = shared.table();
-            if table.by_pid.values().any(|process| process.program == program && process.instance == instance) {
-                return;
-            }
-            let gone = Process::new(program, instance, 0, StartTime::default(), false);
-            for held in shared.outside(&table, &gone, &[], &bearers) {
-                held.kill();
+            while let Some(left) = own.upgrade().and_then(|shared| shared.kill_kept_once(program, instance)) {
+                wait_for(&left);
             }
         };
         let _ = thread::Builder::new().name("counter".into()).spawn(kill);
+    }
+
+    /// Kills what is found of a run that is not in the table. There may be more when that has ended.
+    fn kill_kept_once(&self, program: ProgramId, instance: InstanceId) -> Option<Vec<Held>> {
+        let bearers = self.bearers(true);
+        let table = self.table();
+        if table.by_pid.values().any(|process| process.program == program && process.instance == instance) {
+            return None;
+        }
+        let gone = Process::new(program, instance, 0, StartTime::default(), false);
+        let left = self.outside(&table, &gone, &[], &bearers);
+        left.iter().for_each(Held::kill);
+        (!left.is_empty()).then_some(left)
     }
 
     /// Counts what a run has left that has ended well, in its group and outside.
@@ -215,20 +246,19 @@ impl Shared {
         members.len() + others.map_or(0, |others| others.len())
     }
 
-    /// Asks these processes to end, those of them that were not asked before, and waits for them in a thread; false if
-    /// there is none to be had.
-    fn await_others(&self, table: &mut Living, main: i32, left: Vec<Held>) -> bool {
-        let Some(process) = table.by_pid.get_mut(&main) else { return false };
-        process.ask(&left);
+    /// Waits in a thread until these have ended, or gives them back if there is no thread to be had.
+    fn await_others(&self, process: &mut Process, main: i32, left: Vec<Held>) -> Result<(), Vec<Held>> {
         let (shared, instance) = (self.own.clone(), process.instance);
+        let left = Arc::new(left);
+        let held = Arc::clone(&left);
         let wait = move || {
-            wait_for(&left);
+            wait_for(&held);
             if let Some(shared) = shared.upgrade() {
                 shared.others_ended(main, instance);
             }
         };
         process.awaits_others = thread::Builder::new().name("others".into()).spawn(wait).is_ok();
-        process.awaits_others
+        if process.awaits_others { Ok(()) } else { Err(Arc::into_inner(left).unwrap_or_default()) }
     }
 
     fn others_ended(&self, main: i32, instance: InstanceId) {

@@ -122,7 +122,7 @@ impl Shared {
                 drop(table);
                 return self.keep(pid, status);
             }
-            Leaves::Release if by_itself => return self.conclude(&mut table, pid, status, 0),
+            Leaves::Release if by_itself => return self.conclude(&mut table, pid, status),
             Leaves::Kill | Leaves::Keep | Leaves::Release => {}
         }
         let lives = process.lives(pid);
@@ -189,14 +189,17 @@ impl Shared {
         let members = proc::members(group);
         let left = self.count_kept(pid, &members);
         let mut table = self.table();
-        // It may have been asked to end meanwhile: then nothing of it is kept.
-        match table.by_pid.get(&pid).map(|process| process.ending) {
-            Some(Ending::No) => self.conclude(&mut table, pid, status, u16::try_from(left).unwrap_or(u16::MAX)),
-            Some(Ending::Urged | Ending::Asked | Ending::Killed) => {
+        let Some(process) = table.by_pid.get_mut(&pid) else { return };
+        match process.ending {
+            Ending::No => {
+                process.left_in_group = left;
+                self.conclude(&mut table, pid, status);
+            }
+            // It was asked to end meanwhile: nothing of it is kept.
+            Ending::Urged | Ending::Asked | Ending::Killed => {
                 drop(table);
                 self.sweep(pid);
             }
-            None => {}
         }
     }
 
@@ -209,9 +212,9 @@ impl Shared {
         // Found while they still have their parents.
         let others = self.outside(&table, process, &members, &BTreeMap::new());
         process.signal(pid, Signal::SIGKILL);
-        let killed = others.iter().filter(|other| other.kill()).count() + members.len();
         if let Some(process) = table.by_pid.get_mut(&pid) {
-            process.left_behind = u16::try_from(killed).unwrap_or(u16::MAX);
+            process.left_in_group = members.len();
+            process.kill_others(&others);
             // A thread may still wait for the processes that were killed just now.
             process.awaits_others = false;
         }
@@ -219,8 +222,9 @@ impl Shared {
     }
 
     /// Nothing is left of a run.
-    pub(super) fn conclude(&self, table: &mut Living, pid: i32, status: ExitStatus, left_behind: u16) {
+    pub(super) fn conclude(&self, table: &mut Living, pid: i32, status: ExitStatus) {
         if let Some(process) = table.remove(pid) {
+            let left_behind = process.left_behind();
             Self::end_check_in(table, process.program);
             let runs_on = self.traits[process.program].leaves_after(status) != Leaves::Kill;
             let status =
