@@ -3,13 +3,13 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::{
-        fd::AsFd,
-        unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
-    },
+    os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    thread,
+    time::Duration,
 };
 
+use crossbeam_channel::bounded;
 use gaggled_core::{
     history::{Entry, History},
     ids::{EpochId, Seq},
@@ -18,7 +18,6 @@ use gaggled_core::{
 };
 use nix::{
     fcntl::{Flock, FlockArg, OFlag},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     unistd::geteuid,
 };
 use thiserror::Error;
@@ -372,17 +371,12 @@ fn make_directory(path: &Path) -> Result<(), StateError> {
 
 /// Takes the directory for this process.
 fn lock(path: &Path) -> Result<Flock<File>, StateError> {
-    let file = open_or_look(&path.join("lock"))?;
-    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).or_else(|(file, _)| {
-        if let Some(pid) = holder(&file) {
-            wait_for_end(pid);
-        }
-        Flock::lock(file, FlockArg::LockExclusiveNonblock)
-    });
-    let mut lock = locked.map_err(|(file, _)| {
-        let pid = holder(&file).map_or_else(String::new, |pid| format!(", pid {pid}"));
-        StateError::InUse { path: path.display().to_string(), pid }
-    })?;
+    let name = path.join("lock");
+    let locked = Flock::lock(open_or_look(&name)?, FlockArg::LockExclusiveNonblock).ok();
+    let Some(mut lock) = locked.or_else(|| lock_in_time(open_or_look(&name).ok()?)) else {
+        let pid = holder(&open_or_look(&name)?).map_or_else(String::new, |pid| format!(", pid {pid}"));
+        return Err(StateError::InUse { path: path.display().to_string(), pid });
+    };
     // For people only; a disk that is full is none of the lock's business.
     let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
     Ok(lock)
@@ -395,16 +389,17 @@ fn holder(lock: &File) -> Option<i32> {
     std::str::from_utf8(pid.get(..length)?).ok()?.trim().parse().ok()
 }
 
-/// How long a gaggled that was killed may take to let go of its files, in milliseconds.
-const DYING: u16 = 500;
+/// How long a gaggled that was killed may take to release the lock. A child that it was just starting has it, too, until
+/// that has executed its program.
+const DYING: Duration = Duration::from_secs(1);
 
-/// Waits until a process has ended with all its threads, but not long: if it has not been killed it goes on.
-fn wait_for_end(pid: i32) {
-    let held = rustix::process::Pid::from_raw(pid)
-        .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
-    if let Some(held) = held {
-        let _ = poll(&mut [PollFd::new(held.as_fd(), PollFlags::POLLIN)], PollTimeout::from(DYING));
-    }
+/// Waits for the lock, but not long: a gaggled that has not been killed keeps it.
+fn lock_in_time(file: File) -> Option<Flock<File>> {
+    let (sender, receiver) = bounded(1);
+    // A lock that comes too late has no receiver, and is released at once.
+    let wait = move || sender.send(Flock::lock(file, FlockArg::LockExclusive));
+    thread::Builder::new().name("lock".into()).spawn(wait).ok()?;
+    receiver.recv_timeout(DYING).ok()?.ok()
 }
 
 /// Makes a directory that was removed, replaced or emptied that of the journal with this identity again. It is locked if

@@ -1,11 +1,12 @@
 //! The state directory is removed, emptied or replaced under a running gaggled: no program runs twice, and nothing that an
 //! operator wanted is forgotten.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command, thread};
 
+use gaggled_actors::state_directory::StateDirectory;
 use gaggled_core::{
     command::Selection,
-    event::{Event, SystemEvent},
+    event::{Event, ProgramEvent, SystemEvent},
     state::ProgramState,
     wire::Action,
 };
@@ -14,6 +15,7 @@ use gaggled_tests::{
     seeds,
 };
 use nix::{
+    fcntl::{Flock, FlockArg},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -167,7 +169,15 @@ fn a_daemon_that_dies_with_its_state_directory_is_followed_by_one_that_knows_its
     kill(core, Signal::SIGSTOP).expect("it runs");
     remove(&daemon);
     kill(core, Signal::SIGKILL).expect("it runs");
-    daemon.wait_for_another(core.as_raw());
+    daemon.wait("its programs to be found", |heard, state| {
+        let found = |name: &str| {
+            let id = state.graph.names().get(name).copied();
+            heard.iter().any(
+                |heard| matches!(&heard.event, Event::Program(of, ProgramEvent::Adopted { .. }) if Some(*of) == id),
+            )
+        };
+        ["a", "b"].into_iter().all(found)
+    });
     assert_eq!(pids(&daemon)[..2], before[..2], "{}", daemon.log());
     let log = daemon.log();
     assert!(log.contains("it was removed while gaggled ran"), "{log}");
@@ -192,4 +202,27 @@ fn the_state_of_another_configuration_is_taken_only_when_that_is_asked_for() {
     let shutdown = gaggled_core::wire::Request::new("", Action::Shutdown { wait: false, timeout_ms: None });
     assert!(caller.call(&shutdown, gaggled_tests::harness::PATIENCE).expect("an answer").ok);
     assert!(gaggled.wait().expect("its end").success());
+}
+
+/// A child that a killed gaggled was just starting has its lock until it has executed its program.
+#[test]
+fn a_lock_that_a_dying_process_still_has_is_waited_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("state");
+    drop(StateDirectory::open(&path, None).expect("a directory"));
+    let file = fs::File::open(path.join("lock")).expect("the lock");
+    let inode = file.metadata().expect("it is there").ino();
+    let held = Flock::lock(file, FlockArg::LockExclusive).expect("it is free");
+    let opener = thread::spawn(move || StateDirectory::open(&path, None).map(drop));
+    let waiter = format!(":{inode} ");
+    let is_waited_for = || {
+        let locks = fs::read_to_string("/proc/locks").expect("the locks");
+        locks.lines().any(|lock| lock.contains("-> FLOCK") && lock.contains(&waiter))
+    };
+    while !is_waited_for() {
+        assert!(!opener.is_finished(), "it has not waited");
+        thread::yield_now();
+    }
+    drop(held);
+    opener.join().expect("no panic").expect("the directory");
 }

@@ -169,7 +169,9 @@ impl Shared {
                 descendants(child, &mut below);
                 self.add_bearer(child, token.clone(), &mut bearers);
                 // One that is just ending has no token any more, but those below it have.
-                below.into_keys().for_each(|pid| self.add_bearer(pid, token.clone(), &mut bearers));
+                for pid in below.into_keys() {
+                    self.add_bearer(pid, token.clone(), &mut bearers);
+                }
             }
         }
     }
