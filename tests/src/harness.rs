@@ -216,12 +216,14 @@ impl Daemon {
     pub fn kill_all(&mut self) {
         use nix::sys::signal::Signal;
         let core = self.core();
+        let launcher = parent(core);
         // The launcher first, or it would start another daemon; the daemon is stopped before that, or it would take the
         // place of the launcher.
-        for (pid, signal) in [(core, Signal::SIGSTOP), (self.pid(), Signal::SIGKILL), (core, Signal::SIGKILL)] {
+        for (pid, signal) in [(core, Signal::SIGSTOP), (launcher, Signal::SIGKILL), (core, Signal::SIGKILL)] {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
         }
         self.await_end();
+        self.wait_gone(launcher);
         self.wait_gone(core);
     }
 
@@ -417,6 +419,13 @@ impl Drop for Daemon {
             let _ = self.child.wait();
         }
     }
+}
+
+/// The parent of a process: that of the daemon is its launcher, which may be another than the one that a test has started.
+pub fn parent(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let parent = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(1)?.parse().ok());
+    parent.expect("a process has a parent")
 }
 
 fn is_gaggled(pid: i32) -> bool {

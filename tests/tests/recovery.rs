@@ -10,7 +10,7 @@ use gaggled_core::{
     wire::Action,
 };
 use gaggled_tests::{
-    harness::{Daemon, binary, children, code, exists},
+    harness::{Daemon, binary, children, code, exists, parent},
     sim::random::Random,
 };
 use nix::{
@@ -208,9 +208,7 @@ fn the_daemon_takes_the_place_of_a_launcher_that_has_died() {
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
     for round in 0..2 {
         let (a, core) = (daemon.pid_of("a"), daemon.core());
-        let launcher = fs::read_to_string(format!("/proc/{core}/stat")).expect("it runs");
-        let launcher: i32 =
-            launcher.rsplit_once(") ").expect("fields").1.split(' ').nth(1).expect("a parent").parse().expect("a pid");
+        let launcher = parent(core);
         signal(launcher, Signal::SIGKILL);
         daemon.wait_for_another(core);
         assert_eq!(daemon.pid_of("a"), a, "round {round}");
@@ -298,10 +296,7 @@ fn killed_again_and_again_under_churn_nothing_is_lost_and_nothing_runs_twice() {
             }
             1 | 2 if number >= kills / 2 => {
                 only_the_daemon = false;
-                let launcher = fs::read_to_string(format!("/proc/{core}/stat")).expect("it runs");
-                let launcher =
-                    launcher.rsplit_once(") ").expect("fields").1.split(' ').nth(1).expect("a parent").to_owned();
-                signal(launcher.parse().expect("a pid"), Signal::SIGKILL);
+                signal(parent(core), Signal::SIGKILL);
                 daemon.wait_for_another(core);
             }
             _ => {
