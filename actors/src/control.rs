@@ -3,14 +3,14 @@
 //! It keeps a fold of its own, so that a question never waits for the journal, and the last events, so that it can say
 //! why. A command is answered when its events are committed, or, if its sender waits, when the programs are there.
 
-mod ask;
-mod course;
-mod durable;
-mod librarian;
-mod past;
-mod plans;
-mod selection;
-mod waiter;
+mod commands;
+mod dispatch;
+mod history_queries;
+mod pending_request;
+mod queries;
+mod reply_gate;
+mod targets;
+mod worker;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -22,7 +22,7 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture
 use gaggled_core::{
     command::{Peer, Role},
     event::{Cause, Envelope, Event, Handover, SystemEvent},
-    history::{Entry, History, Trace},
+    history::{CommandKey, History, LoggedEvent},
     rules::Refusal,
     state::State,
     time::{Instant, Millis},
@@ -30,37 +30,37 @@ use gaggled_core::{
 };
 
 use self::{
-    course::{Course, Proposal},
-    durable::Durable,
-    librarian::{Conclude, Concluded, Librarian},
-    waiter::{Waiter, Waiters},
+    dispatch::{Dispatch, Proposal},
+    pending_request::{PendingRequest, Waiters},
+    reply_gate::ReplyGate,
+    worker::{BlockingWorker, JobFinished, JobResult},
 };
 use crate::{
-    archive::Archive,
     clock::Clock,
-    journal::{JournalActor, Propose, file::JournalFile},
-    shell::{Committed, panic_message},
+    journal::reader::JournalReader,
+    journal::{JournalActor, Propose, file::JournalWriterHandle},
+    machine_actor::{Committed, panic_message},
 };
 
 /// Sends the answer to a request. It may be called at any time, from any thread, once.
-pub type Answer = Box<dyn FnOnce(Reply) + Send>;
+pub type ReplyFn = Box<dyn FnOnce(Reply) + Send>;
 
 /// A request.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Ask {
+pub struct ControlRequest {
     /// Who asks.
     pub peer: Peer,
     /// What is asked.
     pub request: Request,
     /// Where the answer goes.
-    pub answer: Answer,
+    pub answer: ReplyFn,
 }
 
 /// What a command proposed was refused.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Declined {
+pub struct ProposalRefused {
     /// The cause that the proposal had.
     pub cause: Cause,
     /// Why.
@@ -70,11 +70,11 @@ pub struct Declined {
 /// Everything has stopped. When this has been handled, whatever was asked before has been answered.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Farewell;
+pub struct DrainReplies;
 
 /// What the daemon says of itself.
 #[derive(Clone, Debug)]
-pub struct About {
+pub struct DaemonInfo {
     /// The version of gaggled.
     pub version: &'static str,
     /// Its process id.
@@ -91,7 +91,7 @@ pub struct About {
 
 /// What changes gaggled as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Renew {
+pub enum HandoverRequest {
     /// Only say what another configuration would change.
     Plan {
         /// The file, if it is not the one that gaggled was started with.
@@ -111,7 +111,7 @@ pub enum Renew {
 
 /// What came of it.
 #[derive(Clone, Debug)]
-pub struct Renewed {
+pub struct HandoverPrepared {
     /// What is to be told.
     pub body: serde_json::Value,
     /// What the next life is to begin for; everything that it needs has been left for it.
@@ -119,27 +119,27 @@ pub struct Renewed {
 }
 
 /// Prepares a change of gaggled as a whole, given the state. It may take its time.
-pub type Renewal = Arc<dyn Fn(Renew, &State) -> Result<Renewed, ReplyError> + Send + Sync>;
+pub type PrepareHandover = Arc<dyn Fn(HandoverRequest, &State) -> Result<HandoverPrepared, ReplyError> + Send + Sync>;
 
 /// What the actor works with besides the state.
 #[derive(Clone)]
-pub struct Means {
+pub struct ControlServices {
     /// The time.
     pub clock: Clock,
     /// Where commands are proposed.
     pub journal: Addr<JournalActor>,
     /// What is waited for before a command is answered.
-    pub file: JournalFile,
+    pub file: JournalWriterHandle,
     /// What is past.
-    pub archive: Archive,
+    pub archive: JournalReader,
     /// What changes gaggled as a whole.
-    pub renewal: Renewal,
+    pub renewal: PrepareHandover,
     /// What gaggled says of itself.
-    pub about: About,
+    pub about: DaemonInfo,
 }
 
 /// A request that is answered later.
-struct Asked {
+struct RequestContext {
     peer: Peer,
     id: String,
     /// For finding the same request again; empty if it may be done twice.
@@ -151,28 +151,28 @@ struct Asked {
 /// The actor of the control channel.
 pub struct ControlActor {
     state: State,
-    names: gaggled_core::wire::Names,
+    names: gaggled_core::wire::ProgramIndex,
     history: History,
     clock: Clock,
     /// When this life of the daemon began.
     began: Instant,
     journal: Addr<JournalActor>,
-    waiters: Waiters,
-    durable: Durable,
+    pending: Waiters,
+    durable: ReplyGate,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
     /// What commands have done in the lives before this one: they act once, too.
-    taken: BTreeSet<Trace>,
+    taken: BTreeSet<CommandKey>,
     /// Commands that go without an id of their own are numbered.
     commands: u64,
     /// Since when refusals are counted, and how many there were.
     refusals: (Instant, u32),
-    archive: Archive,
-    librarian: Librarian,
+    archive: JournalReader,
+    worker: BlockingWorker,
     /// For what administrators ask: whoever only looks does not keep them waiting.
-    renewer: Librarian,
-    renewal: Renewal,
-    about: About,
+    renewer: BlockingWorker,
+    renewal: PrepareHandover,
+    about: DaemonInfo,
 }
 
 /// How many refusals are taken down within which time.
@@ -186,37 +186,37 @@ impl ControlActor {
     /// How many of them may only look, so that there is always room for a command.
     const WATCHERS: usize = 1024;
     /// For how long a request may wait.
-    const LONGEST: Millis = Millis(3_600_000);
+    const WAIT_MAX: Millis = Millis(3_600_000);
     /// How many answers to commands are kept for requests that are sent again.
     const ANSWERED: usize = 256;
     /// How many requests may wait to be read.
     pub const MAILBOX: usize = 1024;
 
     /// The actor, with the state before the first event and what is known of the events before that.
-    pub fn new(state: State, entries: Vec<Entry>, means: Means) -> Self {
-        let Means { clock, journal, file, archive, renewal, about } = means;
+    pub fn new(state: State, entries: Vec<LoggedEvent>, means: ControlServices) -> Self {
+        let ControlServices { clock, journal, file, archive, renewal, about } = means;
         Self {
-            names: state.graph.names().into_iter().filter(|(_, id)| !state.graph.programs[*id].retired).collect(),
+            names: state.graph.names().into_iter().filter(|(_, id)| !state.graph.programs[*id].unconfigured).collect(),
             began: clock.now(),
             state,
             clock,
             journal,
-            waiters: Waiters::default(),
-            durable: Durable::new(file),
+            pending: Waiters::default(),
+            durable: ReplyGate::new(file),
             answered: VecDeque::new(),
-            taken: entries.iter().filter_map(Entry::trace).collect(),
+            taken: entries.iter().filter_map(LoggedEvent::trace).collect(),
             history: History::with(Self::HISTORY, entries),
             commands: 0,
             refusals: (clock.now(), 0),
             archive,
-            librarian: Librarian::start(),
-            renewer: Librarian::start(),
+            worker: BlockingWorker::start(),
+            renewer: BlockingWorker::start(),
             renewal,
             about,
         }
     }
 
-    fn ask(&mut self, Ask { peer, request, answer }: Ask, ctx: &mut Context<Self>) {
+    fn ask(&mut self, ControlRequest { peer, request, answer }: ControlRequest, ctx: &mut Context<Self>) {
         if self.state.handover.is_some() {
             // The next life will be asked: the client's socket sends again what was not answered when this one has gone.
             return std::mem::forget(answer);
@@ -225,7 +225,7 @@ impl ControlActor {
         let role = action.role();
         if peer.role < role {
             let why = format!("{} may not ask for this", peer.who);
-            self.refuse_aloud(&peer, &id, ErrorCode::Forbidden, &why);
+            self.log_refusal(&peer, &id, ErrorCode::Forbidden, &why);
             return answer(Reply::refused(&id, ErrorCode::Forbidden, why));
         }
         let key = if role == Role::Observe || id.is_empty() {
@@ -237,25 +237,25 @@ impl ControlActor {
             if let Some((_, reply)) = self.answered.iter().find(|(known, _)| *known == key) {
                 return answer(reply.clone());
             }
-            if let Some(waiter) = self.waiters.by_key(&key) {
+            if let Some(waiter) = self.pending.by_key(&key) {
                 return waiter.answers.push(self.durable.hold(answer));
             }
         }
         let is_command = role != Role::Observe;
         match self.course(&id, action) {
-            Ok(Course::Answer(reply)) => answer(reply),
-            Ok(Course::Await(target, timeout)) if self.waiters.len() < Self::WATCHERS => {
-                self.wait(Waiter::new(&id, String::new(), Some(target), answer), timeout, ctx);
+            Ok(Dispatch::ReplyFn(reply)) => answer(reply),
+            Ok(Dispatch::Wait(target, timeout)) if self.pending.len() < Self::WATCHERS => {
+                self.wait(PendingRequest::new(&id, String::new(), Some(target), answer), timeout, ctx);
             }
-            Ok(Course::Propose(proposal)) if self.waiters.len() < Self::WAITERS => {
+            Ok(Dispatch::Propose(proposal)) if self.pending.len() < Self::WAITERS => {
                 let answer = self.durable.hold(answer);
-                self.propose(&Asked { peer, id, key, is_command }, proposal, answer, ctx);
+                self.propose(&RequestContext { peer, id, key, is_command }, proposal, answer, ctx);
             }
-            Ok(Course::Elsewhere(job)) => {
-                let thread = if role == Role::Observe { &self.librarian } else { &self.renewer };
-                thread.give(Asked { peer, id, key, is_command }, job, answer, ctx.address());
+            Ok(Dispatch::Offload(job)) => {
+                let thread = if role == Role::Observe { &self.worker } else { &self.renewer };
+                thread.give(RequestContext { peer, id, key, is_command }, job, answer, ctx.address());
             }
-            Ok(Course::Await(..) | Course::Propose(_)) => {
+            Ok(Dispatch::Wait(..) | Dispatch::Propose(_)) => {
                 let error = busy();
                 answer(Reply::refused(&id, error.code, error.message));
             }
@@ -263,11 +263,11 @@ impl ControlActor {
         }
     }
 
-    fn propose(&mut self, asked: &Asked, proposal: Proposal, answer: Answer, ctx: &mut Context<Self>) {
-        let Asked { peer, id, key, .. } = asked;
+    fn propose(&mut self, asked: &RequestContext, proposal: Proposal, answer: ReplyFn, ctx: &mut Context<Self>) {
+        let RequestContext { peer, id, key, .. } = asked;
         let Proposal { mut events, mut target, timeout, body } = proposal;
         let before = events.len();
-        events.retain(|event| !self.taken.contains(&Trace::new(&peer.who, id, event, &self.state.graph)));
+        events.retain(|event| !self.taken.contains(&CommandKey::new(&peer.who, id, event, &self.state.graph)));
         if events.len() < before {
             // The answer was lost with the life before; what has been done is done, or under way.
             target = target.map(|target| target.after(&self.state, |_| true));
@@ -275,7 +275,7 @@ impl ControlActor {
         self.commands += 1;
         let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.as_str().into() };
         let cause = Cause::Operator { who: peer.who.as_str().into(), command };
-        let mut waiter = Waiter::new(id, key.clone(), target, answer);
+        let mut waiter = PendingRequest::new(id, key.clone(), target, answer);
         (waiter.body, waiter.is_command) = (body, true);
         waiter.expect(cause.clone(), events.len());
         for event in events {
@@ -284,21 +284,21 @@ impl ControlActor {
         self.wait(waiter, timeout, ctx);
     }
 
-    fn wait(&mut self, waiter: Waiter, timeout: Millis, ctx: &mut Context<Self>) {
-        let number = self.waiters.add(waiter, &self.state);
+    fn wait(&mut self, waiter: PendingRequest, timeout: Millis, ctx: &mut Context<Self>) {
+        let number = self.pending.add(waiter, &self.state);
         self.settle();
-        if self.waiters.is_waiting(number) {
-            let handle = ctx.run_later(timeout.min(Self::LONGEST).as_duration(), move |act, _| {
-                act.waiters.time_out(number, &act.state, act.clock.now());
+        if self.pending.is_waiting(number) {
+            let handle = ctx.run_later(timeout.min(Self::WAIT_MAX).as_duration(), move |act, _| {
+                act.pending.time_out(number, &act.state, act.clock.now());
                 act.settle();
             });
-            self.waiters.set_alarm(number, handle);
+            self.pending.set_alarm(number, handle);
         }
     }
 
     /// Sends the answers that have become due, and remembers those to commands.
     fn settle(&mut self) {
-        for (key, reply) in self.waiters.take_answered() {
+        for (key, reply) in self.pending.take_answered() {
             if !key.is_empty() {
                 if self.answered.len() == Self::ANSWERED {
                     self.answered.pop_front();
@@ -310,7 +310,7 @@ impl ControlActor {
 
     /// Takes a refusal down, but not more of them than anybody wants to read: whoever may only look could fill the
     /// journal with them.
-    fn refuse_aloud(&mut self, peer: &Peer, id: &str, code: ErrorCode, why: &str) {
+    fn log_refusal(&mut self, peer: &Peer, id: &str, code: ErrorCode, why: &str) {
         let now = self.clock.now();
         if now >= self.refusals.0 + REFUSALS.1 {
             self.refusals = (now, 0);
@@ -322,16 +322,16 @@ impl ControlActor {
         let id: String = id.chars().take(64).collect();
         let code =
             serde_json::to_value(code).ok().and_then(|code| code.as_str().map(str::to_owned)).unwrap_or_default();
-        let event = Event::System(SystemEvent::CommandRefused { code, why: why.to_owned() });
+        let event = Event::System(SystemEvent::CommandRefused { code, reason: why.to_owned() });
         let cause = Cause::Operator { who: peer.who.as_str().into(), command: id.as_str().into() };
         self.journal.do_send(Propose { from: None, event, cause });
     }
 
     fn committed(&mut self, envelope: Arc<Envelope>, ctx: &mut Context<Self>) {
         self.state.apply(&envelope);
-        self.waiters.hear(&envelope, &self.state);
+        self.pending.hear(&envelope, &self.state);
         self.history.push(envelope, &self.state);
-        for handle in self.waiters.take_alarms() {
+        for handle in self.pending.take_alarms() {
             ctx.cancel_future(handle);
         }
         self.settle();
@@ -357,50 +357,50 @@ impl Handler<Committed> for ControlActor {
     }
 }
 
-impl Handler<Ask> for ControlActor {
+impl Handler<ControlRequest> for ControlActor {
     type Result = ();
-    fn handle(&mut self, ask: Ask, ctx: &mut Context<Self>) {
+    fn handle(&mut self, ask: ControlRequest, ctx: &mut Context<Self>) {
         // A request that meets a bug costs its own answer and no other: the answer that is dropped says so.
         let asked = catch_unwind(AssertUnwindSafe(|| self.ask(ask, ctx)));
         if let Err(panic) = asked {
             let message = panic_message(panic.as_ref());
             let event = Event::System(SystemEvent::ActorPanicked { actor: "Control".to_owned(), message });
-            self.journal.do_send(Propose { from: None, event, cause: Cause::Os });
+            self.journal.do_send(Propose { from: None, event, cause: Cause::Kernel });
         }
     }
 }
 
-impl Handler<Conclude> for ControlActor {
+impl Handler<JobFinished> for ControlActor {
     type Result = ();
-    fn handle(&mut self, Conclude { asked, concluded, answer }: Conclude, ctx: &mut Context<Self>) {
+    fn handle(&mut self, JobFinished { asked, concluded, answer }: JobFinished, ctx: &mut Context<Self>) {
         match concluded {
-            Concluded::Answer(reply) => {
+            JobResult::ReplyFn(reply) => {
                 if let Some(error) = reply.error.as_ref().filter(|_| asked.is_command) {
                     // Not everybody hears the answer: whoever has sent a SIGHUP does not.
-                    self.refuse_aloud(&asked.peer, &asked.id, error.code, &error.message);
+                    self.log_refusal(&asked.peer, &asked.id, error.code, &error.message);
                 }
                 answer(reply);
             }
-            Concluded::Handover(to, body) => {
-                let events = vec![Event::System(SystemEvent::HandoverBegun { to })];
+            JobResult::Handover(to, body) => {
+                let events = vec![Event::System(SystemEvent::HandoverStarted { kind: to })];
                 self.propose(&asked, Proposal { events, body: Some(body), ..Proposal::default() }, answer, ctx);
             }
         }
     }
 }
 
-impl Handler<Declined> for ControlActor {
+impl Handler<ProposalRefused> for ControlActor {
     type Result = ();
-    fn handle(&mut self, Declined { cause, refusal }: Declined, _: &mut Context<Self>) {
-        self.waiters.decline(&cause, &refusal);
+    fn handle(&mut self, ProposalRefused { cause, refusal }: ProposalRefused, _: &mut Context<Self>) {
+        self.pending.decline(&cause, &refusal);
         self.settle();
     }
 }
 
-impl Handler<Farewell> for ControlActor {
+impl Handler<DrainReplies> for ControlActor {
     type Result = ResponseFuture<()>;
-    fn handle(&mut self, _: Farewell, _: &mut Context<Self>) -> ResponseFuture<()> {
-        self.waiters.dismiss();
+    fn handle(&mut self, _: DrainReplies, _: &mut Context<Self>) -> ResponseFuture<()> {
+        self.pending.dismiss();
         Box::pin(self.durable.end())
     }
 }

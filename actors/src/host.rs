@@ -3,59 +3,51 @@
 //! Only here is there anything unsafe, in `kernel`, because the kernel offers no other way to start a process at the
 //! same price whatever the size of the daemon.
 
-mod attendant;
 pub mod cgroup;
-mod kernel;
-mod kinship;
 mod linux;
-mod living;
-mod members;
-mod pid_file;
-mod proc;
-mod reaper;
-mod recorder;
-mod shared;
-mod starter;
-mod stash;
-mod survivors;
-mod token;
-mod watch;
+mod monitor;
+mod procfs;
+mod recover;
+mod spawn;
+mod track;
 
 use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use gaggled_core::{
-    host::Processes,
-    ids::{ProgramId, Table},
+    host::Host,
+    ids::{IdVec, ProgramId},
 };
 
 pub use self::{
-    attendant::notify_directory,
-    kernel::{ignore_file_limit, ignore_interrupts, inherited, peek_ended, reap},
     linux::{
-        DESCRIPTORS_MIN, Environment, Inheritance, LinuxHost, Survivor, become_subreaper, close_on_exec,
+        DESCRIPTORS_MIN, Environment, LinuxHost, SurvivingProcess, TakeoverState, become_subreaper, close_on_exec,
         raise_descriptors,
     },
-    recorder::Recorder,
-    stash::Stash,
-    survivors::{Before, bearers, look, strangers},
-    watch::{LauncherPipe, decode_reaped, encode_reaped},
+    monitor::notify_directory,
+    recover::{
+        flight_recorder::Recorder,
+        scan::{PreviousRun, bearers, look, strangers},
+        stash::Stash,
+    },
+    spawn::sys::{ignore_file_limit, ignore_interrupts, inherited, peek_exited, reap},
+    track::orphan_watch::{ExitPipe, decode_reaped, encode_reaped},
 };
 use crate::{
-    root::Connect,
-    shell::{Perform, Saw},
+    actor_system::Connect,
+    machine_actor::{Execute, HostReported},
 };
 
 /// The actor that owns processes.
 pub struct HostActor<P> {
     processes: P,
-    programs: Table<ProgramId, actix::Recipient<Saw>>,
+    programs: IdVec<ProgramId, actix::Recipient<HostReported>>,
 }
 
-impl<P: Processes> HostActor<P> {
+impl<P: Host> HostActor<P> {
     /// The actor around what can start processes.
     pub fn new(processes: P) -> Self {
-        Self { processes, programs: Table::default() }
+        Self { processes, programs: IdVec::default() }
     }
 }
 
@@ -80,24 +72,24 @@ impl Handler<HandOver> for HostActor<LinuxHost> {
     }
 }
 
-impl<P: Processes + Unpin + 'static> Handler<Connect> for HostActor<P> {
+impl<P: Host + Unpin + 'static> Handler<Connect> for HostActor<P> {
     type Result = ();
     fn handle(&mut self, Connect(programs): Connect, _: &mut Context<Self>) {
         self.programs = programs;
-        self.processes.begin();
+        self.processes.start();
     }
 }
 
-impl<P: Processes + Unpin + 'static> Handler<Perform> for HostActor<P> {
+impl<P: Host + Unpin + 'static> Handler<Execute> for HostActor<P> {
     type Result = ();
-    fn handle(&mut self, Perform(command): Perform, _: &mut Context<Self>) {
-        self.processes.perform(command);
+    fn handle(&mut self, Execute(command): Execute, _: &mut Context<Self>) {
+        self.processes.execute(command);
     }
 }
 
-impl<P: Unpin + 'static> Handler<Saw> for HostActor<P> {
+impl<P: Unpin + 'static> Handler<HostReported> for HostActor<P> {
     type Result = ();
-    fn handle(&mut self, saw: Saw, _: &mut Context<Self>) {
+    fn handle(&mut self, saw: HostReported, _: &mut Context<Self>) {
         if let Some(program) = self.programs.get(saw.0.program) {
             program.do_send(saw);
         }

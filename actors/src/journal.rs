@@ -1,30 +1,34 @@
 //! The journal actor: every event passes here, is admitted, numbered and applied, and then sent on.
 
+pub mod directory;
 pub mod file;
+mod fsync;
 mod place;
-mod syncer;
+pub mod reader;
 mod writer;
 
 use std::sync::Arc;
 
 use actix::{Actor, Addr, Context, Handler, Message};
 use gaggled_core::{
-    dependency::Dependency,
+    dependency::DependencyMachine,
     event::{Cause, Envelope, Event, SystemEvent},
     graph::ActorId,
-    group::Group,
-    ids::{EdgeId, GroupId, ProgramId, Table},
+    group::GroupMachine,
+    ids::{DependencyId, GroupId, IdVec, ProgramId},
     journal::Journal,
     machine::Machine,
-    program::Program,
+    program::ProgramMachine,
     rules::Refusal,
-    shutdown::Shutdown,
+    shutdown::ShutdownMachine,
     state::State,
 };
 
 use crate::{
     clock::Clock,
-    shell::{Begin, Committed, DependencyActor, Flush, GroupActor, ProgramActor, Rebuilt, Refused, ShutdownActor},
+    machine_actor::{
+        Committed, DependencyActor, Flush, GroupActor, ProgramActor, Refused, Restore, ShutdownActor, StartMachine,
+    },
 };
 
 /// A fact that somebody takes for the next one.
@@ -51,13 +55,13 @@ pub struct Panicked {
 
 /// The addresses of all shells.
 #[derive(Clone, Debug, Default)]
-pub struct Routes {
+pub struct ActorTable {
     /// The programs.
-    pub programs: Table<ProgramId, Addr<ProgramActor>>,
+    pub programs: IdVec<ProgramId, Addr<ProgramActor>>,
     /// The dependencies.
-    pub dependencies: Table<EdgeId, Addr<DependencyActor>>,
+    pub dependencies: IdVec<DependencyId, Addr<DependencyActor>>,
     /// The groups.
-    pub groups: Table<GroupId, Addr<GroupActor>>,
+    pub groups: IdVec<GroupId, Addr<GroupActor>>,
     /// The end.
     pub shutdown: Option<Addr<ShutdownActor>>,
 }
@@ -65,13 +69,13 @@ pub struct Routes {
 /// The life of the daemon may begin.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-pub struct Open;
+pub struct OpenJournal;
 
 /// Hears every event in order, after everybody whom it concerns, with the fold up to it.
 pub type Sink = Box<dyn FnMut(&Arc<Envelope>, &State)>;
 
 /// Hears what was refused to those who are no actors of their own.
-pub type Decline = Box<dyn FnMut(&Cause, &Refusal)>;
+pub type RefusalHandler = Box<dyn FnMut(&Cause, &Refusal)>;
 
 /// The actor of the journal.
 pub struct JournalActor {
@@ -79,9 +83,9 @@ pub struct JournalActor {
     /// What was committed before there was anybody to hear it.
     opening: Vec<Envelope>,
     clock: Clock,
-    routes: Routes,
+    routes: ActorTable,
     sinks: Vec<Sink>,
-    decline: Decline,
+    decline: RefusalHandler,
 }
 
 impl JournalActor {
@@ -89,9 +93,9 @@ impl JournalActor {
     pub fn new(
         (journal, opening): (Journal, Vec<Envelope>),
         clock: Clock,
-        routes: Routes,
+        routes: ActorTable,
         sinks: Vec<Sink>,
-        decline: Decline,
+        decline: RefusalHandler,
     ) -> Self {
         Self { journal, opening, clock, routes, sinks, decline }
     }
@@ -117,7 +121,7 @@ impl JournalActor {
     }
 
     fn send_on(&mut self, envelope: Arc<Envelope>) {
-        self.journal.state().graph.interested(&envelope.event, |actor| {
+        self.journal.state().graph.recipients(&envelope.event, |actor| {
             let committed = Committed(envelope.clone());
             match actor {
                 ActorId::Program(id) => self.routes.programs[id].do_send(committed),
@@ -132,7 +136,7 @@ impl JournalActor {
     }
 }
 
-impl Routes {
+impl ActorTable {
     /// Waits until every shell has handled what was sent to it so far.
     pub async fn flush(&self) {
         for program in self.programs.values() {
@@ -151,9 +155,9 @@ impl Actor for JournalActor {
     type Context = Context<Self>;
 }
 
-impl Handler<Open> for JournalActor {
+impl Handler<OpenJournal> for JournalActor {
     type Result = ();
-    fn handle(&mut self, _: Open, _: &mut Context<Self>) {
+    fn handle(&mut self, _: OpenJournal, _: &mut Context<Self>) {
         let opening = std::mem::take(&mut self.opening);
         let Some(first) = opening.first().map(|envelope| envelope.seq) else { return };
         for envelope in opening.into_iter().map(Arc::new) {
@@ -161,7 +165,7 @@ impl Handler<Open> for JournalActor {
                 sink(&envelope, self.journal.state());
             }
         }
-        let begin = Begin(first);
+        let begin = StartMachine(first);
         self.routes.programs.values().for_each(|program| program.do_send(begin));
         self.routes.dependencies.values().for_each(|dependency| dependency.do_send(begin));
         self.routes.groups.values().for_each(|group| group.do_send(begin));
@@ -185,17 +189,21 @@ impl Handler<Panicked> for JournalActor {
     type Result = ();
     fn handle(&mut self, Panicked { actor, message }: Panicked, _: &mut Context<Self>) {
         let event = SystemEvent::ActorPanicked { actor: format!("{actor:?}"), message };
-        self.commit(Event::System(event), Cause::Os, None);
+        self.commit(Event::System(event), Cause::Kernel, None);
         let state = self.journal.state();
         let since = state.seq;
         match actor {
-            ActorId::Program(id) => self.routes.programs[id].do_send(Rebuilt(Box::new(Program::new(state, id)), since)),
-            ActorId::Dependency(id) => {
-                self.routes.dependencies[id].do_send(Rebuilt(Box::new(Dependency::new(state, id)), since));
+            ActorId::Program(id) => {
+                self.routes.programs[id].do_send(Restore(Box::new(ProgramMachine::new(state, id)), since))
             }
-            ActorId::Group(id) => self.routes.groups[id].do_send(Rebuilt(Box::new(Group::new(state, id)), since)),
+            ActorId::Dependency(id) => {
+                self.routes.dependencies[id].do_send(Restore(Box::new(DependencyMachine::new(state, id)), since));
+            }
+            ActorId::Group(id) => {
+                self.routes.groups[id].do_send(Restore(Box::new(GroupMachine::new(state, id)), since))
+            }
             ActorId::Shutdown => {
-                let end = || Rebuilt(Box::new(Shutdown::new(state, ())), since);
+                let end = || Restore(Box::new(ShutdownMachine::new(state, ())), since);
                 self.routes.shutdown.iter().for_each(|actor| actor.do_send(end()));
             }
         }

@@ -35,16 +35,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     event::{DependencyEvent, Envelope, Event, GroupEvent, StopReason, SystemEvent},
-    graph::{Graph, Policy, Until},
-    ids::{EdgeId, GroupId, Position, ProgramId, Seq, Table},
-    state::{GroupState, Phase, Place, ProgramState, State},
+    graph::{Condition, Graph, Policy},
+    ids::{DependencyId, GroupId, IdVec, Position, ProgramId, Seq},
+    state::{GroupState, Membership, Phase, ProgramState, State},
     time::{Instant, Millis},
 };
 
 /// What is known of a program by its events.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-pub struct Seen {
+pub struct ProgramTrace {
     running: bool,
     up_since: Option<Instant>,
     /// When it was ready.
@@ -68,7 +68,7 @@ pub struct Seen {
     /// Whether there is something of it to stop: a process, or what one has done.
     exists: bool,
     /// Whether what it has done is being undone.
-    undoing: bool,
+    in_stop_command: bool,
     instance: u64,
     stopping: Option<(Instant, Instant)>,
     escalated: bool,
@@ -84,12 +84,12 @@ pub struct Seen {
 
 /// A journal as it is passed through.
 #[derive(Clone, Debug)]
-pub struct Audit {
+pub struct JournalAudit {
     graph: Arc<Graph>,
-    programs: Table<ProgramId, Seen>,
-    groups: Table<GroupId, GroupState>,
+    programs: IdVec<ProgramId, ProgramTrace>,
+    groups: IdVec<GroupId, GroupState>,
     /// How many restarts have answered each fall.
-    pub falls: BTreeMap<(EdgeId, Seq), u32>,
+    pub falls: BTreeMap<(DependencyId, Seq), u32>,
     /// Which programs were due to restart, by which event.
     pub restarts: Vec<(ProgramId, Seq)>,
     shutdown: Option<Instant>,
@@ -100,36 +100,37 @@ pub struct Audit {
     last: Option<Position>,
     slack: Millis,
     /// What is wrong.
-    pub found: Vec<String>,
+    pub violations: Vec<String>,
     /// What is not there, because it was never written, as the journal itself says.
     pub missing: Vec<String>,
 }
 
-impl Seen {
+impl ProgramTrace {
     /// What a state tells of a program of which no event was seen.
     fn of(state: &State, id: ProgramId) -> Self {
         let known = &state.programs[id];
-        let leaving = known.leaving.filter(|_| known.is_running());
+        let leaving = known.pending_stop.filter(|_| known.is_running());
         Self {
-            running: known.is_running() && known.phase != Phase::Done && !known.undoing,
+            running: known.is_running() && known.phase != Phase::ActiveExited && !known.in_stop_command,
             up_since: known.up_since.filter(|_| known.is_running()),
             ready_since: known.ready_since.filter(|_| known.is_running()),
             unhealthy: leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy),
-            completed: ProgramState { due: false, ..known.clone() }.counts_since(Until::Completed),
-            owed: known.due && !known.is_running(),
-            told: known.urged_by.is_some(),
+            completed: ProgramState { start_pending: false, ..known.clone() }.satisfied_since(Condition::Completed),
+            owed: known.start_pending && !known.is_running(),
+            told: known.stop_event.is_some(),
             operator_fall: leaving
-                .filter(|leaving| leaving.planned)
-                .and_then(|leaving| Some((known.fall?, leaving.since))),
+                .filter(|leaving| leaving.dependents_first)
+                .and_then(|leaving| Some((known.down_event?, leaving.since))),
             replaced: leaving.is_some(),
             operator_down: known.operator_down,
-            is_in: known.place != Place::Out,
+            is_in: known.membership != Membership::Stopped,
             exists: known.is_running(),
-            undoing: known.undoing,
+            in_stop_command: known.in_stop_command,
             instance: known.instance.0,
-            stopping: (known.phase == Phase::Stopping).then_some((state.at, known.deadline.unwrap_or(state.at))),
-            escalated: known.phase == Phase::Stopping && known.deadline.is_none(),
-            ended: known.instance.0 - u64::from(known.is_running() && known.phase != Phase::Done && !known.undoing),
+            stopping: (known.phase == Phase::Stopping).then_some((state.at, known.kill_at.unwrap_or(state.at))),
+            escalated: known.phase == Phase::Stopping && known.kill_at.is_none(),
+            ended: known.instance.0
+                - u64::from(known.is_running() && known.phase != Phase::ActiveExited && !known.in_stop_command),
             last_start: Seq(0),
             unplanned_starts: Vec::new(),
             own_starts: Vec::new(),
@@ -138,13 +139,13 @@ impl Seen {
     }
 }
 
-impl Audit {
+impl JournalAudit {
     /// An audit that lets effects be so late.
     pub fn new(slack: Millis) -> Self {
         Self {
             graph: Arc::default(),
-            programs: Table::default(),
-            groups: Table::default(),
+            programs: IdVec::default(),
+            groups: IdVec::default(),
             falls: BTreeMap::new(),
             restarts: Vec::new(),
             shutdown: None,
@@ -152,13 +153,13 @@ impl Audit {
             doomed: None,
             last: None,
             slack,
-            found: Vec::new(),
+            violations: Vec::new(),
             missing: Vec::new(),
         }
     }
 
     /// What is known of a program.
-    pub fn program(&self, id: ProgramId) -> &Seen {
+    pub fn program(&self, id: ProgramId) -> &ProgramTrace {
         &self.programs[id]
     }
 
@@ -170,25 +171,28 @@ impl Audit {
             Some(last) if position.seq > last.seq => {
                 let gap = format!("events {} to {} are missing", last.seq.0 + 1, position.seq);
                 let announced = position.seq.0 - last.seq.0 <= missed;
-                if announced { &mut self.missing } else { &mut self.found }.push(gap);
+                if announced { &mut self.missing } else { &mut self.violations }.push(gap);
             }
             Some(last) if position.epoch < last.epoch || position.seq < last.seq => {
-                self.found.push(format!("I2: epoch {} begins at event {}", start.epoch, start.seq));
+                self.violations.push(format!("I2: epoch {} begins at event {}", start.epoch, start.seq));
             }
             Some(_) | None => {}
         }
         let known = self.last.filter(|last| position.seq <= last.seq).map(|_| self.graph.names()).unwrap_or_default();
         let before = std::mem::replace(&mut self.graph, start.graph.clone());
         let seen = |(id, policy): (ProgramId, &Policy)| match known.get(&policy.name) {
-            None => Seen::of(start, id),
+            None => ProgramTrace::of(start, id),
             Some(old) => {
                 let mut seen = self.programs[*old].clone();
                 if seen.running && !start.programs[id].is_running() {
                     // It has ended with the machine.
-                    seen =
-                        Seen { operator_down: seen.operator_down, last_start: seen.last_start, ..Seen::of(start, id) };
+                    seen = ProgramTrace {
+                        operator_down: seen.operator_down,
+                        last_start: seen.last_start,
+                        ..ProgramTrace::of(start, id)
+                    };
                 }
-                if before.programs[*old].enabled != policy.enabled {
+                if before.programs[*old].autostart != policy.autostart {
                     seen.operator_down = start.programs[id].operator_down;
                 }
                 seen
@@ -200,12 +204,12 @@ impl Audit {
         }
         for (id, group) in start.groups.iter() {
             if self.groups[id].level != group.level {
-                self.found.push(format!("I29: epoch {} has forgotten what {id:?} was told", start.epoch));
+                self.violations.push(format!("I29: epoch {} has forgotten what {id:?} was told", start.epoch));
             }
         }
         self.groups = start.groups.clone();
         for (id, program) in start.programs.iter() {
-            self.programs[id].is_in = program.place != Place::Out;
+            self.programs[id].is_in = program.membership != Membership::Stopped;
         }
         if *before != *start.graph {
             // Ids mean something else now, and what was owed is not looked for any more.
@@ -214,10 +218,10 @@ impl Audit {
         }
         if !goes_on {
             for id in start.graph.programs.ids() {
-                self.programs[id].owed = start.programs[id].due && !start.programs[id].is_running();
+                self.programs[id].owed = start.programs[id].start_pending && !start.programs[id].is_running();
             }
             self.shutdown = start.shutdown;
-            self.doomed = self.doomed.filter(|_| start.verdict.is_some());
+            self.doomed = self.doomed.filter(|_| start.essential_exit.is_some());
         }
         self.last = Some(position);
     }
@@ -226,10 +230,10 @@ impl Audit {
     pub fn observe(&mut self, envelope: &Envelope) {
         let last = self.last.map_or(Seq(0), |last| last.seq);
         if envelope.seq != Seq(last.0 + 1) {
-            self.found.push(format!("I1: event {} follows {last}", envelope.seq));
+            self.violations.push(format!("I1: event {} follows {last}", envelope.seq));
         }
         if envelope.cause.event().is_some_and(|cause| cause >= envelope.seq || cause < Seq(1)) {
-            self.found.push(format!("I18: event {} has the cause {}", envelope.seq, envelope.cause));
+            self.violations.push(format!("I18: event {} has the cause {}", envelope.seq, envelope.cause));
         }
         self.last = Some(Position { epoch: envelope.epoch, seq: envelope.seq });
         match &envelope.event {
@@ -238,17 +242,17 @@ impl Audit {
                 self.happens(*program, event, envelope);
             }
             Event::Group(id, event) => {
-                if matches!(event, GroupEvent::Reached { .. }) {
+                if matches!(event, GroupEvent::LevelReached { .. }) {
                     self.arrives(*id, envelope.seq);
                 }
                 self.groups[*id].apply(envelope.seq, event);
             }
-            Event::Dependency(edge, DependencyEvent::RestartDue { fall, planned }) => {
-                let of = self.graph.edges[*edge].of;
-                if *planned {
+            Event::Dependency(dependency, DependencyEvent::RestartTriggered { down_event, before_stop }) => {
+                let of = self.graph.dependencies[*dependency].dependent;
+                if *before_stop {
                     self.leaves(of, envelope);
                 }
-                *self.falls.entry((*edge, *fall)).or_default() += 1;
+                *self.falls.entry((*dependency, *down_event)).or_default() += 1;
                 if self.programs[of].is_in {
                     self.restarts.push((of, envelope.seq));
                     self.seen(of).owed = true;
@@ -257,10 +261,10 @@ impl Audit {
                 self.seen(of).replaced = true;
                 self.seen(of).planned = true;
             }
-            Event::System(SystemEvent::EpochOpened { .. }) => self.opens(envelope),
-            Event::System(SystemEvent::ShutdownBegun) => {
-                self.shutdown = Some(envelope.at);
-                self.spared(envelope.at);
+            Event::System(SystemEvent::DaemonStarted { .. }) => self.opens(envelope),
+            Event::System(SystemEvent::ShutdownStarted) => {
+                self.shutdown = Some(envelope.monotonic);
+                self.check_essential(envelope.monotonic);
             }
             Event::System(SystemEvent::ShutdownCompleted { .. }) => self.shutdown_ends(envelope),
             Event::Dependency(..) | Event::System(_) => {}
@@ -268,17 +272,18 @@ impl Audit {
     }
 
     /// I23: how long everything has gone on without an essential program.
-    fn spared(&mut self, until: Instant) {
+    fn check_essential(&mut self, until: Instant) {
         if let Some((end, since)) = self.doomed
             && until > since.max(self.openings.last().copied().unwrap_or_default()) + self.slack
         {
-            self.found.push(format!("I23: an essential program ended with event {end}, and everything else went on"));
+            self.violations
+                .push(format!("I23: an essential program ended with event {end}, and everything else went on"));
         }
     }
 
     /// What was to be done in time while nobody was there is to be done now.
     fn opens(&mut self, envelope: &Envelope) {
-        let now = envelope.at;
+        let now = envelope.monotonic;
         self.openings.push(now);
         for id in self.graph.programs.ids() {
             if let Some((_, deadline)) = &mut self.programs[id].stopping {
@@ -287,7 +292,7 @@ impl Audit {
         }
     }
 
-    fn seen(&mut self, program: ProgramId) -> &mut Seen {
+    fn seen(&mut self, program: ProgramId) -> &mut ProgramTrace {
         &mut self.programs[program]
     }
 
@@ -295,8 +300,8 @@ impl Audit {
         let longest = self.graph.programs.values().map(|policy| policy.killwait).max().unwrap_or_default();
         let bound = longest.max(self.graph.killwait);
         let begun = self.shutdown.unwrap_or_default();
-        if envelope.at > begun + bound + self.slack + Millis(5000) {
-            self.found.push(format!("I12: the shutdown took until {} ms", envelope.at.as_millis()));
+        if envelope.monotonic > begun + bound + self.slack + Millis(5000) {
+            self.violations.push(format!("I12: the shutdown took until {} ms", envelope.monotonic.as_millis()));
         }
         let spared = self
             .programs
@@ -304,12 +309,12 @@ impl Audit {
             .filter(|(_, seen)| seen.running && seen.up_since.is_some_and(|since| since <= begun) && !seen.escalated);
         let spared: Vec<_> = spared.map(|(id, _)| id).collect();
         if !spared.is_empty() {
-            self.found.push(format!("I13: {spared:?} were left alive and never killed"));
+            self.violations.push(format!("I13: {spared:?} were left alive and never killed"));
         }
-        let stands = self.programs.iter().filter(|(_, seen)| seen.exists && !seen.running && seen.stopping.is_none());
-        let stands: Vec<_> = stands.map(|(id, _)| id).collect();
-        if !stands.is_empty() {
-            self.found.push(format!("I13: what {stands:?} have done was not undone"));
+        let remains = self.programs.iter().filter(|(_, seen)| seen.exists && !seen.running && seen.stopping.is_none());
+        let remains: Vec<_> = remains.map(|(id, _)| id).collect();
+        if !remains.is_empty() {
+            self.violations.push(format!("I13: what {remains:?} have done was not undone"));
         }
     }
 }

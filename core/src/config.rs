@@ -15,9 +15,9 @@ use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
     check::{LOGGER, SMTPGATE},
-    locate::Locator,
+    locate::SpanIndex,
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
-    order::Ordered,
+    order::OrderedMap,
     settings::{AccessConfig, JournalConfig, Settings, SmtpgateConfig, Tls},
 };
 
@@ -73,7 +73,7 @@ pub struct Parsed {
     /// The configuration.
     pub config: Config,
     /// Where everything stands in the text.
-    pub locator: Locator,
+    pub locator: SpanIndex,
     /// What to know about it.
     pub warnings: Vec<Diagnostic>,
 }
@@ -85,7 +85,7 @@ impl Config {
     /// Reads and checks a file.
     pub fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
         let config: Self = dialect().from_str(text).map_err(|error| vec![spelling(text, &error)])?;
-        let locator = Locator::new(text);
+        let locator = SpanIndex::new(text);
         let (errors, warnings): (Vec<_>, Vec<_>) =
             check::check(&config, &locator).into_iter().partition(|found| found.severity == Severity::Error);
         if errors.is_empty() { Ok(Parsed { config, locator, warnings }) } else { Err(errors) }
@@ -114,7 +114,7 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
     };
     let start = offset(error.span.start.line, error.span.start.col).min(text.len());
     let end = offset(error.span.end.line, error.span.end.col).clamp(start, text.len());
-    let whose = Locator::new(text).around(start).map_or_else(String::new, |key| format!("{key}: "));
+    let whose = SpanIndex::new(text).around(start).map_or_else(String::new, |key| format!("{key}: "));
     let found = Diagnostic::error(format!("{whose}{}", error.code)).at(Some(start..end));
     let early = error.code == ron::Error::Eof || text.get(start..).is_some_and(|rest| rest.trim().is_empty());
     if early {

@@ -7,35 +7,35 @@
 use crate::{
     event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent},
     graph::{self, Policy},
-    ids::{EdgeId, EpochId, Seq},
-    machine::{Input, Machine, Outputs, Timer, follows_from},
+    ids::{DependencyId, EpochId, Seq},
+    machine::{Input, Machine, Outputs, Timer, restored_cause},
     rules::Refusal,
-    state::{EdgeState, ProgramState, State},
+    state::{DependencyState, ProgramState, State},
     time::Instant,
 };
 
 /// The machine of one dependency.
 #[derive(Clone, Debug)]
-pub struct Dependency {
-    id: EdgeId,
+pub struct DependencyMachine {
+    id: DependencyId,
     epoch: EpochId,
-    edge: graph::Dependency,
+    definition: graph::Dependency,
     policy: Policy,
-    on: ProgramState,
-    state: EdgeState,
+    dependency: ProgramState,
+    state: DependencyState,
     /// The last fall for which a restart was proposed.
     answered: Option<Seq>,
     /// Whether opening or closing was proposed and has not been answered.
-    asked: bool,
+    pending_proposal: bool,
     /// The event after which the delay was begun.
     armed_by: Seq,
 }
 
-impl Dependency {
+impl DependencyMachine {
     fn committed(&mut self, envelope: &Envelope) {
         match &envelope.event {
-            Event::Program(program, event) if *program == self.edge.on => {
-                self.on.apply(&self.policy, self.epoch, envelope.seq, envelope.at, event);
+            Event::Program(program, event) if *program == self.definition.dependency => {
+                self.dependency.apply(&self.policy, self.epoch, envelope.seq, envelope.monotonic, event);
                 if matches!(
                     event,
                     ProgramEvent::Started { .. }
@@ -46,88 +46,88 @@ impl Dependency {
                     self.armed_by = envelope.seq;
                 }
             }
-            Event::Dependency(edge, event) if *edge == self.id => self.own(event),
-            Event::Dependency(_, event) => self.on.apply_dependency(envelope.seq, envelope.at, event),
+            Event::Dependency(dependency, event) if *dependency == self.id => self.own_event(event),
+            Event::Dependency(_, event) => self.dependency.apply_dependency(envelope.seq, envelope.monotonic, event),
             Event::Program(..) | Event::Group(..) | Event::System(_) => {}
         }
     }
 
-    fn own(&mut self, event: &DependencyEvent) {
+    fn own_event(&mut self, event: &DependencyEvent) {
         match event {
             DependencyEvent::Satisfied { instance } => {
                 self.state.satisfied = Some(*instance);
-                self.asked = false;
+                self.pending_proposal = false;
             }
             DependencyEvent::Broken => {
                 self.state.satisfied = None;
-                self.asked = false;
+                self.pending_proposal = false;
             }
-            DependencyEvent::RestartDue { fall, .. } => self.state.last_fall = Some(*fall),
+            DependencyEvent::RestartTriggered { down_event, .. } => self.state.last_down_event = Some(*down_event),
         }
     }
 
     fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
-        self.answer_fall(&cause, out);
-        if self.asked {
+        self.propagate_down(&cause, out);
+        if self.pending_proposal {
             return;
         }
-        match (self.state.satisfied, self.opens_at()) {
-            (None, Some(at)) if at > now => out.arm(Timer::Gate, at),
+        match (self.state.satisfied, self.satisfied_at()) {
+            (None, Some(at)) if at > now => out.set_timer(Timer::DependencyDelay, at),
             (None, Some(_)) => {
-                let instance = self.on.instance;
-                self.ask(DependencyEvent::Satisfied { instance }, cause, out);
+                let instance = self.dependency.instance;
+                self.propose(DependencyEvent::Satisfied { instance }, cause, out);
             }
-            (Some(_), None) => self.ask(DependencyEvent::Broken, cause, out),
+            (Some(_), None) => self.propose(DependencyEvent::Broken, cause, out),
             (None, None) | (Some(_), Some(_)) => {}
         }
     }
 
     /// A fall is answered at once, and each by an event of its own, however quickly they follow each other.
-    fn answer_fall(&mut self, cause: &Cause, out: &mut Outputs) {
-        if self.edge.propagate && self.on.fall > self.answered {
-            self.answered = self.on.fall;
-            if let Some(fall) = self.on.fall {
-                let planned = self.on.leaving.is_some_and(|leaving| leaving.planned);
-                let due = DependencyEvent::RestartDue { fall, planned };
+    fn propagate_down(&mut self, cause: &Cause, out: &mut Outputs) {
+        if self.definition.propagate && self.dependency.down_event > self.answered {
+            self.answered = self.dependency.down_event;
+            if let Some(down_event) = self.dependency.down_event {
+                let planned = self.dependency.pending_stop.is_some_and(|leaving| leaving.dependents_first);
+                let due = DependencyEvent::RestartTriggered { down_event, before_stop: planned };
                 out.propose(Event::Dependency(self.id, due), cause.clone());
             }
         }
     }
 
-    fn opens_at(&self) -> Option<Instant> {
-        Some(self.on.counts_since(self.edge.until)? + self.edge.delay)
+    fn satisfied_at(&self) -> Option<Instant> {
+        Some(self.dependency.satisfied_since(self.definition.condition)? + self.definition.delay)
     }
 
-    fn ask(&mut self, event: DependencyEvent, cause: Cause, out: &mut Outputs) {
-        self.asked = true;
+    fn propose(&mut self, event: DependencyEvent, cause: Cause, out: &mut Outputs) {
+        self.pending_proposal = true;
         out.propose(Event::Dependency(self.id, event), cause);
     }
 
     fn refused(&mut self, event: &Event, refusal: &Refusal, out: &mut Outputs) {
         if let Event::Dependency(_, DependencyEvent::Satisfied { .. } | DependencyEvent::Broken) = event {
-            self.asked = false;
+            self.pending_proposal = false;
             if let Refusal::TooEarly { ready_at } = refusal {
-                out.arm(Timer::Gate, *ready_at);
+                out.set_timer(Timer::DependencyDelay, *ready_at);
             }
         }
     }
 }
 
-impl Machine for Dependency {
-    type Id = EdgeId;
+impl Machine for DependencyMachine {
+    type Id = DependencyId;
 
-    fn new(state: &State, id: EdgeId) -> Self {
-        let (edge, edge_state) = state.edge(id);
+    fn new(state: &State, id: DependencyId) -> Self {
+        let (dependency, edge_state) = state.dependency(id);
         Self {
             id,
             epoch: state.epoch,
-            edge: *edge,
-            policy: state.graph.programs[edge.on].clone(),
-            on: state.programs[edge.on].clone(),
+            definition: *dependency,
+            policy: state.graph.programs[dependency.dependency].clone(),
+            dependency: state.programs[dependency.dependency].clone(),
             state: *edge_state,
-            answered: edge_state.last_fall,
-            asked: false,
-            armed_by: state.programs[edge.on].last_seq,
+            answered: edge_state.last_down_event,
+            pending_proposal: false,
+            armed_by: state.programs[dependency.dependency].last_seq,
         }
     }
 
@@ -137,10 +137,10 @@ impl Machine for Dependency {
                 self.committed(envelope);
                 self.decide(now, Cause::Event(envelope.seq), out);
             }
-            Input::Due(_) => self.decide(now, Cause::Timer(self.armed_by), out),
+            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.armed_by), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
-            Input::Rebuilt(since) => self.decide(now, follows_from(self.on.last_seq, *since), out),
-            Input::Observed(_) => {}
+            Input::Restored(since) => self.decide(now, restored_cause(self.dependency.last_seq, *since), out),
+            Input::HostReported(_) => {}
         }
     }
 }

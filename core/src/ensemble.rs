@@ -1,37 +1,37 @@
 //! The rules of a whole system together: whoever drives them, drives them in the same way.
 
 use crate::{
-    dependency::Dependency,
+    dependency::DependencyMachine,
     graph::{ActorId, Graph},
-    group::Group,
+    group::GroupMachine,
     machine::{Input, Machine, Outputs},
-    program::Program,
-    shutdown::Shutdown,
+    program::ProgramMachine,
+    shutdown::ShutdownMachine,
     state::State,
     time::Instant,
 };
 
 /// The rules of one actor, whichever it is.
 #[derive(Clone, Debug)]
-pub enum Rules {
+pub enum AnyMachine {
     /// Of a program.
-    Program(Box<Program>),
+    Program(Box<ProgramMachine>),
     /// Of a dependency.
-    Dependency(Box<Dependency>),
+    Dependency(Box<DependencyMachine>),
     /// Of a group.
-    Group(Box<Group>),
+    Group(Box<GroupMachine>),
     /// Of the end.
-    Shutdown(Shutdown),
+    Shutdown(ShutdownMachine),
 }
 
-impl Rules {
+impl AnyMachine {
     /// The rules of an actor as the fold has them.
     pub fn new(state: &State, actor: ActorId) -> Self {
         match actor {
-            ActorId::Program(id) => Self::Program(Box::new(Program::new(state, id))),
-            ActorId::Dependency(id) => Self::Dependency(Box::new(Dependency::new(state, id))),
-            ActorId::Group(id) => Self::Group(Box::new(Group::new(state, id))),
-            ActorId::Shutdown => Self::Shutdown(Shutdown::new(state, ())),
+            ActorId::Program(id) => Self::Program(Box::new(ProgramMachine::new(state, id))),
+            ActorId::Dependency(id) => Self::Dependency(Box::new(DependencyMachine::new(state, id))),
+            ActorId::Group(id) => Self::Group(Box::new(GroupMachine::new(state, id))),
+            ActorId::Shutdown => Self::Shutdown(ShutdownMachine::new(state, ())),
         }
     }
 
@@ -47,9 +47,9 @@ impl Rules {
 }
 
 /// Everybody, in the order in which they are told to begin.
-pub fn everybody(graph: &Graph) -> Vec<ActorId> {
+pub fn all_actors(graph: &Graph) -> Vec<ActorId> {
     let programs = graph.programs.ids().map(ActorId::Program);
-    let edges = graph.edges.ids().map(ActorId::Dependency);
+    let dependencies = graph.dependencies.ids().map(ActorId::Dependency);
     let groups = graph.groups.ids().map(ActorId::Group);
-    programs.chain(edges).chain(groups).chain([ActorId::Shutdown]).collect()
+    programs.chain(dependencies).chain(groups).chain([ActorId::Shutdown]).collect()
 }

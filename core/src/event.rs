@@ -9,12 +9,12 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::system::{Beginning, Handover, SystemEvent};
+pub use self::system::{Handover, StartKind, SystemEvent};
 use crate::{
     graph::Level,
-    health::Ailment,
-    host::{ExecStage, ExitStatus, Signal, StartTime},
-    ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq},
+    health::UnhealthyReason,
+    host::{ExitStatus, Signal, SpawnStage, StartTime},
+    ids::{DependencyId, EpochId, GroupId, InstanceId, ProgramId, Seq},
     time::{Instant, WallTime},
 };
 
@@ -26,9 +26,9 @@ pub struct Envelope {
     /// The life of the daemon it belongs to.
     pub epoch: EpochId,
     /// When it was committed.
-    pub at: Instant,
+    pub monotonic: Instant,
     /// The same for people.
-    pub wall: WallTime,
+    pub time: WallTime,
     /// Why it happened.
     pub cause: Cause,
     /// What happened.
@@ -40,7 +40,7 @@ pub struct Envelope {
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// The daemon began.
-    Boot,
+    DaemonStart,
     /// Somebody asked for it.
     Operator {
         /// Who: user id and process id, or the address.
@@ -53,7 +53,7 @@ pub enum Cause {
     /// A delay ended that began with this event.
     Timer(Seq),
     /// The operating system reported it.
-    Os,
+    Kernel,
 }
 
 /// What happened.
@@ -62,7 +62,7 @@ pub enum Event {
     /// To a program.
     Program(ProgramId, ProgramEvent),
     /// To a dependency, and so to the program that has it.
-    Dependency(EdgeId, DependencyEvent),
+    Dependency(DependencyId, DependencyEvent),
     /// To a group.
     Group(GroupId, GroupEvent),
     /// To the whole system.
@@ -87,7 +87,7 @@ pub enum ProgramEvent {
         /// Its process id.
         pid: i32,
         /// When that process began: with the process id it is known for sure.
-        birth: StartTime,
+        start_time: StartTime,
     },
     /// It was found running when this life of the daemon began: it has survived the one before.
     #[serde(rename = "ProgramAdopted")]
@@ -97,7 +97,7 @@ pub enum ProgramEvent {
         /// Its process id.
         pid: i32,
         /// When that process began.
-        birth: StartTime,
+        start_time: StartTime,
     },
     /// Its command has ended and has left a daemon, which is its main process from now on.
     #[serde(rename = "ProgramDaemonized")]
@@ -107,7 +107,7 @@ pub enum ProgramEvent {
         /// The process id of the daemon.
         pid: i32,
         /// When that process began.
-        birth: StartTime,
+        start_time: StartTime,
     },
     /// It is ready.
     #[serde(rename = "ProgramReady")]
@@ -121,7 +121,7 @@ pub enum ProgramEvent {
         /// The run.
         instance: InstanceId,
         /// What is wrong with it.
-        ailment: Ailment,
+        reason: UnhealthyReason,
     },
     /// It could not be started.
     #[serde(rename = "ProgramSpawnFailed")]
@@ -129,7 +129,7 @@ pub enum ProgramEvent {
         /// The run that never was.
         instance: InstanceId,
         /// The step that failed.
-        stage: ExecStage,
+        stage: SpawnStage,
         /// The error number of the system call.
         errno: i32,
     },
@@ -141,8 +141,8 @@ pub enum ProgramEvent {
         /// Why.
         reason: StopReason,
         /// When it will be killed.
-        #[serde(rename = "deadline_us")]
-        deadline: Instant,
+        #[serde(rename = "kill_at_us")]
+        kill_at: Instant,
     },
     /// Its stop command did not end well, so it is sent its signal as if it had none.
     #[serde(rename = "ProgramStopCommandFailed")]
@@ -153,8 +153,8 @@ pub enum ProgramEvent {
         status: ExitStatus,
     },
     /// It did not end in time and is killed.
-    #[serde(rename = "ProgramStopEscalated")]
-    StopEscalated {
+    #[serde(rename = "ProgramKillRequested")]
+    KillRequested {
         /// The run that is killed.
         instance: InstanceId,
     },
@@ -166,22 +166,22 @@ pub enum ProgramEvent {
         /// How.
         status: ExitStatus,
         /// How many processes of its group had to be killed after its main process was gone.
-        left_behind: u16,
+        orphans: u16,
         /// Whether what it has done stands, until its stop command undoes it.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        stands: bool,
+        remains: bool,
     },
     /// Its group lets it run: it is started, or, if it runs, started again.
-    #[serde(rename = "LevelEntered")]
-    LevelEntered {
-        /// The event that has told the group so.
-        told: Seq,
+    #[serde(rename = "LevelStartRequested")]
+    LevelStartRequested {
+        /// The event that has requested_by the group so.
+        requested_by: Seq,
     },
     /// Its group goes to a level at which it does not run.
-    #[serde(rename = "LevelLeft")]
-    LevelLeft {
-        /// The event that has told the group so.
-        told: Seq,
+    #[serde(rename = "LevelStopRequested")]
+    LevelStopRequested {
+        /// The event that has requested_by the group so.
+        requested_by: Seq,
     },
     /// An operator sent it a signal.
     #[serde(rename = "ProgramSignalled")]
@@ -192,14 +192,14 @@ pub enum ProgramEvent {
         signal: Signal,
     },
     /// An operator wants it down.
-    #[serde(rename = "OperatorStopped")]
-    OperatorStopped,
+    #[serde(rename = "StopRequested")]
+    StopRequested,
     /// An operator wants it up.
-    #[serde(rename = "OperatorStarted")]
-    OperatorStarted,
+    #[serde(rename = "StartRequested")]
+    StartRequested,
     /// An operator wants it stopped if it runs, and then started.
-    #[serde(rename = "OperatorRestarted")]
-    OperatorRestarted,
+    #[serde(rename = "RestartRequested")]
+    RestartRequested,
 }
 
 /// Why an instance is stopped.
@@ -209,7 +209,7 @@ pub enum StopReason {
     /// An operator wants it down or restarted.
     Operator,
     /// A program it depends on went down.
-    Propagated,
+    DependencyDown,
     /// Its group goes to another level, or is restarted.
     Level,
     /// It does not do what it is there for.
@@ -226,19 +226,19 @@ pub enum DependencyEvent {
     #[serde(rename = "DependencySatisfied")]
     Satisfied {
         /// The run of `on`.
-        #[serde(rename = "on_instance")]
+        #[serde(rename = "dependency_instance")]
         instance: InstanceId,
     },
     /// `on` is no longer up, or is about to be stopped.
     #[serde(rename = "DependencyBroken")]
     Broken,
     /// `on` went down and the dependency propagates that: `of` is to be replaced, or revived.
-    #[serde(rename = "RestartDue")]
-    RestartDue {
+    #[serde(rename = "RestartTriggered")]
+    RestartTriggered {
         /// The event that took `on` down. Each has exactly one restart for each edge.
-        fall: Seq,
+        down_event: Seq,
         /// Whether `on` has yet to be stopped, so that `of` goes first; else it is down already.
-        planned: bool,
+        before_stop: bool,
     },
 }
 
@@ -247,31 +247,31 @@ pub enum DependencyEvent {
 #[serde(tag = "event")]
 pub enum GroupEvent {
     /// Somebody wants it at a level.
-    #[serde(rename = "GroupTold")]
-    Told {
+    #[serde(rename = "GroupLevelRequested")]
+    LevelRequested {
         /// The level.
         level: Level,
     },
     /// Somebody wants it stopped and started, or what it runs for that.
-    #[serde(rename = "GroupRestarted")]
-    Restarted,
+    #[serde(rename = "GroupRestartRequested")]
+    RestartRequested,
     /// It is there: what does not run at its level has gone, and what does has been let in.
-    #[serde(rename = "GroupReached")]
-    Reached {
-        /// The event that has told it so.
-        told: Seq,
+    #[serde(rename = "GroupLevelReached")]
+    LevelReached {
+        /// The event that has requested_by it so.
+        requested_by: Seq,
     },
     /// One of its programs that hold back the others did not end well, so that those do not start.
     #[serde(rename = "GroupFailed")]
     Failed {
-        /// The event that has told it so.
-        told: Seq,
+        /// The event that has requested_by it so.
+        requested_by: Seq,
         /// The program.
-        by: Arc<str>,
+        failed_program: Arc<str>,
     },
     /// Because it has failed it goes to the level that the configuration has for that.
-    #[serde(rename = "GroupFellBack")]
-    FellBack {
+    #[serde(rename = "GroupFallbackStarted")]
+    FallbackStarted {
         /// The level.
         level: Level,
     },
@@ -280,11 +280,11 @@ pub enum GroupEvent {
 impl ProgramEvent {
     /// Whether there is something of the program to stop, or is about to be, from this event on; `None` if that stays as
     /// it is.
-    pub fn makes_running(&self) -> Option<bool> {
+    pub fn sets_running(&self) -> Option<bool> {
         match self {
             Self::Starting { .. } => Some(true),
             Self::SpawnFailed { .. } => Some(false),
-            Self::Exited { stands, .. } => Some(*stands),
+            Self::Exited { remains, .. } => Some(*remains),
             Self::Started { .. }
             | Self::Adopted { .. }
             | Self::Daemonized { .. }
@@ -292,13 +292,13 @@ impl ProgramEvent {
             | Self::Unhealthy { .. }
             | Self::Stopping { .. }
             | Self::StopCommandFailed { .. }
-            | Self::StopEscalated { .. }
+            | Self::KillRequested { .. }
             | Self::Signalled { .. }
-            | Self::LevelEntered { .. }
-            | Self::LevelLeft { .. }
-            | Self::OperatorStopped
-            | Self::OperatorStarted
-            | Self::OperatorRestarted => None,
+            | Self::LevelStartRequested { .. }
+            | Self::LevelStopRequested { .. }
+            | Self::StopRequested
+            | Self::StartRequested
+            | Self::RestartRequested => None,
         }
     }
 }
@@ -317,34 +317,34 @@ impl Event {
                 ProgramEvent::SpawnFailed { .. } => "ProgramSpawnFailed",
                 ProgramEvent::Stopping { .. } => "ProgramStopping",
                 ProgramEvent::StopCommandFailed { .. } => "ProgramStopCommandFailed",
-                ProgramEvent::StopEscalated { .. } => "ProgramStopEscalated",
+                ProgramEvent::KillRequested { .. } => "ProgramKillRequested",
                 ProgramEvent::Exited { .. } => "ProgramExited",
                 ProgramEvent::Signalled { .. } => "ProgramSignalled",
-                ProgramEvent::LevelEntered { .. } => "LevelEntered",
-                ProgramEvent::LevelLeft { .. } => "LevelLeft",
-                ProgramEvent::OperatorStopped => "OperatorStopped",
-                ProgramEvent::OperatorStarted => "OperatorStarted",
-                ProgramEvent::OperatorRestarted => "OperatorRestarted",
+                ProgramEvent::LevelStartRequested { .. } => "LevelStartRequested",
+                ProgramEvent::LevelStopRequested { .. } => "LevelStopRequested",
+                ProgramEvent::StopRequested => "StopRequested",
+                ProgramEvent::StartRequested => "StartRequested",
+                ProgramEvent::RestartRequested => "RestartRequested",
             },
             Self::Dependency(_, event) => match event {
                 DependencyEvent::Satisfied { .. } => "DependencySatisfied",
                 DependencyEvent::Broken => "DependencyBroken",
-                DependencyEvent::RestartDue { .. } => "RestartDue",
+                DependencyEvent::RestartTriggered { .. } => "RestartTriggered",
             },
             Self::Group(_, event) => match event {
-                GroupEvent::Told { .. } => "GroupTold",
-                GroupEvent::Restarted => "GroupRestarted",
-                GroupEvent::Reached { .. } => "GroupReached",
+                GroupEvent::LevelRequested { .. } => "GroupLevelRequested",
+                GroupEvent::RestartRequested => "GroupRestartRequested",
+                GroupEvent::LevelReached { .. } => "GroupLevelReached",
                 GroupEvent::Failed { .. } => "GroupFailed",
-                GroupEvent::FellBack { .. } => "GroupFellBack",
+                GroupEvent::FallbackStarted { .. } => "GroupFallbackStarted",
             },
             Self::System(event) => match event {
-                SystemEvent::EpochOpened { .. } => "EpochOpened",
-                SystemEvent::HandoverBegun { .. } => "HandoverBegun",
+                SystemEvent::DaemonStarted { .. } => "DaemonStarted",
+                SystemEvent::HandoverStarted { .. } => "HandoverStarted",
                 SystemEvent::JournalDegraded { .. } => "JournalDegraded",
                 SystemEvent::JournalRestored { .. } => "JournalRestored",
                 SystemEvent::JournalDamaged { .. } => "JournalDamaged",
-                SystemEvent::ShutdownBegun => "ShutdownBegun",
+                SystemEvent::ShutdownStarted => "ShutdownStarted",
                 SystemEvent::ShutdownCompleted { .. } => "ShutdownCompleted",
                 SystemEvent::CommandRefused { .. } => "CommandRefused",
                 SystemEvent::ActorPanicked { .. } => "ActorPanicked",
@@ -358,7 +358,7 @@ impl Cause {
     pub fn event(&self) -> Option<Seq> {
         match self {
             Self::Event(seq) | Self::Timer(seq) => Some(*seq),
-            Self::Boot | Self::Operator { .. } | Self::Os => None,
+            Self::DaemonStart | Self::Operator { .. } | Self::Kernel => None,
         }
     }
 }
@@ -366,11 +366,11 @@ impl Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Boot => f.write_str("boot"),
+            Self::DaemonStart => f.write_str("boot"),
             Self::Operator { who, .. } => write!(f, "operator {who}"),
             Self::Event(seq) => write!(f, "event {seq}"),
             Self::Timer(seq) => write!(f, "timer of event {seq}"),
-            Self::Os => f.write_str("operating system"),
+            Self::Kernel => f.write_str("operating system"),
         }
     }
 }
@@ -379,7 +379,7 @@ impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Operator => "an operator asked for it",
-            Self::Propagated => "a program it depends on went down",
+            Self::DependencyDown => "a program it depends on went down",
             Self::Level => "its group moves",
             Self::Unhealthy => "it is unhealthy",
             Self::Shutdown => "gaggled shuts down",

@@ -10,17 +10,17 @@ use std::{
 };
 
 use crate::{
-    ensemble::{Rules, everybody},
+    ensemble::{AnyMachine, all_actors},
     event::{Cause, Envelope, Event, ProgramEvent},
-    graph::{ActorId, Graph, Mode, Until},
+    graph::{ActorId, Condition, Graph, Mode},
     health::Readiness,
-    host::{ExitStatus, Fact, HostCommand, Observed, StartTime},
-    ids::{EpochId, InstanceId, ProgramId, Seq, Table},
+    host::{ExitStatus, HostCommand, HostEvent, HostReport, StartTime},
+    ids::{EpochId, IdVec, InstanceId, ProgramId, Seq},
     journal::Journal,
     machine::{Input, Output, Outputs, Timers},
     random::Random,
     state::State,
-    succession::Opening,
+    succession::EpochStart,
     time::{Instant, Millis, WallTime},
 };
 
@@ -43,7 +43,7 @@ impl Fault {
 
 /// What is assumed.
 #[derive(Clone, Debug)]
-pub struct Assumptions {
+pub struct Scenario {
     /// What goes wrong.
     pub faults: Vec<Fault>,
     /// When to stop looking.
@@ -54,7 +54,7 @@ pub struct Assumptions {
 
 /// What would happen.
 #[derive(Clone, Debug)]
-pub struct Forecast {
+pub struct Simulation {
     /// The state before the first event.
     pub start: State,
     /// The events.
@@ -74,17 +74,17 @@ pub struct Impact {
     pub back: Option<Instant>,
 }
 
-impl Forecast {
+impl Simulation {
     /// Runs a system. The most that is told is [`Forecast::MOST`] events.
-    pub fn new(graph: &Graph, assumptions: &Assumptions) -> Self {
+    pub fn new(graph: &Graph, assumptions: &Scenario) -> Self {
         let mut graph = graph.clone();
         for program in graph.programs.ids().collect::<Vec<_>>() {
             // Who is always well need not be looked at.
-            let care = &mut graph.programs[program].care;
-            (care.checkup, care.watchdog) = (None, None);
+            let health = &mut graph.programs[program].health;
+            (health.check, health.watchdog) = (None, None);
         }
         let epoch = EpochId(assumptions.seed);
-        let opening = Opening::new(None, &graph, epoch, Instant::default(), WallTime(0));
+        let opening = EpochStart::new(None, &graph, epoch, Instant::default(), WallTime(0));
         let start = opening.state.clone();
         let (journal, envelopes) = opening.commit("a forecast", Vec::new(), Vec::new());
         let mut driver = Driver::new(journal, envelopes, assumptions);
@@ -97,12 +97,12 @@ impl Forecast {
 
     /// What the faults have meant, for each program to which things happened otherwise than in a run without any; in the
     /// order of the configuration.
-    pub fn impacts(&self, well: &Self, assumptions: &Assumptions) -> Vec<Impact> {
+    pub fn impacts(&self, well: &Self, assumptions: &Scenario) -> Vec<Impact> {
         let Some(first) = assumptions.faults.iter().map(|fault| fault.begins().1).min() else { return Vec::new() };
         // As far as both are told.
         let until = assumptions.until.min(self.reaches(assumptions)).min(well.reaches(assumptions));
         let (here, there) = (self.courses(first, until), well.courses(first, until));
-        let impact = |(program, here): (ProgramId, &Course)| {
+        let impact = |(program, here): (ProgramId, &Availability)| {
             let there = &there[program];
             let out = Millis(there.usable.0.saturating_sub(here.usable.0));
             let touched = here.starts != there.starts || here.usable != there.usable || here.since != there.since;
@@ -112,23 +112,24 @@ impl Forecast {
     }
 
     /// Up to when it is told.
-    fn reaches(&self, assumptions: &Assumptions) -> Instant {
+    fn reaches(&self, assumptions: &Scenario) -> Instant {
         let last = self.envelopes.last().filter(|_| self.envelopes.len() >= Self::MOST);
-        last.map_or(assumptions.until, |envelope| envelope.at)
+        last.map_or(assumptions.until, |envelope| envelope.monotonic)
     }
 
     /// How every program fares between two moments.
-    fn courses(&self, from: Instant, until: Instant) -> Table<ProgramId, Course> {
+    fn courses(&self, from: Instant, until: Instant) -> IdVec<ProgramId, Availability> {
         let mut state = self.start.clone();
-        let mut courses: Table<ProgramId, Course> = state.programs.values().map(|_| Course::default()).collect();
-        for envelope in self.envelopes.iter().take_while(|envelope| envelope.at <= until) {
+        let mut courses: IdVec<ProgramId, Availability> =
+            state.programs.values().map(|_| Availability::default()).collect();
+        for envelope in self.envelopes.iter().take_while(|envelope| envelope.monotonic <= until) {
             let subject = state.graph.subject(&envelope.event);
             state.apply(envelope);
             let Some(program) = subject else { continue };
             let starts = matches!(envelope.event, Event::Program(_, ProgramEvent::Starting { .. }));
             let (course, program) = (&mut courses[program], &state.programs[program]);
-            course.starts += u32::from(starts && envelope.at >= from);
-            course.goes_on(program.is_ready() || program.is_completed(), envelope.at, from);
+            course.starts += u32::from(starts && envelope.monotonic >= from);
+            course.goes_on(program.is_ready() || program.is_completed(), envelope.monotonic, from);
         }
         for program in state.graph.programs.ids() {
             courses[program].count(until, from);
@@ -139,7 +140,7 @@ impl Forecast {
 
 /// How a program fares.
 #[derive(Clone, Copy, Debug, Default)]
-struct Course {
+struct Availability {
     starts: u32,
     /// For how long it could be used.
     usable: Millis,
@@ -147,7 +148,7 @@ struct Course {
     since: Option<Instant>,
 }
 
-impl Course {
+impl Availability {
     /// From now on it can be used, or cannot; what was before a moment is not counted.
     fn goes_on(&mut self, usable: bool, now: Instant, from: Instant) {
         if usable {
@@ -169,28 +170,28 @@ enum Message {
     Propose(ActorId, Event, Cause),
     Committed(ActorId, Arc<Envelope>),
     Refused(ActorId, Event, crate::rules::Refusal),
-    Observed(Observed),
+    HostReport(HostReport),
     Begin(ActorId, Seq),
 }
 
 /// What will happen to a made-up process.
 #[derive(Clone, Copy)]
-enum Fate {
-    Report(Observed),
+enum ScheduledEvent {
+    Report(HostReport),
     End(ProgramId, InstanceId, ExitStatus),
     Kill(ProgramId),
 }
 
 struct Driver<'a> {
-    assumptions: &'a Assumptions,
+    assumptions: &'a Scenario,
     graph: Arc<Graph>,
     journal: Journal,
     envelopes: Vec<Envelope>,
-    rules: BTreeMap<ActorId, (Rules, Timers)>,
+    rules: BTreeMap<ActorId, (AnyMachine, Timers)>,
     messages: VecDeque<Message>,
     /// Whose timers come when.
     alarms: BTreeSet<(Instant, ActorId)>,
-    fates: BTreeMap<(Instant, u64), Fate>,
+    fates: BTreeMap<(Instant, u64), ScheduledEvent>,
     created: u64,
     /// The runs that there are, and when they began.
     living: BTreeMap<ProgramId, (InstanceId, Instant)>,
@@ -198,10 +199,11 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(journal: Journal, envelopes: Vec<Envelope>, assumptions: &'a Assumptions) -> Self {
+    fn new(journal: Journal, envelopes: Vec<Envelope>, assumptions: &'a Scenario) -> Self {
         let graph = journal.state().graph.clone();
-        let everybody = everybody(&graph);
-        let rules = everybody.iter().map(|actor| (*actor, (Rules::new(journal.state(), *actor), Timers::default())));
+        let all_actors = all_actors(&graph);
+        let rules =
+            all_actors.iter().map(|actor| (*actor, (AnyMachine::new(journal.state(), *actor), Timers::default())));
         let since = Seq(1);
         let mut driver = Self {
             assumptions,
@@ -209,7 +211,7 @@ impl<'a> Driver<'a> {
             graph,
             journal,
             envelopes,
-            messages: everybody.iter().map(|actor| Message::Begin(*actor, since)).collect(),
+            messages: all_actors.iter().map(|actor| Message::Begin(*actor, since)).collect(),
             alarms: BTreeSet::new(),
             fates: BTreeMap::new(),
             created: 0,
@@ -218,13 +220,13 @@ impl<'a> Driver<'a> {
         };
         for fault in &assumptions.faults {
             let (program, at) = fault.begins();
-            driver.expect(at, Fate::Kill(program));
+            driver.expect(at, ScheduledEvent::Kill(program));
         }
         driver
     }
 
     fn run(&mut self) {
-        while self.envelopes.len() < Forecast::MOST {
+        while self.envelopes.len() < Simulation::MOST {
             if let Some(message) = self.messages.pop_front() {
                 self.deliver(message);
                 continue;
@@ -243,13 +245,13 @@ impl<'a> Driver<'a> {
         while let Some((_, fate)) =
             self.fates.first_entry().filter(|entry| entry.key().0 <= self.now).map(OccupiedEntry::remove_entry)
         {
-            self.meet(fate);
+            self.handle(fate);
         }
         while let Some((at, actor)) = self.alarms.first().copied().filter(|(at, _)| *at <= self.now) {
             self.alarms.remove(&(at, actor));
             let due = self.rules.get_mut(&actor).map(|(_, timers)| timers.take_due(self.now)).unwrap_or_default();
             for timer in due {
-                self.step(actor, &Input::Due(timer));
+                self.step(actor, &Input::TimerFired(timer));
             }
         }
     }
@@ -259,8 +261,8 @@ impl<'a> Driver<'a> {
             Message::Propose(from, event, cause) => self.commit(from, event, cause),
             Message::Committed(to, envelope) => self.step(to, &Input::Committed(&envelope)),
             Message::Refused(to, event, refusal) => self.step(to, &Input::Refused(&event, &refusal)),
-            Message::Observed(observed) => self.step(ActorId::Program(observed.program), &Input::Observed(observed)),
-            Message::Begin(actor, since) => self.step(actor, &Input::Rebuilt(since)),
+            Message::HostReport(report) => self.step(ActorId::Program(report.program), &Input::HostReported(report)),
+            Message::Begin(actor, since) => self.step(actor, &Input::Restored(since)),
         }
     }
 
@@ -270,7 +272,7 @@ impl<'a> Driver<'a> {
             Ok(envelope) => {
                 let envelope = Arc::new(envelope);
                 let messages = &mut self.messages;
-                self.graph.interested(&envelope.event, |actor| {
+                self.graph.recipients(&envelope.event, |actor| {
                     messages.push_back(Message::Committed(actor, envelope.clone()));
                 });
                 self.envelopes.push((*envelope).clone());
@@ -288,8 +290,8 @@ impl<'a> Driver<'a> {
         for output in out.drain() {
             match output {
                 Output::Propose(event, cause) => self.messages.push_back(Message::Propose(actor, event, cause)),
-                Output::Perform(command) => commands.push(command),
-                Output::Arm(timer, at) => timers.arm(timer, at),
+                Output::Execute(command) => commands.push(command),
+                Output::SetTimer(timer, at) => timers.set(timer, at),
             }
         }
         if let Some(at) = before {
@@ -303,37 +305,37 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn expect(&mut self, at: Instant, fate: Fate) {
+    fn expect(&mut self, at: Instant, fate: ScheduledEvent) {
         self.created += 1;
         self.fates.insert((at, self.created), fate);
     }
 
-    fn report(&mut self, after: Millis, program: ProgramId, instance: InstanceId, fact: Fact) {
-        self.expect(self.now + after, Fate::Report(Observed { program, instance, fact }));
+    fn report(&mut self, after: Millis, program: ProgramId, instance: InstanceId, event: HostEvent) {
+        self.expect(self.now + after, ScheduledEvent::Report(HostReport { program, instance, event }));
     }
 
-    fn meet(&mut self, fate: Fate) {
+    fn handle(&mut self, fate: ScheduledEvent) {
         match fate {
-            Fate::Report(observed) => {
-                let alive = self.living.get(&observed.program).is_some_and(|(run, _)| *run == observed.instance);
+            ScheduledEvent::Report(report) => {
+                let alive = self.living.get(&report.program).is_some_and(|(run, _)| *run == report.instance);
                 if alive {
-                    self.messages.push_back(Message::Observed(observed));
+                    self.messages.push_back(Message::HostReport(report));
                 }
             }
-            Fate::End(program, instance, status) => {
+            ScheduledEvent::End(program, instance, status) => {
                 if self.living.get(&program).is_some_and(|(run, _)| *run == instance) {
                     self.living.remove(&program);
-                    let fact = Fact::Exited { status, left_behind: 0 };
-                    self.messages.push_back(Message::Observed(Observed { program, instance, fact }));
+                    let event = HostEvent::Exited { status, orphans: 0 };
+                    self.messages.push_back(Message::HostReport(HostReport { program, instance, event }));
                 }
             }
-            Fate::Kill(program) => {
+            ScheduledEvent::Kill(program) => {
                 let run = self.living.get(&program).copied();
                 if run.is_some_and(|(_, since)| since == self.now) {
                     // Nobody knows yet that it runs.
-                    self.expect(self.now + Millis(1), Fate::Kill(program));
+                    self.expect(self.now + Millis(1), ScheduledEvent::Kill(program));
                 } else if let Some((instance, _)) = run {
-                    self.meet(Fate::End(program, instance, ExitStatus::Signal(9)));
+                    self.handle(ScheduledEvent::End(program, instance, ExitStatus::Signal(9)));
                 }
             }
         }
@@ -342,26 +344,28 @@ impl<'a> Driver<'a> {
     fn perform(&mut self, command: HostCommand) {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(program, instance),
-            HostCommand::Undo { program, instance } => {
+            HostCommand::RunStopCommand { program, instance } => {
                 self.living.insert(program, (instance, self.now));
                 self.report(Millis(0), program, instance, spawned(program, instance));
-                self.expect(self.now + Millis(100), Fate::End(program, instance, ExitStatus::Code(0)));
+                self.expect(self.now + Millis(100), ScheduledEvent::End(program, instance, ExitStatus::Code(0)));
             }
-            HostCommand::Check { program, instance, .. } => {
+            HostCommand::Probe { program, instance, .. } => {
                 let since = self.living.get(&program).map_or(self.now, |(_, since)| *since);
                 let ready = since + self.draw(program, instance).ready;
-                let fact = Fact::Checked(Ok(()));
+                let event = HostEvent::ProbeResult(Ok(()));
                 let after = if ready > self.now { self.now.until(ready) } else { Millis(0) };
-                self.report(after, program, instance, fact);
+                self.report(after, program, instance, event);
             }
             HostCommand::Stop { program, instance } => {
                 let after = self.draw(program, instance).stop;
-                self.expect(self.now + after, Fate::End(program, instance, ExitStatus::Signal(15)));
+                self.expect(self.now + after, ScheduledEvent::End(program, instance, ExitStatus::Signal(15)));
             }
             HostCommand::Kill { program, instance } => {
-                self.expect(self.now + Millis(1), Fate::End(program, instance, ExitStatus::Signal(9)));
+                self.expect(self.now + Millis(1), ScheduledEvent::End(program, instance, ExitStatus::Signal(9)));
             }
-            HostCommand::Listen { program, instance } => self.report(Millis(0), program, instance, Fact::Heard),
+            HostCommand::FlushReports { program, instance } => {
+                self.report(Millis(0), program, instance, HostEvent::ReportsFlushed)
+            }
             HostCommand::Signal { .. } => {}
         }
     }
@@ -374,26 +378,30 @@ impl<'a> Driver<'a> {
             Fault::Fail(..) => false,
         });
         if broken {
-            return self.expect(self.now + Millis(1), Fate::End(program, instance, ExitStatus::Code(1)));
+            return self.expect(self.now + Millis(1), ScheduledEvent::End(program, instance, ExitStatus::Code(1)));
         }
-        let (drawn, care) = (self.draw(program, instance), self.graph.programs[program].care);
-        if care.daemonizes {
-            let Fact::Spawned { pid, birth } = spawned(program, instance) else { return };
-            self.report(drawn.ready, program, instance, Fact::Daemonized { pid, birth });
+        let (drawn, health) = (self.draw(program, instance), self.graph.programs[program].health);
+        if health.daemonizes {
+            let HostEvent::Spawned { pid, start_time } = spawned(program, instance) else { return };
+            self.report(drawn.ready, program, instance, HostEvent::Daemonized { pid, start_time });
         }
-        if care.readiness == Some(Readiness::Told) {
-            self.report(drawn.ready, program, instance, Fact::Ready);
+        if health.readiness == Some(Readiness::Notified) {
+            self.report(drawn.ready, program, instance, HostEvent::Ready);
         }
         let mode = self.graph.programs[program].mode;
-        let awaited = self.graph.edges_on(program).iter().any(|edge| self.graph.edges[*edge].until == Until::Completed);
-        if mode.holds_back() || mode == Mode::Once && awaited {
-            self.expect(self.now + drawn.lasts, Fate::End(program, instance, ExitStatus::Code(0)));
+        let awaited = self
+            .graph
+            .dependencies_on(program)
+            .iter()
+            .any(|dependency| self.graph.dependencies[*dependency].condition == Condition::Completed);
+        if mode.is_gate() || mode == Mode::Once && awaited {
+            self.expect(self.now + drawn.lasts, ScheduledEvent::End(program, instance, ExitStatus::Code(0)));
         }
     }
 
-    fn draw(&self, program: ProgramId, instance: InstanceId) -> Drawn {
+    fn draw(&self, program: ProgramId, instance: InstanceId) -> Durations {
         let mut random = Random::new(self.assumptions.seed ^ (u64::from(program.0) << 40) ^ instance.0);
-        Drawn {
+        Durations {
             ready: Millis(200 + random.below(1800)),
             stop: Millis(20 + random.below(480)),
             lasts: Millis(1000 + random.below(4000)),
@@ -402,13 +410,13 @@ impl<'a> Driver<'a> {
 }
 
 /// How long what a run does takes.
-struct Drawn {
+struct Durations {
     ready: Millis,
     stop: Millis,
     lasts: Millis,
 }
 
-fn spawned(program: ProgramId, instance: InstanceId) -> Fact {
+fn spawned(program: ProgramId, instance: InstanceId) -> HostEvent {
     let pid = i32::try_from(1000 + u64::from(program.0)).unwrap_or(i32::MAX);
-    Fact::Spawned { pid, birth: StartTime(instance.0) }
+    HostEvent::Spawned { pid, start_time: StartTime(instance.0) }
 }

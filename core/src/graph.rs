@@ -11,10 +11,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::policy::{Backoff, Leaves, Level, Limit, Mode, Policy, RESTART, START, STOP};
+pub use self::policy::{Backoff, Leaves, Level, Mode, Policy, RESTART, START, STOP, StartLimit};
 use crate::{
     event::{DependencyEvent, Event, ProgramEvent, SystemEvent},
-    ids::{EdgeId, GroupId, ProgramId, Table},
+    ids::{DependencyId, GroupId, IdVec, ProgramId},
     time::Millis,
 };
 
@@ -24,7 +24,7 @@ pub struct Group {
     /// Its name.
     pub name: Arc<str>,
     /// The level at which it comes up.
-    pub home: Level,
+    pub default_level: Level,
     /// The level it goes to when it fails.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Level>,
@@ -33,7 +33,7 @@ pub struct Group {
     pub members: Vec<ProgramId>,
     /// Those of them that hold back what comes after them.
     #[serde(default)]
-    pub holders: Vec<ProgramId>,
+    pub gates: Vec<ProgramId>,
     /// Whether one of them names the level of what is run for a restart.
     #[serde(default)]
     pub has_restart: bool,
@@ -44,10 +44,10 @@ impl Group {
     pub fn new(name: &str, home: &str, fallback: Option<&str>) -> Self {
         Self {
             name: name.into(),
-            home: home.into(),
+            default_level: home.into(),
             fallback: fallback.map(Into::into),
             members: Vec::new(),
-            holders: Vec::new(),
+            gates: Vec::new(),
             has_restart: false,
         }
     }
@@ -55,7 +55,7 @@ impl Group {
 
 /// What a dependency waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Until {
+pub enum Condition {
     /// That `on` is up.
     #[default]
     Started,
@@ -69,12 +69,12 @@ pub enum Until {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependency {
     /// The program that depends.
-    pub of: ProgramId,
+    pub dependent: ProgramId,
     /// The program it depends on.
-    pub on: ProgramId,
+    pub dependency: ProgramId,
     /// What is waited for.
     #[serde(default)]
-    pub until: Until,
+    pub condition: Condition,
     /// How long that must have been so, in one instance.
     pub delay: Millis,
     /// Whether `of` is stopped and started again when `on` goes down.
@@ -85,23 +85,23 @@ pub struct Dependency {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Graph {
     /// The programs.
-    pub programs: Table<ProgramId, Policy>,
+    pub programs: IdVec<ProgramId, Policy>,
     /// The dependencies.
-    pub edges: Table<EdgeId, Dependency>,
+    pub dependencies: IdVec<DependencyId, Dependency>,
     /// The dependencies that each program has.
-    edges_of: Table<ProgramId, Vec<EdgeId>>,
+    dependencies_of: IdVec<ProgramId, Vec<DependencyId>>,
     /// The dependencies on each program.
-    edges_on: Table<ProgramId, Vec<EdgeId>>,
+    dependencies_on: IdVec<ProgramId, Vec<DependencyId>>,
     /// The groups.
     #[serde(default)]
-    pub groups: Table<GroupId, Group>,
+    pub groups: IdVec<GroupId, Group>,
     /// The programs of its group that each program builds on without a dependency: what they have done is undone only
     /// when it is down.
     #[serde(default)]
-    builds_on: Table<ProgramId, Vec<ProgramId>>,
+    after_gates: IdVec<ProgramId, Vec<ProgramId>>,
     /// The same the other way round.
     #[serde(default)]
-    built_on: Table<ProgramId, Vec<ProgramId>>,
+    gated: IdVec<ProgramId, Vec<ProgramId>>,
     /// How long a shutdown may take before what is left is killed.
     pub killwait: Millis,
 }
@@ -112,7 +112,7 @@ pub enum ActorId {
     /// The rules of a program.
     Program(ProgramId),
     /// The rules of a dependency.
-    Dependency(EdgeId),
+    Dependency(DependencyId),
     /// The rules of a group.
     Group(GroupId),
     /// The rules of the end.
@@ -132,56 +132,57 @@ impl Graph {
 
     /// Adds a program.
     pub fn add_program(&mut self, policy: Policy) -> ProgramId {
-        self.edges_of.push(Vec::new());
-        self.edges_on.push(Vec::new());
-        self.built_on.push(Vec::new());
+        self.dependencies_of.push(Vec::new());
+        self.dependencies_on.push(Vec::new());
+        self.gated.push(Vec::new());
         let members = policy.group.map_or(&[][..], |group| &self.groups[group].members);
-        let standing =
-            |earlier: &&ProgramId| self.programs[**earlier].may_stand() && self.programs[**earlier].meets(&policy);
-        let builds_on: Vec<ProgramId> = members.iter().filter(standing).copied().collect();
-        let (group, holds_back, has_restart) = (policy.group, policy.mode.holds_back(), policy.names(RESTART));
+        let standing = |earlier: &&ProgramId| {
+            self.programs[**earlier].may_remain() && self.programs[**earlier].shares_level(&policy)
+        };
+        let after_gates: Vec<ProgramId> = members.iter().filter(standing).copied().collect();
+        let (group, holds_back, has_restart) = (policy.group, policy.mode.is_gate(), policy.names(RESTART));
         let id = self.programs.push(policy);
-        for earlier in &builds_on {
-            self.built_on[*earlier].push(id);
+        for earlier in &after_gates {
+            self.gated[*earlier].push(id);
         }
-        self.builds_on.push(builds_on);
+        self.after_gates.push(after_gates);
         if let Some(group) = group {
             let group = &mut self.groups[group];
             group.members.push(id);
-            group.holders.extend(holds_back.then_some(id));
+            group.gates.extend(holds_back.then_some(id));
             group.has_restart |= has_restart;
         }
         id
     }
 
     /// Adds a dependency between two programs of this graph.
-    pub fn add_dependency(&mut self, dependency: Dependency) -> EdgeId {
-        let id = self.edges.push(dependency);
-        self.edges_of[dependency.of].push(id);
-        self.edges_on[dependency.on].push(id);
+    pub fn add_dependency(&mut self, dependency: Dependency) -> DependencyId {
+        let id = self.dependencies.push(dependency);
+        self.dependencies_of[dependency.dependent].push(id);
+        self.dependencies_on[dependency.dependency].push(id);
         id
     }
 
     /// The dependencies that a program has.
-    pub fn edges_of(&self, of: ProgramId) -> &[EdgeId] {
-        &self.edges_of[of]
+    pub fn dependencies_of(&self, of: ProgramId) -> &[DependencyId] {
+        &self.dependencies_of[of]
     }
 
     /// The dependencies on a program.
-    pub fn edges_on(&self, on: ProgramId) -> &[EdgeId] {
-        &self.edges_on[on]
+    pub fn dependencies_on(&self, on: ProgramId) -> &[DependencyId] {
+        &self.dependencies_on[on]
     }
 
     /// Everybody who goes down before a program does if both are to go down: its dependents, and what builds on it.
     pub fn dependents(&self, on: ProgramId) -> BTreeSet<ProgramId> {
-        let dependents = self.edges_on(on).iter().map(|edge| self.edges[*edge].of);
-        dependents.chain(self.built_on[on].iter().copied()).collect()
+        let dependents = self.dependencies_on(on).iter().map(|dependency| self.dependencies[*dependency].dependent);
+        dependents.chain(self.gated[on].iter().copied()).collect()
     }
 
     /// Whether a group can be told this level: one of its programs names it, or it is one that every group has.
     pub fn has_level(&self, group: GroupId, level: &str) -> bool {
         let group = &self.groups[group];
-        let everywhere = [STOP, &group.home].contains(&level);
+        let everywhere = [STOP, &group.default_level].contains(&level);
         let open = || group.members.iter().any(|member| self.programs[*member].levels.is_empty());
         let named = || group.members.iter().any(|member| self.programs[*member].names(level));
         level != RESTART && (everywhere || named() || level == START && open())
@@ -190,7 +191,7 @@ impl Graph {
     /// The levels that a group can be told, in the order of their names.
     pub fn levels(&self, group: GroupId) -> Vec<Level> {
         let members = self.groups[group].members.iter().flat_map(|member| self.programs[*member].levels.iter());
-        let fixed = [STOP.into(), START.into(), self.groups[group].home.clone()];
+        let fixed = [STOP.into(), START.into(), self.groups[group].default_level.clone()];
         let all: BTreeSet<Level> = members.cloned().chain(fixed).collect();
         all.into_iter().filter(|level| self.has_level(group, level)).collect()
     }
@@ -217,7 +218,11 @@ impl Graph {
                 order.push(program);
             } else if self.programs[program].group == Some(group) && seen.insert(program) {
                 waiting.push((program, true));
-                waiting.extend(self.edges_on(program).iter().map(|edge| (self.edges[*edge].of, false)));
+                waiting.extend(
+                    self.dependencies_on(program)
+                        .iter()
+                        .map(|dependency| (self.dependencies[*dependency].dependent, false)),
+                );
             }
         }
     }
@@ -236,7 +241,7 @@ impl Graph {
     pub fn subject(&self, event: &Event) -> Option<ProgramId> {
         match event {
             Event::Program(program, _) => Some(*program),
-            Event::Dependency(edge, _) => Some(self.edges[*edge].of),
+            Event::Dependency(dependency, _) => Some(self.dependencies[*dependency].dependent),
             Event::Group(..) | Event::System(_) => None,
         }
     }
@@ -245,22 +250,26 @@ impl Graph {
     ///
     /// The cost is that of the degree of the program, never that of the number of programs; but for the few events of
     /// the whole system.
-    pub fn interested(&self, event: &Event, mut tell: impl FnMut(ActorId)) {
+    pub fn recipients(&self, event: &Event, mut tell: impl FnMut(ActorId)) {
         match event {
             Event::Program(program, event) => {
                 tell(ActorId::Program(*program));
-                for edge in self.edges_on(*program) {
-                    tell(ActorId::Dependency(*edge));
+                for dependency in self.dependencies_on(*program) {
+                    tell(ActorId::Dependency(*dependency));
                 }
-                let moves = matches!(event, ProgramEvent::LevelEntered { .. } | ProgramEvent::LevelLeft { .. });
-                if moves || event.makes_running().is_some() {
-                    let needed = self.edges_of(*program).iter().map(|edge| self.edges[*edge].on);
-                    let needed: BTreeSet<_> = needed.chain(self.builds_on[*program].iter().copied()).collect();
+                let moves =
+                    matches!(event, ProgramEvent::LevelStartRequested { .. } | ProgramEvent::LevelStopRequested { .. });
+                if moves || event.sets_running().is_some() {
+                    let needed = self
+                        .dependencies_of(*program)
+                        .iter()
+                        .map(|dependency| self.dependencies[*dependency].dependency);
+                    let needed: BTreeSet<_> = needed.chain(self.after_gates[*program].iter().copied()).collect();
                     for on in needed {
                         tell(ActorId::Program(on));
                     }
                 }
-                if event.makes_running().is_some() {
+                if event.sets_running().is_some() {
                     tell(ActorId::Shutdown);
                 }
                 if let Some(group) = self.programs[*program].group {
@@ -268,20 +277,20 @@ impl Graph {
                 }
             }
             Event::Group(group, _) => tell(ActorId::Group(*group)),
-            Event::Dependency(edge, event) => {
-                let of = self.edges[*edge].of;
+            Event::Dependency(dependency, event) => {
+                let of = self.dependencies[*dependency].dependent;
                 tell(ActorId::Program(of));
-                tell(ActorId::Dependency(*edge));
-                if matches!(event, DependencyEvent::RestartDue { .. }) {
-                    for edge in self.edges_on(of) {
-                        tell(ActorId::Dependency(*edge));
+                tell(ActorId::Dependency(*dependency));
+                if matches!(event, DependencyEvent::RestartTriggered { .. }) {
+                    for dependency in self.dependencies_on(of) {
+                        tell(ActorId::Dependency(*dependency));
                     }
                     if let Some(group) = self.programs[of].group {
                         tell(ActorId::Group(group));
                     }
                 }
             }
-            Event::System(SystemEvent::ShutdownBegun) => {
+            Event::System(SystemEvent::ShutdownStarted) => {
                 for program in self.programs.ids() {
                     tell(ActorId::Program(program));
                 }
@@ -292,8 +301,8 @@ impl Graph {
             }
             // Committed before there is anybody to hear it.
             Event::System(
-                SystemEvent::EpochOpened { .. }
-                | SystemEvent::HandoverBegun { .. }
+                SystemEvent::DaemonStarted { .. }
+                | SystemEvent::HandoverStarted { .. }
                 | SystemEvent::ShutdownCompleted { .. }
                 | SystemEvent::JournalDegraded { .. }
                 | SystemEvent::JournalRestored { .. }

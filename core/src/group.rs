@@ -12,15 +12,15 @@ use crate::{
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::{Graph, Policy, RESTART},
     ids::{EpochId, GroupId, ProgramId, Seq},
-    machine::{Input, Machine, Outputs, follows_from},
+    machine::{Input, Machine, Outputs, restored_cause},
     rules::Refusal,
-    state::{GroupState, Place, ProgramState, Standing, State},
+    state::{GroupState, LevelSwitch, Membership, ProgramState, State},
     time::Instant,
 };
 
 /// The machine of one group.
 #[derive(Clone, Debug)]
-pub struct Group {
+pub struct GroupMachine {
     id: GroupId,
     epoch: EpochId,
     graph: Arc<Graph>,
@@ -30,13 +30,13 @@ pub struct Group {
     /// The places in that order, as they are told to leave.
     leave_order: Vec<usize>,
     /// How many have been seen to on the way out, and on the way in.
-    left: usize,
-    entered: usize,
+    next_to_leave: usize,
+    next_to_enter: usize,
     shutdown: bool,
     /// The last event that it has heard.
-    heard: Seq,
+    last_event: Seq,
     /// The proposal that has not been answered.
-    asked: Option<Event>,
+    pending_proposal: Option<Event>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,101 +45,113 @@ struct Member {
     state: ProgramState,
 }
 
-impl Group {
+impl GroupMachine {
     fn policy(&self, member: &Member) -> &Policy {
         &self.graph.programs[member.id]
     }
 
     fn committed(&mut self, envelope: &Envelope) {
-        if self.asked.as_ref() == Some(&envelope.event) {
-            self.asked = None;
+        if self.pending_proposal.as_ref() == Some(&envelope.event) {
+            self.pending_proposal = None;
         }
         match &envelope.event {
             Event::Program(program, event) => self.member(*program, envelope, event),
-            Event::Dependency(edge, DependencyEvent::RestartDue { .. }) => {
-                let of = self.graph.edges[*edge].of;
-                if let (Some(at), Event::Dependency(_, event)) = (self.place(of), &envelope.event) {
-                    self.members[at].state.apply_dependency(envelope.seq, envelope.at, event);
-                    self.entered = self.entered.min(at);
+            Event::Dependency(dependency, DependencyEvent::RestartTriggered { .. }) => {
+                let of = self.graph.dependencies[*dependency].dependent;
+                if let (Some(at), Event::Dependency(_, event)) = (self.position(of), &envelope.event) {
+                    self.members[at].state.apply_dependency(envelope.seq, envelope.monotonic, event);
+                    self.next_to_enter = self.next_to_enter.min(at);
                 }
             }
             Event::Group(_, event) => {
                 self.state.apply(envelope.seq, event);
-                (self.left, self.entered) = (0, 0);
+                (self.next_to_leave, self.next_to_enter) = (0, 0);
             }
-            Event::System(SystemEvent::ShutdownBegun) => self.shutdown = true,
+            Event::System(SystemEvent::ShutdownStarted) => self.shutdown = true,
             Event::Dependency(..) | Event::System(_) => {}
         }
     }
 
-    fn place(&self, program: ProgramId) -> Option<usize> {
+    fn position(&self, program: ProgramId) -> Option<usize> {
         self.members.binary_search_by_key(&program, |member| member.id).ok()
     }
 
     fn member(&mut self, program: ProgramId, envelope: &Envelope, event: &ProgramEvent) {
         let (epoch, graph) = (self.epoch, self.graph.clone());
-        let Some(at) = self.place(program) else { return };
+        let Some(at) = self.position(program) else { return };
         let member = &mut self.members[at];
-        member.state.apply(&graph.programs[program], epoch, envelope.seq, envelope.at, event);
-        self.state.look_at(program, &member.state);
+        member.state.apply(&graph.programs[program], epoch, envelope.seq, envelope.monotonic, event);
+        self.state.update_member(program, &member.state);
         // It may hold back what comes after it anew.
-        self.entered = self.entered.min(at);
+        self.next_to_enter = self.next_to_enter.min(at);
     }
 
     fn decide(&mut self, cause: Cause, out: &mut Outputs) {
-        if self.asked.is_some() || self.shutdown {
+        if self.pending_proposal.is_some() || self.shutdown {
             return;
         }
-        if self.state.standing == Standing::Failed {
+        if self.state.level_switch == LevelSwitch::Failed {
             if let Some(level) = self.graph.groups[self.id].fallback.clone().filter(|level| *level != self.state.level)
             {
-                self.ask(Event::Group(self.id, GroupEvent::FellBack { level }), cause, out);
+                self.propose(Event::Group(self.id, GroupEvent::FallbackStarted { level }), cause, out);
             }
             return;
         }
-        if !self.state.moves() || self.leave(&cause, out) || !self.state.going.is_empty() || self.enter(&cause, out) {
+        if !self.state.is_switching()
+            || self.leave(&cause, out)
+            || !self.state.stopping.is_empty()
+            || self.enter(&cause, out)
+        {
             return;
         }
-        self.ask(Event::Group(self.id, GroupEvent::Reached { told: self.state.told }), cause, out);
+        self.propose(
+            Event::Group(self.id, GroupEvent::LevelReached { requested_by: self.state.requested_by }),
+            cause,
+            out,
+        );
     }
 
     /// Tells the next one to leave that has to; whether there was one.
     fn leave(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
-        let told = self.state.told;
-        while let Some(member) = self.leave_order.get(self.left).map(|at| &self.members[*at]) {
+        let requested_by = self.state.requested_by;
+        while let Some(member) = self.leave_order.get(self.next_to_leave).map(|at| &self.members[*at]) {
             if self.must_leave(member) {
-                let event = Event::Program(member.id, ProgramEvent::LevelLeft { told });
-                self.ask(event, cause.clone(), out);
+                let event = Event::Program(member.id, ProgramEvent::LevelStopRequested { requested_by });
+                self.propose(event, cause.clone(), out);
                 return true;
             }
-            self.left += 1;
+            self.next_to_leave += 1;
         }
         false
     }
 
     /// Lets the next one in that has to come; whether there is anything left to wait for.
     fn enter(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
-        let told = self.state.told;
-        while let Some(member) = self.members.get(self.entered) {
+        let requested_by = self.state.requested_by;
+        while let Some(member) = self.members.get(self.next_to_enter) {
             if self.must_enter(member) {
-                let event = Event::Program(member.id, ProgramEvent::LevelEntered { told });
-                self.ask(event, cause.clone(), out);
+                let event = Event::Program(member.id, ProgramEvent::LevelStartRequested { requested_by });
+                self.propose(event, cause.clone(), out);
                 return true;
             }
             if self.holds_back(member) {
                 if member.state.has_failed() {
                     let by = self.policy(member).name.clone();
-                    self.ask(Event::Group(self.id, GroupEvent::Failed { told, by }), cause.clone(), out);
+                    self.propose(
+                        Event::Group(self.id, GroupEvent::Failed { requested_by, failed_program: by }),
+                        cause.clone(),
+                        out,
+                    );
                 }
                 return true;
             }
-            self.entered += 1;
+            self.next_to_enter += 1;
         }
         false
     }
 
-    fn ask(&mut self, event: Event, cause: Cause, out: &mut Outputs) {
-        self.asked = Some(event.clone());
+    fn propose(&mut self, event: Event, cause: Cause, out: &mut Outputs) {
+        self.pending_proposal = Some(event.clone());
         out.propose(event, cause);
     }
 
@@ -153,21 +165,21 @@ impl Group {
     }
 
     fn must_leave(&self, member: &Member) -> bool {
-        let Place::In(since) = member.state.place else { return false };
-        let everything = self.state.standing == Standing::Restarting && !self.runs_restart();
-        !self.belongs(member) || everything && since < self.state.told
+        let Membership::Admitted(since) = member.state.membership else { return false };
+        let everything = self.state.level_switch == LevelSwitch::Restarting && !self.runs_restart();
+        !self.belongs(member) || everything && since < self.state.requested_by
     }
 
     fn must_enter(&self, member: &Member) -> bool {
-        if !self.policy(member).enabled || member.state.operator_down || !self.belongs(member) {
+        if !self.policy(member).autostart || member.state.operator_down || !self.belongs(member) {
             return false;
         }
-        match member.state.place {
-            Place::Free => false,
-            Place::Out => true,
-            Place::In(since) if since >= self.state.told => false,
-            Place::In(_) => {
-                let again = self.policy(member).mode.holds_back() && member.state.has_failed();
+        match member.state.membership {
+            Membership::Ungrouped => false,
+            Membership::Stopped => true,
+            Membership::Admitted(since) if since >= self.state.requested_by => false,
+            Membership::Admitted(_) => {
+                let again = self.policy(member).mode.is_gate() && member.state.has_failed();
                 again || self.runs_restart() && self.policy(member).names(RESTART)
             }
         }
@@ -175,12 +187,12 @@ impl Group {
 
     /// Whether those after it have to wait.
     fn holds_back(&self, member: &Member) -> bool {
-        let is_in = matches!(member.state.place, Place::In(_));
-        is_in && self.belongs(member) && self.policy(member).mode.holds_back() && !member.state.is_completed()
+        let is_in = matches!(member.state.membership, Membership::Admitted(_));
+        is_in && self.belongs(member) && self.policy(member).mode.is_gate() && !member.state.is_completed()
     }
 }
 
-impl Machine for Group {
+impl Machine for GroupMachine {
     type Id = GroupId;
 
     fn new(state: &State, id: GroupId) -> Self {
@@ -194,11 +206,11 @@ impl Machine for Group {
             epoch: state.epoch,
             state: state.groups[id].clone(),
             leave_order: graph.leave_order(id).into_iter().filter_map(place).collect(),
-            left: 0,
-            entered: 0,
+            next_to_leave: 0,
+            next_to_enter: 0,
             shutdown: state.shutdown.is_some(),
-            heard: state.seq,
-            asked: None,
+            last_event: state.seq,
+            pending_proposal: None,
             members,
             graph,
         }
@@ -207,17 +219,17 @@ impl Machine for Group {
     fn step(&mut self, _: Instant, input: &Input<'_>, out: &mut Outputs) {
         match input {
             Input::Committed(envelope) => {
-                self.heard = envelope.seq;
+                self.last_event = envelope.seq;
                 self.committed(envelope);
                 self.decide(Cause::Event(envelope.seq), out);
             }
-            Input::Rebuilt(since) => self.decide(follows_from(self.state.told, *since), out),
+            Input::Restored(since) => self.decide(restored_cause(self.state.requested_by, *since), out),
             // What made it out of date has been heard of meanwhile.
             Input::Refused(_, Refusal::Stale) => {
-                self.asked = None;
-                self.decide(Cause::Event(self.heard), out);
+                self.pending_proposal = None;
+                self.decide(Cause::Event(self.last_event), out);
             }
-            Input::Refused(..) | Input::Observed(_) | Input::Due(_) => {}
+            Input::Refused(..) | Input::HostReported(_) | Input::TimerFired(_) => {}
         }
     }
 }

@@ -7,16 +7,16 @@ use std::{
 
 use crate::{
     event::{Cause, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::{Graph, Until},
+    graph::{Condition, Graph},
     ids::{Position, ProgramId, Seq},
-    state::{Outcome, Phase, Place, ProgramState, State},
+    state::{Membership, Outcome, Phase, ProgramState, State},
     time::WallTime,
-    wire::{describe, encode_past},
+    wire::{describe, encode_event_with_state},
 };
 
 /// An event, and the state of its program after it.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct LoggedEvent {
     /// The event.
     pub envelope: Arc<Envelope>,
     /// The state of the program that it concerns.
@@ -25,17 +25,17 @@ pub struct Entry {
     pub graph: Arc<Graph>,
 }
 
-impl Entry {
+impl LoggedEvent {
     /// The program that it concerns, by name.
     pub fn program(&self) -> Option<&str> {
         self.graph.subject(&self.envelope.event).map(|id| &*self.graph.programs[id].name)
     }
 
     /// What it shows of the command that it was caused by, if that had an id.
-    pub fn trace(&self) -> Option<Trace> {
+    pub fn trace(&self) -> Option<CommandKey> {
         let Cause::Operator { who, command } = &self.envelope.cause else { return None };
         let named = !command.is_empty() && !command.starts_with('#');
-        named.then(|| Trace::new(who, command, &self.envelope.event, &self.graph))
+        named.then(|| CommandKey::new(who, command, &self.envelope.event, &self.graph))
     }
 
     /// Where it stands among the events of all lives of the daemon.
@@ -47,20 +47,20 @@ impl Entry {
     pub fn encode(&self) -> String {
         let subject = self.graph.subject(&self.envelope.event);
         let state = subject.zip(self.after.as_ref());
-        encode_past(&self.envelope, &self.graph, state)
+        encode_event_with_state(&self.envelope, &self.graph, state)
     }
 }
 
 /// What a command has done: who gave it, its id, and what came of it for which program.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Trace {
+pub struct CommandKey {
     who: String,
     command: String,
     event: &'static str,
     program: Option<Arc<str>>,
 }
 
-impl Trace {
+impl CommandKey {
     /// The trace that an event is, or would be.
     pub fn new(who: &str, command: &str, event: &Event, graph: &Graph) -> Self {
         let program = graph.subject(event).map(|id| graph.programs[id].name.clone());
@@ -80,7 +80,7 @@ pub struct Link {
 /// The last events, as many as are kept.
 #[derive(Clone, Debug)]
 pub struct History {
-    entries: VecDeque<Entry>,
+    entries: VecDeque<LoggedEvent>,
     capacity: usize,
 }
 
@@ -91,13 +91,13 @@ impl History {
     }
 
     /// A history that begins with these events.
-    pub fn with(capacity: usize, entries: Vec<Entry>) -> Self {
+    pub fn with(capacity: usize, entries: Vec<LoggedEvent>) -> Self {
         let skip = entries.len().saturating_sub(capacity);
         Self { entries: entries.into_iter().skip(skip).collect(), capacity }
     }
 
     /// All that is kept.
-    pub fn into_entries(self) -> Vec<Entry> {
+    pub fn into_entries(self) -> Vec<LoggedEvent> {
         self.entries.into()
     }
 
@@ -107,32 +107,32 @@ impl History {
             self.entries.pop_front();
         }
         let after = state.graph.subject(&envelope.event).map(|id| state.programs[id].clone());
-        self.entries.push_back(Entry { envelope, after, graph: state.graph.clone() });
+        self.entries.push_back(LoggedEvent { envelope, after, graph: state.graph.clone() });
     }
 
     /// The events after a position, as far as they are kept.
-    pub fn after(&self, position: Position) -> impl Iterator<Item = &Entry> {
+    pub fn after(&self, position: Position) -> impl Iterator<Item = &LoggedEvent> {
         let skip = self.entries.partition_point(|entry| entry.position() <= position);
         self.entries.iter().skip(skip)
     }
 
     /// The programs that events are kept of; one may be named several times.
     pub fn programs(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().filter_map(Entry::program)
+        self.entries.iter().filter_map(LoggedEvent::program)
     }
 
     /// Whether the first event that is kept came after a time.
     pub fn starts_after(&self, time: WallTime) -> bool {
-        self.entries.front().is_none_or(|entry| entry.envelope.wall.0 > time.0)
+        self.entries.front().is_none_or(|entry| entry.envelope.time.0 > time.0)
     }
 
     /// Where the first event that is kept stands.
     pub fn first(&self) -> Option<Position> {
-        self.entries.front().map(Entry::position)
+        self.entries.front().map(LoggedEvent::position)
     }
 
     /// An event by its number, if it is kept: the last of that number, should a crash have lost some.
-    pub fn get(&self, seq: Seq) -> Option<&Entry> {
+    pub fn get(&self, seq: Seq) -> Option<&LoggedEvent> {
         self.entries.iter().rfind(|entry| entry.envelope.seq <= seq).filter(|entry| entry.envelope.seq == seq)
     }
 
@@ -141,7 +141,7 @@ impl History {
     pub fn why(&self, state: &State, program: ProgramId) -> Vec<Vec<Link>> {
         let now = &state.programs[program];
         let mut chains = Vec::new();
-        let last = if now.phase == Phase::Down && now.operator_down { now.last_seq } else { now.changed_by };
+        let last = if now.phase == Phase::Down && now.operator_down { now.last_seq } else { now.phase_event };
         let last = if last == Seq(0) { now.last_seq } else { last };
         chains.push(self.chain(last));
         if matches!(now.phase, Phase::Up | Phase::Starting) && now.instance.0 > 1 {
@@ -155,13 +155,17 @@ impl History {
             });
             chains.extend(end.map(|end| self.chain(end.envelope.seq)));
         }
-        if now.phase == Phase::Down && now.due {
+        if now.phase == Phase::Down && now.start_pending {
             // What it waits for is why it is down.
-            let unmet = state.graph.edges_of(program).iter().find(|edge| state.edges[**edge].satisfied.is_none());
-            let on = unmet.map(|edge| state.graph.edges[*edge].on);
+            let unsatisfied = state
+                .graph
+                .dependencies_of(program)
+                .iter()
+                .find(|dependency| state.dependencies[**dependency].satisfied.is_none());
+            let on = unsatisfied.map(|dependency| state.graph.dependencies[*dependency].dependency);
             chains.extend(on.into_iter().flat_map(|on| self.why(state, on).into_iter().take(1)));
         }
-        if now.phase == Phase::Down && now.place == Place::Out {
+        if now.phase == Phase::Down && now.membership == Membership::Stopped {
             chains.extend(self.move_of(state, program).map(|seq| self.chain(seq)));
         }
         let mut told = BTreeSet::new();
@@ -177,7 +181,7 @@ impl History {
     fn move_of(&self, state: &State, program: ProgramId) -> Option<Seq> {
         let group = &state.graph.groups[state.graph.programs[program].group?].name;
         let moved = self.entries.iter().rev().find(|entry| match &entry.envelope.event {
-            Event::Group(id, GroupEvent::Told { .. } | GroupEvent::FellBack { .. }) => {
+            Event::Group(id, GroupEvent::LevelRequested { .. } | GroupEvent::FallbackStarted { .. }) => {
                 entry.graph.groups[*id].name == *group
             }
             Event::Group(..) | Event::Program(..) | Event::Dependency(..) | Event::System(_) => false,
@@ -190,15 +194,15 @@ impl History {
         let mut links = Vec::new();
         let mut next = Some(from);
         while let Some(entry) = next.and_then(|seq| self.get(seq)) {
-            links.push(Link { envelope: entry.envelope.clone(), words: in_words(&entry.envelope, &entry.graph) });
-            next = before(&links);
+            links.push(Link { envelope: entry.envelope.clone(), words: describe_event(&entry.envelope, &entry.graph) });
+            next = next_cause(&links);
         }
         links
     }
 }
 
 /// The event with which a chain goes on, if it does: what is started again and again is told of twice.
-pub fn before(chain: &[Link]) -> Option<Seq> {
+pub fn next_cause(chain: &[Link]) -> Option<Seq> {
     let last = &chain.last()?.envelope;
     let start = |envelope: &Envelope| match envelope.event {
         Event::Program(program, ProgramEvent::Starting { .. }) => Some(program),
@@ -209,7 +213,7 @@ pub fn before(chain: &[Link]) -> Option<Seq> {
 }
 
 /// What happened, in words, without its cause.
-pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
+pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
     let name = |id: ProgramId| &graph.programs[id].name;
     match &envelope.event {
         Event::Program(id, event) => {
@@ -220,7 +224,9 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
                 ProgramEvent::Adopted { pid, .. } => format!("{program} was found running with pid {pid}"),
                 ProgramEvent::Daemonized { pid, .. } => format!("{program} has left a daemon with pid {pid}"),
                 ProgramEvent::Ready { .. } => format!("{program} is ready"),
-                ProgramEvent::Unhealthy { ailment, .. } => format!("{program} is unhealthy: {ailment}"),
+                ProgramEvent::Unhealthy { reason: unhealthy_reason, .. } => {
+                    format!("{program} is unhealthy: {unhealthy_reason}")
+                }
                 ProgramEvent::SpawnFailed { stage, errno, .. } => {
                     format!(
                         "{program} could not be started: {}",
@@ -229,46 +235,48 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
                 }
                 ProgramEvent::Stopping { reason, .. } => format!("{program} was told to stop, because {reason}"),
                 ProgramEvent::StopCommandFailed { status, .. } => format!("the stop command of {program} {status}"),
-                ProgramEvent::StopEscalated { .. } => format!("{program} did not stop in time and was killed"),
-                ProgramEvent::Exited { status, left_behind: 0, .. } => format!("{program} {status}"),
-                ProgramEvent::Exited { status, left_behind: 1, .. } => {
+                ProgramEvent::KillRequested { .. } => format!("{program} did not stop in time and was killed"),
+                ProgramEvent::Exited { status, orphans: 0, .. } => format!("{program} {status}"),
+                ProgramEvent::Exited { status, orphans: 1, .. } => {
                     format!("{program} {status}, and a process that it left behind was killed")
                 }
-                ProgramEvent::Exited { status, left_behind, .. } => {
-                    format!("{program} {status}, and {left_behind} processes that it left behind were killed")
+                ProgramEvent::Exited { status, orphans, .. } => {
+                    format!("{program} {status}, and {orphans} processes that it left behind were killed")
                 }
-                ProgramEvent::LevelEntered { .. } => format!("{program} was let in by its group"),
-                ProgramEvent::LevelLeft { .. } => format!("{program} has to leave with its group"),
+                ProgramEvent::LevelStartRequested { .. } => format!("{program} was let in by its group"),
+                ProgramEvent::LevelStopRequested { .. } => format!("{program} has to leave with its group"),
                 ProgramEvent::Signalled { signal, .. } => format!("{program} was sent {signal}"),
-                ProgramEvent::OperatorStopped => format!("{program} was put down"),
-                ProgramEvent::OperatorStarted => format!("{program} was asked up"),
-                ProgramEvent::OperatorRestarted => format!("{program} was asked to restart"),
+                ProgramEvent::StopRequested => format!("{program} was put down"),
+                ProgramEvent::StartRequested => format!("{program} was asked up"),
+                ProgramEvent::RestartRequested => format!("{program} was asked to restart"),
             }
         }
         Event::Dependency(id, event) => dependency_in_words(graph, *id, event),
         Event::Group(id, event) => group_in_words(&graph.groups[*id].name, event),
         Event::System(event) => match event {
-            SystemEvent::EpochOpened { version, programs, beginning, adopted, ended } => {
-                let found = match (adopted, ended) {
+            SystemEvent::DaemonStarted { version, programs, start_kind, adopted, exited_meanwhile } => {
+                let found = match (adopted, exited_meanwhile) {
                     (0, 0) => String::new(),
                     (adopted, 0) => format!(", {adopted} of them still running"),
                     (0, ended) => format!(", {ended} of them ended meanwhile"),
                     (adopted, ended) => format!(", {adopted} of them still running and {ended} ended meanwhile"),
                 };
                 let noun = if *programs == 1 { "program" } else { "programs" };
-                format!("gaggled {version} began{beginning} with {programs} {noun}{found}")
+                format!("gaggled {version} began{start_kind} with {programs} {noun}{found}")
             }
-            SystemEvent::HandoverBegun { to } => format!("gaggled hands over to its next life, for {to}"),
-            SystemEvent::JournalDegraded { why } => format!("the journal is not written: {why}"),
-            SystemEvent::JournalRestored { missed } => {
+            SystemEvent::HandoverStarted { kind: to } => format!("gaggled hands over to its next life, for {to}"),
+            SystemEvent::JournalDegraded { reason: why } => format!("the journal is not written: {why}"),
+            SystemEvent::JournalRestored { lost_events: missed } => {
                 format!("the journal is written again; {missed} events are missing in it")
             }
-            SystemEvent::JournalDamaged { file, why } => format!("{file} was put aside, because {why}"),
-            SystemEvent::ShutdownBegun => "gaggled was asked to shut down".to_owned(),
-            SystemEvent::ShutdownCompleted { survivors: 0 } => "everything has stopped".to_owned(),
-            SystemEvent::ShutdownCompleted { survivors: 1 } => "1 program could not be stopped".to_owned(),
-            SystemEvent::ShutdownCompleted { survivors } => format!("{survivors} programs could not be stopped"),
-            SystemEvent::CommandRefused { why, .. } => format!("a command was refused: {why}"),
+            SystemEvent::JournalDamaged { file, reason: why } => format!("{file} was put aside, because {why}"),
+            SystemEvent::ShutdownStarted => "gaggled was asked to shut down".to_owned(),
+            SystemEvent::ShutdownCompleted { unkillable: 0 } => "everything has stopped".to_owned(),
+            SystemEvent::ShutdownCompleted { unkillable: 1 } => "1 program could not be stopped".to_owned(),
+            SystemEvent::ShutdownCompleted { unkillable: survivors } => {
+                format!("{survivors} programs could not be stopped")
+            }
+            SystemEvent::CommandRefused { reason: why, .. } => format!("a command was refused: {why}"),
             SystemEvent::ActorPanicked { actor, message } => format!("bug in gaggled: {actor} panicked: {message}"),
         },
     }
@@ -276,38 +284,40 @@ pub fn in_words(envelope: &Envelope, graph: &Graph) -> String {
 
 fn group_in_words(group: &str, event: &GroupEvent) -> String {
     match event {
-        GroupEvent::Told { level } => format!("group {group} was told to go to level {level}"),
-        GroupEvent::Restarted => format!("group {group} was asked to restart"),
-        GroupEvent::Reached { .. } => format!("group {group} has arrived"),
-        GroupEvent::Failed { by, .. } => format!("group {group} failed, because {by} did not end well"),
-        GroupEvent::FellBack { level } => format!("group {group} went to level {level} for that"),
+        GroupEvent::LevelRequested { level } => format!("group {group} was told to go to level {level}"),
+        GroupEvent::RestartRequested => format!("group {group} was asked to restart"),
+        GroupEvent::LevelReached { .. } => format!("group {group} has arrived"),
+        GroupEvent::Failed { failed_program: by, .. } => format!("group {group} failed, because {by} did not end well"),
+        GroupEvent::FallbackStarted { level } => format!("group {group} went to level {level} for that"),
     }
 }
 
-fn dependency_in_words(graph: &Graph, id: crate::ids::EdgeId, event: &crate::event::DependencyEvent) -> String {
-    use crate::event::DependencyEvent::{Broken, RestartDue, Satisfied};
-    let edge = &graph.edges[id];
-    let (of, on) = (&graph.programs[edge.of].name, &graph.programs[edge.on].name);
+fn dependency_in_words(graph: &Graph, id: crate::ids::DependencyId, event: &crate::event::DependencyEvent) -> String {
+    use crate::event::DependencyEvent::{Broken, RestartTriggered, Satisfied};
+    let dependency = &graph.dependencies[id];
+    let (of, on) = (&graph.programs[dependency.dependent].name, &graph.programs[dependency.dependency].name);
     match event {
-        Satisfied { .. } if edge.until == Until::Completed => format!("{on} had completed, as {of} needs"),
+        Satisfied { .. } if dependency.condition == Condition::Completed => {
+            format!("{on} had completed, as {of} needs")
+        }
         Satisfied { .. } => {
-            let what = if edge.until == Until::Ready { "ready" } else { "up" };
-            match edge.delay.0 {
+            let what = if dependency.condition == Condition::Ready { "ready" } else { "up" };
+            match dependency.delay.0 {
                 0 => format!("{on} was {what}, as {of} needs"),
-                _ => format!("{on} had been {what} for {}, as {of} needs", edge.delay),
+                _ => format!("{on} had been {what} for {}, as {of} needs", dependency.delay),
             }
         }
         Broken => format!("{of} can no longer count on {on}"),
-        RestartDue { .. } => format!("{of} has to restart, because {on} went down"),
+        RestartTriggered { .. } => format!("{of} has to restart, because {on} went down"),
     }
 }
 
 /// Where a chain of causes ends, in words.
-pub fn origin_in_words(cause: &Cause) -> String {
+pub fn describe_origin(cause: &Cause) -> String {
     match cause {
-        Cause::Boot => "gaggled was started".to_owned(),
+        Cause::DaemonStart => "gaggled was started".to_owned(),
         Cause::Operator { who, .. } => format!("{who} asked for it"),
-        Cause::Os => "the operating system reported it".to_owned(),
+        Cause::Kernel => "the operating system reported it".to_owned(),
         Cause::Event(seq) | Cause::Timer(seq) => format!("event {seq} is no longer kept"),
     }
 }

@@ -10,16 +10,16 @@ use serde::{Deserialize, Serialize};
 
 pub use self::signal::Signal;
 use crate::{
-    confines::{Cgroup, Confines},
     graph::Leaves,
-    health::{Check, Complaint, Health, Ready},
+    health::{Health, ProbeError, ProbeKind, ReadinessProbe},
     ids::{InstanceId, ProgramId},
+    sandbox::{Cgroup, Sandbox},
     time::Millis,
 };
 
 /// Everything needed to start a program, decided before the start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Launch {
+pub struct LaunchSpec {
     /// The name of the program.
     pub name: String,
     /// The executable: a path if it contains a slash, else a name to look for.
@@ -27,21 +27,21 @@ pub struct Launch {
     /// The arguments after the command.
     pub argv: Vec<String>,
     /// The line of shell that stops it, or undoes what it has done.
-    pub stop: Option<String>,
+    pub stop_command: Option<String>,
     /// What becomes of processes that a run leaves when it has ended well.
     pub leaves: Leaves,
     /// The exit codes that mean success; only 0 if there is none.
-    pub success: Vec<i32>,
+    pub success_exit_codes: Vec<i32>,
     /// Variables over those that every program gets, in the order of their names.
     pub env: Vec<(String, String)>,
     /// The directory to run in; the daemon's own if there is none.
     pub wd: Option<String>,
     /// Where the output goes.
-    pub log: Log,
+    pub log: LogTarget,
     /// Where its process id is.
     pub pid_file: Option<PidFile>,
     /// How it shows that it is ready.
-    pub ready: Option<Ready>,
+    pub ready: Option<ReadinessProbe>,
     /// How it is looked after.
     pub health: Option<Health>,
     /// How long it may be silent.
@@ -49,7 +49,7 @@ pub struct Launch {
     /// The cgroup that each of its runs gets.
     pub cgroup: Option<Cgroup>,
     /// What the kernel holds it to; `None` if that cannot be found out, so that it must not be started.
-    pub confines: Option<Confines>,
+    pub sandbox: Option<Sandbox>,
 }
 
 /// A file with the process id of a program.
@@ -71,7 +71,7 @@ impl PidFile {
 
 /// Where the output of a program goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Log {
+pub enum LogTarget {
     /// To the daemon's own output.
     #[default]
     Inherit,
@@ -86,7 +86,7 @@ pub enum Log {
     },
 }
 
-impl Log {
+impl LogTarget {
     /// The file, if it is one.
     pub fn path(&self) -> Option<&String> {
         match self {
@@ -100,7 +100,7 @@ impl Log {
 /// The step of a start that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ExecStage {
+pub enum SpawnStage {
     /// Making the process: out of memory, processes or descriptors.
     Fork,
     /// Making its cgroup and entering it.
@@ -116,16 +116,16 @@ pub enum ExecStage {
     /// Setting limits, niceness or the file mode mask.
     Limits,
     /// Changing the root directory.
-    Root,
+    Chroot,
     /// Becoming the user, and giving up what the user has not.
     User,
     /// Changing to the working directory.
-    Wd,
+    WorkingDirectory,
     /// Executing the command.
     Exec,
 }
 
-impl ExecStage {
+impl SpawnStage {
     /// The error number of a start that was given up before it was tried: ECANCELED.
     pub const CANCELLED: i32 = 125;
 
@@ -140,7 +140,7 @@ impl ExecStage {
     }
 }
 
-impl fmt::Display for ExecStage {
+impl fmt::Display for SpawnStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fork => "making the process",
@@ -150,9 +150,9 @@ impl fmt::Display for ExecStage {
             Self::Notify => "making its notify socket",
             Self::PidFile => "writing the pid file",
             Self::Limits => "setting its limits",
-            Self::Root => "changing the root directory",
+            Self::Chroot => "changing the root directory",
             Self::User => "becoming the user",
-            Self::Wd => "changing to the working directory",
+            Self::WorkingDirectory => "changing to the working directory",
             Self::Exec => "executing the command",
         })
     }
@@ -226,24 +226,24 @@ pub enum HostCommand {
         instance: InstanceId,
     },
     /// Run the command that undoes what this instance, which has ended, has done: as its process.
-    Undo {
+    RunStopCommand {
         /// The program.
         program: ProgramId,
         /// The run that is meant.
         instance: InstanceId,
     },
     /// Ask this instance whether it is ready, or well.
-    Check {
+    Probe {
         /// The program.
         program: ProgramId,
         /// The run that is meant.
         instance: InstanceId,
         /// What is asked.
-        check: Check,
+        kind: ProbeKind,
     },
     /// Report everything that this instance has said so far, and then that all of it was heard: it may have spoken in time
     /// while gaggled stood still.
-    Listen {
+    FlushReports {
         /// The program.
         program: ProgramId,
         /// The run that is meant.
@@ -269,71 +269,73 @@ pub enum HostCommand {
 
 /// What the host saw of one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Observed {
+pub struct HostReport {
     /// The program.
     pub program: ProgramId,
     /// Which of its runs.
     pub instance: InstanceId,
     /// What was seen.
-    pub fact: Fact,
+    pub event: HostEvent,
 }
 
 /// What is found of the last instance of a program when a life of the daemon begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum Recovered {
     /// It runs.
-    Alive {
+    Running {
         /// The run. It may be one that the life before did not live to write down.
         instance: InstanceId,
         /// Its process id.
         pid: i32,
         /// When that process began.
-        birth: StartTime,
+        start_time: StartTime,
     },
     /// Nothing of it is left.
-    Ended {
+    Exited {
         /// The run.
         instance: InstanceId,
         /// How its main process ended.
         status: ExitStatus,
         /// How many processes of its group had to be killed.
-        left_behind: u16,
+        orphans: u16,
     },
     /// The life before has died between the decision to start it and the start.
-    NeverRan {
+    NeverStarted {
         /// The run that never was.
         instance: InstanceId,
     },
 }
 
-impl Found {
+impl Recovered {
     /// Whether it runs.
-    pub fn is_alive(self) -> bool {
-        matches!(self, Self::Alive { .. })
+    pub fn is_running(self) -> bool {
+        matches!(self, Self::Running { .. })
     }
 
     /// The run.
     pub fn instance(self) -> InstanceId {
         match self {
-            Self::Alive { instance, .. } | Self::Ended { instance, .. } | Self::NeverRan { instance } => instance,
+            Self::Running { instance, .. } | Self::Exited { instance, .. } | Self::NeverStarted { instance } => {
+                instance
+            }
         }
     }
 }
 
 /// What can be seen of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fact {
+pub enum HostEvent {
     /// The command runs: the exec has succeeded.
     Spawned {
         /// Its process id, which is also its process group and session.
         pid: i32,
         /// When it began.
-        birth: StartTime,
+        start_time: StartTime,
     },
     /// There is no process.
     SpawnFailed {
         /// The step that failed.
-        stage: ExecStage,
+        stage: SpawnStage,
         /// The error number of the system call.
         errno: i32,
     },
@@ -342,18 +344,18 @@ pub enum Fact {
         /// Its process id.
         pid: i32,
         /// When it began.
-        birth: StartTime,
+        start_time: StartTime,
     },
     /// It has said that it is ready.
     Ready,
     /// It was asked, and this came of it.
-    Checked(Result<(), Complaint>),
+    ProbeResult(Result<(), ProbeError>),
     /// It is not ready yet, and this is why.
-    Complained(Complaint),
+    NotReadyYet(ProbeError),
     /// It has said that it is alive.
-    Alive,
+    WatchdogPing,
     /// Everything that it had said when that was asked for has been reported.
-    Heard,
+    ReportsFlushed,
     /// Its stop command did not end well.
     StopCommandFailed {
         /// How that ended.
@@ -364,15 +366,15 @@ pub enum Fact {
         /// How its main process ended.
         status: ExitStatus,
         /// How many processes it has left: they were killed, or, if they are part of what it has done, run on.
-        left_behind: u16,
+        orphans: u16,
     },
 }
 
 /// What owns processes must do. An observation comes back through whatever the implementation was given to report to.
-pub trait Processes {
+pub trait Host {
     /// Carries out an effect. Must not block.
-    fn perform(&mut self, command: HostCommand);
+    fn execute(&mut self, command: HostCommand);
 
     /// From now on there is somebody to report to.
-    fn begin(&mut self) {}
+    fn start(&mut self) {}
 }

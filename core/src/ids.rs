@@ -43,7 +43,7 @@ id!(
 );
 id!(
     /// A dependency edge, by its place in the configuration.
-    EdgeId(u32)
+    DependencyId(u32)
 );
 id!(
     /// A configured group, by its place in the configuration.
@@ -63,7 +63,7 @@ pub struct Position {
 }
 
 /// An id that is the index of a dense table.
-pub trait Dense: Copy {
+pub trait DenseId: Copy {
     /// The index this id stands for.
     fn index(self) -> usize;
     /// The id for an index.
@@ -72,7 +72,7 @@ pub trait Dense: Copy {
 
 macro_rules! dense {
     ($($name:ident)*) => {
-        $(impl Dense for $name {
+        $(impl DenseId for $name {
             fn index(self) -> usize {
                 self.0 as usize
             }
@@ -83,18 +83,18 @@ macro_rules! dense {
     };
 }
 
-dense!(ProgramId EdgeId GroupId);
+dense!(ProgramId DependencyId GroupId);
 
 /// One value for each id of a graph, in the order of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Table<I, T> {
+pub struct IdVec<I, T> {
     rows: Vec<T>,
     #[serde(skip)]
     id: PhantomData<I>,
 }
 
-impl<I: Dense, T> Table<I, T> {
+impl<I: DenseId, T> IdVec<I, T> {
     /// Adds a row and tells its id.
     pub fn push(&mut self, row: T) -> I {
         self.rows.push(row);
@@ -132,13 +132,13 @@ impl<I: Dense, T> Table<I, T> {
     }
 }
 
-impl<I, T> Default for Table<I, T> {
+impl<I, T> Default for IdVec<I, T> {
     fn default() -> Self {
         Self { rows: Vec::new(), id: PhantomData }
     }
 }
 
-impl<I, T> FromIterator<T> for Table<I, T> {
+impl<I, T> FromIterator<T> for IdVec<I, T> {
     fn from_iter<A: IntoIterator<Item = T>>(rows: A) -> Self {
         Self { rows: rows.into_iter().collect(), id: PhantomData }
     }
@@ -146,14 +146,14 @@ impl<I, T> FromIterator<T> for Table<I, T> {
 
 // An id is only made by the graph that sized the table, so an index out of range is a bug of gaggled, not an input.
 // Ids that come from outside go through `get`.
-impl<I: Dense, T> Index<I> for Table<I, T> {
+impl<I: DenseId, T> Index<I> for IdVec<I, T> {
     type Output = T;
     fn index(&self, id: I) -> &T {
         &self.rows[id.index()]
     }
 }
 
-impl<I: Dense, T> IndexMut<I> for Table<I, T> {
+impl<I: DenseId, T> IndexMut<I> for IdVec<I, T> {
     fn index_mut(&mut self, id: I) -> &mut T {
         &mut self.rows[id.index()]
     }

@@ -47,17 +47,18 @@ impl Journal {
 
     /// What has made a program end is the last that was done for it; whoever proposes the end may not have heard of that.
     fn latest(&self, event: &Event, cause: Cause) -> Cause {
-        let urged_by = match (event, &cause) {
-            (Event::Program(id, ProgramEvent::Exited { .. }), Cause::Event(_)) => self.state.programs[*id].urged_by,
+        let stop_event = match (event, &cause) {
+            (Event::Program(id, ProgramEvent::Exited { .. }), Cause::Event(_)) => self.state.programs[*id].stop_event,
             _ => None,
         };
-        urged_by.map_or(cause, Cause::Event)
+        stop_event.map_or(cause, Cause::Event)
     }
 
     /// Commits what was admitted elsewhere: the simulator's defective journals use it.
     pub fn commit_unchecked(&mut self, now: Instant, wall: WallTime, event: Event, cause: Cause) -> Envelope {
         let seq = Seq(self.state.seq.0 + 1);
-        let envelope = Envelope { seq, epoch: self.state.epoch, at: now.max(self.state.at), wall, cause, event };
+        let envelope =
+            Envelope { seq, epoch: self.state.epoch, monotonic: now.max(self.state.at), time: wall, cause, event };
         self.state.apply(&envelope);
         envelope
     }

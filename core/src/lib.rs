@@ -21,7 +21,6 @@
 pub mod audit;
 pub mod command;
 pub mod config;
-pub mod confines;
 pub mod dependency;
 pub mod ensemble;
 pub mod event;
@@ -42,6 +41,7 @@ pub mod plan;
 pub mod program;
 pub mod random;
 pub mod rules;
+pub mod sandbox;
 pub mod segment;
 pub mod shutdown;
 pub mod state;

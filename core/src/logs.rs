@@ -65,7 +65,7 @@ impl<'de> Deserialize<'de> for Bytes {
 
 /// What happens to output that cannot be written in time, or not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum WhenStuck {
+pub enum Overflow {
     /// The program waits.
     #[default]
     Block,
@@ -83,13 +83,13 @@ pub struct Rotate {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub age: Option<Millis>,
     /// How many files are kept besides the one that is written.
-    pub keep: u32,
+    pub max_files: u32,
     /// Whether those are compressed.
     pub compress: bool,
     /// Whether every line gets the time at which it was written.
-    pub stamp: bool,
+    pub timestamps: bool,
     /// What happens to what cannot be written.
-    pub when_stuck: WhenStuck,
+    pub overflow: Overflow,
 }
 
 impl Rotate {
@@ -104,17 +104,17 @@ impl Default for Rotate {
         Self {
             size: Bytes(10 << 20),
             age: None,
-            keep: 5,
+            max_files: 5,
             compress: false,
-            stamp: false,
-            when_stuck: WhenStuck::default(),
+            timestamps: false,
+            overflow: Overflow::default(),
         }
     }
 }
 
 /// Where the output of a program goes, for those who write it and those who read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outlet {
+pub struct LogRoute {
     /// The program.
     pub program: String,
     /// The file; gaggled's own output if there is none.

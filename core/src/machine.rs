@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     event::{Cause, Envelope, Event},
-    host::{HostCommand, Observed},
+    host::{HostCommand, HostReport},
     ids::{InstanceId, Seq},
     rules::Refusal,
     state::State,
@@ -22,33 +22,33 @@ pub enum Input<'a> {
     /// A proposal of this machine was not.
     Refused(&'a Event, &'a Refusal),
     /// The host saw something of this machine's instance.
-    Observed(Observed),
+    HostReported(HostReport),
     /// A timer that this machine armed has come.
-    Due(Timer),
+    TimerFired(Timer),
     /// The machine was built from the fold, at the beginning or after a panic, and nothing is armed. What follows from
     /// that follows from this event, unless the fold knows better.
-    Rebuilt(Seq),
+    Restored(Seq),
 }
 
 /// A timer of a machine. Arming one of the same name again replaces it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Timer {
     /// The space between two starts is over.
-    Start,
+    Backoff,
     /// Dependents have had their time; stop now.
-    Stop,
+    DependentsGrace,
     /// Kill this instance if it still stops.
-    Kill(InstanceId),
+    KillTimeout(InstanceId),
     /// The delay of a dependency is over.
-    Gate,
+    DependencyDelay,
     /// The shutdown has taken too long.
-    GiveUp,
+    ShutdownTimeout,
     /// A program is to be asked whether it is ready, or well.
-    Check,
+    Probe,
     /// This instance should be ready by now.
-    NotReady(InstanceId),
+    StartTimeout(InstanceId),
     /// This instance should have said something by now.
-    Silent(InstanceId),
+    Watchdog(InstanceId),
 }
 
 /// What a machine wants.
@@ -57,9 +57,9 @@ pub enum Output {
     /// That this be committed.
     Propose(Event, Cause),
     /// That the host do this; only ever for what has been committed.
-    Perform(HostCommand),
+    Execute(HostCommand),
     /// To be told when this moment has come.
-    Arm(Timer, Instant),
+    SetTimer(Timer, Instant),
 }
 
 /// The wants of one step, in order.
@@ -73,13 +73,13 @@ impl Outputs {
     }
 
     /// Asks the host for an effect.
-    pub fn perform(&mut self, command: HostCommand) {
-        self.0.push(Output::Perform(command));
+    pub fn execute(&mut self, command: HostCommand) {
+        self.0.push(Output::Execute(command));
     }
 
     /// Arms a timer.
-    pub fn arm(&mut self, timer: Timer, at: Instant) {
-        self.0.push(Output::Arm(timer, at));
+    pub fn set_timer(&mut self, timer: Timer, at: Instant) {
+        self.0.push(Output::SetTimer(timer, at));
     }
 
     /// Takes what was wanted and leaves nothing.
@@ -94,7 +94,7 @@ pub struct Timers(BTreeMap<Timer, Instant>);
 
 impl Timers {
     /// Arms a timer, in place of one of the same name.
-    pub fn arm(&mut self, timer: Timer, at: Instant) {
+    pub fn set(&mut self, timer: Timer, at: Instant) {
         self.0.insert(timer, at);
     }
 
@@ -114,7 +114,7 @@ impl Timers {
 }
 
 /// The cause of what a machine wants when it has just been built: the last event that concerned it, if there was one.
-pub(crate) fn follows_from(last: Seq, since: Seq) -> Cause {
+pub(crate) fn restored_cause(last: Seq, since: Seq) -> Cause {
     Cause::Event(if last > Seq(0) { last } else { since })
 }
 

@@ -7,30 +7,30 @@ use crate::{
     event::Envelope,
     ids::{EpochId, Seq},
     state::State,
-    wire::{Beat, Names, decode_event},
+    wire::{Heartbeat, ProgramIndex, decode_event},
 };
 
 /// A copy of the state.
 #[derive(Clone, Debug, Default)]
-pub struct Mirror {
+pub struct StateReplica {
     state: Option<State>,
-    names: Names,
+    names: ProgramIndex,
 }
 
 /// What came of feeding a mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fed {
+pub enum FeedResult {
     /// It was the next event.
     Applied(Box<Envelope>),
     /// It was known.
-    Known,
+    Duplicate,
     /// Events are missing after this one: ask for them.
     Gap(EpochId, Seq),
     /// There is no state yet, or it is that of an earlier life of the daemon: ask for a snapshot.
     NeedSnapshot,
 }
 
-impl Mirror {
+impl StateReplica {
     /// The state, once there is one.
     pub fn state(&self) -> Option<&State> {
         self.state.as_ref()
@@ -46,29 +46,29 @@ impl Mirror {
     }
 
     /// Takes an event as JSON. An error is an event that cannot be read.
-    pub fn feed(&mut self, event: &str) -> Result<Fed, String> {
-        let Some(state) = &mut self.state else { return Ok(Fed::NeedSnapshot) };
-        let number: Beat = serde_json::from_str(event).map_err(|why| format!("event is not understood: {why}"))?;
+    pub fn feed(&mut self, event: &str) -> Result<FeedResult, String> {
+        let Some(state) = &mut self.state else { return Ok(FeedResult::NeedSnapshot) };
+        let number: Heartbeat = serde_json::from_str(event).map_err(|why| format!("event is not understood: {why}"))?;
         if number.epoch != state.epoch {
-            return Ok(if number.epoch > state.epoch { Fed::NeedSnapshot } else { Fed::Known });
+            return Ok(if number.epoch > state.epoch { FeedResult::NeedSnapshot } else { FeedResult::Duplicate });
         }
         if number.seq <= state.seq {
-            return Ok(Fed::Known);
+            return Ok(FeedResult::Duplicate);
         }
         if number.seq.0 > state.seq.0 + 1 {
-            return Ok(Fed::Gap(state.epoch, state.seq));
+            return Ok(FeedResult::Gap(state.epoch, state.seq));
         }
         let envelope = decode_event(event, &self.names, state)?;
         state.apply(&envelope);
-        Ok(Fed::Applied(Box::new(envelope)))
+        Ok(FeedResult::Applied(Box::new(envelope)))
     }
 
     /// Takes a heartbeat.
-    pub fn beat(&self, beat: Beat) -> Fed {
+    pub fn beat(&self, beat: Heartbeat) -> FeedResult {
         match &self.state {
-            Some(state) if state.epoch == beat.epoch && state.seq < beat.seq => Fed::Gap(state.epoch, state.seq),
-            Some(state) if state.epoch >= beat.epoch => Fed::Known,
-            Some(_) | None => Fed::NeedSnapshot,
+            Some(state) if state.epoch == beat.epoch && state.seq < beat.seq => FeedResult::Gap(state.epoch, state.seq),
+            Some(state) if state.epoch >= beat.epoch => FeedResult::Duplicate,
+            Some(_) | None => FeedResult::NeedSnapshot,
         }
     }
 }

@@ -33,7 +33,7 @@ impl Member {
 
 /// Something that is said of hosts: it stands at a place, which the caller knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Statement {
+pub enum Declaration {
     /// This host stands outside of every set.
     Orphan(String),
     /// There is a set of this name.
@@ -44,7 +44,7 @@ pub enum Statement {
 
 /// What is wrong with a statement, and the cure.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wrong<P> {
+pub struct DeclarationError<P> {
     /// The place of the statement.
     pub place: P,
     /// What is wrong.
@@ -55,7 +55,7 @@ pub struct Wrong<P> {
 
 /// Named sets of hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Nodes {
+pub struct NodeSets {
     /// All hosts, in order.
     hosts: Vec<String>,
     orphans: BTreeSet<usize>,
@@ -63,15 +63,15 @@ pub struct Nodes {
     sets: Vec<(String, BTreeSet<usize>)>,
 }
 
-impl Nodes {
+impl NodeSets {
     /// One host, and no sets.
     pub fn of_one(host: &str) -> Self {
         Self { hosts: vec![host.to_owned()], orphans: BTreeSet::from([0]), sets: Vec::new() }
     }
 
     /// Puts statements together, or tells everything that is wrong with them.
-    pub fn new<P: Clone>(statements: &[(P, Statement)]) -> Result<Self, Vec<Wrong<P>>> {
-        let wrong = Told::new(statements).wrong();
+    pub fn new<P: Clone>(statements: &[(P, Declaration)]) -> Result<Self, Vec<DeclarationError<P>>> {
+        let wrong = Declarations::new(statements).wrong();
         if !wrong.is_empty() {
             return Err(wrong);
         }
@@ -80,8 +80,8 @@ impl Nodes {
         let mut members: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
         for (_, statement) in statements {
             let host = match statement {
-                Statement::Orphan(host) | Statement::Member(_, Member::Host(host)) => Some(host.as_str()),
-                Statement::Set(_) | Statement::Member(_, Member::Set(_)) => None,
+                Declaration::Orphan(host) | Declaration::Member(_, Member::Host(host)) => Some(host.as_str()),
+                Declaration::Set(_) | Declaration::Member(_, Member::Set(_)) => None,
             };
             if let Some(host) = host {
                 numbers.entry(host).or_insert_with(|| {
@@ -90,11 +90,11 @@ impl Nodes {
                 });
             }
             match statement {
-                Statement::Orphan(host) => nodes.orphans.extend(numbers.get(host.as_str())),
-                Statement::Set(set) => {
+                Declaration::Orphan(host) => nodes.orphans.extend(numbers.get(host.as_str())),
+                Declaration::Set(set) => {
                     members.entry(set).or_default();
                 }
-                Statement::Member(set, member) => members.entry(set).or_default().push(member),
+                Declaration::Member(set, member) => members.entry(set).or_default().push(member),
             }
         }
         let mut resolved: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
@@ -117,7 +117,7 @@ impl Nodes {
     }
 
     /// Reads a ClusterIt cluster file; a place is a line, from 1.
-    pub fn parse_cluster(text: &str) -> Result<Self, Vec<Wrong<usize>>> {
+    pub fn parse_cluster(text: &str) -> Result<Self, Vec<DeclarationError<usize>>> {
         Self::new(&statements_of_cluster(text)?)
     }
 
@@ -168,30 +168,30 @@ fn graph_of<'a>(members: &BTreeMap<&'a str, Vec<&'a Member>>) -> DiGraphMap<&'a 
 }
 
 /// The names of sets, in the order of their first appearance.
-fn in_order<P>(statements: &[(P, Statement)]) -> impl Iterator<Item = &str> {
+fn in_order<P>(statements: &[(P, Declaration)]) -> impl Iterator<Item = &str> {
     statements.iter().filter_map(|(_, statement)| match statement {
-        Statement::Set(name) | Statement::Member(_, Member::Set(name)) => Some(name.as_str()),
-        Statement::Orphan(_) | Statement::Member(_, Member::Host(_)) => None,
+        Declaration::Set(name) | Declaration::Member(_, Member::Set(name)) => Some(name.as_str()),
+        Declaration::Orphan(_) | Declaration::Member(_, Member::Host(_)) => None,
     })
 }
 
 /// Statements with what is known of them for the check.
-struct Told<'a, P> {
-    statements: &'a [(P, Statement)],
+struct Declarations<'a, P> {
+    statements: &'a [(P, Declaration)],
     sets: BTreeSet<&'a str>,
 }
 
-impl<'a, P: Clone> Told<'a, P> {
-    fn new(statements: &'a [(P, Statement)]) -> Self {
-        let set = |statement: &'a Statement| match statement {
-            Statement::Set(name) => Some(name.as_str()),
-            Statement::Orphan(_) | Statement::Member(..) => None,
+impl<'a, P: Clone> Declarations<'a, P> {
+    fn new(statements: &'a [(P, Declaration)]) -> Self {
+        let set = |statement: &'a Declaration| match statement {
+            Declaration::Set(name) => Some(name.as_str()),
+            Declaration::Orphan(_) | Declaration::Member(..) => None,
         };
         Self { statements, sets: statements.iter().filter_map(|(_, statement)| set(statement)).collect() }
     }
 
-    fn wrong(&self) -> Vec<Wrong<P>> {
-        let mut wrong: Vec<Wrong<P>> =
+    fn wrong(&self) -> Vec<DeclarationError<P>> {
+        let mut wrong: Vec<DeclarationError<P>> =
             self.statements.iter().filter_map(|(place, statement)| self.wrong_at(place, statement)).collect();
         if wrong.is_empty() {
             wrong.extend(self.cycle());
@@ -199,24 +199,26 @@ impl<'a, P: Clone> Told<'a, P> {
         wrong
     }
 
-    fn wrong_at(&self, place: &P, statement: &Statement) -> Option<Wrong<P>> {
-        let wrong = |message: String, help: &str| Some(Wrong { place: place.clone(), message, help: help.to_owned() });
+    fn wrong_at(&self, place: &P, statement: &Declaration) -> Option<DeclarationError<P>> {
+        let wrong = |message: String, help: &str| {
+            Some(DeclarationError { place: place.clone(), message, help: help.to_owned() })
+        };
         let member = match statement {
-            Statement::Orphan(host) => Member::Host(host.clone()),
-            Statement::Member(_, member) => member.clone(),
-            Statement::Set(name) if name.is_empty() => {
+            Declaration::Orphan(host) => Member::Host(host.clone()),
+            Declaration::Member(_, member) => member.clone(),
+            Declaration::Set(name) if name.is_empty() => {
                 return wrong("a set of nodes has no name".into(), "write a name");
             }
-            Statement::Set(name) if [ALL, ORPHANS].contains(&name.as_str()) => {
+            Declaration::Set(name) if [ALL, ORPHANS].contains(&name.as_str()) => {
                 return wrong(format!("set \"{name}\" has a name that means something else"), "give it another name");
             }
-            Statement::Set(name) if name.contains(char::is_whitespace) || name.starts_with('@') => {
+            Declaration::Set(name) if name.contains(char::is_whitespace) || name.starts_with('@') => {
                 return wrong(
                     format!("set \"{name}\" has a name that cannot be used"),
                     "write it without spaces and @",
                 );
             }
-            Statement::Set(_) => return None,
+            Declaration::Set(_) => return None,
         };
         match &member {
             Member::Set(name) if !self.sets.contains(name.as_str()) => {
@@ -233,11 +235,11 @@ impl<'a, P: Clone> Told<'a, P> {
     }
 
     /// Sets that are in each other, told at the last statement that makes it so.
-    fn cycle(&self) -> Option<Wrong<P>> {
+    fn cycle(&self) -> Option<DeclarationError<P>> {
         let inclusions = || {
             self.statements.iter().filter_map(|(place, statement)| match statement {
-                Statement::Member(set, Member::Set(other)) => Some((place, set.as_str(), other.as_str())),
-                Statement::Member(..) | Statement::Orphan(_) | Statement::Set(_) => None,
+                Declaration::Member(set, Member::Set(other)) => Some((place, set.as_str(), other.as_str())),
+                Declaration::Member(..) | Declaration::Orphan(_) | Declaration::Set(_) => None,
             })
         };
         let whole: DiGraphMap<&str, ()> = inclusions().map(|(_, set, other)| (set, other)).collect();
@@ -247,12 +249,12 @@ impl<'a, P: Clone> Told<'a, P> {
             graph.add_edge(set, other, ());
             let cycle = toposort(&graph, None).err()?;
             let message = format!("set \"{}\" is in itself, by way of other sets", cycle.node_id());
-            Some(Wrong { place: place.clone(), message, help: "remove one of them from the other".into() })
+            Some(DeclarationError { place: place.clone(), message, help: "remove one of them from the other".into() })
         })
     }
 }
 
-fn statements_of_cluster(text: &str) -> Result<Vec<(usize, Statement)>, Vec<Wrong<usize>>> {
+fn statements_of_cluster(text: &str) -> Result<Vec<(usize, Declaration)>, Vec<DeclarationError<usize>>> {
     let mut statements = Vec::new();
     // The set that lines belong to, and whether its members are sets.
     let mut current: Option<(String, bool)> = None;
@@ -270,15 +272,19 @@ fn statements_of_cluster(text: &str) -> Result<Vec<(usize, Statement)>, Vec<Wron
                 let name = name.trim().to_owned();
                 if kinds.insert(name.clone(), of_sets).is_some_and(|before| before != of_sets) {
                     let message = format!("\"{name}\" is a GROUP and a LUMP");
-                    return Err(vec![Wrong { place: number, message, help: "rename one of the two".to_owned() }]);
+                    return Err(vec![DeclarationError {
+                        place: number,
+                        message,
+                        help: "rename one of the two".to_owned(),
+                    }]);
                 }
-                statements.push((number, Statement::Set(name.clone())));
+                statements.push((number, Declaration::Set(name.clone())));
                 current = Some((name, of_sets));
             }
-            (None, None) => statements.push((number, Statement::Orphan(line.to_owned()))),
+            (None, None) => statements.push((number, Declaration::Orphan(line.to_owned()))),
             (None, Some((set, of_sets))) => {
                 let member = if *of_sets { Member::Set(line.to_owned()) } else { Member::Host(line.to_owned()) };
-                statements.push((number, Statement::Member(set.clone(), member)));
+                statements.push((number, Declaration::Member(set.clone(), member)));
             }
         }
     }
@@ -286,20 +292,20 @@ fn statements_of_cluster(text: &str) -> Result<Vec<(usize, Statement)>, Vec<Wron
 }
 
 /// The hosts outside of every set, and the sets with their members, as a configuration writes them.
-pub type Written = (Vec<String>, Vec<(String, Vec<String>)>);
+pub type Places = (Vec<String>, Vec<(String, Vec<String>)>);
 
 /// What a cluster file says, for a configuration: the hosts outside of every set, and the sets.
-pub fn config_of_cluster(text: &str) -> Result<Written, Vec<Wrong<usize>>> {
+pub fn config_of_cluster(text: &str) -> Result<Places, Vec<DeclarationError<usize>>> {
     let statements = statements_of_cluster(text)?;
-    Nodes::new(&statements)?;
+    NodeSets::new(&statements)?;
     let mut hosts = Vec::new();
     let mut sets: Vec<(String, Vec<String>)> = Vec::new();
     for (_, statement) in statements {
         match statement {
-            Statement::Orphan(host) => hosts.push(host),
-            Statement::Set(name) if sets.iter().any(|(known, _)| *known == name) => {}
-            Statement::Set(name) => sets.push((name, Vec::new())),
-            Statement::Member(set, member) => {
+            Declaration::Orphan(host) => hosts.push(host),
+            Declaration::Set(name) if sets.iter().any(|(known, _)| *known == name) => {}
+            Declaration::Set(name) => sets.push((name, Vec::new())),
+            Declaration::Member(set, member) => {
                 let text = match &member {
                     Member::Host(host) => host.clone(),
                     Member::Set(other) => format!("@{other}"),

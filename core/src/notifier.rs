@@ -23,7 +23,7 @@ use crate::{
 
 /// What was last said of a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Said {
+pub enum ReportedStatus {
     /// Nothing.
     #[default]
     None,
@@ -37,7 +37,7 @@ pub enum Said {
     OpDown,
 }
 
-impl fmt::Display for Said {
+impl fmt::Display for ReportedStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::None => "unknown",
@@ -51,13 +51,13 @@ impl fmt::Display for Said {
 
 /// What the tracker needs of a program's state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
+pub struct Observation {
     /// Whether it is up.
     pub up: bool,
     /// Whether an operator wants it down.
     pub operator_down: bool,
     /// How it went down, in the original's words.
-    pub down_type: String,
+    pub exit_kind: String,
     /// Whether its dependencies are satisfied.
     pub satisfied: bool,
     /// Its process id, 0 if it has none.
@@ -70,13 +70,13 @@ pub struct Change {
     pub at: Instant,
 }
 
-impl Change {
+impl Observation {
     /// What a view says, heard now.
     pub fn new(view: &ProgramView<'_>, epoch: EpochId, at: Instant) -> Self {
         Self {
             up: view.up,
-            operator_down: view.is_operator_shutdown,
-            down_type: view.down_type.to_owned(),
+            operator_down: view.operator_down,
+            exit_kind: view.exit_kind.to_owned(),
             satisfied: view.dependencies_satisfied,
             pid: view.pid,
             epoch,
@@ -96,8 +96,8 @@ impl Change {
         #[derive(Deserialize)]
         struct State {
             up: bool,
-            is_operator_shutdown: bool,
-            down_type: String,
+            operator_down: bool,
+            exit_kind: String,
             dependencies_satisfied: bool,
             pid: i32,
             last_seq: Seq,
@@ -105,8 +105,8 @@ impl Change {
         let Heard { epoch, program, state } = serde_json::from_str(event).ok()?;
         let change = Self {
             up: state.up,
-            operator_down: state.is_operator_shutdown,
-            down_type: state.down_type,
+            operator_down: state.operator_down,
+            exit_kind: state.exit_kind,
             satisfied: state.dependencies_satisfied,
             pid: state.pid,
             epoch,
@@ -123,25 +123,25 @@ impl Change {
 
 /// Something worth a mail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Statement {
+pub struct Alert {
     /// Of whom.
     pub program: String,
     /// What it is.
-    pub is: Said,
+    pub is: ReportedStatus,
     /// What was said of it before.
-    pub was: Said,
+    pub was: ReportedStatus,
     /// The change that this is based on.
-    pub basis: Change,
+    pub basis: Observation,
     /// The last process id that is known.
     pub pid: i32,
 }
 
-impl Statement {
+impl Alert {
     /// The statement in the original's words, its parts joined by `separator`.
     pub fn text(&self, separator: &str) -> String {
         let mut parts = vec![format!("process {} is {}", self.program, self.is)];
-        if self.is != Said::Up {
-            let kind = Some(self.basis.down_type.as_str()).filter(|kind| !kind.is_empty() && *kind != "NONE");
+        if self.is != ReportedStatus::Up {
+            let kind = Some(self.basis.exit_kind.as_str()).filter(|kind| !kind.is_empty() && *kind != "NONE");
             let why = if self.basis.operator_down {
                 Some("shutdown by operator")
             } else {
@@ -152,11 +152,11 @@ impl Statement {
                 parts.push(format!("due to {}", due.join(separator)));
             }
         }
-        if self.was != Said::None {
+        if self.was != ReportedStatus::None {
             parts.push(format!("was {}", self.was));
         }
         if self.pid > 0 {
-            let which = if self.is == Said::Up { "current" } else { "last known" };
+            let which = if self.is == ReportedStatus::Up { "current" } else { "last known" };
             parts.push(format!("{which} pid: {}", self.pid));
         }
         parts.join(separator)
@@ -165,25 +165,25 @@ impl Statement {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Tracker {
-    said: Said,
+    said: ReportedStatus,
     said_at: Instant,
-    queue: VecDeque<Change>,
-    last: Option<Change>,
+    queue: VecDeque<Observation>,
+    last: Option<Observation>,
     pid: i32,
     pending: bool,
 }
 
 /// The rules for all programs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Notifier {
+pub struct AlertRules {
     period: Millis,
     batch: Millis,
     trackers: BTreeMap<String, Tracker>,
-    pending: Vec<Statement>,
+    pending: Vec<Alert>,
     last_mail: Instant,
 }
 
-impl Notifier {
+impl AlertRules {
     /// The rules, with how long a program must be quiet, and how long statements are collected.
     pub fn new(period: Millis, batch: Millis, now: Instant) -> Self {
         Self { period, batch, trackers: BTreeMap::new(), pending: Vec::new(), last_mail: now }
@@ -201,9 +201,9 @@ impl Notifier {
     }
 
     /// Takes notice of a change of a program.
-    pub fn observe(&mut self, program: &str, change: Change) {
+    pub fn observe(&mut self, program: &str, change: Observation) {
         let tracker = self.trackers.entry(program.to_owned()).or_insert_with(|| Tracker {
-            said: Said::None,
+            said: ReportedStatus::None,
             said_at: change.at,
             queue: VecDeque::new(),
             last: None,
@@ -225,11 +225,11 @@ impl Notifier {
     }
 
     /// What is to be said now, in one mail for each list.
-    pub fn due(&mut self, now: Instant) -> Vec<Vec<Statement>> {
+    pub fn due(&mut self, now: Instant) -> Vec<Vec<Alert>> {
         let mut said = Vec::new();
         for (program, tracker) in &mut self.trackers {
             while let Some(statement) = tracker.decide(program, self.period, now) {
-                if statement.was == Said::None && statement.is == Said::Up {
+                if statement.was == ReportedStatus::None && statement.is == ReportedStatus::Up {
                     continue;
                 }
                 tracker.pending = self.batch.0 > 0;
@@ -259,62 +259,62 @@ impl Notifier {
 
     /// Whether all is well: every program was said to be up.
     pub fn all_ok(&self) -> bool {
-        self.trackers.values().all(|tracker| tracker.said == Said::Up)
+        self.trackers.values().all(|tracker| tracker.said == ReportedStatus::Up)
     }
 }
 
 impl Tracker {
     /// The first rule that fits (the original's numbers).
-    fn decide(&mut self, program: &str, period: Millis, now: Instant) -> Option<Statement> {
+    fn decide(&mut self, program: &str, period: Millis, now: Instant) -> Option<Alert> {
         let newest = self.queue.back()?.clone();
         if self.pending || self.said_at + period > now {
             return None;
         }
         let settled = newest.at + period <= now;
         let oldest = self.queue.front()?.clone();
-        if self.said != Said::OpDown && !newest.up && newest.operator_down {
+        if self.said != ReportedStatus::OpDown && !newest.up && newest.operator_down {
             self.queue.clear();
-            return Some(self.say(program, Said::OpDown, newest)); // 1
+            return Some(self.say(program, ReportedStatus::OpDown, newest)); // 1
         }
-        if self.said == Said::None {
+        if self.said == ReportedStatus::None {
             self.queue.pop_front();
-            let said = if oldest.up { Said::Up } else { Said::Down };
+            let said = if oldest.up { ReportedStatus::Up } else { ReportedStatus::Down };
             return Some(self.say(program, said, oldest)); // 2
         }
-        if self.said != Said::Churn && self.churns() {
+        if self.said != ReportedStatus::Churn && self.churns() {
             self.queue = VecDeque::from([newest.clone()]);
-            return Some(self.say(program, Said::Churn, newest)); // 3
+            return Some(self.say(program, ReportedStatus::Churn, newest)); // 3
         }
         match self.said {
-            Said::Up if !oldest.up => {
+            ReportedStatus::Up if !oldest.up => {
                 self.queue.pop_front();
-                Some(self.say(program, Said::Down, oldest)) // 4
+                Some(self.say(program, ReportedStatus::Down, oldest)) // 4
             }
-            Said::Up => {
+            ReportedStatus::Up => {
                 // What was said already is passed over.
                 while self.queue.front().is_some_and(|change| change.up) {
                     self.queue.pop_front();
                 }
                 self.decide(program, period, now)
             }
-            Said::Down | Said::OpDown if newest.up && settled => {
+            ReportedStatus::Down | ReportedStatus::OpDown if newest.up && settled => {
                 self.queue.clear();
-                Some(self.say(program, Said::Up, newest)) // 5
+                Some(self.say(program, ReportedStatus::Up, newest)) // 5
             }
-            Said::OpDown if !newest.up && !newest.operator_down && settled => {
+            ReportedStatus::OpDown if !newest.up && !newest.operator_down && settled => {
                 self.queue.clear();
-                Some(self.say(program, Said::Down, newest)) // 6
+                Some(self.say(program, ReportedStatus::Down, newest)) // 6
             }
-            Said::Churn if settled => {
+            ReportedStatus::Churn if settled => {
                 self.queue.clear();
-                let said = if newest.up { Said::Up } else { Said::Down };
+                let said = if newest.up { ReportedStatus::Up } else { ReportedStatus::Down };
                 Some(self.say(program, said, newest)) // 7
             }
-            Said::Churn => {
+            ReportedStatus::Churn => {
                 self.queue = VecDeque::from([newest]);
                 None
             }
-            Said::None | Said::Down | Said::OpDown => None, // 8
+            ReportedStatus::None | ReportedStatus::Down | ReportedStatus::OpDown => None, // 8
         }
     }
 
@@ -332,23 +332,29 @@ impl Tracker {
         self.queue.len() > 2 && ups > 0 && ups < before
     }
 
-    fn say(&mut self, program: &str, is: Said, basis: Change) -> Statement {
+    fn say(&mut self, program: &str, is: ReportedStatus, basis: Observation) -> Alert {
         let was = std::mem::replace(&mut self.said, is);
         self.said_at = basis.at;
-        Statement { program: program.to_owned(), is, was, basis, pid: self.pid }
+        Alert { program: program.to_owned(), is, was, basis, pid: self.pid }
     }
 }
 
 /// The subject of a mail that collects statements, after the prefix.
-pub fn batch_subject(statements: &[Statement], all_ok: bool) -> String {
-    let worse =
-        |s: &Statement| matches!((s.was, s.is), (_, Said::Churn) | (Said::None | Said::Up | Said::OpDown, Said::Down));
-    let better = |s: &Statement| matches!((s.was, s.is), (_, Said::Up) | (Said::Churn, Said::Down));
+pub fn batch_subject(statements: &[Alert], all_ok: bool) -> String {
+    let worse = |s: &Alert| {
+        matches!(
+            (s.was, s.is),
+            (_, ReportedStatus::Churn)
+                | (ReportedStatus::None | ReportedStatus::Up | ReportedStatus::OpDown, ReportedStatus::Down)
+        )
+    };
+    let better =
+        |s: &Alert| matches!((s.was, s.is), (_, ReportedStatus::Up) | (ReportedStatus::Churn, ReportedStatus::Down));
     let kind = match (statements.iter().any(worse), statements.iter().any(better)) {
         (true, true) => "mixed changes",
         (true, false) => "degradation",
         (false, true) => "improvement",
-        (false, false) if statements.iter().any(|s| s.is == Said::OpDown) => "neutral changes",
+        (false, false) if statements.iter().any(|s| s.is == ReportedStatus::OpDown) => "neutral changes",
         (false, false) => "unknown state changes",
     };
     format!("{kind}{}", if all_ok { " [all ok]" } else { "" })
@@ -367,9 +373,9 @@ mod tests {
 
     /// Runs `seconds:state` words (`u` up, `d` down, `o` operator down) and tells `seconds:statement` words.
     fn told(script: &str, until: f64) -> String {
-        let mut notifier = Notifier::new(PERIOD, Millis(0), at(0.0));
+        let mut notifier = AlertRules::new(PERIOD, Millis(0), at(0.0));
         let (mut heard, mut now): (Vec<String>, Instant) = (Vec::new(), at(0.0));
-        let mut say = |notifier: &mut Notifier, now: Instant| {
+        let mut say = |notifier: &mut AlertRules, now: Instant| {
             for statement in notifier.due(now).concat() {
                 heard.push(format!("{}:{:?}", now.as_millis() / 1000, statement.is));
             }
@@ -388,11 +394,11 @@ mod tests {
             now = moment;
             if state != "end" {
                 let (up, operator_down) = (state == "u", state == "o");
-                let down_type = if up { "NONE" } else { "KILL" }.to_owned();
-                let change = Change {
+                let exit_kind = if up { "NONE" } else { "KILL" }.to_owned();
+                let change = Observation {
                     up,
                     operator_down,
-                    down_type,
+                    exit_kind,
                     satisfied: true,
                     pid: 7,
                     epoch: EpochId(1),
@@ -430,39 +436,40 @@ mod tests {
 
     #[test]
     fn the_words_are_those_of_the_original() {
-        let basis = Change {
+        let basis = Observation {
             up: false,
             operator_down: false,
-            down_type: "KILL".to_owned(),
+            exit_kind: "KILL".to_owned(),
             satisfied: false,
             pid: 0,
             epoch: EpochId(1),
             seq: Seq(9),
             at: at(0.0),
         };
-        let mut statement = Statement { program: "b".into(), is: Said::Down, was: Said::Up, basis, pid: 28913 };
+        let mut statement =
+            Alert { program: "b".into(), is: ReportedStatus::Down, was: ReportedStatus::Up, basis, pid: 28913 };
         assert_eq!(
             statement.text(", "),
             "process b is down, due to KILL, dependencies not satisfied, was up, last known pid: 28913"
         );
-        statement.is = Said::Up;
-        statement.was = Said::Down;
+        statement.is = ReportedStatus::Up;
+        statement.was = ReportedStatus::Down;
         assert_eq!(statement.text(", "), "process b is up, was down, current pid: 28913");
-        statement.is = Said::OpDown;
-        statement.was = Said::None;
+        statement.is = ReportedStatus::OpDown;
+        statement.was = ReportedStatus::None;
         statement.pid = 0;
         statement.basis.operator_down = true;
-        statement.basis.down_type.clear();
+        statement.basis.exit_kind.clear();
         assert_eq!(statement.text(", "), "process b is operator disabled, due to shutdown by operator");
     }
 
     #[test]
     fn a_batch_is_one_mail_and_its_subject_sums_it_up() {
-        let mut notifier = Notifier::new(Millis(1), Millis(60_000), at(0.0));
-        let change = |up| Change {
+        let mut notifier = AlertRules::new(Millis(1), Millis(60_000), at(0.0));
+        let change = |up| Observation {
             up,
             operator_down: false,
-            down_type: "EXIT".to_owned(),
+            exit_kind: "EXIT".to_owned(),
             satisfied: true,
             pid: 0,
             epoch: EpochId(1),

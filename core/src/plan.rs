@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    config::{Config, Ordered, ProgramConfig, SMTPGATE, Settings},
+    config::{Config, OrderedMap, ProgramConfig, SMTPGATE, Settings},
     event::{Cause, Event, ProgramEvent},
     graph::{Group, STOP},
     ids::{GroupId, Seq},
-    state::{Phase, Place, ProgramState, State},
+    state::{Membership, Phase, ProgramState, State},
 };
 
 /// What becomes of a program.
@@ -26,9 +26,9 @@ pub enum Change {
     /// It runs with what has changed only if it is started again.
     Restart,
     /// It is new or different, and nothing has to be done.
-    Update,
+    ApplyLive,
     /// It stays as it is.
-    Keep,
+    Unchanged,
 }
 
 /// What becomes of one program, and why.
@@ -40,7 +40,7 @@ pub struct Step {
     pub change: Change,
     /// Why, in words; empty if it stays.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub why: String,
+    pub reason: String,
 }
 
 /// What becomes of every program, in the order of the new configuration; those it no longer has are the last.
@@ -56,44 +56,48 @@ pub struct Plan {
 impl Plan {
     /// Compares two configurations, the first of which has led to this state.
     pub fn new(old: &Config, new: &Config, state: &State) -> Self {
-        let before: BTreeMap<&str, &ProgramConfig> = old.programs.iter().collect();
-        let after: BTreeSet<&str> = new.programs.iter().map(|(name, _)| name).collect();
+        let before: BTreeMap<&str, &ProgramConfig> = old.enabled_programs().collect();
+        let after: BTreeSet<&str> = new.enabled_programs().map(|(name, _)| name).collect();
         let ids = state.graph.names();
         let known = |name: &str| ids.get(name).map(|id| &state.programs[*id]);
         let runs = |name: &str| known(name).is_some_and(ProgramState::is_running);
-        let is_out = |name: &str| known(name).is_some_and(|program| program.place == Place::Out);
+        let is_out = |name: &str| known(name).is_some_and(|program| program.membership == Membership::Stopped);
         let down = |name: &str| known(name).is_some_and(|program| program.operator_down);
         let common = common_changes(old, new);
-        let merge = old.gaggled.merge != new.gaggled.merge;
+        let merge = old.gaggled.prefix_output != new.gaggled.prefix_output;
         let levels = levels_after(new, state);
         let mut steps = Vec::new();
-        for (name, program) in new.programs.iter() {
+        for (name, program) in new.enabled_programs() {
             let level = program.group.as_deref().and_then(|group| levels.get(group));
             let out = level.filter(|at| !at.runs(program));
-            let (change, why) = match before.get(name) {
-                None if out.is_some() => {
-                    let level = out.map_or("", |at| &at.level);
-                    (Change::Update, format!("it is new, and its group is at level {level}"))
+            let (change, reason) = match before.get(name) {
+                None => {
+                    let new = if old.programs.get(name).is_some() { "it is enabled now" } else { "it is new" };
+                    match out {
+                        Some(at) => (Change::ApplyLive, format!("{new}, and its group is at level {}", at.level)),
+                        None if program.autostart => (Change::Start, new.to_owned()),
+                        None => (Change::ApplyLive, format!("{new}, and starts when it is asked up")),
+                    }
                 }
-                None if wanted(program) => (Change::Start, "it is new".to_owned()),
-                None => (Change::Update, "it is new, and starts when it is asked up".to_owned()),
                 Some(_) if name == SMTPGATE && gate_changed(old, new) => {
-                    let change = if runs(name) { Change::Restart } else { Change::Update };
+                    let change = if runs(name) { Change::Restart } else { Change::ApplyLive };
                     (change, "gaggled.smtpgate changed".to_owned())
                 }
                 Some(_) if out.is_some() && runs(name) => {
                     (Change::Stop, format!("its group is at level {}", out.map_or("", |at| &at.level)))
                 }
-                Some(_) if level.is_some() && out.is_none() && is_out(name) && wanted(program) && !down(name) => {
+                Some(_) if level.is_some() && out.is_none() && is_out(name) && program.autostart && !down(name) => {
                     (Change::Start, format!("its group is at level {}", level.map_or("", |at| &at.level)))
                 }
                 Some(known) => compare(known, program, (&common, merge), runs(name), down(name)),
             };
-            steps.push(Step { program: name.to_owned(), change, why });
+            steps.push(Step { program: name.to_owned(), change, reason });
         }
-        for (name, _) in old.programs.iter().filter(|(name, _)| !after.contains(name)) {
-            let change = if runs(name) { Change::Stop } else { Change::Update };
-            steps.push(Step { program: name.to_owned(), change, why: "it is no longer configured".to_owned() });
+        for (name, _) in old.enabled_programs().filter(|(name, _)| !after.contains(name)) {
+            let change = if runs(name) { Change::Stop } else { Change::ApplyLive };
+            let is_disabled = new.programs.get(name).is_some();
+            let reason = if is_disabled { "it is disabled now" } else { "it is no longer configured" };
+            steps.push(Step { program: name.to_owned(), change, reason: reason.to_owned() });
         }
         Self { steps, settings: changed_settings(old, new) }
     }
@@ -104,17 +108,17 @@ impl Plan {
         let ids = state.graph.names();
         let wish = |step: &Step| {
             let id = *ids.get(step.program.as_str())?;
-            let known = state.programs[id].state_sequence > 1 || state.programs[id].is_running();
+            let known = state.programs[id].revision > 1 || state.programs[id].is_running();
             let moves = state.graph.programs[id].group.is_some();
             let event = match step.change {
                 // Its group sees to it.
                 Change::Start | Change::Stop if moves => return None,
-                Change::Start if known || state.programs[id].operator_down => ProgramEvent::OperatorStarted,
-                Change::Stop => ProgramEvent::OperatorStopped,
-                Change::Restart => ProgramEvent::OperatorRestarted,
+                Change::Start if known || state.programs[id].operator_down => ProgramEvent::StartRequested,
+                Change::Stop => ProgramEvent::StopRequested,
+                Change::Restart => ProgramEvent::RestartRequested,
                 // What has kept the old one down says nothing about the new one.
-                Change::Update if is_penalised(&state.programs[id]) => ProgramEvent::OperatorStarted,
-                Change::Start | Change::Update | Change::Keep => return None,
+                Change::ApplyLive if is_penalised(&state.programs[id]) => ProgramEvent::StartRequested,
+                Change::Start | Change::ApplyLive | Change::Unchanged => return None,
             };
             Some((Event::Program(id, event), cause.clone()))
         };
@@ -124,38 +128,38 @@ impl Plan {
 
 /// Whether a program is wanted, and waits only because it has failed before.
 fn is_penalised(program: &ProgramState) -> bool {
-    let waits = program.given_up || program.due && program.not_before.is_some();
-    program.phase == Phase::Down && !program.operator_down && program.place != Place::Out && waits
+    let waits = program.start_limit_hit || program.start_pending && program.not_before.is_some();
+    program.phase == Phase::Down && !program.operator_down && program.membership != Membership::Stopped && waits
 }
 
 /// The level of each group with another configuration: the one that it is at, unless it comes up at another now.
-fn levels_after(new: &Config, state: &State) -> BTreeMap<String, At> {
+fn levels_after(new: &Config, state: &State) -> BTreeMap<String, GroupLevel> {
     let graph = new.graph();
     let level = |(id, group): (GroupId, &Group)| {
-        let old = state.graph.group(&group.name).filter(|old| state.graph.groups[*old].home == group.home);
+        let old =
+            state.graph.group(&group.name).filter(|old| state.graph.groups[*old].default_level == group.default_level);
         let kept = old.map(|old| &state.groups[old]).filter(|old| graph.has_level(id, &old.level));
-        let level = kept.map_or(&group.home, |kept| &kept.level).to_string();
-        (group.name.to_string(), At { level, told: kept.is_some_and(|kept| kept.told > Seq(0)) })
+        let level = kept.map_or(&group.default_level, |kept| &kept.level).to_string();
+        (
+            group.name.to_string(),
+            GroupLevel { level, is_requested: kept.is_some_and(|kept| kept.requested_by > Seq(0)) },
+        )
     };
     graph.groups.iter().map(level).collect()
 }
 
 /// Where a group is.
-struct At {
+struct GroupLevel {
     level: String,
     /// Whether somebody has told it so.
-    told: bool,
+    is_requested: bool,
 }
 
-impl At {
+impl GroupLevel {
     fn runs(&self, program: &ProgramConfig) -> bool {
         let names = program.levels.contains(&self.level);
-        if self.level == STOP { names && self.told } else { names || program.levels.is_empty() }
+        if self.level == STOP { names && self.is_requested } else { names || program.levels.is_empty() }
     }
-}
-
-fn wanted(program: &ProgramConfig) -> bool {
-    program.enabled && !program.manual
 }
 
 /// What has changed for every program: what it finds in its environment.
@@ -193,53 +197,49 @@ fn compare(
     runs: bool,
     down: bool,
 ) -> (Change, String) {
-    match (wanted(old), wanted(new)) {
-        (true, false) if !down => return (Change::Stop, "it is no longer enabled".to_owned()),
-        (false, true) if down && !runs => return (Change::Start, "it is enabled now".to_owned()),
-        (true | false, true | false) => {}
+    if !old.autostart && new.autostart && down && !runs {
+        return (Change::Start, "it starts by itself now".to_owned());
     }
     let changed = changed_fields(old, new);
     let (rules, launch): (Vec<&str>, Vec<&str>) =
-        changed.iter().map(String::as_str).partition(|field| FOLLOWED_AS_IT_RUNS.contains(field));
+        changed.iter().map(String::as_str).partition(|field| LIVE_FIELDS.contains(field));
     // Where its output goes is decided when it is started.
-    let merged = if merge && new.log.is_none() { &["gaggled.merge"][..] } else { &[] };
+    let merged = if merge && new.log.is_none() { &["gaggled.prefix_output"][..] } else { &[] };
     let launch = [common, merged, &launch].concat();
     if !launch.is_empty() {
         // What an operator wants down is not brought up by that.
-        let change = if runs && !down { Change::Restart } else { Change::Update };
+        let change = if runs && !down { Change::Restart } else { Change::ApplyLive };
         return (change, format!("{} changed", launch.join(", ")));
     }
     if rules.is_empty() {
-        return (Change::Keep, String::new());
+        return (Change::Unchanged, String::new());
     }
-    (Change::Update, format!("{} changed, which needs no restart", rules.join(", ")))
+    (Change::ApplyLive, format!("{} changed, which needs no restart", rules.join(", ")))
 }
 
 /// What the rules look at while a program runs; everything else it gets when it is started.
-const FOLLOWED_AS_IT_RUNS: [&str; 12] = [
+const LIVE_FIELDS: [&str; 12] = [
     "retry",
     "mode",
     "group",
     "levels",
-    "success",
-    "stop",
+    "success_exit_codes",
+    "stop_command",
     "killwait",
     "backoff",
-    "limit",
+    "start_limit",
     "essential",
     "depends",
-    "enabled",
+    "autostart",
 ];
 
 /// The fields that have changed, by their names in the file.
 fn changed_fields(old: &ProgramConfig, new: &ProgramConfig) -> Vec<String> {
     let fields = |program: &ProgramConfig| {
         let plain = ProgramConfig {
-            // Each of these is said in two ways.
+            // The mode is said in two ways.
             mode: Some(program.effective_mode()),
             respawn: None,
-            enabled: wanted(program),
-            manual: false,
             ..program.clone()
         };
         fields_of(&plain)
@@ -250,7 +250,7 @@ fn changed_fields(old: &ProgramConfig, new: &ProgramConfig) -> Vec<String> {
 /// The settings that differ, besides those of programs.
 fn changed_settings(old: &Config, new: &Config) -> Vec<String> {
     let rest = |config: &Config| {
-        fields_of(&Config { gaggled: Settings::default(), programs: Ordered::default(), ..config.clone() })
+        fields_of(&Config { gaggled: Settings::default(), programs: OrderedMap::default(), ..config.clone() })
     };
     let own = different(&fields_of(&old.gaggled), &fields_of(&new.gaggled));
     let own = own.into_iter().map(|field| format!("gaggled.{field}"));
@@ -276,7 +276,7 @@ mod tests {
     use super::*;
     use crate::{
         graph::Graph,
-        ids::{Dense, EpochId, ProgramId, Seq},
+        ids::{DenseId, EpochId, ProgramId, Seq},
         state::{Phase, State},
     };
 
@@ -305,12 +305,12 @@ mod tests {
             r#"(programs: {
                 "web": (command: "a", depends: {"same": ()}), "same": (command: "a"), "moved": (command: "a", wd: "/tmp"),
                 "slower": (command: "a", killwait: "1m"), "off": (command: "a", enabled: false), "new": (command: "a"),
-                "spare": (command: "a", manual: true),
+                "spare": (command: "a", autostart: false),
             })"#,
         );
         let plan = Plan::new(&old, &new, &running(old.graph()));
         let told: Vec<String> =
-            plan.steps.iter().map(|step| format!("{} {:?} {}", step.program, step.change, step.why)).collect();
+            plan.steps.iter().map(|step| format!("{} {:?} {}", step.program, step.change, step.reason)).collect();
         assert_eq!(
             told,
             [
@@ -341,13 +341,15 @@ mod tests {
             })"#,
         );
         let mut state = running(old.graph());
-        for (id, place) in [(0, Place::In(Seq(1))), (1, Place::In(Seq(1))), (2, Place::Out)] {
-            state.programs[ProgramId::at(id)].place = place;
+        for (id, place) in
+            [(0, Membership::Admitted(Seq(1))), (1, Membership::Admitted(Seq(1))), (2, Membership::Stopped)]
+        {
+            state.programs[ProgramId::at(id)].membership = place;
         }
         state.programs[ProgramId::at(2)].phase = Phase::Down;
         let plan = Plan::new(&old, &new, &state);
         let told: Vec<String> =
-            plan.steps.iter().map(|step| format!("{} {:?} {}", step.program, step.change, step.why)).collect();
+            plan.steps.iter().map(|step| format!("{} {:?} {}", step.program, step.change, step.reason)).collect();
         assert_eq!(
             told,
             [
@@ -357,7 +359,7 @@ mod tests {
                 "new Update it is new, and its group is at level 2",
             ]
         );
-        assert!(plan.wishes(&state, &Cause::Boot).is_empty(), "the group sees to all of it");
+        assert!(plan.wishes(&state, &Cause::DaemonStart).is_empty(), "the group sees to all of it");
     }
 
     #[test]
@@ -365,6 +367,6 @@ mod tests {
         let old = config(r#"(programs: {"a": (command: "x"), "b": (command: "x")})"#);
         let new = config(r#"(gaggled: (env: {"TZ": "UTC"}), programs: {"a": (command: "x"), "b": (command: "x")})"#);
         let plan = Plan::new(&old, &new, &running(old.graph()));
-        assert!(plan.steps.iter().all(|step| step.change == Change::Restart && step.why == "gaggled.env changed"));
+        assert!(plan.steps.iter().all(|step| step.change == Change::Restart && step.reason == "gaggled.env changed"));
     }
 }

@@ -6,25 +6,25 @@
 //!   is over;
 //! - **stop** when it is leaving or everything is; an operator's stop, a change of level and a shutdown let the
 //!   dependents go first, but for no longer than half of the killwait. What a program has done that has ended is stopped
-//!   by undoing it.
+//!   by in_stop_command it.
 
 use std::collections::BTreeSet;
 
 use crate::{
     event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
     graph::{Leaves, Policy},
-    health::Vigil,
-    host::{ExitStatus, Fact, HostCommand, Observed, Signal},
+    health::HealthMonitor,
+    host::{ExitStatus, HostCommand, HostEvent, HostReport, Signal},
     ids::{EpochId, InstanceId, ProgramId, Seq},
-    machine::{Input, Machine, Outputs, Timer, follows_from},
+    machine::{Input, Machine, Outputs, Timer, restored_cause},
     rules::Refusal,
-    state::{Phase, Place, ProgramState, State},
+    state::{Membership, Phase, ProgramState, State},
     time::{Instant, Millis},
 };
 
 /// The machine of one program.
 #[derive(Clone, Debug)]
-pub struct Program {
+pub struct ProgramMachine {
     id: ProgramId,
     epoch: EpochId,
     policy: Policy,
@@ -32,111 +32,113 @@ pub struct Program {
     /// Programs that depend on this one, or build on what it has done, and of which there is something to stop.
     dependents: BTreeSet<ProgramId>,
     /// Those of them that leave their level.
-    leavers: BTreeSet<ProgramId>,
+    leaving_level: BTreeSet<ProgramId>,
     /// Those that follow it down, by a dependency that propagates.
-    followers: BTreeSet<ProgramId>,
+    propagating_dependents: BTreeSet<ProgramId>,
     shutdown: Option<Instant>,
     shutdown_killwait: Millis,
     /// What an operator has last sent to a run to end it, and when.
     signalled: Option<(InstanceId, Signal, Instant)>,
     /// Whether a proposal of `decide` has not been answered.
-    asked: bool,
+    pending_proposal: bool,
     /// The event after which the timer of `decide` was armed.
     armed_by: Seq,
-    vigil: Vigil,
+    health: HealthMonitor,
 }
 
-impl Program {
+impl ProgramMachine {
     fn committed(&mut self, envelope: &Envelope, out: &mut Outputs) {
         match &envelope.event {
-            Event::Program(program, event) if *program == self.id => self.own(envelope, event, out),
-            Event::Program(dependent, event) => self.dependent(*dependent, event),
-            Event::Dependency(_, event) => self.state.apply_dependency(envelope.seq, envelope.at, event),
-            Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
+            Event::Program(program, event) if *program == self.id => self.own_event(envelope, event, out),
+            Event::Program(dependent, event) => self.dependent_event(*dependent, event),
+            Event::Dependency(_, event) => self.state.apply_dependency(envelope.seq, envelope.monotonic, event),
+            Event::System(SystemEvent::ShutdownStarted) => self.shutdown = Some(envelope.monotonic),
             Event::Group(..) | Event::System(_) => {}
         }
     }
 
-    fn dependent(&mut self, dependent: ProgramId, event: &ProgramEvent) {
-        match event.makes_running() {
+    fn dependent_event(&mut self, dependent: ProgramId, event: &ProgramEvent) {
+        match event.sets_running() {
             Some(true) => drop(self.dependents.insert(dependent)),
             Some(false) => drop(self.dependents.remove(&dependent)),
-            None if matches!(event, ProgramEvent::LevelLeft { .. }) => drop(self.leavers.insert(dependent)),
-            None => drop(self.leavers.remove(&dependent)),
+            None if matches!(event, ProgramEvent::LevelStopRequested { .. }) => {
+                drop(self.leaving_level.insert(dependent))
+            }
+            None => drop(self.leaving_level.remove(&dependent)),
         }
     }
 
-    fn own(&mut self, envelope: &Envelope, event: &ProgramEvent, out: &mut Outputs) {
-        if self.policy.essential && self.shutdown.is_none() && self.state.verdict(event).is_some() {
-            out.propose(Event::System(SystemEvent::ShutdownBegun), Cause::Event(envelope.seq));
+    fn own_event(&mut self, envelope: &Envelope, event: &ProgramEvent, out: &mut Outputs) {
+        if self.policy.essential && self.shutdown.is_none() && self.state.essential_exit(event).is_some() {
+            out.propose(Event::System(SystemEvent::ShutdownStarted), Cause::Event(envelope.seq));
         }
-        self.state.apply(&self.policy, self.epoch, envelope.seq, envelope.at, event);
+        self.state.apply(&self.policy, self.epoch, envelope.seq, envelope.monotonic, event);
         let program = self.id;
         match event {
             ProgramEvent::Starting { instance } => {
-                self.asked = false;
-                self.vigil.forget();
-                out.perform(HostCommand::Spawn { program, instance: *instance });
+                self.pending_proposal = false;
+                self.health.reset();
+                out.execute(HostCommand::Spawn { program, instance: *instance });
             }
-            ProgramEvent::Stopping { instance, deadline, .. } => {
-                self.asked = false;
+            ProgramEvent::Stopping { instance, kill_at: deadline, .. } => {
+                self.pending_proposal = false;
                 let instance = *instance;
-                out.perform(if self.state.undoing {
-                    HostCommand::Undo { program, instance }
+                out.execute(if self.state.in_stop_command {
+                    HostCommand::RunStopCommand { program, instance }
                 } else {
                     HostCommand::Stop { program, instance }
                 });
-                out.arm(Timer::Kill(instance), *deadline);
+                out.set_timer(Timer::KillTimeout(instance), *deadline);
             }
-            ProgramEvent::StopEscalated { instance } => {
-                out.perform(HostCommand::Kill { program, instance: *instance });
+            ProgramEvent::KillRequested { instance } => {
+                out.execute(HostCommand::Kill { program, instance: *instance });
             }
             ProgramEvent::Signalled { instance, signal } => {
                 if signal.asks_to_end() {
-                    self.signalled = Some((*instance, *signal, envelope.at));
+                    self.signalled = Some((*instance, *signal, envelope.monotonic));
                 }
-                out.perform(HostCommand::Signal { program, instance: *instance, signal: *signal });
+                out.execute(HostCommand::Signal { program, instance: *instance, signal: *signal });
             }
-            ProgramEvent::Exited { instance, left_behind, stands, .. } => {
-                self.asked = false;
+            ProgramEvent::Exited { instance, orphans, remains, .. } => {
+                self.pending_proposal = false;
                 // It was asked to end when it had just ended by itself: nothing of it is wanted.
-                if self.policy.leaves == Leaves::Keep && *left_behind > 0 && !stands {
-                    out.perform(HostCommand::Kill { program, instance: *instance });
+                if self.policy.leaves == Leaves::Keep && *orphans > 0 && !remains {
+                    out.execute(HostCommand::Kill { program, instance: *instance });
                 }
             }
             ProgramEvent::Started { .. } | ProgramEvent::Daemonized { .. } | ProgramEvent::Ready { .. } => {
-                let since = self.state.up_since.unwrap_or(envelope.at);
-                self.vigil.begin(envelope.at, since, &self.state, out);
+                let since = self.state.up_since.unwrap_or(envelope.monotonic);
+                self.health.begin(envelope.monotonic, since, &self.state, out);
             }
             ProgramEvent::Adopted { .. }
             | ProgramEvent::Unhealthy { .. }
             | ProgramEvent::SpawnFailed { .. }
             | ProgramEvent::StopCommandFailed { .. }
-            | ProgramEvent::LevelEntered { .. }
-            | ProgramEvent::LevelLeft { .. }
-            | ProgramEvent::OperatorStopped
-            | ProgramEvent::OperatorStarted
-            | ProgramEvent::OperatorRestarted => {}
+            | ProgramEvent::LevelStartRequested { .. }
+            | ProgramEvent::LevelStopRequested { .. }
+            | ProgramEvent::StopRequested
+            | ProgramEvent::StartRequested
+            | ProgramEvent::RestartRequested => {}
         }
     }
 
     /// Applies the two rules.
     fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
-        if self.asked {
+        if self.pending_proposal {
             return;
         }
         match self.state.phase {
             Phase::Down if self.may_start() => match self.state.not_before {
-                Some(at) if at > now => self.arm(Timer::Start, at, &cause, out),
+                Some(at) if at > now => self.set_timer(Timer::Backoff, at, &cause, out),
                 _ => {
                     let instance = InstanceId(self.state.instance.0 + 1);
-                    self.ask(ProgramEvent::Starting { instance }, cause, out);
+                    self.propose(ProgramEvent::Starting { instance }, cause, out);
                 }
             },
-            Phase::Up | Phase::Done => {
+            Phase::Up | Phase::ActiveExited => {
                 if let Some(reason) = self.stop_reason() {
-                    match self.hold(reason).filter(|until| *until > now) {
-                        Some(until) => self.arm(Timer::Stop, until, &cause, out),
+                    match self.stop_after(reason).filter(|until| *until > now) {
+                        Some(until) => self.set_timer(Timer::DependentsGrace, until, &cause, out),
                         None => self.stop(now, reason, cause, out),
                     }
                 }
@@ -146,37 +148,39 @@ impl Program {
     }
 
     fn may_start(&self) -> bool {
-        self.state.due
+        self.state.start_pending
             && !self.state.operator_down
-            && !self.state.given_up
-            && self.state.place != Place::Out
-            && self.state.unmet == 0
+            && !self.state.start_limit_hit
+            && self.state.membership != Membership::Stopped
+            && self.state.unsatisfied == 0
             && self.shutdown.is_none()
     }
 
     fn stop_reason(&self) -> Option<StopReason> {
         match self.shutdown {
             Some(_) => Some(StopReason::Shutdown),
-            None => self.state.leaving.map(|leaving| leaving.reason),
+            None => self.state.pending_stop.map(|leaving| leaving.reason),
         }
     }
 
     /// Until when the dependents that go first are waited for.
-    fn hold(&self, reason: StopReason) -> Option<Instant> {
+    fn stop_after(&self, reason: StopReason) -> Option<Instant> {
         match reason {
             StopReason::Unhealthy => None,
-            StopReason::Propagated if !self.is_planned() => None,
-            StopReason::Propagated | StopReason::Operator => {
-                (self.dependents.intersection(&self.followers).next().is_some())
-                    .then(|| self.leaving_since() + self.policy.killwait.half())
+            StopReason::DependencyDown if !self.dependents_first() => None,
+            StopReason::DependencyDown | StopReason::Operator => {
+                (self.dependents.intersection(&self.propagating_dependents).next().is_some())
+                    .then(|| self.stop_pending_since() + self.policy.killwait.half())
             }
             StopReason::Level => {
-                let goes_first = |dependent| self.followers.contains(dependent) || self.leavers.contains(dependent);
+                let goes_first = |dependent| {
+                    self.propagating_dependents.contains(dependent) || self.leaving_level.contains(dependent)
+                };
                 let waits = self.dependents.iter().any(goes_first);
-                waits.then(|| self.leaving_since() + self.policy.killwait.half())
+                waits.then(|| self.stop_pending_since() + self.policy.killwait.half())
             }
             StopReason::Shutdown => {
-                (!self.dependents.is_empty()).then(|| self.counted(self.shutdown) + self.shutdown_killwait.half())
+                (!self.dependents.is_empty()).then(|| self.counted_from(self.shutdown) + self.shutdown_killwait.half())
             }
         }
     }
@@ -184,157 +188,167 @@ impl Program {
     fn stop(&mut self, now: Instant, reason: StopReason, cause: Cause, out: &mut Outputs) {
         let killwait = self.policy.killwait;
         let bound = match reason {
-            StopReason::Shutdown => self.counted(self.shutdown) + self.shutdown_killwait.max(killwait),
-            _ if self.is_planned() => self.leaving_since() + killwait,
-            StopReason::Operator | StopReason::Propagated | StopReason::Level | StopReason::Unhealthy => now + killwait,
+            StopReason::Shutdown => self.counted_from(self.shutdown) + self.shutdown_killwait.max(killwait),
+            _ if self.dependents_first() => self.stop_pending_since() + killwait,
+            StopReason::Operator | StopReason::DependencyDown | StopReason::Level | StopReason::Unhealthy => {
+                now + killwait
+            }
         };
         let deadline = bound.min(now + killwait);
         let instance = self.state.instance;
-        self.ask(ProgramEvent::Stopping { instance, reason, deadline }, cause, out);
+        self.propose(ProgramEvent::Stopping { instance, reason, kill_at: deadline }, cause, out);
     }
 
     /// Whether it is stopped because an operator wants it, or something it follows, down: nothing has failed yet.
-    fn is_planned(&self) -> bool {
-        self.state.leaving.is_some_and(|leaving| leaving.planned)
+    fn dependents_first(&self) -> bool {
+        self.state.pending_stop.is_some_and(|leaving| leaving.dependents_first)
     }
 
     /// From when on the killwait counts: what was decided while it was starting counts from when it was up.
-    fn leaving_since(&self) -> Instant {
-        self.counted(self.state.leaving.map(|leaving| leaving.since))
+    fn stop_pending_since(&self) -> Instant {
+        self.counted_from(self.state.pending_stop.map(|leaving| leaving.since))
     }
 
-    fn counted(&self, decided: Option<Instant>) -> Instant {
+    fn counted_from(&self, decided: Option<Instant>) -> Instant {
         decided.max(self.state.up_since).unwrap_or_default()
     }
 
-    fn ask(&mut self, event: ProgramEvent, cause: Cause, out: &mut Outputs) {
-        self.asked = true;
+    fn propose(&mut self, event: ProgramEvent, cause: Cause, out: &mut Outputs) {
+        self.pending_proposal = true;
         out.propose(Event::Program(self.id, event), cause);
     }
 
-    fn arm(&mut self, timer: Timer, at: Instant, cause: &Cause, out: &mut Outputs) {
+    fn set_timer(&mut self, timer: Timer, at: Instant, cause: &Cause, out: &mut Outputs) {
         self.armed_by = cause.event().unwrap_or(self.armed_by);
-        out.arm(timer, at);
+        out.set_timer(timer, at);
     }
 
-    fn observed(&mut self, now: Instant, observed: Observed, out: &mut Outputs) {
-        let instance = observed.instance;
-        let event = match observed.fact {
-            Fact::Spawned { pid, birth } => ProgramEvent::Started { instance, pid, birth },
-            Fact::Daemonized { pid, birth } => {
-                let again = self.state.daemonized && self.state.pid == Some(pid) && self.state.birth == birth;
+    fn host_reported(&mut self, now: Instant, report: HostReport, out: &mut Outputs) {
+        let instance = report.instance;
+        let event = match report.event {
+            HostEvent::Spawned { pid, start_time } => ProgramEvent::Started { instance, pid, start_time },
+            HostEvent::Daemonized { pid, start_time } => {
+                let again = self.state.daemonized && self.state.pid == Some(pid) && self.state.start_time == start_time;
                 if again {
                     return;
                 }
-                ProgramEvent::Daemonized { instance, pid, birth }
+                ProgramEvent::Daemonized { instance, pid, start_time }
             }
-            Fact::Ready | Fact::Checked(_) | Fact::Complained(_) | Fact::Alive | Fact::Heard => {
+            HostEvent::Ready
+            | HostEvent::ProbeResult(_)
+            | HostEvent::NotReadyYet(_)
+            | HostEvent::WatchdogPing
+            | HostEvent::ReportsFlushed => {
                 if self.state.instance == instance {
-                    self.vigil.observed(now, &self.state, observed.fact, out);
+                    self.health.host_reported(now, &self.state, report.event, out);
                 }
                 return;
             }
-            Fact::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
-            Fact::StopCommandFailed { status } => ProgramEvent::StopCommandFailed { instance, status },
-            Fact::Exited { status, left_behind } => {
-                let stands = self.stands(status, left_behind);
-                ProgramEvent::Exited { instance, status, left_behind, stands }
+            HostEvent::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
+            HostEvent::StopCommandFailed { status } => ProgramEvent::StopCommandFailed { instance, status },
+            HostEvent::Exited { status, orphans } => {
+                let remains = self.remains(status, orphans);
+                ProgramEvent::Exited { instance, status, orphans, remains }
             }
         };
         let stopping = self.state.phase == Phase::Stopping && self.state.instance == instance;
         let signalled = self.signalled.is_some_and(|(run, signal, at)| {
             let by_it =
-                matches!(observed.fact, Fact::Exited { status: ExitStatus::Signal(number), .. } if number == signal.0);
+                matches!(report.event, HostEvent::Exited { status: ExitStatus::Signal(number), .. } if number == signal.0);
             // A program may take its time, but what happens long after was not that.
             run == instance && (by_it || now <= at + self.policy.killwait)
         });
-        let cause = match observed.fact {
-            Fact::Exited { .. } if !stopping && !signalled => Cause::Os,
+        let cause = match report.event {
+            HostEvent::Exited { .. } if !stopping && !signalled => Cause::Kernel,
             // The journal knows what was done for it last.
-            Fact::Exited { .. }
-            | Fact::Spawned { .. }
-            | Fact::SpawnFailed { .. }
-            | Fact::StopCommandFailed { .. }
-            | Fact::Daemonized { .. }
-            | Fact::Ready
-            | Fact::Checked(_)
-            | Fact::Complained(_)
-            | Fact::Alive
-            | Fact::Heard => Cause::Event(self.state.changed_by),
+            HostEvent::Exited { .. }
+            | HostEvent::Spawned { .. }
+            | HostEvent::SpawnFailed { .. }
+            | HostEvent::StopCommandFailed { .. }
+            | HostEvent::Daemonized { .. }
+            | HostEvent::Ready
+            | HostEvent::ProbeResult(_)
+            | HostEvent::NotReadyYet(_)
+            | HostEvent::WatchdogPing
+            | HostEvent::ReportsFlushed => Cause::Event(self.state.phase_event),
         };
         out.propose(Event::Program(self.id, event), cause);
     }
 
     /// Whether what it has done stands when it ends like that.
-    fn stands(&self, status: ExitStatus, left_behind: u16) -> bool {
+    fn remains(&self, status: ExitStatus, orphans: u16) -> bool {
         // That it was started may have been seen just before, and not be committed yet.
-        let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && self.state.urged_by.is_none();
-        by_itself && self.policy.stands(status, left_behind)
+        let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && self.state.stop_event.is_none();
+        by_itself && self.policy.remains(status, orphans)
     }
 
     fn kill(&self, instance: InstanceId, out: &mut Outputs) {
         if self.state.phase == Phase::Stopping && self.state.instance == instance {
-            let cause = Cause::Timer(self.state.changed_by);
-            out.propose(Event::Program(self.id, ProgramEvent::StopEscalated { instance }), cause);
+            let cause = Cause::Timer(self.state.phase_event);
+            out.propose(Event::Program(self.id, ProgramEvent::KillRequested { instance }), cause);
         }
     }
 
     fn refused(&mut self, event: &Event, refusal: &Refusal, out: &mut Outputs) {
         let timer = match event {
-            Event::Program(_, ProgramEvent::StopEscalated { instance }) => Timer::Kill(*instance),
+            Event::Program(_, ProgramEvent::KillRequested { instance }) => Timer::KillTimeout(*instance),
             Event::Program(_, ProgramEvent::Starting { .. } | ProgramEvent::Stopping { .. }) => {
-                self.asked = false;
-                Timer::Start
+                self.pending_proposal = false;
+                Timer::Backoff
             }
             Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => return,
         };
         if let Refusal::TooEarly { ready_at } = refusal {
-            out.arm(timer, *ready_at);
+            out.set_timer(timer, *ready_at);
         }
     }
 
     /// An effect may have been lost with the life before, and it does no harm to ask for it twice: a stop.
-    fn rebuilt(&mut self, now: Instant, since: Seq, out: &mut Outputs) {
+    fn restored(&mut self, now: Instant, since: Seq, out: &mut Outputs) {
         let (program, instance) = (self.id, self.state.instance);
         if self.state.phase == Phase::Stopping {
-            match self.state.deadline {
+            match self.state.kill_at {
                 Some(deadline) => {
-                    match (self.state.undoing, self.state.pid) {
-                        (false, _) => out.perform(HostCommand::Stop { program, instance }),
-                        (true, None) => out.perform(HostCommand::Undo { program, instance }),
+                    match (self.state.in_stop_command, self.state.pid) {
+                        (false, _) => out.execute(HostCommand::Stop { program, instance }),
+                        (true, None) => out.execute(HostCommand::RunStopCommand { program, instance }),
                         (true, Some(_)) => {}
                     }
-                    out.arm(Timer::Kill(instance), deadline);
+                    out.set_timer(Timer::KillTimeout(instance), deadline);
                 }
-                None => out.perform(HostCommand::Kill { program, instance }),
+                None => out.execute(HostCommand::Kill { program, instance }),
             }
         }
-        self.vigil.begin(now, now, &self.state, out);
-        self.decide(now, follows_from(self.state.last_seq, since), out);
+        self.health.begin(now, now, &self.state, out);
+        self.decide(now, restored_cause(self.state.last_seq, since), out);
     }
 }
 
-impl Machine for Program {
+impl Machine for ProgramMachine {
     type Id = ProgramId;
 
     fn new(state: &State, id: ProgramId) -> Self {
-        let edges = || state.graph.edges_on(id).iter().map(|edge| &state.graph.edges[*edge]);
+        let dependencies =
+            || state.graph.dependencies_on(id).iter().map(|dependency| &state.graph.dependencies[*dependency]);
         let dependents = state.graph.dependents(id);
-        let leaves = |of: &ProgramId| state.programs[*of].place == Place::Out;
+        let leaves = |of: &ProgramId| state.programs[*of].membership == Membership::Stopped;
         Self {
             id,
             epoch: state.epoch,
             policy: state.graph.programs[id].clone(),
             state: state.programs[id].clone(),
-            leavers: dependents.iter().copied().filter(leaves).collect(),
+            leaving_level: dependents.iter().copied().filter(leaves).collect(),
             dependents: dependents.into_iter().filter(|of| state.programs[*of].is_running()).collect(),
-            followers: edges().filter(|edge| edge.propagate).map(|edge| edge.of).collect(),
+            propagating_dependents: dependencies()
+                .filter(|dependency| dependency.propagate)
+                .map(|dependency| dependency.dependent)
+                .collect(),
             shutdown: state.shutdown,
             shutdown_killwait: state.graph.killwait,
             signalled: None,
-            asked: false,
+            pending_proposal: false,
             armed_by: state.programs[id].last_seq,
-            vigil: Vigil::new(id, &state.graph.programs[id]),
+            health: HealthMonitor::new(id, &state.graph.programs[id]),
         }
     }
 
@@ -344,14 +358,14 @@ impl Machine for Program {
                 self.committed(envelope, out);
                 self.decide(now, Cause::Event(envelope.seq), out);
             }
-            Input::Observed(observed) => self.observed(now, *observed, out),
-            Input::Due(Timer::Kill(instance)) => self.kill(*instance, out),
-            Input::Due(timer @ (Timer::Check | Timer::NotReady(_) | Timer::Silent(_))) => {
-                self.vigil.due(&self.state, *timer, out);
+            Input::HostReported(report) => self.host_reported(now, *report, out),
+            Input::TimerFired(Timer::KillTimeout(instance)) => self.kill(*instance, out),
+            Input::TimerFired(timer @ (Timer::Probe | Timer::StartTimeout(_) | Timer::Watchdog(_))) => {
+                self.health.timer_fired(&self.state, *timer, out);
             }
-            Input::Due(_) => self.decide(now, Cause::Timer(self.armed_by), out),
+            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.armed_by), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
-            Input::Rebuilt(since) => self.rebuilt(now, *since, out),
+            Input::Restored(since) => self.restored(now, *since, out),
         }
     }
 }

@@ -9,8 +9,8 @@ use std::fmt;
 use crate::{
     event::{DependencyEvent, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
     graph::Level,
-    ids::{EdgeId, GroupId, InstanceId, ProgramId},
-    state::{GroupState, Phase, Place, ProgramState, Standing, State},
+    ids::{DependencyId, GroupId, InstanceId, ProgramId},
+    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, State},
     time::Instant,
 };
 
@@ -20,11 +20,11 @@ pub enum Refusal {
     /// The instance it speaks of is not the one there is, or not in that phase: the proposal is stale.
     Stale,
     /// No start is owed, or an operator wants the program down.
-    NotWanted,
+    NoStartPending,
     /// This dependency is not satisfied.
-    DependencyUnmet {
+    DependencyUnsatisfied {
         /// Which.
-        edge: EdgeId,
+        dependency: DependencyId,
     },
     /// It is too early.
     TooEarly {
@@ -32,7 +32,7 @@ pub enum Refusal {
         ready_at: Instant,
     },
     /// The configuration no longer has the program.
-    Retired,
+    Unconfigured,
     /// The level of its group does not have the program.
     NotAtLevel {
         /// The group.
@@ -52,10 +52,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stale => f.write_str("that instance is no longer in that phase"),
-            Self::NotWanted => f.write_str("the program is not wanted"),
-            Self::DependencyUnmet { edge } => write!(f, "dependency {edge} is not satisfied"),
+            Self::NoStartPending => f.write_str("the program is not wanted"),
+            Self::DependencyUnsatisfied { dependency } => write!(f, "dependency {dependency} is not satisfied"),
             Self::TooEarly { ready_at } => write!(f, "too early, ready at {} ms", ready_at.as_millis()),
-            Self::Retired => f.write_str("the configuration no longer has the program"),
+            Self::Unconfigured => f.write_str("the configuration no longer has the program"),
             Self::NotAtLevel { group, level } => {
                 write!(f, "group {group} is at level {level}, at which the program does not run: tell it another")
             }
@@ -85,32 +85,33 @@ impl State {
         match event {
             ProgramEvent::Starting { instance } => self.admit_start(now, id, *instance),
             ProgramEvent::Started { instance, .. } | ProgramEvent::SpawnFailed { instance, .. } => {
-                let undoing = program.undoing && program.pid.is_none();
-                is_in(program, *instance, if undoing { &[Phase::Stopping] } else { &[Phase::Starting] })
+                let in_stop_command = program.in_stop_command && program.pid.is_none();
+                is_in(program, *instance, if in_stop_command { &[Phase::Stopping] } else { &[Phase::Starting] })
             }
             ProgramEvent::Stopping { instance, reason, .. } => {
-                is_in(program, *instance, &[Phase::Up, Phase::Done])?;
-                let wanted = program.leaving.is_some() || self.shutdown.is_some() && *reason == StopReason::Shutdown;
+                is_in(program, *instance, &[Phase::Up, Phase::ActiveExited])?;
+                let wanted =
+                    program.pending_stop.is_some() || self.shutdown.is_some() && *reason == StopReason::Shutdown;
                 if wanted { Ok(()) } else { Err(Refusal::Stale) }
             }
-            ProgramEvent::StopEscalated { instance } => {
+            ProgramEvent::KillRequested { instance } => {
                 is_in(program, *instance, &[Phase::Stopping])?;
-                match program.deadline {
+                match program.kill_at {
                     Some(ready_at) if ready_at > now => Err(Refusal::TooEarly { ready_at }),
                     Some(_) => Ok(()),
                     None => Err(Refusal::Stale),
                 }
             }
-            ProgramEvent::StopCommandFailed { instance, .. } if !program.undoing => {
+            ProgramEvent::StopCommandFailed { instance, .. } if !program.in_stop_command => {
                 is_in(program, *instance, &[Phase::Stopping])
             }
-            ProgramEvent::Daemonized { instance, .. } if !program.undoing => {
+            ProgramEvent::Daemonized { instance, .. } if !program.in_stop_command => {
                 is_in(program, *instance, &[Phase::Up, Phase::Stopping])
             }
-            ProgramEvent::Ready { instance } if program.ready_since.is_none() && program.leaving.is_none() => {
+            ProgramEvent::Ready { instance } if program.ready_since.is_none() && program.pending_stop.is_none() => {
                 is_in(program, *instance, &[Phase::Up])
             }
-            ProgramEvent::Unhealthy { instance, .. } if program.leaving.is_none() => {
+            ProgramEvent::Unhealthy { instance, .. } if program.pending_stop.is_none() => {
                 is_in(program, *instance, &[Phase::Up])
             }
             // That a program was adopted is committed only when a life of the daemon begins, without being asked for.
@@ -122,22 +123,28 @@ impl State {
             ProgramEvent::Exited { instance, .. } | ProgramEvent::Signalled { instance, .. } => {
                 is_in(program, *instance, &[Phase::Up, Phase::Stopping])
             }
-            ProgramEvent::OperatorStopped => Ok(()),
-            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted if self.graph.programs[id].retired => {
-                Err(Refusal::Retired)
+            ProgramEvent::StopRequested => Ok(()),
+            ProgramEvent::StartRequested | ProgramEvent::RestartRequested if self.graph.programs[id].unconfigured => {
+                Err(Refusal::Unconfigured)
             }
-            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => {
+            ProgramEvent::StartRequested | ProgramEvent::RestartRequested => {
                 self.refuse_in_shutdown()?;
                 self.refuse_at_level(id)
             }
-            ProgramEvent::LevelEntered { told } => {
-                let group = self.group_of(id).filter(|group| group.moves() && group.told == *told);
-                let free = group.is_some_and(|group| group.going.is_empty()) && !self.is_held_back(id);
+            ProgramEvent::LevelStartRequested { requested_by } => {
+                let group =
+                    self.group_of(id).filter(|group| group.is_switching() && group.requested_by == *requested_by);
+                let free = group.is_some_and(|group| group.stopping.is_empty()) && !self.waits_for_gate(id);
                 if self.shutdown.is_none() && free { Ok(()) } else { Err(Refusal::Stale) }
             }
-            ProgramEvent::LevelLeft { told } => {
-                let moves = self.group_of(id).is_some_and(|group| group.moves() && group.told == *told);
-                if moves && matches!(program.place, Place::In(_)) { Ok(()) } else { Err(Refusal::Stale) }
+            ProgramEvent::LevelStopRequested { requested_by } => {
+                let moves =
+                    self.group_of(id).is_some_and(|group| group.is_switching() && group.requested_by == *requested_by);
+                if moves && matches!(program.membership, Membership::Admitted(_)) {
+                    Ok(())
+                } else {
+                    Err(Refusal::Stale)
+                }
             }
         }
     }
@@ -147,13 +154,13 @@ impl State {
     }
 
     /// Whether one that comes before it in its group and level has to end well first.
-    fn is_held_back(&self, id: ProgramId) -> bool {
+    fn waits_for_gate(&self, id: ProgramId) -> bool {
         let Some(group) = self.graph.programs[id].group else { return false };
-        let earlier = self.graph.groups[group].holders.iter().take_while(|holder| **holder < id);
+        let earlier = self.graph.groups[group].gates.iter().take_while(|holder| **holder < id);
         let mut waits = earlier.filter(|holder| {
             let program = &self.programs[**holder];
             let belongs = self.groups[group].has(&self.graph.groups[group], &self.graph.programs[**holder]);
-            program.place != Place::Out && !program.is_completed() && belongs
+            program.membership != Membership::Stopped && !program.is_completed() && belongs
         });
         waits.next().is_some()
     }
@@ -173,10 +180,14 @@ impl State {
         self.refuse_in_shutdown()?;
         let group = &self.groups[id];
         let timely = match event {
-            GroupEvent::Told { level } if !self.graph.has_level(id, level) => return Err(Refusal::NoSuchLevel),
-            GroupEvent::Told { .. } | GroupEvent::Restarted => true,
-            GroupEvent::Reached { told } | GroupEvent::Failed { told, .. } => group.moves() && group.told == *told,
-            GroupEvent::FellBack { .. } => group.standing == Standing::Failed,
+            GroupEvent::LevelRequested { level } if !self.graph.has_level(id, level) => {
+                return Err(Refusal::NoSuchLevel);
+            }
+            GroupEvent::LevelRequested { .. } | GroupEvent::RestartRequested => true,
+            GroupEvent::LevelReached { requested_by } | GroupEvent::Failed { requested_by, .. } => {
+                group.is_switching() && group.requested_by == *requested_by
+            }
+            GroupEvent::FallbackStarted { .. } => group.level_switch == LevelSwitch::Failed,
         };
         if timely { Ok(()) } else { Err(Refusal::Stale) }
     }
@@ -187,13 +198,18 @@ impl State {
         if program.phase != Phase::Down || instance.0 != program.instance.0 + 1 {
             return Err(Refusal::Stale);
         }
-        if !program.due || program.operator_down || program.given_up || program.place == Place::Out {
-            return Err(Refusal::NotWanted);
+        if !program.start_pending
+            || program.operator_down
+            || program.start_limit_hit
+            || program.membership == Membership::Stopped
+        {
+            return Err(Refusal::NoStartPending);
         }
-        for edge in self.graph.edges_of(id) {
-            let open = self.edges[*edge].satisfied.is_some() && self.opens_at(*edge).is_some_and(|at| at <= now);
+        for dependency in self.graph.dependencies_of(id) {
+            let open = self.dependencies[*dependency].satisfied.is_some()
+                && self.satisfied_at(*dependency).is_some_and(|at| at <= now);
             if !open {
-                return Err(Refusal::DependencyUnmet { edge: *edge });
+                return Err(Refusal::DependencyUnsatisfied { dependency: *dependency });
             }
         }
         match program.not_before {
@@ -202,42 +218,43 @@ impl State {
         }
     }
 
-    fn admit_dependency(&self, now: Instant, id: EdgeId, event: &DependencyEvent) -> Result<(), Refusal> {
-        let edge = &self.edges[id];
-        let on = &self.programs[self.graph.edges[id].on];
+    fn admit_dependency(&self, now: Instant, id: DependencyId, event: &DependencyEvent) -> Result<(), Refusal> {
+        let dependency = &self.dependencies[id];
+        let on = &self.programs[self.graph.dependencies[id].dependency];
         match event {
             DependencyEvent::Satisfied { instance } => {
-                if edge.satisfied.is_some() || on.instance != *instance {
+                if dependency.satisfied.is_some() || on.instance != *instance {
                     return Err(Refusal::Stale);
                 }
-                match self.opens_at(id) {
+                match self.satisfied_at(id) {
                     Some(at) if at <= now => Ok(()),
                     Some(ready_at) => Err(Refusal::TooEarly { ready_at }),
                     None => Err(Refusal::Stale),
                 }
             }
             DependencyEvent::Broken => {
-                if edge.satisfied.is_some() {
+                if dependency.satisfied.is_some() {
                     Ok(())
                 } else {
                     Err(Refusal::Stale)
                 }
             }
-            DependencyEvent::RestartDue { fall, .. } => {
+            DependencyEvent::RestartTriggered { down_event, .. } => {
                 self.refuse_in_shutdown()?;
-                let news = on.fall.is_some_and(|last| *fall <= last) && edge.last_fall < Some(*fall);
-                if self.graph.edges[id].propagate && news { Ok(()) } else { Err(Refusal::Stale) }
+                let news = on.down_event.is_some_and(|last| *down_event <= last)
+                    && dependency.last_down_event < Some(*down_event);
+                if self.graph.dependencies[id].propagate && news { Ok(()) } else { Err(Refusal::Stale) }
             }
         }
     }
 
     fn admit_system(&self, event: &SystemEvent) -> Result<(), Refusal> {
         match event {
-            SystemEvent::ShutdownBegun | SystemEvent::HandoverBegun { .. } => self.refuse_in_shutdown(),
-            SystemEvent::ShutdownCompleted { .. } if self.shutdown.is_none() || self.survivors.is_some() => {
+            SystemEvent::ShutdownStarted | SystemEvent::HandoverStarted { .. } => self.refuse_in_shutdown(),
+            SystemEvent::ShutdownCompleted { .. } if self.shutdown.is_none() || self.unkillable.is_some() => {
                 Err(Refusal::Stale)
             }
-            SystemEvent::EpochOpened { .. }
+            SystemEvent::DaemonStarted { .. }
             | SystemEvent::ShutdownCompleted { .. }
             | SystemEvent::JournalDegraded { .. }
             | SystemEvent::JournalRestored { .. }

@@ -21,7 +21,7 @@ use crate::{
     graph::Graph,
     ids::EpochId,
     state::State,
-    wire::{Names, decode_event, encode_event},
+    wire::{ProgramIndex, decode_event, encode_event},
 };
 
 /// The version of the segments that this gaggled writes, and the latest that it reads.
@@ -54,7 +54,7 @@ impl Kind {
 
 /// A configuration with the place that it was read from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ConfigText {
+pub struct ConfigSource {
     /// The file.
     pub path: String,
     /// What stood in it.
@@ -63,7 +63,7 @@ pub struct ConfigText {
 
 /// Whose segment it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
+pub struct SegmentHeader {
     /// The version of the format.
     pub v: u32,
     /// Which journal: drawn once, so that the processes of one gaggled are never taken for those of another.
@@ -73,11 +73,11 @@ pub struct Head {
     /// The life of the daemon.
     pub epoch: EpochId,
     /// The configuration in force.
-    pub config: ConfigText,
+    pub config: ConfigSource,
     /// How many events right before this segment are in none, because the disk could not be written. It stands here and
     /// not in an event, so that a segment that is there always says what is not.
     #[serde(default)]
-    pub missed: u64,
+    pub lost_events: u64,
     /// The directories in which there may be cgroups of this gaggled, from this life and those before.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
@@ -100,7 +100,7 @@ pub fn frame(kind: Kind, body: &[u8], segment: &mut Vec<u8>) {
 }
 
 /// The beginning of a segment.
-pub fn begin(head: &Head, state: &State) -> Result<Vec<u8>, serde_json::Error> {
+pub fn begin(head: &SegmentHeader, state: &State) -> Result<Vec<u8>, serde_json::Error> {
     let mut segment = Vec::new();
     frame(Kind::Head, &serde_json::to_vec(head)?, &mut segment);
     frame(Kind::Snapshot, &serde_json::to_vec(state)?, &mut segment);
@@ -119,22 +119,22 @@ fn checksum(length: u32, kind: u8, body: &[u8]) -> u32 {
 
 /// Where and how a segment ceases to hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Broken {
+pub struct SegmentError {
     /// The byte from which on nothing is to be believed.
     pub at: usize,
     /// What is wrong there.
-    pub how: How,
+    pub how: Corruption,
 }
 
 /// What is wrong with a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum How {
+pub enum Corruption {
     /// The last frame is not whole: a crash has torn off the end. Nothing that was complete is lost.
-    Torn,
+    Truncated,
     /// A frame does not hold although others follow, or holds what cannot be.
     Damaged(String),
     /// It is of a version that this gaggled does not know.
-    Newer(u32),
+    NewerFormat(u32),
 }
 
 /// A frame that holds.
@@ -170,18 +170,18 @@ fn another_follows(bytes: &[u8], at: usize) -> bool {
 pub struct Replay<'a> {
     bytes: &'a [u8],
     at: usize,
-    names: Names,
+    names: ProgramIndex,
     /// Whose segment it is.
-    pub head: Head,
+    pub head: SegmentHeader,
     /// The fold so far.
     pub state: State,
     /// A configuration that the next life of the daemon is to take.
-    pub next_config: Option<ConfigText>,
+    pub next_config: Option<ConfigSource>,
 }
 
 impl<'a> Replay<'a> {
     /// Reads the head and the snapshot.
-    pub fn open(bytes: &'a [u8]) -> Result<Self, Broken> {
+    pub fn open(bytes: &'a [u8]) -> Result<Self, SegmentError> {
         let mut at = 0;
         let mut next = |kind: Kind| {
             let found = frame_at(bytes, at).filter(|frame| frame.kind == kind);
@@ -190,13 +190,13 @@ impl<'a> Replay<'a> {
             Ok((place, found.body))
         };
         let (place, body) = next(Kind::Head)?;
-        let wrong = |at, what: &str, why: serde_json::Error| Broken {
+        let wrong = |at, what: &str, why: serde_json::Error| SegmentError {
             at,
-            how: How::Damaged(format!("the {what} is not understood: {why}")),
+            how: Corruption::Damaged(format!("the {what} is not understood: {why}")),
         };
         let version: Version = serde_json::from_slice(body).map_err(|why| wrong(place, "head", why))?;
         if version.v > FORMAT {
-            return Err(Broken { at: place, how: How::Newer(version.v) });
+            return Err(SegmentError { at: place, how: Corruption::NewerFormat(version.v) });
         }
         let head = serde_json::from_slice(body).map_err(|why| wrong(place, "head", why))?;
         let (place, body) = next(Kind::Snapshot)?;
@@ -211,7 +211,7 @@ impl<'a> Replay<'a> {
     }
 
     /// The next event, which the fold has already taken, and its JSON; `None` at the end.
-    pub fn next_event(&mut self) -> Option<Result<(Envelope, &'a str), Broken>> {
+    pub fn next_event(&mut self) -> Option<Result<(Envelope, &'a str), SegmentError>> {
         while self.at < self.bytes.len() {
             let Some(frame) = frame_at(self.bytes, self.at) else {
                 return Some(Err(broken(self.bytes, self.at)));
@@ -223,7 +223,7 @@ impl<'a> Replay<'a> {
                         return Some(Ok(event));
                     }
                 }
-                Err(why) => return Some(Err(Broken { at: self.at, how: How::Damaged(why) })),
+                Err(why) => return Some(Err(SegmentError { at: self.at, how: Corruption::Damaged(why) })),
             }
         }
         None
@@ -250,21 +250,21 @@ impl<'a> Replay<'a> {
     }
 }
 
-fn broken(bytes: &[u8], at: usize) -> Broken {
+fn broken(bytes: &[u8], at: usize) -> SegmentError {
     let how = if another_follows(bytes, at + 1) {
-        How::Damaged("a part of it has been overwritten".to_owned())
+        Corruption::Damaged("a part of it has been overwritten".to_owned())
     } else {
-        How::Torn
+        Corruption::Truncated
     };
-    Broken { at, how }
+    SegmentError { at, how }
 }
 
-impl std::fmt::Display for How {
+impl std::fmt::Display for Corruption {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Torn => f.write_str("its end is torn off"),
+            Self::Truncated => f.write_str("its end is torn off"),
             Self::Damaged(why) => write!(f, "it is damaged: {why}"),
-            Self::Newer(version) => write!(f, "it was written by a newer gaggled, in format {version}"),
+            Self::NewerFormat(version) => write!(f, "it was written by a newer gaggled, in format {version}"),
         }
     }
 }
@@ -290,13 +290,13 @@ mod tests {
         let policy = Policy { killwait: Millis(1000), backoff, ..Policy::new("a") };
         graph.add_program(policy);
         let mut journal = Journal::new(Arc::new(graph), EpochId(7));
-        let head = Head {
+        let head = SegmentHeader {
             v: FORMAT,
             journal: "j".into(),
             boot: "b".into(),
             epoch: EpochId(7),
-            config: ConfigText { path: "system.ron".into(), text: "()".into() },
-            missed: 0,
+            config: ConfigSource { path: "system.ron".into(), text: "()".into() },
+            lost_events: 0,
             cgroups: Vec::new(),
         };
         let mut bytes = begin(&head, journal.state()).expect("it can be written");
@@ -305,24 +305,24 @@ mod tests {
             let instance = InstanceId(step / 3 + 1);
             let event = match step % 3 {
                 0 => ProgramEvent::Starting { instance },
-                1 => ProgramEvent::Started { instance, pid: 42, birth: StartTime(4711) },
+                1 => ProgramEvent::Started { instance, pid: 42, start_time: StartTime(4711) },
                 _ => ProgramEvent::Exited {
                     instance,
                     status: crate::host::ExitStatus::Code(1),
-                    left_behind: 0,
-                    stands: false,
+                    orphans: 0,
+                    remains: false,
                 },
             };
             let at = Instant::from_micros(step * 1000);
             let event = Event::Program(ProgramId(0), event);
-            let envelope = journal.commit_unchecked(at, WallTime(1), event, Cause::Boot);
+            let envelope = journal.commit_unchecked(at, WallTime(1), event, Cause::DaemonStart);
             frame_event(&envelope, &journal.state().graph, &mut bytes);
             ends.push(bytes.len());
         }
         (bytes, ends, journal.state().clone())
     }
 
-    fn read(bytes: &[u8]) -> (usize, Option<Broken>, Option<State>) {
+    fn read(bytes: &[u8]) -> (usize, Option<SegmentError>, Option<State>) {
         let mut replay = match Replay::open(bytes) {
             Ok(replay) => replay,
             Err(broken) => return (0, Some(broken), None),
@@ -353,7 +353,7 @@ mod tests {
             if ends.contains(&length) {
                 assert_eq!(broken, None, "cut at {length}");
             } else {
-                assert_eq!(broken.expect("it is noticed").how, How::Torn, "cut at {length}");
+                assert_eq!(broken.expect("it is noticed").how, Corruption::Truncated, "cut at {length}");
             }
         }
     }
@@ -369,7 +369,7 @@ mod tests {
             assert_eq!(events, before, "flipped at {at}");
             let how = broken.expect("it is noticed").how;
             let last = at >= ends[ends.len() - 2];
-            assert_eq!(matches!(how, How::Torn), last, "flipped at {at}: {how}");
+            assert_eq!(matches!(how, Corruption::Truncated), last, "flipped at {at}: {how}");
         }
     }
 
@@ -377,6 +377,6 @@ mod tests {
     fn a_newer_format_is_not_guessed_at() {
         let mut bytes = Vec::new();
         frame(Kind::Head, br#"{"v":99,"something":"new"}"#, &mut bytes);
-        assert_eq!(Replay::open(&bytes).expect_err("it is newer").how, How::Newer(99));
+        assert_eq!(Replay::open(&bytes).expect_err("it is newer").how, Corruption::NewerFormat(99));
     }
 }

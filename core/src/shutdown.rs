@@ -15,44 +15,44 @@ use crate::{
 
 /// The machine of the end.
 #[derive(Clone, Debug)]
-pub struct Shutdown {
+pub struct ShutdownMachine {
     running: BTreeSet<ProgramId>,
-    begun: Option<(Seq, Instant)>,
-    patience: Millis,
+    started: Option<(Seq, Instant)>,
+    timeout: Millis,
     /// Whether an essential program has ended.
-    doomed: bool,
+    essential_exited: bool,
     completed: bool,
 }
 
-impl Shutdown {
+impl ShutdownMachine {
     /// How long a killed process may take to disappear before it is given up: it waits in the kernel for a device.
     pub const UNKILLABLE: Millis = Millis(2000);
 
     fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
-        let Some((_, begun)) = self.begun else { return };
+        let Some((_, begun)) = self.started else { return };
         if self.completed {
             return;
         }
-        let give_up = begun + self.patience;
+        let give_up = begun + self.timeout;
         if self.running.is_empty() || now >= give_up {
             self.completed = true;
             let survivors = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-            out.propose(Event::System(SystemEvent::ShutdownCompleted { survivors }), cause);
+            out.propose(Event::System(SystemEvent::ShutdownCompleted { unkillable: survivors }), cause);
         }
     }
 }
 
-impl Machine for Shutdown {
+impl Machine for ShutdownMachine {
     type Id = ();
 
     fn new(state: &State, (): ()) -> Self {
         let longest = state.graph.programs.values().map(|policy| policy.killwait).max().unwrap_or_default();
         Self {
             running: state.running.clone(),
-            begun: state.shutdown.map(|at| (state.seq, at)),
-            patience: Millis(longest.max(state.graph.killwait).0 + Self::UNKILLABLE.0),
-            doomed: state.verdict.is_some(),
-            completed: state.survivors.is_some(),
+            started: state.shutdown.map(|at| (state.seq, at)),
+            timeout: Millis(longest.max(state.graph.killwait).0 + Self::UNKILLABLE.0),
+            essential_exited: state.essential_exit.is_some(),
+            completed: state.unkillable.is_some(),
         }
     }
 
@@ -60,34 +60,34 @@ impl Machine for Shutdown {
         match input {
             Input::Committed(envelope) => {
                 match &envelope.event {
-                    Event::Program(program, event) => match event.makes_running() {
+                    Event::Program(program, event) => match event.sets_running() {
                         Some(true) => drop(self.running.insert(*program)),
                         Some(false) => drop(self.running.remove(program)),
                         None => {}
                     },
-                    Event::System(SystemEvent::ShutdownBegun) => {
-                        self.begun = Some((envelope.seq, envelope.at));
-                        out.arm(Timer::GiveUp, envelope.at + self.patience);
+                    Event::System(SystemEvent::ShutdownStarted) => {
+                        self.started = Some((envelope.seq, envelope.monotonic));
+                        out.set_timer(Timer::ShutdownTimeout, envelope.monotonic + self.timeout);
                     }
                     Event::Dependency(..) | Event::Group(..) | Event::System(_) => {}
                 }
                 self.decide(now, Cause::Event(envelope.seq), out);
             }
-            Input::Due(_) => {
-                if let Some((seq, _)) = self.begun {
+            Input::TimerFired(_) => {
+                if let Some((seq, _)) = self.started {
                     self.decide(now, Cause::Timer(seq), out);
                 }
             }
-            Input::Rebuilt(since) => {
-                if self.doomed && self.begun.is_none() {
-                    out.propose(Event::System(SystemEvent::ShutdownBegun), Cause::Event(*since));
+            Input::Restored(since) => {
+                if self.essential_exited && self.started.is_none() {
+                    out.propose(Event::System(SystemEvent::ShutdownStarted), Cause::Event(*since));
                 }
-                if let Some((seq, begun)) = self.begun {
-                    out.arm(Timer::GiveUp, begun + self.patience);
+                if let Some((seq, begun)) = self.started {
+                    out.set_timer(Timer::ShutdownTimeout, begun + self.timeout);
                     self.decide(now, Cause::Event(seq), out);
                 }
             }
-            Input::Observed(_) | Input::Refused(..) => {}
+            Input::HostReported(_) | Input::Refused(..) => {}
         }
     }
 }

@@ -4,33 +4,33 @@
 //! program's state is changes only with an event that concerns that program, so a follower that looks at one program
 //! needs only that program's events.
 
+mod backoff;
 mod group;
 mod program;
-mod spacing;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    group::{GroupState, Standing},
-    program::{Leaving, Outcome, Phase, Place, ProgramState},
+    group::{GroupState, LevelSwitch},
+    program::{Membership, Outcome, PendingStop, Phase, ProgramState},
 };
 use crate::{
     event::{DependencyEvent, Envelope, Event, Handover, SystemEvent},
     graph::{Dependency, Graph},
     host::ExitStatus,
-    ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq, Table},
+    ids::{DependencyId, EpochId, GroupId, IdVec, InstanceId, ProgramId, Seq},
     time::Instant,
 };
 
 /// The state of one dependency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EdgeState {
+pub struct DependencyState {
     /// The run of `on` that satisfies it.
     pub satisfied: Option<InstanceId>,
     /// The last fall of `on` that it answered with a restart.
-    pub last_fall: Option<Seq>,
+    pub last_down_event: Option<Seq>,
 }
 /// The state of everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,29 +44,32 @@ pub struct State {
     /// When that was.
     pub at: Instant,
     /// The state of each program.
-    pub programs: Table<ProgramId, ProgramState>,
+    pub programs: IdVec<ProgramId, ProgramState>,
     /// The state of each dependency.
-    pub edges: Table<EdgeId, EdgeState>,
+    pub dependencies: IdVec<DependencyId, DependencyState>,
     /// The state of each group.
     #[serde(default)]
-    pub groups: Table<GroupId, GroupState>,
+    pub groups: IdVec<GroupId, GroupState>,
     /// When the shutdown began.
     pub shutdown: Option<Instant>,
     /// Programs of which there is something to stop, or is about to be.
     pub running: BTreeSet<ProgramId>,
     /// How many programs outlived the shutdown, once it is complete.
-    pub survivors: Option<u32>,
+    pub unkillable: Option<u32>,
     /// How an essential program has ended, with which everything ends.
-    pub verdict: Option<ExitStatus>,
+    pub essential_exit: Option<ExitStatus>,
     /// That this life of the daemon gives everything to the next, and the event that says so.
     pub handover: Option<(Handover, Seq)>,
 }
 impl State {
     /// The state before the first event of an epoch.
     pub fn new(graph: Arc<Graph>, epoch: EpochId) -> Self {
-        let programs =
-            graph.programs.iter().map(|(id, policy)| ProgramState::new(policy, graph.edges_of(id).len())).collect();
-        let edges = graph.edges.values().map(|_| EdgeState::default()).collect();
+        let programs = graph
+            .programs
+            .iter()
+            .map(|(id, policy)| ProgramState::new(policy, graph.dependencies_of(id).len()))
+            .collect();
+        let dependencies = graph.dependencies.values().map(|_| DependencyState::default()).collect();
         let groups = graph.groups.values().map(GroupState::new).collect();
         Self {
             graph,
@@ -74,12 +77,12 @@ impl State {
             seq: Seq(0),
             at: Instant::default(),
             programs,
-            edges,
+            dependencies,
             groups,
             shutdown: None,
             running: BTreeSet::new(),
-            survivors: None,
-            verdict: None,
+            unkillable: None,
+            essential_exit: None,
             handover: None,
         }
     }
@@ -87,18 +90,18 @@ impl State {
     /// Folds the next event.
     pub fn apply(&mut self, envelope: &Envelope) {
         self.seq = envelope.seq;
-        self.at = envelope.at;
+        self.at = envelope.monotonic;
         match &envelope.event {
             Event::Program(id, event) => {
                 let program = &mut self.programs[*id];
-                if self.shutdown.is_none() && self.graph.programs[*id].essential && self.verdict.is_none() {
-                    self.verdict = program.verdict(event);
+                if self.shutdown.is_none() && self.graph.programs[*id].essential && self.essential_exit.is_none() {
+                    self.essential_exit = program.essential_exit(event);
                 }
-                program.apply(&self.graph.programs[*id], self.epoch, envelope.seq, envelope.at, event);
+                program.apply(&self.graph.programs[*id], self.epoch, envelope.seq, envelope.monotonic, event);
                 if let Some(group) = self.graph.programs[*id].group {
-                    self.groups[group].look_at(*id, program);
+                    self.groups[group].update_member(*id, program);
                 }
-                match event.makes_running() {
+                match event.sets_running() {
                     Some(true) => drop(self.running.insert(*id)),
                     Some(false) => drop(self.running.remove(id)),
                     None => {}
@@ -106,11 +109,13 @@ impl State {
             }
             Event::Dependency(id, event) => self.apply_dependency(*id, event, envelope),
             Event::Group(id, event) => self.groups[*id].apply(envelope.seq, event),
-            Event::System(SystemEvent::ShutdownBegun) => self.shutdown = Some(envelope.at),
-            Event::System(SystemEvent::ShutdownCompleted { survivors }) => self.survivors = Some(*survivors),
-            Event::System(SystemEvent::HandoverBegun { to }) => self.handover = Some((*to, envelope.seq)),
+            Event::System(SystemEvent::ShutdownStarted) => self.shutdown = Some(envelope.monotonic),
+            Event::System(SystemEvent::ShutdownCompleted { unkillable: survivors }) => {
+                self.unkillable = Some(*survivors)
+            }
+            Event::System(SystemEvent::HandoverStarted { kind: to }) => self.handover = Some((*to, envelope.seq)),
             Event::System(
-                SystemEvent::EpochOpened { .. }
+                SystemEvent::DaemonStarted { .. }
                 | SystemEvent::JournalDegraded { .. }
                 | SystemEvent::JournalRestored { .. }
                 | SystemEvent::JournalDamaged { .. }
@@ -120,24 +125,24 @@ impl State {
         }
     }
 
-    fn apply_dependency(&mut self, id: EdgeId, event: &DependencyEvent, envelope: &Envelope) {
-        let edge = &mut self.edges[id];
+    fn apply_dependency(&mut self, id: DependencyId, event: &DependencyEvent, envelope: &Envelope) {
+        let dependency = &mut self.dependencies[id];
         match event {
-            DependencyEvent::Satisfied { instance } => edge.satisfied = Some(*instance),
-            DependencyEvent::Broken => edge.satisfied = None,
-            DependencyEvent::RestartDue { fall, .. } => edge.last_fall = Some(*fall),
+            DependencyEvent::Satisfied { instance } => dependency.satisfied = Some(*instance),
+            DependencyEvent::Broken => dependency.satisfied = None,
+            DependencyEvent::RestartTriggered { down_event, .. } => dependency.last_down_event = Some(*down_event),
         }
-        self.programs[self.graph.edges[id].of].apply_dependency(envelope.seq, envelope.at, event);
+        self.programs[self.graph.dependencies[id].dependent].apply_dependency(envelope.seq, envelope.monotonic, event);
     }
 
     /// A dependency with its state.
-    pub fn edge(&self, id: EdgeId) -> (&Dependency, &EdgeState) {
-        (&self.graph.edges[id], &self.edges[id])
+    pub fn dependency(&self, id: DependencyId) -> (&Dependency, &DependencyState) {
+        (&self.graph.dependencies[id], &self.dependencies[id])
     }
 
     /// When a dependency is, or will be, open; `None` while `on` cannot be counted on.
-    pub fn opens_at(&self, id: EdgeId) -> Option<Instant> {
-        let edge = &self.graph.edges[id];
-        Some(self.programs[edge.on].counts_since(edge.until)? + edge.delay)
+    pub fn satisfied_at(&self, id: DependencyId) -> Option<Instant> {
+        let dependency = &self.graph.dependencies[id];
+        Some(self.programs[dependency.dependency].satisfied_since(dependency.condition)? + dependency.delay)
     }
 }

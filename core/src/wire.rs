@@ -7,16 +7,19 @@ mod request;
 mod state;
 
 pub use self::{
-    event::{Beat, EventText, Names, decode_event, encode_applied, encode_event, encode_message, encode_past},
-    request::{Action, ErrorCode, Goal, Moment, Reply, ReplyError, Request},
-    state::{DependencyView, Dump, GroupView, GroupWord, ProgramView, View, describe},
+    event::{
+        BusMessage, Heartbeat, ProgramIndex, decode_event, encode_applied, encode_event, encode_event_with_state,
+        encode_message,
+    },
+    request::{Action, ErrorCode, PointInTime, Reply, ReplyError, Request, WaitState},
+    state::{DependencyView, Dump, GroupStatus, GroupView, ProgramView, View, describe},
 };
 
 /// The version of everything that goes over the channels.
 pub const VERSION: u32 = 1;
 
 /// The topic of the heartbeat.
-pub const BEAT_TOPIC: &str = "beat";
+pub const HEARTBEAT_TOPIC: &str = "heartbeat";
 
 /// The beginning of the topic of every event; the name of the program follows, if it concerns one.
 pub const EVENT_TOPIC: &str = "event/";

@@ -18,7 +18,7 @@ use gaggled_core::{
     command::Role,
     event::Envelope,
     state::State,
-    wire::{Beat, encode_message},
+    wire::{Heartbeat, encode_message},
 };
 use nng::{
     Protocol, Socket,
@@ -79,13 +79,13 @@ impl Publisher {
                         self.send(&encode_message(&envelope, &state));
                     }
                     Err(RecvTimeoutError::Timeout) => {
-                        self.send(&Beat::encode(state.epoch, state.seq));
+                        self.send(&Heartbeat::encode(state.epoch, state.seq));
                         next_beat = deadline(HEARTBEAT);
                     }
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            self.send(&Beat::encode(state.epoch, state.seq));
+            self.send(&Heartbeat::encode(state.epoch, state.seq));
             if self.subscribers.load(Ordering::Relaxed) > 0 {
                 let _ = crossbeam_channel::never::<()>().recv_timeout(LINGER);
             }

@@ -24,7 +24,7 @@ use thiserror::Error;
 use crate::{
     access::{Access, Peers},
     bus::listen,
-    call::CallError,
+    client::CallError,
     nng_ffi::{self, LocalPeer, local_peer},
     url::Url,
 };

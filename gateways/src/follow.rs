@@ -11,9 +11,9 @@ use std::{
 use gaggled_core::{
     event::Envelope,
     ids::{EpochId, Seq},
-    mirror::{Fed, Mirror},
+    mirror::{FeedResult, StateReplica},
     state::State,
-    wire::{Action, BEAT_TOPIC, EVENT_TOPIC, EventText, Request, decode_event},
+    wire::{Action, BusMessage, EVENT_TOPIC, HEARTBEAT_TOPIC, Request, decode_event},
 };
 use nng::{
     Protocol, Socket,
@@ -26,12 +26,12 @@ use serde_json::{Value, value::RawValue};
 
 use crate::{
     bus::{BUFFER, HEARTBEAT},
-    call::{CallError, Caller},
+    client::{CallError, ControlClient},
 };
 
 /// What a follower hears.
 #[derive(Clone, Debug)]
-pub enum Heard {
+pub enum FollowEvent {
     /// The state as a whole: at first, when gaggled has begun a new life, and when events were lost for good.
     Synchronised {
         /// Whether events were missed that nobody can tell any more.
@@ -53,7 +53,7 @@ pub enum Heard {
 
 /// The last event that is known already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Since {
+pub struct StartPosition {
     /// The life of gaggled that it belongs to; whichever it is if this is not known.
     pub epoch: Option<EpochId>,
     /// Its number.
@@ -64,13 +64,13 @@ pub struct Since {
 #[derive(Debug)]
 pub struct Follower {
     events: Socket,
-    caller: Caller,
-    mirror: Mirror,
-    heard: VecDeque<Heard>,
+    caller: ControlClient,
+    mirror: StateReplica,
+    heard: VecDeque<FollowEvent>,
     last_heard: Instant,
     silent: bool,
     /// What happened after this is told before anything else.
-    since: Option<Since>,
+    since: Option<StartPosition>,
     /// Whether the last question was not answered: the next heartbeat shows that there is somebody to ask again.
     unanswered: bool,
 }
@@ -80,15 +80,15 @@ const SILENCE: Duration = HEARTBEAT.saturating_mul(3);
 
 impl Follower {
     /// Begins to follow; gaggled may come later. With `since`, what has happened after that event is told first.
-    pub fn new(eventurl: &str, controlurl: &str, since: Option<Since>) -> Result<Self, CallError> {
+    pub fn new(eventurl: &str, controlurl: &str, since: Option<StartPosition>) -> Result<Self, CallError> {
         let unreachable = |why| CallError::Unreachable { url: eventurl.to_owned(), why };
         let events = subscribe(eventurl).map_err(unreachable)?;
-        let caller = Caller::dial_whenever(controlurl)?;
+        let caller = ControlClient::dial_whenever(controlurl)?;
         let heard = VecDeque::new();
         let mut follower = Self {
             events,
             caller,
-            mirror: Mirror::default(),
+            mirror: StateReplica::default(),
             heard,
             last_heard: now(),
             silent: false,
@@ -96,7 +96,7 @@ impl Follower {
             unanswered: false,
         };
         // One that is there is not kept waiting for; of one that comes later the first message tells.
-        if Caller::dial(controlurl).is_ok() {
+        if ControlClient::dial(controlurl).is_ok() {
             follower.synchronise();
         }
         Ok(follower)
@@ -107,8 +107,8 @@ impl Follower {
         self.mirror.state()
     }
 
-    /// The next thing that is heard; [`Heard::Nothing`] at `until`, if that is given.
-    pub fn next(&mut self, until: Option<Instant>) -> Heard {
+    /// The next thing that is heard; [`FollowEvent::Nothing`] at `until`, if that is given.
+    pub fn next(&mut self, until: Option<Instant>) -> FollowEvent {
         loop {
             if let Some(heard) = self.heard.pop_front() {
                 return heard;
@@ -128,53 +128,53 @@ impl Follower {
         let now = now();
         if !self.silent && now >= self.last_heard + SILENCE {
             self.silent = true;
-            self.heard.push_back(Heard::Silent);
+            self.heard.push_back(FollowEvent::Silent);
         }
         if until.is_some_and(|until| now >= until) {
-            self.heard.push_back(Heard::Nothing);
+            self.heard.push_back(FollowEvent::Nothing);
         }
     }
 
     fn receive(&mut self, message: &[u8]) {
         self.last_heard = now();
         if std::mem::take(&mut self.silent) {
-            self.heard.push_back(Heard::Back);
+            self.heard.push_back(FollowEvent::Back);
         }
-        match EventText::parse(message) {
-            Ok(EventText::Beat(beat)) => {
+        match BusMessage::parse(message) {
+            Ok(BusMessage::Heartbeat(beat)) => {
                 self.unanswered = false;
                 let fed = self.mirror.beat(beat);
                 self.take(fed, "");
             }
-            Ok(EventText::Event(text)) => self.feed(text),
-            Err(why) => self.heard.push_back(Heard::Garbled(why)),
+            Ok(BusMessage::Event(text)) => self.feed(text),
+            Err(why) => self.heard.push_back(FollowEvent::Garbled(why)),
         }
     }
 
     fn feed(&mut self, text: &str) {
         match self.mirror.feed(text) {
             Ok(fed) => self.take(fed, text),
-            Err(why) => self.heard.push_back(Heard::Garbled(why)),
+            Err(why) => self.heard.push_back(FollowEvent::Garbled(why)),
         }
     }
 
-    fn take(&mut self, fed: Fed, text: &str) {
+    fn take(&mut self, fed: FeedResult, text: &str) {
         match fed {
-            Fed::Applied(envelope) => self.heard.push_back(Heard::Event(envelope, text.to_owned())),
-            Fed::Known => {}
-            Fed::Gap(epoch, since) => {
+            FeedResult::Applied(envelope) => self.heard.push_back(FollowEvent::Event(envelope, text.to_owned())),
+            FeedResult::Duplicate => {}
+            FeedResult::Gap(epoch, since) => {
                 self.fetch(epoch, since);
-                if !text.is_empty() && matches!(self.mirror.feed(text), Ok(Fed::Gap(..))) {
+                if !text.is_empty() && matches!(self.mirror.feed(text), Ok(FeedResult::Gap(..))) {
                     self.synchronise();
                 }
             }
-            Fed::NeedSnapshot => self.synchronise(),
+            FeedResult::NeedSnapshot => self.synchronise(),
         }
     }
 
     /// Asks for what was missed, or, if that is no longer to be had, for everything.
     fn fetch(&mut self, epoch: EpochId, since: Seq) {
-        let mut since = Since { epoch: Some(epoch), seq: since };
+        let mut since = StartPosition { epoch: Some(epoch), seq: since };
         loop {
             let Some(body) = self.ask(events(since)) else { return };
             let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return self.synchronise() };
@@ -183,8 +183,8 @@ impl Follower {
             }
             for event in body["events"].as_array().into_iter().flatten() {
                 let text = event.to_string();
-                if let Ok(Fed::Applied(envelope)) = self.mirror.feed(&text) {
-                    self.heard.push_back(Heard::Event(envelope, text));
+                if let Ok(FeedResult::Applied(envelope)) = self.mirror.feed(&text) {
+                    self.heard.push_back(FollowEvent::Event(envelope, text));
                 }
             }
             match next_of(&body) {
@@ -195,7 +195,7 @@ impl Follower {
     }
 
     /// Tells what has happened after an event, up to a state; false if some of that is no longer kept.
-    fn recount(&mut self, since: Since, state: &State) -> bool {
+    fn replay_missed(&mut self, since: StartPosition, state: &State) -> bool {
         let names = state.graph.names();
         let mut since = since;
         let mut complete = true;
@@ -210,8 +210,8 @@ impl Follower {
                     return complete;
                 }
                 self.heard.push_back(match decode_event(&text, &names, state) {
-                    Ok(envelope) => Heard::Event(Box::new(envelope), text),
-                    Err(_) => Heard::Past(text),
+                    Ok(envelope) => FollowEvent::Event(Box::new(envelope), text),
+                    Err(_) => FollowEvent::Past(text),
                 });
             }
             match next_of(&body) {
@@ -222,16 +222,20 @@ impl Follower {
     }
 
     /// The last event that waits to be told.
-    fn last_told(&self) -> Option<Since> {
+    fn last_told(&self) -> Option<StartPosition> {
         self.heard.iter().rev().find_map(|heard| {
             let text = match heard {
-                Heard::Event(_, text) | Heard::Past(text) => text,
-                Heard::Synchronised { .. } | Heard::Silent | Heard::Back | Heard::Garbled(_) | Heard::Nothing => {
+                FollowEvent::Event(_, text) | FollowEvent::Past(text) => text,
+                FollowEvent::Synchronised { .. }
+                | FollowEvent::Silent
+                | FollowEvent::Back
+                | FollowEvent::Garbled(_)
+                | FollowEvent::Nothing => {
                     return None;
                 }
             };
             let event: Value = serde_json::from_str(text).ok()?;
-            Some(Since { epoch: event["epoch"].as_u64().map(EpochId), seq: Seq(event["seq"].as_u64()?) })
+            Some(StartPosition { epoch: event["epoch"].as_u64().map(EpochId), seq: Seq(event["seq"].as_u64()?) })
         })
     }
 
@@ -239,7 +243,7 @@ impl Follower {
         if self.unanswered {
             return None;
         }
-        let reply = self.caller.call(&Request::new("", action), Caller::TIMEOUT).ok();
+        let reply = self.caller.call(&Request::new("", action), ControlClient::TIMEOUT).ok();
         if reply.is_none() {
             self.unanswered = true;
             if self.mirror.state().is_none() {
@@ -247,7 +251,7 @@ impl Follower {
                     "gaggled publishes, but the control channel at {} does not answer: give its url",
                     self.caller.url()
                 );
-                self.heard.push_back(Heard::Garbled(why));
+                self.heard.push_back(FollowEvent::Garbled(why));
             }
         }
         reply.filter(|reply| reply.ok)?.body
@@ -258,20 +262,21 @@ impl Follower {
         let Some(body) = self.ask(Action::Snapshot) else { return };
         match serde_json::from_str::<State>(body.get()) {
             Ok(state) => {
-                let before = self.mirror.state().map(|state| Since { epoch: Some(state.epoch), seq: state.seq });
+                let before =
+                    self.mirror.state().map(|state| StartPosition { epoch: Some(state.epoch), seq: state.seq });
                 let missed = before.is_some_and(|before| before.epoch == Some(state.epoch));
                 // What the lives between have left is told as well.
                 let since = self.since.take().or(before.filter(|_| !missed));
-                let complete = since.is_none_or(|since| self.recount(since, &state));
+                let complete = since.is_none_or(|since| self.replay_missed(since, &state));
                 if self.unanswered {
                     // What has been told so far is not told again; the rest is asked for with the next heartbeat.
                     self.since = self.last_told().or(since);
                     return;
                 }
                 self.mirror.restore(state);
-                self.heard.push_back(Heard::Synchronised { missed: missed || !complete });
+                self.heard.push_back(FollowEvent::Synchronised { missed: missed || !complete });
             }
-            Err(why) => self.heard.push_back(Heard::Garbled(format!("snapshot is not understood: {why}"))),
+            Err(why) => self.heard.push_back(FollowEvent::Garbled(format!("snapshot is not understood: {why}"))),
         }
     }
 }
@@ -284,21 +289,21 @@ fn subscribe(url: &str) -> nng::Result<Socket> {
     socket.set_opt::<ReconnectMinTime>(Some(Duration::from_millis(50)))?;
     socket.set_opt::<ReconnectMaxTime>(Some(Duration::from_secs(1)))?;
     socket.set_opt::<Subscribe>(EVENT_TOPIC.as_bytes().to_vec())?;
-    socket.set_opt::<Subscribe>(BEAT_TOPIC.as_bytes().to_vec())?;
+    socket.set_opt::<Subscribe>(HEARTBEAT_TOPIC.as_bytes().to_vec())?;
     socket.dial_async(url)?;
     Ok(socket)
 }
 
 /// The question for the events after one.
-fn events(since: Since) -> Action {
-    let Since { epoch, seq } = since;
+fn events(since: StartPosition) -> Action {
+    let StartPosition { epoch, seq } = since;
     Action::Events { epoch, since: seq, limit: None, program: None, from: None, until: None }
 }
 
 /// Where the next page of an answer begins, if there is one.
-fn next_of(body: &Value) -> Option<Since> {
+fn next_of(body: &Value) -> Option<StartPosition> {
     let seq = body["next"].as_u64().map(Seq)?;
-    Some(Since { epoch: body["next_epoch"].as_u64().map(EpochId), seq })
+    Some(StartPosition { epoch: body["next_epoch"].as_u64().map(EpochId), seq })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the heartbeat is real time")]

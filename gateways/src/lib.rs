@@ -2,7 +2,7 @@
 
 pub mod access;
 pub mod bus;
-pub mod call;
+pub mod client;
 pub mod control;
 pub mod follow;
 mod nng_ffi;

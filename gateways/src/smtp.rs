@@ -1,11 +1,11 @@
 //! Mail: composing it, and getting it delivered by a server that may be slow, down or hostile.
 
-mod ledger;
 mod mail;
 mod outbox;
+mod spool;
 
 pub use self::{
-    ledger::{Ledger, LedgerError, Letter},
     mail::{Composer, MailError},
-    outbox::{Outbox, Outcome, Report, check, letters},
+    outbox::{DeliveryOutcome, Outbox, Report, check, letters},
+    spool::{MailSpool, QueuedMail, SpoolError},
 };

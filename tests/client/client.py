@@ -16,7 +16,7 @@ MOMENTARY = ("uptime_ms", "wait_ms", "reason")
 
 events = pynng.Sub0(dial=event_url, recv_timeout=3000, recv_buffer_size=8192)
 events.subscribe(b"event/")
-events.subscribe(b"beat")
+events.subscribe(b"heartbeat")
 control = pynng.Req0(dial=control_url, recv_timeout=60000, resend_time=-1)
 
 
@@ -80,7 +80,7 @@ class Fold:
 def follow(fold, done):
     while not done():
         topic, body = events.recv().split(b"\n", 1)
-        (fold.beat if topic == b"beat" else fold.take)(json.loads(body))
+        (fold.beat if topic == b"heartbeat" else fold.take)(json.loads(body))
 
 
 fold = Fold()

@@ -10,18 +10,18 @@ use std::{
 
 use gaggled_actors::host::decode_reaped;
 use gaggled_core::{
-    audit::Audit,
+    audit::JournalAudit,
     config::Config,
     ids::EpochId,
     segment::Replay,
     state::State,
     time::Millis,
-    wire::{EventText, Reply, Request, decode_event},
+    wire::{BusMessage, Reply, Request, decode_event},
 };
 use gaggled_tools::{
-    import::{Format, import_file},
-    launcher::{Letter, Position},
-    when,
+    common::time_args,
+    daemon::subreaper::{HandoffFile, InheritedFds},
+    offline::import::{Format, import_file},
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -71,7 +71,7 @@ fn request(bytes: &[u8]) {
 }
 
 fn event(bytes: &[u8]) {
-    let _ = EventText::parse(bytes);
+    let _ = BusMessage::parse(bytes);
     let graph =
         Config::parse("(programs: {\"mount\": (command: \"a\"), \"web\": (command: \"b\"), \"db\": (command: \"c\")})");
     let graph = graph.expect("a configuration").config.graph();
@@ -84,20 +84,20 @@ fn event(bytes: &[u8]) {
 
 fn segment(bytes: &[u8]) {
     let Ok(mut replay) = Replay::open(bytes) else { return };
-    let mut audit = Audit::new(Millis(250));
-    audit.begin(&replay.state, replay.head.missed);
+    let mut audit = JournalAudit::new(Millis(250));
+    audit.begin(&replay.state, replay.head.lost_events);
     while let Some(Ok((envelope, _))) = replay.next_event() {
         audit.observe(&envelope);
     }
 }
 
 fn letter(bytes: &[u8]) {
-    let _ = text(bytes).parse::<Position>();
+    let _ = text(bytes).parse::<InheritedFds>();
     let file = File::from(memfd_create("letter", MFdFlags::MFD_CLOEXEC).expect("a memory file"));
     (&file).write_all(bytes).expect("memory can be written");
-    let read = Letter::read(&file).expect("it can be read");
+    let read = HandoffFile::read(&file).expect("it can be read");
     read.write(&file).expect("it can be written");
-    assert_eq!(Letter::read(&file).expect("it can be read").standing, read.standing);
+    assert_eq!(HandoffFile::read(&file).expect("it can be read").status, read.status);
 }
 
 fn reaped(bytes: &[u8]) {
@@ -107,7 +107,7 @@ fn reaped(bytes: &[u8]) {
 /// Short texts of command lines and configurations.
 fn words(bytes: &[u8]) {
     let text = text(bytes);
-    let _ = when::parse(&text);
+    let _ = time_args::parse(&text);
     let _ = Millis::parse(&text);
     let _ = gaggled_core::host::Signal::parse(&text);
     let _ = gaggled_gateways::url::Url::parse(&text, &[]);

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gaggled_actors::state_directory::segments;
+use gaggled_actors::journal::directory::segments;
 use gaggled_core::{
     config::Config,
     event::{Envelope, Event, ProgramEvent, SystemEvent},
@@ -22,8 +22,8 @@ use gaggled_core::{
     wire::{Action, Reply, Request, encode_applied},
 };
 use gaggled_gateways::{
-    call::Caller,
-    follow::{Follower, Heard, Since},
+    client::ControlClient,
+    follow::{FollowEvent, Follower, StartPosition},
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -115,11 +115,11 @@ impl Daemon {
             .spawn()
             .expect("gaggled");
         // A question that is asked before gaggled is there is answered as soon as it is.
-        let caller = Caller::dial_whenever(&control).expect("a url");
+        let caller = ControlClient::dial_whenever(&control).expect("a url");
         let answer = caller.call(&Request::new("", Action::Status), PATIENCE);
         let log = || fs::read_to_string(path.join("log")).unwrap_or_default();
         assert!(answer.is_ok(), "gaggled does not answer: {answer:?}\n{}", log());
-        let follower = Follower::new(&event, &control, Some(Since { epoch: None, seq: Seq(0) })).expect("urls");
+        let follower = Follower::new(&event, &control, Some(StartPosition { epoch: None, seq: Seq(0) })).expect("urls");
         Self {
             child,
             directory,
@@ -138,7 +138,7 @@ impl Daemon {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
 
-    /// The process id of its launcher.
+    /// The process id of its subreaper.
     pub fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("a small number")
     }
@@ -169,7 +169,7 @@ impl Daemon {
             let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
             line.split_whitespace().last() == Some(&core.to_string())
         };
-        let outside = children(self.init()).into_iter().find(inside).expect("the daemon is a child of its launcher");
+        let outside = children(self.init()).into_iter().find(inside).expect("the daemon is a child of its subreaper");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(outside), nix::sys::signal::Signal::SIGKILL)
             .expect("it runs");
         self.wait_for_another(core);
@@ -179,7 +179,7 @@ impl Daemon {
     pub fn wait_for_another(&mut self, core: i32) {
         let control = self.control.clone();
         let another = move || {
-            let caller = Caller::dial_whenever(&control).expect("a url");
+            let caller = ControlClient::dial_whenever(&control).expect("a url");
             let reply = caller.call(&Request::new("", Action::Status), Duration::from_millis(500)).ok();
             let body = reply.and_then(|reply| reply.body);
             let status: Option<Value> = body.and_then(|body| serde_json::from_str(body.get()).ok());
@@ -212,18 +212,18 @@ impl Daemon {
         Self::with(&config, directory, &Start::default())
     }
 
-    /// Kills the launcher and the daemon, and leaves the programs.
+    /// Kills the subreaper and the daemon, and leaves the programs.
     pub fn kill_all(&mut self) {
         use nix::sys::signal::Signal;
         let core = self.core();
-        let launcher = parent(core);
-        // The launcher first, or it would start another daemon; the daemon is stopped before that, or it would take the
-        // place of the launcher.
-        for (pid, signal) in [(core, Signal::SIGSTOP), (launcher, Signal::SIGKILL), (core, Signal::SIGKILL)] {
+        let subreaper = parent(core);
+        // The subreaper first, or it would start another daemon; the daemon is stopped before that, or it would take the
+        // place of the subreaper.
+        for (pid, signal) in [(core, Signal::SIGSTOP), (subreaper, Signal::SIGKILL), (core, Signal::SIGKILL)] {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
         }
         self.await_end();
-        self.wait_gone(launcher);
+        self.wait_gone(subreaper);
         self.wait_gone(core);
     }
 
@@ -268,7 +268,7 @@ impl Daemon {
     pub fn wait_up(&mut self, program: &str, run: u64) {
         self.wait(&format!("{program} to be up in run {run}"), |_, state| {
             let known = state.graph.names().get(program).map(|id| &state.programs[*id]);
-            known.is_some_and(|now| now.instance.0 >= run && now.is_steady())
+            known.is_some_and(|now| now.instance.0 >= run && now.is_running_and_wanted())
         });
     }
 
@@ -290,23 +290,23 @@ impl Daemon {
     /// Hears the next thing; true when the moment has come.
     fn hear(&mut self, until: Instant) -> bool {
         match self.follower.next(Some(until)) {
-            Heard::Event(envelope, text) => {
+            FollowEvent::Event(envelope, text) => {
                 self.heard.push(*envelope);
                 self.texts.push(text);
                 false
             }
-            Heard::Nothing => true,
-            Heard::Synchronised { missed } => {
+            FollowEvent::Nothing => true,
+            FollowEvent::Synchronised { missed } => {
                 assert!(!missed, "events were lost for good");
                 false
             }
-            Heard::Past(_) | Heard::Silent | Heard::Back | Heard::Garbled(_) => now() >= until,
+            FollowEvent::Past(_) | FollowEvent::Silent | FollowEvent::Back | FollowEvent::Garbled(_) => now() >= until,
         }
     }
 
     /// Asks something.
     pub fn ask(&self, action: Action) -> Reply {
-        let caller = Caller::dial(&self.control).expect("gaggled answers");
+        let caller = ControlClient::dial(&self.control).expect("gaggled answers");
         caller.call(&Request::new("", action), PATIENCE).expect("an answer")
     }
 
@@ -402,13 +402,16 @@ impl Daemon {
     /// Everything that was heard, a line each.
     pub fn timeline(&self) -> String {
         let Some(state) = self.follower.state() else { return "nothing was heard".to_owned() };
-        self.heard.iter().map(|envelope| gaggled_tools::render::line(envelope, &state.graph, false) + "\n").collect()
+        self.heard
+            .iter()
+            .map(|envelope| gaggled_tools::common::event_format::line(envelope, &state.graph, false) + "\n")
+            .collect()
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Its programs end with it, or they would outlive the test. After its launcher was killed the daemon is another
+        // Its programs end with it, or they would outlive the test. After its subreaper was killed the daemon is another
         // process, which its lock names.
         let locked = fs::read_to_string(self.journal().join("lock")).ok().and_then(|pid| pid.trim().parse().ok());
         let core = locked.filter(|core| !self.followed && is_gaggled(*core));
@@ -421,7 +424,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The parent of a process: that of the daemon is its launcher, which may be another than the one that a test has started.
+/// The parent of a process: that of the daemon is its subreaper, which may be another than the one that a test has started.
 pub fn parent(pid: i32) -> i32 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     let parent = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(1)?.parse().ok());
@@ -435,10 +438,10 @@ fn is_gaggled(pid: i32) -> bool {
 /// The same configuration, with a journal in the directory if it names none.
 fn with_state(text: &str, directory: &Path) -> String {
     let Ok(mut parsed) = Config::parse(text) else { return text.to_owned() };
-    if parsed.config.gaggled.state.is_some() {
+    if parsed.config.gaggled.state_directory.is_some() {
         return text.to_owned();
     }
-    parsed.config.gaggled.state = Some(directory.join("state").display().to_string());
+    parsed.config.gaggled.state_directory = Some(directory.join("state").display().to_string());
     parsed.config.print().expect("it can be printed")
 }
 

@@ -20,7 +20,7 @@ use gaggled_core::{
     graph::Mode,
     wire::Action,
 };
-use gaggled_tools::import::import_original;
+use gaggled_tools::offline::import::import_original;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -134,25 +134,25 @@ fn marks(daemon: &Daemon) -> BTreeMap<String, (u64, usize)> {
             ProgramEvent::Started { instance, .. } => format!("{name}+{instance}"),
             ProgramEvent::Exited { instance, .. } => format!("{name}-{instance}"),
             ProgramEvent::Stopping { instance, .. } => format!("{name}!{instance}"),
-            ProgramEvent::StopEscalated { instance } => format!("{name}*{instance}"),
+            ProgramEvent::KillRequested { instance } => format!("{name}*{instance}"),
             ProgramEvent::Daemonized { instance, .. } => format!("{name}&{instance}"),
             ProgramEvent::Ready { instance } => format!("{name}.{instance}"),
             ProgramEvent::Unhealthy { instance, .. } => format!("{name}?{instance}"),
             ProgramEvent::SpawnFailed { instance, .. } => format!("{name}~{instance}"),
-            ProgramEvent::OperatorStarted => format!("{name}:up"),
-            ProgramEvent::OperatorStopped => format!("{name}:down"),
-            ProgramEvent::OperatorRestarted => format!("{name}:restart"),
+            ProgramEvent::StartRequested => format!("{name}:up"),
+            ProgramEvent::StopRequested => format!("{name}:down"),
+            ProgramEvent::RestartRequested => format!("{name}:restart"),
             ProgramEvent::Starting { .. }
             | ProgramEvent::StopCommandFailed { .. }
             | ProgramEvent::Adopted { .. }
-            | ProgramEvent::LevelEntered { .. }
-            | ProgramEvent::LevelLeft { .. }
+            | ProgramEvent::LevelStartRequested { .. }
+            | ProgramEvent::LevelStopRequested { .. }
             | ProgramEvent::Signalled { .. } => continue,
         };
         let again = (2..).map(|count| format!("{mark}/{count}"));
         let mark =
             std::iter::once(mark.clone()).chain(again).find(|mark| !marks.contains_key(mark)).expect("a free mark");
-        marks.insert(mark, (envelope.at.as_micros(), place));
+        marks.insert(mark, (envelope.monotonic.as_micros(), place));
     }
     marks
 }
@@ -162,7 +162,7 @@ impl Seen {
     ///
     /// `X < Y` X happened before Y · `X +400 <= Y` at least 400 ms before · `X ~100 Y` Y followed within 100 ms ·
     /// `no X` it did not happen · `dump N PROGRAM FIELD VALUE` that stood in the Nth dump · `type X VALUE` the
-    /// `down_type` in the event · `exit CODE` gaggled's own exit status.
+    /// `exit_kind` in the event · `exit CODE` gaggled's own exit status.
     pub fn check(&self, sentences: &str) {
         for sentence in sentences.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let words: Vec<&str> = sentence.split_whitespace().collect();
@@ -177,7 +177,7 @@ impl Seen {
                 ["type", mark, value] => {
                     let place = self.at(mark).1;
                     let event: Value = serde_json::from_str(&self.daemon.texts[place]).expect("JSON");
-                    event["state"]["down_type"] == **value
+                    event["state"]["exit_kind"] == **value
                 }
                 [first, "<", rest @ ..] => {
                     let chain: Vec<usize> = std::iter::once(first)

@@ -85,7 +85,7 @@ pub fn reload(daemon: &Daemon, format: &str, file: &Path) -> (i32, String) {
     let path = daemon.directory.path().join("system.ron");
     let state = format!("{}/state", daemon.directory.path().display());
     let mut config = Config::parse(&imported(format, file)).expect("it is correct").config;
-    config.gaggled.state = Some(state);
+    config.gaggled.state_directory = Some(state);
     let new = path.with_extension("new");
     fs::write(&new, config.print().expect("it can be written")).expect("a file");
     fs::rename(&new, &path).expect("a file");

@@ -11,9 +11,9 @@ use std::{
 
 use actix::{Actor, Context, Handler};
 use gaggled_actors::{
+    actor_system::{self, Connect, HostAddress},
     clock::Clock,
-    root::{self, Connect, HostAddress},
-    shell::{Committed, Perform, Rebuilt, Shell, Wiring},
+    machine_actor::{ActorContext, Committed, Execute, MachineActor, Restore},
 };
 use gaggled_core::{
     event::{Cause, Envelope, Event, SystemEvent},
@@ -21,7 +21,7 @@ use gaggled_core::{
     ids::{EpochId, ProgramId, Seq},
     machine::{Input, Machine, Outputs},
     state::State,
-    succession::Opening,
+    succession::EpochStart,
     time::{Instant, Millis, WallTime},
 };
 
@@ -31,9 +31,9 @@ struct Nobody;
 impl Actor for Nobody {
     type Context = Context<Self>;
 }
-impl Handler<Perform> for Nobody {
+impl Handler<Execute> for Nobody {
     type Result = ();
-    fn handle(&mut self, _: Perform, _: &mut Context<Self>) {}
+    fn handle(&mut self, _: Execute, _: &mut Context<Self>) {}
 }
 impl Handler<Connect> for Nobody {
     type Result = ();
@@ -58,14 +58,14 @@ impl Machine for Faulty {
     }
 }
 
-fn beginning() -> Committed {
+fn start_kind() -> Committed {
     Committed(Arc::new(Envelope {
         seq: Seq(1),
         epoch: EpochId(1),
-        at: Instant::default(),
-        wall: WallTime(0),
-        cause: Cause::Boot,
-        event: Event::System(SystemEvent::ShutdownBegun),
+        monotonic: Instant::default(),
+        time: WallTime(0),
+        cause: Cause::DaemonStart,
+        event: Event::System(SystemEvent::ShutdownStarted),
     }))
 }
 
@@ -82,23 +82,23 @@ fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
         let address = HostAddress { perform: host.clone().recipient(), connect: host.clone().recipient() };
         let clock = Clock::simulated();
         let sink = Box::new(move |envelope: &Arc<Envelope>, _: &State| seen.borrow_mut().push((**envelope).clone()));
-        let opening = Opening::new(None, &graph, EpochId(1), clock.now(), clock.wall());
+        let opening = EpochStart::new(None, &graph, EpochId(1), clock.now(), clock.wall());
         let committed = opening.commit("test", Vec::new(), Vec::new());
-        let journal = root::start(committed, clock, &address, vec![sink], Box::new(|_, _| {})).journal;
+        let journal = actor_system::start(committed, clock, &address, vec![sink], Box::new(|_, _| {})).journal;
 
-        let wiring = Wiring { clock, journal: journal.clone(), host: host.recipient() };
-        let faulty = Shell::new(ActorId::Program(ProgramId(0)), Faulty::default(), wiring).start();
-        faulty.send(beginning()).await.expect("the actor lives on");
+        let wiring = ActorContext { clock, journal: journal.clone(), host: host.recipient() };
+        let faulty = MachineActor::new(ActorId::Program(ProgramId(0)), Faulty::default(), wiring).start();
+        faulty.send(start_kind()).await.expect("the actor lives on");
         let heard: Arc<AtomicU32> = Arc::default();
-        faulty.send(beginning()).await.expect("it hears nothing until it is rebuilt");
+        faulty.send(start_kind()).await.expect("it hears nothing until it is rebuilt");
         faulty
-            .send(Rebuilt(Box::new(Faulty { heard: heard.clone(), sound: true }), Seq(1)))
+            .send(Restore(Box::new(Faulty { heard: heard.clone(), sound: true }), Seq(1)))
             .await
             .expect("the actor lives on");
-        faulty.send(beginning()).await.expect("the actor lives on");
+        faulty.send(start_kind()).await.expect("the actor lives on");
         assert_eq!(heard.load(Ordering::Relaxed), 2, "the rebuilding and one event");
 
-        root::open(&journal);
+        actor_system::open(&journal);
         journal
             .send(gaggled_actors::journal::Panicked { actor: ActorId::Shutdown, message: "again".into() })
             .await
@@ -106,7 +106,7 @@ fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
         let names: Vec<&str> = envelopes.borrow().iter().map(|envelope| envelope.event.name()).collect();
         assert_eq!(
             names,
-            ["ActorPanicked", "ProgramStarting", "EpochOpened", "ActorPanicked"],
+            ["ActorPanicked", "ProgramStarting", "DaemonStarted", "ActorPanicked"],
             "what was rebuilt goes on"
         );
         let first = envelopes.borrow()[0].event.clone();

@@ -92,9 +92,7 @@ fn escaped(directory: &Arc<TempDir>) -> i32 {
 fn ends(daemon: &Daemon, name: &str) -> Vec<(ExitStatus, u16)> {
     let id = daemon.state().graph.names()[name];
     let end = |event: &Event| match event {
-        Event::Program(of, ProgramEvent::Exited { status, left_behind, .. }) if *of == id => {
-            Some((*status, *left_behind))
-        }
+        Event::Program(of, ProgramEvent::Exited { status, orphans, .. }) if *of == id => Some((*status, *orphans)),
         _ => None,
     };
     daemon.heard.iter().filter_map(|heard| end(&heard.event)).collect()
@@ -210,7 +208,7 @@ fn a_directory_of_long_ago_is_known_by_any_name() {
         assert_eq!(code, 0, "{text}");
     };
     reload(&daemon, "");
-    reload(&daemon, "merge: false,");
+    reload(&daemon, "prefix_output: false,");
     daemon.wait_up("escaper", 2);
     daemon.wait_outside("the end of what has escaped", || !exists(stray));
     assert!(!exists(other));
@@ -274,7 +272,7 @@ fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
         println!("skipped: cgroup2 has no controller here");
         return;
     };
-    let state = format!("gaggled: (state: \"{}/state\", ", directory.path().display());
+    let state = format!("gaggled: (state_directory: \"{}/state\", ", directory.path().display());
     let wrong = place.configuration(&directory, &program(setting, "plenty")).replace("gaggled: (", &state);
     fs::write(&config, wrong).expect("a file");
     let (code, text) = gaggled(&[]);
@@ -330,6 +328,6 @@ fn a_program_without_memory_is_told_so_and_gaggled_lives() {
             && state.programs[state.graph.names()["hog"]].instance.0 > 0
     });
     assert!(ends(&daemon, "hog").iter().any(|(status, _)| *status == ExitStatus::OutOfMemory), "{}", daemon.timeline());
-    assert_eq!(daemon.dump()["hog"]["down_type"], "OOM");
+    assert_eq!(daemon.dump()["hog"]["exit_kind"], "OOM");
     daemon.verify();
 }

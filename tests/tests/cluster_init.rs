@@ -24,7 +24,7 @@ fn group(daemon: &Daemon, name: &str) -> String {
 fn started_at(daemon: &Daemon, program: &str) -> u64 {
     let id = daemon.state().graph.names()[program];
     let at = daemon.heard.iter().find_map(|heard| match &heard.event {
-        Event::Program(of, ProgramEvent::Started { .. }) if *of == id => Some(heard.at.as_millis()),
+        Event::Program(of, ProgramEvent::Started { .. }) if *of == id => Some(heard.monotonic.as_millis()),
         _ => None,
     });
     at.unwrap_or_else(|| panic!("{program} was never started"))
@@ -143,7 +143,7 @@ fn c8_what_ignores_a_term_is_killed() {
     assert!(sig[0].starts_with("up ") && sig[1..] == ["TERM "] || sig[1..] == ["TERM"], "{sig:?}");
     daemon.wait_down("a", 1);
     let killed =
-        daemon.heard.iter().any(|heard| matches!(heard.event, Event::Program(_, ProgramEvent::StopEscalated { .. })));
+        daemon.heard.iter().any(|heard| matches!(heard.event, Event::Program(_, ProgramEvent::KillRequested { .. })));
     assert!(killed, "{}", daemon.timeline());
 }
 
@@ -197,7 +197,7 @@ fn c11_what_is_off_holds_nobody_back() {
     assert_eq!(tell(&daemon, "f", "1").0, 0);
     assert_eq!(lines(&directory, "out"), ["after-off"]);
     let dump = daemon.dump();
-    assert_eq!((&dump["a"]["is_operator_shutdown"], &dump["a"]["up"]), (&true.into(), &false.into()));
+    assert_eq!((&dump["a"]["operator_down"], &dump["a"]["up"]), (&true.into(), &false.into()));
     assert_eq!(group(&daemon, "f"), "done");
 }
 
@@ -253,7 +253,8 @@ fn why_tells_that_a_group_fell_back_and_because_of_which_program() {
     fs::write(&config, text.replacen("programs:", "groups: {\"site\": (on_failure: \"stop\")}, programs:", 1))
         .expect("a file");
     assert!(daemon.tool("gaggled_controller", &["reload"]).status.success());
-    let fell_back = |event: &Event| matches!(event, Event::Group(_, gaggled_core::event::GroupEvent::FellBack { .. }));
+    let fell_back =
+        |event: &Event| matches!(event, Event::Group(_, gaggled_core::event::GroupEvent::FallbackStarted { .. }));
     daemon.tool("gaggled_controller", &["tell", "site", "start"]);
     daemon.wait("the group to fall back", |heard, _| heard.iter().any(|heard| fell_back(&heard.event)));
     for program in ["fit", "db"] {

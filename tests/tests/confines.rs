@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, p
 
 use gaggled_core::{
     event::{Event, ProgramEvent},
-    host::ExecStage,
+    host::SpawnStage,
 };
 use gaggled_tests::harness::{Daemon, Start, binary, directory};
 use nix::sys::signal::Signal;
@@ -41,7 +41,7 @@ fn limit(daemon: &Daemon, name: &str, what: &str) -> String {
     line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
 }
 
-fn failed_at(daemon: &mut Daemon, name: &str) -> (ExecStage, i32) {
+fn failed_at(daemon: &mut Daemon, name: &str) -> (SpawnStage, i32) {
     daemon.wait(&format!("{name} to fail"), |heard, state| {
         let id = state.graph.names()[name];
         heard
@@ -147,9 +147,9 @@ fn nothing_runs_with_more_than_it_was_given() {
     let wrapper = ["unshare", "--user", "--map-root-user"];
     let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });
     daemon.wait_up("free", 1);
-    assert_eq!(failed_at(&mut daemon, "other").0, ExecStage::User);
+    assert_eq!(failed_at(&mut daemon, "other").0, SpawnStage::User);
     // The shell is not there to be found either, and the root comes first.
-    assert_eq!(failed_at(&mut daemon, "outside"), (ExecStage::Root, 2));
+    assert_eq!(failed_at(&mut daemon, "outside"), (SpawnStage::Chroot, 2));
     for name in ["other", "outside"] {
         let told = fs::read_to_string(directory.path().join(format!("{name}.log"))).unwrap_or_default();
         assert_eq!(told, "", "{name} has run");
@@ -214,7 +214,7 @@ fn a_pid_file_is_there_while_the_program_runs() {
     daemon.wait_outside("the program to look", seen);
     assert_eq!(read("seen"), format!("{}\n", daemon.pid_of("a")), "it finds itself there");
     assert_eq!(read("b.pid"), format!("{}\n", daemon.pid_of("b")));
-    assert_eq!(failed_at(&mut daemon, "c"), (ExecStage::PidFile, 2));
+    assert_eq!(failed_at(&mut daemon, "c"), (SpawnStage::PidFile, 2));
     let before = daemon.pid_of("a");
     daemon.kill("a", Signal::SIGKILL);
     daemon.wait_up("a", 2);

@@ -107,7 +107,7 @@ fn scripts_are_paired_by_the_importers() {
     let dir = site.path().display();
     fs::write(&cltab, format!("web:up:1:wait:{dir}/init start\nweb:down:2:wait:{dir}/init stop\n")).expect("a file");
     let text = imported("cltab", &cltab);
-    assert!(text.contains("stop: ") && text.contains("levels: [\n                \"2\""), "{text}");
+    assert!(text.contains("stop_command: ") && text.contains("levels: [\n                \"2\""), "{text}");
 }
 
 /// Without a stop command what is left gets a TERM and its time; `leaves` says whether anything is kept.
@@ -148,7 +148,7 @@ fn what_is_kept_goes_with_its_program_after_a_reload_a_crash_and_both_deaths() {
              \"other\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),",
         );
         daemon.wait("it to have ended", |_, state| {
-            state.programs[state.graph.names()["kept"]].phase == gaggled_core::state::Phase::Done
+            state.programs[state.graph.names()["kept"]].phase == gaggled_core::state::Phase::ActiveExited
         });
         let path = daemon.directory.path().join("kept.pid");
         let kept: i32 = fs::read_to_string(path).expect("a file").trim().parse().expect("a number");

@@ -14,7 +14,7 @@ use gaggled_core::{
     event::{Event, ProgramEvent},
     wire::{Action, ErrorCode, Request},
 };
-use gaggled_gateways::call::Caller;
+use gaggled_gateways::client::ControlClient;
 use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, code, directory, exists, free_port};
 use nix::sys::signal::Signal;
 
@@ -63,7 +63,7 @@ fn a_program_gets_a_clean_start() {
     assert_eq!(variables["GAGGLED_CONTROL_URL"], daemon.control);
     assert_eq!(variables["GAGGLED_EVENT_URL"], daemon.event);
     assert!(variables.contains_key("GAGGLED_HOST"));
-    assert!(variables["GAGGLED_INSTANCE"].starts_with("1:a:"));
+    assert!(variables["GAGGLED_TOKEN"].starts_with("1:a:"));
     assert_eq!((variables["FOR_ALL"], variables["OWN"], variables["BOTH"]), ("1", "x y", "own"));
     assert_eq!(variables["INHERITED"], "yes");
 }
@@ -94,10 +94,12 @@ fn a_program_that_ends_at_once_is_reported_each_time() {
 fn many_that_end_at_the_same_moment_are_all_reported() {
     let programs: String = (0..200).map(|i| sleeper(&format!("p{i}"))).collect();
     let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| state.programs.values().all(gaggled_core::state::ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| {
+        state.programs.values().all(gaggled_core::state::ProgramState::is_running_and_wanted)
+    });
     daemon.must(Action::Signal { programs: vec!["*".to_owned()], signal: "KILL".to_owned() });
     daemon.wait("all to be up again", |_, state| {
-        state.programs.values().all(|program| program.instance.0 == 2 && program.is_steady())
+        state.programs.values().all(|program| program.instance.0 == 2 && program.is_running_and_wanted())
     });
     assert_eq!(code(daemon.end()), 0);
 }
@@ -112,7 +114,9 @@ fn five_thousand_programs_start_dump_and_stop() {
         })
         .collect();
     let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| state.programs.values().all(gaggled_core::state::ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| {
+        state.programs.values().all(gaggled_core::state::ProgramState::is_running_and_wanted)
+    });
     let output = daemon.tool("gaggled_controller", &["dump", "--json"]);
     let dump: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let programs = dump["programs"].as_array().expect("programs");
@@ -133,7 +137,7 @@ fn what_a_program_leaves_behind_is_killed_and_counted() {
     daemon.kill("a", Signal::SIGKILL);
     daemon.wait_down("a", 1);
     let left = daemon.heard.iter().find_map(|envelope| match envelope.event {
-        Event::Program(_, ProgramEvent::Exited { left_behind, .. }) => Some(left_behind),
+        Event::Program(_, ProgramEvent::Exited { orphans, .. }) => Some(orphans),
         _ => None,
     });
     assert_eq!(left, Some(1));
@@ -157,7 +161,7 @@ fn wait_for_child(daemon: &mut Daemon, parent: i32) -> i32 {
 fn a_command_with_an_id_acts_once() {
     let mut daemon = Daemon::new(&sleeper("a"));
     daemon.wait_up("a", 1);
-    let caller = Caller::dial(&daemon.control).expect("gaggled answers");
+    let caller = ControlClient::dial(&daemon.control).expect("gaggled answers");
     let request = Request::new("the same", Action::Restart(all()));
     let first = caller.call(&request, PATIENCE).expect("an answer");
     let second = caller.call(&request, PATIENCE).expect("an answer");
@@ -287,7 +291,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
     let config = directory.path().join("system.ron");
     let url = |name: &str| format!("ipc://{}/{name}.ipc", directory.path().display());
     let text = format!(
-        "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", state: \"{}/state\", backoff: (initial: 0, max: 0)), programs: {{\"a\": (command: \"true\")}})",
+        "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", state_directory: \"{}/state\", backoff: (initial: 0, max: 0)), programs: {{\"a\": (command: \"true\")}})",
         url("events"),
         url("control"),
         directory.path().display(),
@@ -296,7 +300,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
     let mut child =
         Command::new(binary("gaggled")).arg("-c").arg(&config).stderr(Stdio::piped()).spawn().expect("gaggled");
     let reader = child.stderr.take().expect("a pipe");
-    let caller = Caller::dial_whenever(&url("control")).expect("a url");
+    let caller = ControlClient::dial_whenever(&url("control")).expect("a url");
     let restarts = |least: u64| loop {
         let reply = caller
             .call(&Request::new("", Action::Dump { programs: Vec::new(), from: 0, limit: None, at: None }), PATIENCE)
@@ -319,7 +323,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
 #[test]
 fn everything_is_not_what_comes_up_only_when_it_is_asked_for() {
     let mut daemon = Daemon::new(&format!(
-        "{} \"spare\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], manual: true),",
+        "{} \"spare\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], autostart: false),",
         sleeper("a")
     ));
     daemon.wait_up("a", 1);
@@ -339,7 +343,7 @@ fn everything_is_not_what_comes_up_only_when_it_is_asked_for() {
 #[test]
 fn the_exit_codes_of_the_controller_are_as_documented() {
     let mut daemon = Daemon::new(&format!(
-        "{} \"slow\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"3000\", \"0\"]), \"waits\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], depends: {{\"spare\": ()}}), \"spare\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], manual: true), \"fails\": (command: \"@PUPPET@\", wd: \"/nosuch\", manual: true),",
+        "{} \"slow\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"3000\", \"0\"]), \"waits\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], depends: {{\"spare\": ()}}), \"spare\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], autostart: false), \"fails\": (command: \"@PUPPET@\", wd: \"/nosuch\", autostart: false),",
         sleeper("a")
     ));
     daemon.wait_up("a", 1);

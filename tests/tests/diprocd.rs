@@ -66,7 +66,7 @@ fn d1_processes_run_as_the_worker_ran_them() {
 fn d4_a_crash_loop_is_given_up_and_can_be_asked_up() {
     let directory = with_fixtures("diprocd");
     let mut daemon = run("diprocd", &directory, "worker_crashloop.json");
-    daemon.wait("the end of it", |_, state| state.programs.values().all(|program| program.given_up));
+    daemon.wait("the end of it", |_, state| state.programs.values().all(|program| program.start_limit_hit));
     assert_eq!(lines(&directory, "starts").len(), 5);
     let reason = daemon.dump()["crash"]["reason"].as_str().expect("a text").to_owned();
     assert!(reason.contains("given up after 5 starts within 1m"), "{reason}");
@@ -85,7 +85,7 @@ fn d5_a_changed_list_is_taken_whatever_the_clock_says() {
     }
     daemon.wait("what was added", |_, state| {
         let names = state.graph.names();
-        let up = |name: &str| names.get(name).is_some_and(|id| state.programs[*id].is_steady());
+        let up = |name: &str| names.get(name).is_some_and(|id| state.programs[*id].is_running_and_wanted());
         up("added") && up("tick.1")
     });
     assert!(!exists(tick) || daemon.pid_of("tick.1") != tick);

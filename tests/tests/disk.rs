@@ -9,7 +9,7 @@ use std::{
 };
 
 use gaggled_core::{
-    event::{Beginning, Envelope, Event, SystemEvent},
+    event::{Envelope, Event, StartKind, SystemEvent},
     state::{ProgramState, State},
     wire::Action,
 };
@@ -126,8 +126,12 @@ fn a_slow_disk_delays_no_start() {
             daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramExited").expect("it ended");
         let spaced =
             daemon.heard.iter().rev().find(|envelope| envelope.event.name() == "ProgramStarting").expect("it started");
-        assert!(spaced.at.until(up.at).0 < 1000, "the start took {}", spaced.at.until(up.at));
-        assert!(ended.at <= spaced.at);
+        assert!(
+            spaced.monotonic.until(up.monotonic).0 < 1000,
+            "the start took {}",
+            spaced.monotonic.until(up.monotonic)
+        );
+        assert!(ended.monotonic <= spaced.monotonic);
         daemon.must(Action::Up(gaggled_core::command::Selection::default()));
     }
     faults.set("");
@@ -148,7 +152,7 @@ fn a_disk_that_is_full_stops_nothing() {
         .replace("killwait", "journal: (megabytes: 64), killwait");
     let mut daemon = Daemon::with(&config, directory, &Start { wrapper: &wrapper, ..Start::default() });
     daemon.wait("the disk to be full", |heard, _| {
-        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(SystemEvent::JournalDegraded { why }) if why.contains("no space left")))
+        heard.iter().any(|envelope| matches!(&envelope.event, Event::System(SystemEvent::JournalDegraded { reason: why }) if why.contains("no space left")))
     });
     let starts = daemon.dump()["b"]["restarts"].as_u64().expect("a number");
     daemon.wait("supervision to go on", |_, state| state.programs[state.graph.names()["b"]].restarts > starts + 50);
@@ -168,7 +172,7 @@ fn a_journal_is_only_kept_where_nobody_else_can_change_it() {
     fs::write(
         &config,
         format!(
-            "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", state: \"{}\"), programs: {{\"a\": (command: \"/bin/true\")}})",
+            "(gaggled: (eventurl: \"{}\", controlurl: \"{}\", state_directory: \"{}\"), programs: {{\"a\": (command: \"/bin/true\")}})",
             local("events"),
             local("control"),
             place.display()
@@ -255,7 +259,7 @@ fn a_damaged_segment_is_put_aside_and_said_to_be() {
 
 fn damaged_at(frame: usize) {
     let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), sleeper("b")));
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let (a, b) = (daemon.pid_of("a"), daemon.pid_of("b"));
     daemon.kill_all();
     let segment = fs::read_dir(daemon.journal()).expect("a journal").flatten().map(|entry| entry.path());
@@ -265,7 +269,7 @@ fn damaged_at(frame: usize) {
         bytes.windows(4).enumerate().filter(|(_, mark)| *mark == b"gag\x01").map(|(at, _)| at).collect();
     bytes[marks[frame] + 40] ^= 1;
     fs::write(&segment, &bytes).expect("a damaged segment");
-    let fold = Command::new(binary("gaggled")).args(["journal", "fold"]).arg(daemon.journal()).output();
+    let fold = Command::new(binary("gaggled")).args(["journal", "state"]).arg(daemon.journal()).output();
     let (status, told) = gaggled_tests::seeds::said(&fold.expect("gaggled"));
     let expected = if frame == 1 { "no segment of the journal can be read" } else { "this is the state before that" };
     assert_eq!((status, told.contains(expected)), (1, true), "{told}");
@@ -290,7 +294,10 @@ fn a_copy_of_a_journal_takes_nobodys_programs() {
     let mut copy = Daemon::with(&config(&sleeper("a")), other, &Start::default());
     copy.wait("a life of its own", |heard, _| {
         heard.iter().any(|envelope| {
-            matches!(envelope.event, Event::System(SystemEvent::EpochOpened { beginning: Beginning::Copy, .. }))
+            matches!(
+                envelope.event,
+                Event::System(SystemEvent::DaemonStarted { start_kind: StartKind::CopiedState, .. })
+            )
         })
     });
     copy.wait_up("a", 2);

@@ -38,7 +38,7 @@ fn a_listener_that_stood_still_for_ten_thousand_events_misses_none() {
     let mut lines = BufReader::new(listener.stdout.take().expect("a pipe")).lines();
     let mut next = || -> Value { serde_json::from_str(&lines.next().expect("a line").expect("text")).expect("JSON") };
     let first = next();
-    assert_eq!(first["event"], "EpochOpened");
+    assert_eq!(first["event"], "DaemonStarted");
     kill(pid(&listener), Signal::SIGSTOP).expect("it runs");
     let seen = daemon.state().seq.0;
     daemon.wait("five thousand events", |_, state| state.seq.0 > seen + 5_000);

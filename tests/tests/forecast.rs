@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 use gaggled_core::{
     config::Config,
     event::{Envelope, Event, ProgramEvent},
-    forecast::{Assumptions, Fault, Forecast, Impact},
+    forecast::{Fault, Impact, Scenario, Simulation},
     graph::Graph,
     time::{Instant, Millis},
 };
@@ -20,7 +20,7 @@ const SYSTEM: &str = r#"(
         "cache": (command: "sleep", argv: ["1000"]),
         "migrate": (command: "true", mode: Once, depends: {"db": ()}),
         "app": (command: "sleep", argv: ["1000"], depends: {
-            "db": (delay: "500ms", propagate: true), "migrate": (until: Completed), "cache": (),
+            "db": (delay: "500ms", propagate: true), "migrate": (condition: Completed), "cache": (),
         }),
         "web": (command: "sleep", argv: ["1000"], depends: {"app": (propagate: true)}),
         "cron": (command: "sleep", argv: ["1000"]),
@@ -35,9 +35,9 @@ fn at(seconds: u64) -> Instant {
     Instant::default() + Millis(seconds * 1000)
 }
 
-fn impacts(graph: &Graph, assumptions: &Assumptions) -> Vec<Impact> {
-    let well = Forecast::new(graph, &Assumptions { faults: Vec::new(), ..assumptions.clone() });
-    Forecast::new(graph, assumptions).impacts(&well, assumptions)
+fn impacts(graph: &Graph, assumptions: &Scenario) -> Vec<Impact> {
+    let well = Simulation::new(graph, &Scenario { faults: Vec::new(), ..assumptions.clone() });
+    Simulation::new(graph, assumptions).impacts(&well, assumptions)
 }
 
 #[test]
@@ -45,8 +45,8 @@ fn a_forecast_tells_who_would_notice() {
     let config = Config::parse(SYSTEM).expect("it is correct").config;
     let graph = config.graph();
     let names = graph.names();
-    let fail = |name: &str| Assumptions { faults: vec![Fault::Fail(names[name], at(10))], until: at(60), seed: 1 };
-    let noticed = |assumptions: &Assumptions| {
+    let fail = |name: &str| Scenario { faults: vec![Fault::Fail(names[name], at(10))], until: at(60), seed: 1 };
+    let noticed = |assumptions: &Scenario| {
         let impacts = impacts(&graph, assumptions);
         assert!(impacts.iter().all(|impact| impact.back.is_some()), "everybody comes back: {impacts:?}");
         impacts.iter().map(|impact| graph.programs[impact.program].name.to_string()).collect::<Vec<_>>()
@@ -55,11 +55,11 @@ fn a_forecast_tells_who_would_notice() {
     assert_eq!(noticed(&fail("app")), ["app", "web"]);
     assert_eq!(noticed(&fail("cache")), ["cache"]);
     // The same seed gives the same forecast, and another one another.
-    let again = |seed| Forecast::new(&graph, &Assumptions { seed, ..fail("db") }).envelopes;
+    let again = |seed| Simulation::new(&graph, &Scenario { seed, ..fail("db") }).envelopes;
     assert_eq!(again(7), again(7));
-    assert_ne!(again(7).last().map(|envelope| envelope.at), again(8).last().map(|envelope| envelope.at));
+    assert_ne!(again(7).last().map(|envelope| envelope.monotonic), again(8).last().map(|envelope| envelope.monotonic));
     // What never comes up keeps down what waits for it to be up again.
-    let broken = Assumptions { faults: vec![Fault::Broken(names["db"], at(10), at(60))], until: at(60), seed: 1 };
+    let broken = Scenario { faults: vec![Fault::Broken(names["db"], at(10), at(60))], until: at(60), seed: 1 };
     let impacts = impacts(&graph, &broken);
     let app = impacts.iter().find(|impact| impact.program == names["app"]).expect("it notices");
     assert!(app.back.is_none() && app.out >= Millis(49_000), "{app:?}");
@@ -71,11 +71,11 @@ fn a_forecast_tells_who_would_never_come_up() {
     let config = Config::parse(SYSTEM).expect("it is correct").config;
     let graph = config.graph();
     let names = graph.names();
-    let well = Forecast::new(&graph, &Assumptions { faults: Vec::new(), until: at(60), seed: 1 });
+    let well = Simulation::new(&graph, &Scenario { faults: Vec::new(), until: at(60), seed: 1 });
     let begins = |envelope: &&Envelope| matches!(envelope.event, Event::Program(program, ProgramEvent::Started { .. }) if program == names["migrate"]);
-    let started = well.envelopes.iter().find(begins).expect("it is started").at;
+    let started = well.envelopes.iter().find(begins).expect("it is started").monotonic;
     let early = Fault::Fail(names["migrate"], started + Millis(1));
-    let impacts = impacts(&graph, &Assumptions { faults: vec![early], until: at(60), seed: 1 });
+    let impacts = impacts(&graph, &Scenario { faults: vec![early], until: at(60), seed: 1 });
     let lost: Vec<&str> = impacts.iter().map(|impact| &*graph.programs[impact.program].name).collect();
     assert_eq!(lost, ["migrate", "app", "web"]);
     assert!(impacts.iter().all(|impact| impact.back.is_none() && impact.out > Millis(50_000)), "{impacts:?}");

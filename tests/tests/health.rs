@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 use gaggled_core::{
     command::Selection,
     event::{Event, ProgramEvent},
-    health::{Ailment, Complaint},
+    health::{ProbeError, UnhealthyReason},
     state::ProgramState,
     wire::Action,
 };
@@ -33,11 +33,13 @@ fn wait_ready(daemon: &mut Daemon, program: &str, run: u64) {
     });
 }
 
-fn wait_unhealthy(daemon: &mut Daemon, program: &str) -> Ailment {
+fn wait_unhealthy(daemon: &mut Daemon, program: &str) -> UnhealthyReason {
     let found = |daemon: &Daemon| {
         let id = daemon.state().graph.names().get(program).copied()?;
         daemon.heard.iter().find_map(|heard| match &heard.event {
-            Event::Program(of, ProgramEvent::Unhealthy { ailment, .. }) if *of == id => Some(*ailment),
+            Event::Program(of, ProgramEvent::Unhealthy { reason: unhealthy_reason, .. }) if *of == id => {
+                Some(*unhealthy_reason)
+            }
             _ => None,
         })
     };
@@ -63,12 +65,12 @@ fn what_depends_on_a_program_waits_until_that_is_ready() {
         ("told", puppet("told", "notify 200 STATUS=soon READY=1", "ready: Notify")),
         (
             "descriptor",
-            "\"descriptor\": (shell: \"sleep 0.2; echo >&7; exec sleep 1000000\", ready: Descriptor(7)),".to_owned(),
+            "\"descriptor\": (shell: \"sleep 0.2; echo >&7; exec sleep 1000000\", ready: Fd(7)),".to_owned(),
         ),
         (
             "line",
             "\"line\": (shell: \"echo starting; sleep 0.2; echo now listening on 1; exec sleep 1000000\", \
-             log: \"@DIR@/line.log\", ready: Line(\"listening on\")),"
+             log: \"@DIR@/line.log\", ready: LogLine(\"listening on\")),"
                 .to_owned(),
         ),
         (
@@ -117,14 +119,17 @@ fn what_is_not_ready_in_time_is_stopped_and_tried_again() {
     ];
     let mut daemon = Daemon::new(&programs.concat());
     let expected = [
-        ("mute", Ailment::NotReady(None)),
-        ("deaf", Ailment::NotReady(Some(Complaint::Error(111)))),
-        ("wrong", Ailment::NotReady(Some(Complaint::Command(gaggled_core::host::ExitStatus::Code(3))))),
-        ("slow", Ailment::NotReady(None)),
-        ("nowhere", Ailment::NotReady(Some(Complaint::Error(2)))),
+        ("mute", UnhealthyReason::ReadinessTimeout(None)),
+        ("deaf", UnhealthyReason::ReadinessTimeout(Some(ProbeError::Os(111)))),
+        (
+            "wrong",
+            UnhealthyReason::ReadinessTimeout(Some(ProbeError::ExitStatus(gaggled_core::host::ExitStatus::Code(3)))),
+        ),
+        ("slow", UnhealthyReason::ReadinessTimeout(None)),
+        ("nowhere", UnhealthyReason::ReadinessTimeout(Some(ProbeError::Os(2)))),
     ];
-    for (name, ailment) in expected {
-        assert_eq!(wait_unhealthy(&mut daemon, name), ailment, "{name}");
+    for (name, unhealthy_reason) in expected {
+        assert_eq!(wait_unhealthy(&mut daemon, name), unhealthy_reason, "{name}");
     }
     daemon.wait("all to be tried again", |_, state| state.programs.values().all(|program| program.instance.0 >= 3));
     let up = Action::Up(Selection {
@@ -141,7 +146,8 @@ fn what_is_not_ready_in_time_is_stopped_and_tried_again() {
 #[test]
 fn a_program_that_fails_its_checks_is_replaced() {
     let port = free_port();
-    let check = format!("health: (check: Http(\"http://127.0.0.1:{port}/health\"), every: \"50ms\", failures: 3)");
+    let check =
+        format!("health: (probe: Http(\"http://127.0.0.1:{port}/health\"), interval: \"50ms\", failure_threshold: 3)");
     let mut daemon = Daemon::new(&format!(
         "{} {}",
         puppet(
@@ -153,7 +159,7 @@ fn a_program_that_fails_its_checks_is_replaced() {
     ));
     wait_ready(&mut daemon, "after", 1);
     fs::write(daemon.directory.path().join("status"), "503").expect("a file");
-    assert_eq!(wait_unhealthy(&mut daemon, "web"), Ailment::Unwell(Complaint::Http(503)));
+    assert_eq!(wait_unhealthy(&mut daemon, "web"), UnhealthyReason::HealthCheckFailed(ProbeError::HttpStatus(503)));
     daemon.wait_down("web", 1);
     fs::write(daemon.directory.path().join("status"), "302").expect("a file");
     wait_ready(&mut daemon, "web", 2);
@@ -167,10 +173,10 @@ fn a_program_that_falls_silent_is_replaced() {
     let words = "notify 100 READY=1 WATCHDOG=1 WATCHDOG=1 WATCHDOG=1";
     let mut daemon = Daemon::new(&puppet("a", words, "ready: Notify, watchdog: \"600ms\""));
     wait_ready(&mut daemon, "a", 1);
-    assert_eq!(wait_unhealthy(&mut daemon, "a"), Ailment::Silent);
+    assert_eq!(wait_unhealthy(&mut daemon, "a"), UnhealthyReason::WatchdogTimeout);
     let at = |daemon: &Daemon, is: fn(&ProgramEvent) -> bool| {
         daemon.heard.iter().find_map(|heard| match &heard.event {
-            Event::Program(_, event) if is(event) => Some(heard.at.as_millis()),
+            Event::Program(_, event) if is(event) => Some(heard.monotonic.as_millis()),
             _ => None,
         })
     };
@@ -205,12 +211,12 @@ fn what_is_said_while_the_daemon_is_dead_is_heard() {
         puppet("there", "report @DIR@/report", "ready: Notify, start_timeout: \"1h\""),
     ));
     daemon.wait("both to have begun", |_, state| state.programs.values().all(|program| program.pid.is_some()));
-    let launcher = Pid::from_raw(daemon.pid());
+    let subreaper = Pid::from_raw(daemon.pid());
     let core = daemon.core();
-    kill(launcher, Signal::SIGSTOP).expect("it runs");
+    kill(subreaper, Signal::SIGSTOP).expect("it runs");
     kill(Pid::from_raw(core), Signal::SIGKILL).expect("it runs");
     daemon.listen_until(now() + Duration::from_secs(2));
-    kill(launcher, Signal::SIGCONT).expect("it runs");
+    kill(subreaper, Signal::SIGCONT).expect("it runs");
     daemon.wait_for_another(core);
     wait_ready(&mut daemon, "late", 1);
     let report = fs::read_to_string(daemon.directory.path().join("report")).expect("a report");
@@ -285,7 +291,7 @@ fn a_daemon_that_moves_after_it_was_found_leaves_nobody_behind() {
     let left: i32 = fs::read_to_string(left).expect("a file").trim().parse().expect("a process id");
     daemon.kill("late", Signal::SIGKILL);
     daemon.wait_down("late", 1);
-    let exited = |event: &ProgramEvent| matches!(event, ProgramEvent::Exited { left_behind: 1, .. });
+    let exited = |event: &ProgramEvent| matches!(event, ProgramEvent::Exited { orphans: 1, .. });
     assert!(daemon.heard.iter().any(|heard| matches!(&heard.event, Event::Program(_, event) if exited(event))));
     daemon.wait_outside("its end", move || !exists(left));
     daemon.end();
@@ -329,8 +335,8 @@ fn a_hostile_pid_file_harms_nobody() {
     let expected =
         table.iter().map(|(name, _, found)| (*name, *found)).chain([("link", "Foreign"), ("folder", "NoPid")]);
     for (name, found) in expected {
-        let ailment = format!("{:?}", wait_unhealthy(&mut daemon, name));
-        assert!(ailment.contains(found), "{name}: {ailment}");
+        let unhealthy_reason = format!("{:?}", wait_unhealthy(&mut daemon, name));
+        assert!(unhealthy_reason.contains(found), "{name}: {unhealthy_reason}");
     }
     daemon.must(Action::Down(Selection {
         programs: table.iter().map(|(name, ..)| (*name).to_owned()).collect(),

@@ -14,7 +14,7 @@ use gaggled_core::{
     event::{Event, SystemEvent},
     wire::Action,
 };
-use gaggled_gateways::call::Caller;
+use gaggled_gateways::client::ControlClient;
 use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, directory, substitute};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
@@ -74,7 +74,7 @@ fn a_request_that_is_too_long_is_answered() {
     daemon.wait_up("a", 1);
     for count in [20_000, 400_000] {
         let programs = vec!["a".repeat(4); count];
-        let caller = Caller::dial(&daemon.control).expect("gaggled answers");
+        let caller = ControlClient::dial(&daemon.control).expect("gaggled answers");
         let action = Action::Up(Selection { programs, wait: false, timeout_ms: None });
         let why = match caller.call(&gaggled_core::wire::Request::new("", action), PATIENCE) {
             Ok(reply) => reply.error.expect("it is refused").message,
@@ -282,5 +282,5 @@ fn a_wish_that_cannot_be_written_is_not_promised() {
         heard.iter().any(|heard| matches!(heard.event, Event::System(SystemEvent::JournalRestored { .. })))
     });
     daemon.kill_core();
-    assert_eq!(daemon.dump()["a"]["is_operator_shutdown"], true);
+    assert_eq!(daemon.dump()["a"]["operator_down"], true);
 }

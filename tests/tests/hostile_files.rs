@@ -17,8 +17,8 @@ use gaggled_actors::safe_path::SafePath;
 use gaggled_core::{
     command::Selection,
     event::{Event, ProgramEvent},
-    host::ExecStage,
-    logs::{Bytes, Rotate, WhenStuck},
+    host::SpawnStage,
+    logs::{Bytes, Overflow, Rotate},
     wire::Action,
 };
 use gaggled_tests::harness::{Daemon, Start, binary, directory, substitute};
@@ -87,7 +87,7 @@ impl Site {
 }
 
 /// The stage at which each program has failed to start.
-fn failed_stages(daemon: &Daemon) -> BTreeMap<String, ExecStage> {
+fn failed_stages(daemon: &Daemon) -> BTreeMap<String, SpawnStage> {
     let failed = daemon.heard.iter().filter_map(|heard| match &heard.event {
         Event::Program(of, ProgramEvent::SpawnFailed { stage, .. }) => {
             Some((daemon.state().graph.programs[*of].name.to_string(), *stage))
@@ -107,7 +107,7 @@ fn a_directory_that_is_replaced_by_a_link_makes_no_file_elsewhere() {
     let programs = [
         ("plain", format!("{run}, user: \"nobody\", {log}")),
         ("of_root", format!("{run}, {log}")),
-        ("line", format!("{run}, user: \"nobody\", {log}, ready: Line(\"ready\")")),
+        ("line", format!("{run}, user: \"nobody\", {log}, ready: LogLine(\"ready\")")),
         ("pid", format!("{run}, user: \"nobody\", pid_file: Write(\"@DIR@/home/logs/pid\")")),
         ("rotated", format!("shell: \"while :; do echo line; sleep 0.01; done\", {log}, rotate: (size: \"4k\")")),
         ("well", run.to_owned()),
@@ -118,10 +118,10 @@ fn a_directory_that_is_replaced_by_a_link_makes_no_file_elsewhere() {
     daemon.wait_up("well", 1);
     daemon.wait_up("rotated", 1);
     let failing = BTreeMap::from([
-        ("line".to_owned(), ExecStage::Log),
-        ("of_root".to_owned(), ExecStage::Log),
-        ("pid".to_owned(), ExecStage::PidFile),
-        ("plain".to_owned(), ExecStage::Log),
+        ("line".to_owned(), SpawnStage::Log),
+        ("of_root".to_owned(), SpawnStage::Log),
+        ("pid".to_owned(), SpawnStage::PidFile),
+        ("plain".to_owned(), SpawnStage::Log),
     ]);
     daemon.wait("the starts to fail", |heard, state| {
         let names = state.graph.names();
@@ -171,8 +171,8 @@ fn a_fifo_in_the_place_of_a_log_holds_up_nobody() {
             .replace("@NAME@", name)
     };
     let programs = [
-        hostile("fifo", swap, "ready: Line(\"never\")"),
-        hostile("zero", endless, "ready: Line(\"never\")"),
+        hostile("fifo", swap, "ready: LogLine(\"never\")"),
+        hostile("zero", endless, "ready: LogLine(\"never\")"),
         format!(
             "\"rotated\": (user: \"nobody\", shell: \"sleep 0.2; mkfifo @DIR@/home/logs/r; {stay}\", \
              log: \"@DIR@/home/logs/r\", rotate: (size: \"4k\")),"
@@ -195,7 +195,7 @@ fn a_fifo_in_the_place_of_a_log_holds_up_nobody() {
     // The process that writes the logs ends at once, with a fifo in the place of a log or not.
     daemon.must(Action::Restart(Selection { programs: vec!["logger".to_owned()], wait: true, timeout_ms: None }));
     let killed = daemon.heard.iter().any(|heard| {
-        matches!(&heard.event, Event::Program(of, ProgramEvent::StopEscalated { .. }) if *of == daemon.state().graph.names()["logger"])
+        matches!(&heard.event, Event::Program(of, ProgramEvent::KillRequested { .. }) if *of == daemon.state().graph.names()["logger"])
     });
     assert!(!killed, "{}", daemon.timeline());
     daemon.end();
@@ -233,7 +233,7 @@ fn ten_thousand_races_against_links_fifos_and_hard_links_leave_everything_outsid
     let (stopped, stop) = nix::unistd::pipe().expect("a pipe");
     let stopped: Arc<OwnedFd> = Arc::new(stopped);
     let log = site.home.join("logs/log");
-    let rotate = Rotate { size: Bytes(1), compress: true, keep: 2, when_stuck: WhenStuck::Drop, ..Rotate::default() };
+    let rotate = Rotate { size: Bytes(1), compress: true, max_files: 2, overflow: Overflow::Drop, ..Rotate::default() };
     let mut done = [0; 4];
     for _ in 0..TRIES {
         // A rotated log, as the process has it that writes it.

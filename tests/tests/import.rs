@@ -29,7 +29,7 @@ const TABLE: [(&str, Expected); 48] = [
     ("c10_disabled_command_not_found", Taken("")),
     ("c11_duplicate_program", Refused("duplicate program name a")),
     ("c12_dep_unknown", Refused("depends on \"nosuch\", which does not exist")),
-    ("c13_dep_disabled", Taken("program b was not enabled, and others need it: it is manual")),
+    ("c13_dep_disabled", Taken("program b was not enabled, and others need it: autostart is false")),
     ("c14_dep_self", Refused("cycle: a -> a")),
     ("c15_cycle2", Refused("cycle: a -> b -> a")),
     ("c16_cycle3", Refused("cycle: a -> b -> c -> a")),

@@ -30,10 +30,10 @@ fn unique(number: u32) -> String {
     format!("{number}{:05}", std::process::id() % 100_000)
 }
 
-fn left_behind(daemon: &Daemon, program: &str) -> Option<u16> {
+fn orphans(daemon: &Daemon, program: &str) -> Option<u16> {
     let id = daemon.state().graph.names()[program];
     daemon.heard.iter().rev().find_map(|heard| match heard.event {
-        Event::Program(of, ProgramEvent::Exited { left_behind, .. }) if of == id => Some(left_behind),
+        Event::Program(of, ProgramEvent::Exited { orphans, .. }) if of == id => Some(orphans),
         _ => None,
     })
 }
@@ -43,7 +43,7 @@ fn stop_took(daemon: &Daemon, program: &str) -> u64 {
     let id = daemon.state().graph.names()[program];
     let at = |is: fn(&ProgramEvent) -> bool| {
         daemon.heard.iter().rev().find_map(|heard| match &heard.event {
-            Event::Program(of, event) if *of == id && is(event) => Some(heard.at.as_millis()),
+            Event::Program(of, event) if *of == id && is(event) => Some(heard.monotonic.as_millis()),
             _ => None,
         })
     };
@@ -64,7 +64,7 @@ fn what_has_a_session_of_its_own_is_asked_to_end_and_has_its_time() {
     down(&daemon, "k");
     daemon.wait_down("k", 1);
     let out = fs::read_to_string(daemon.directory.path().join("out")).unwrap_or_default();
-    assert_eq!((out.as_str(), left_behind(&daemon, "k")), ("clean\n", Some(0)), "{}", daemon.timeline());
+    assert_eq!((out.as_str(), orphans(&daemon, "k")), ("clean\n", Some(0)), "{}", daemon.timeline());
     let took = stop_took(&daemon, "k");
     assert!((400..10_000).contains(&took), "{took} ms");
 }
@@ -82,7 +82,7 @@ fn what_has_a_session_of_its_own_and_stays_is_killed_when_its_time_is_over() {
     daemon.wait_outside("the helper", move || count(&helper) == 1);
     down(&daemon, "k");
     daemon.wait_down("k", 1);
-    assert!(left_behind(&daemon, "k").is_some_and(|left| left >= 1), "{}", daemon.timeline());
+    assert!(orphans(&daemon, "k").is_some_and(|left| left >= 1), "{}", daemon.timeline());
     assert!(stop_took(&daemon, "k") >= 1000);
     daemon.wait_outside("everything to be gone", move || count(&word) == 0);
 }
@@ -92,7 +92,7 @@ fn what_has_a_session_of_its_own_and_stays_is_killed_when_its_time_is_over() {
 fn what_a_stop_command_leaves_is_asked_to_end_at_once() {
     let word = unique(4712);
     let mut daemon = Daemon::new(&format!(
-        "\"a\": (shell: \"sleep {word} & exec sleep 100000\", stop: \"kill -TERM $GAGGLED_PROGRAM_PID\", killwait: \"30s\"),"
+        "\"a\": (shell: \"sleep {word} & exec sleep 100000\", stop_command: \"kill -TERM $GAGGLED_PROGRAM_PID\", killwait: \"30s\"),"
     ));
     daemon.wait_up("a", 1);
     let helper = word.clone();

@@ -22,7 +22,7 @@ fn without_processes_starts_are_tried_again() {
     faults.set("clone 15");
     let programs: String = (0..20).map(|i| sleeper(&format!("p{i}"))).collect();
     let mut daemon = faults.daemon(&programs, directory);
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let failed = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramSpawnFailed").count();
     assert_eq!(failed, 15);
 }
@@ -34,7 +34,7 @@ fn without_descriptors_gaggled_answers() {
     let programs: String = (0..100).map(|i| sleeper(&format!("p{i}"))).collect();
     let limit = ["sh", "-c", "ulimit -n 64 && exec \"$@\"", "sh"];
     let mut daemon = Daemon::with(&config(&programs), directory, &Start { wrapper: &limit, ..Start::default() });
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     assert_eq!(daemon.dump().as_object().map(serde_json::Map::len), Some(100));
 }
 
@@ -59,7 +59,7 @@ fn a_clock_that_jumps_changes_no_delay() {
             let of = |envelope: &&gaggled_core::event::Envelope| {
                 envelope.event.name() == name && daemon.state().graph.subject(&envelope.event) == Some(id)
             };
-            daemon.heard.iter().rev().find(of).expect("it happened").at
+            daemon.heard.iter().rev().find(of).expect("it happened").monotonic
         };
         let waited = last("ProgramStarted", "a").until(last("ProgramStarting", "b"));
         assert!((300..1500).contains(&waited.0), "the delay took {waited} with the clock off by {seconds} s");
@@ -136,10 +136,10 @@ fn a_program_that_nobody_reaps_has_ended_all_the_same() {
     let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });
     daemon.wait_up("a", 1);
     let init = daemon.init();
-    let launcher = children(init)[0];
-    let core = children(launcher)[0];
+    let subreaper = children(init)[0];
+    let core = children(subreaper)[0];
     let kill = |pid: i32, signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
-    kill(launcher, Signal::SIGKILL);
+    kill(subreaper, Signal::SIGKILL);
     kill(core, Signal::SIGKILL);
     daemon.wait_outside("the program to be adopted", || children(init).len() == 3);
     let zombie = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));

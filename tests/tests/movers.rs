@@ -110,14 +110,14 @@ fn a_supervisord_is_imported_with_what_it_includes() {
         (cat.env.get("A").map(String::as_str), cat.env.get("C").map(String::as_str)),
         (Some("1"), Some("it is"))
     );
-    assert_eq!(cat.limit.map(|limit| limit.starts), Some(4));
+    assert_eq!(cat.start_limit.map(|limit| limit.burst), Some(4));
     assert_eq!((cat.mode, cat.retry), (Some(Mode::Once), true), "an expected exit code leaves it down");
-    assert_eq!(cat.rotate.map(|rotate| (rotate.size.0, rotate.keep)), Some((1 << 20, 10)));
+    assert_eq!(cat.rotate.map(|rotate| (rotate.size.0, rotate.max_files)), Some((1 << 20, 10)));
     let worker = program(&config, "worker_02");
     assert_eq!(worker.argv, ["-c", "exec sleep 2", "--name=worker_02", "--path=%x"]);
-    assert_eq!((worker.mode, worker.manual, worker.killwait), (Some(Mode::Once), true, Some(Millis(60_000))));
-    assert_eq!((worker.success.as_slice(), worker.log.as_deref()), (&[0, 2][..], Some("/dev/null")));
-    assert_eq!(worker.stop.as_deref(), Some("kill -s QUIT \"$GAGGLED_PROGRAM_PID\""));
+    assert_eq!((worker.mode, worker.autostart, worker.killwait), (Some(Mode::Once), false, Some(Millis(60_000))));
+    assert_eq!((worker.success_exit_codes.as_slice(), worker.log.as_deref()), (&[0, 2][..], Some("/dev/null")));
+    assert_eq!(worker.stop_command.as_deref(), Some("kill -s QUIT \"$GAGGLED_PROGRAM_PID\""));
     let other = program(&config, "other");
     assert_eq!(other.command, Some(format!("{}/conf.d/run", directory.path().display())));
     assert_eq!(
@@ -187,12 +187,12 @@ fn what_people_write_is_read_as_supervisord_reads_it() {
         (indented.argv.as_slice(), indented.wd.as_deref()),
         (&["/x".to_owned(), "o".to_owned()][..], Some("/tmp"))
     );
-    assert_eq!((indented.manual, indented.mode, indented.log.as_deref()), (true, None, Some("/dev/null")));
-    assert_eq!(indented.stop.as_deref(), Some("kill -s INT -- \"-$GAGGLED_PROGRAM_PID\""));
-    assert_eq!(indented.limit.and_then(|limit| limit.reset), Some(Millis(0)), "no start is a bad one");
+    assert_eq!((indented.autostart, indented.mode, indented.log.as_deref()), (false, None, Some("/dev/null")));
+    assert_eq!(indented.stop_command.as_deref(), Some("kill -s INT -- \"-$GAGGLED_PROGRAM_PID\""));
+    assert_eq!(indented.start_limit.and_then(|limit| limit.reset), Some(Millis(0)), "no start is a bad one");
     assert_eq!(indented.group.as_deref(), Some("group.indented"));
     let both = program(&config, "both_01");
-    assert_eq!((both.limit, both.rotate), (None, None), "both write to the log");
+    assert_eq!((both.start_limit, both.rotate), (None, None), "both write to the log");
     for said in [
         "wild.conf:23: startretries of both is left out",
         "wild.conf:26: [program:both] goes on with",

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use gaggled_core::nodes::Nodes;
+use gaggled_core::nodes::NodeSets;
 use gaggled_tests::{
     harness::{binary, directory},
     seeds::said,
@@ -40,7 +40,7 @@ fn k1_everything_is_read_in_the_order_of_the_original() {
         let name = path.file_name().expect("a name").to_string_lossy().replace(".expected.json", "");
         let expected: Value = serde_json::from_str(&fs::read_to_string(&path).expect("a file")).expect("JSON");
         let text = fs::read_to_string(fixture(&format!("{name}.cluster"))).expect("a file");
-        let read = Nodes::parse_cluster(&text).unwrap_or_else(|wrong| panic!("{name}: {wrong:?}"));
+        let read = NodeSets::parse_cluster(&text).unwrap_or_else(|wrong| panic!("{name}: {wrong:?}"));
         assert_eq!(read.sets().collect::<Vec<_>>(), names(&expected["groups"]), "{name}");
         assert_eq!(read.hosts("*"), Some(names(&expected["hosts"])), "{name}");
         assert_eq!(read.hosts("@__orphans__"), Some(names(&expected["orphans"])), "{name}");
@@ -126,7 +126,7 @@ fn k6_a_large_cluster_is_read() {
         let inner = if lump == 0 { "g0".to_owned() } else { format!("l{}", lump - 1) };
         text.push_str(&format!("LUMP:l{lump}\n{inner}\ng{}\n", lump + 1));
     }
-    let read = Nodes::parse_cluster(&text).expect("it is correct");
+    let read = NodeSets::parse_cluster(&text).expect("it is correct");
     assert_eq!(read.hosts("*").map(|hosts| hosts.len()), Some(10_000));
     assert_eq!(read.hosts("@l99").map(|hosts| hosts.len()), Some(1010));
     assert_eq!(read.sets_of("h0-0").map(|sets| sets.len()), Some(101));

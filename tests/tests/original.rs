@@ -242,7 +242,7 @@ fn s18_op_stop_start_on() {
         "s18_op_stop_start_on",
         "
         a:down < b!1 < b-1 < a!1 < a-1
-        dump 1 a is_operator_shutdown true
+        dump 1 a operator_down true
         dump 1 b dependencies_satisfied false
         dump 1 c up true
         no c-2
@@ -298,8 +298,8 @@ fn s23_disabled() {
     scenario(
         "s23_disabled",
         "
-        dump 1 a is_operator_shutdown true
-        dump 1 a state_sequence 1
+        dump 1 a operator_down true
+        dump 1 a revision 1
         dump 1 b dependencies_satisfied false
         a:up < a+1 < b+1
         a:down < b!1 < b-1 < a!1 < a-1
@@ -340,7 +340,7 @@ fn s25_shutdown_request() {
 
 #[test]
 fn s26_sigkill_gaggled() {
-    // B15: nothing starts them twice; they run on, and the daemon takes the place of the launcher that was killed.
+    // B15: nothing starts them twice; they run on, and the daemon takes the place of the subreaper that was killed.
     let text = std::fs::read_to_string(gaggled_tests::script::fixture("s26_sigkill_gaggled")).expect("a scenario");
     assert!(text.contains("self SIGKILL"));
     let mut daemon = gaggled_tests::harness::Daemon::new(

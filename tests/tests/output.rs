@@ -43,8 +43,8 @@ fn all_lines(directory: &Path, name: &str) -> Vec<String> {
 fn a_log_is_begun_anew_and_loses_nothing_whoever_is_killed() {
     let mut daemon = Daemon::new(&format!(
         "{} {}",
-        counter("plain", 3000, "rotate: (size: \"4k\", keep: 50)"),
-        counter("small", 3000, "rotate: (size: \"4k\", keep: 50, compress: true, stamp: true)"),
+        counter("plain", 3000, "rotate: (size: \"4k\", max_files: 50)"),
+        counter("small", 3000, "rotate: (size: \"4k\", max_files: 50, compress: true, timestamps: true)"),
     ));
     daemon.wait_up("plain", 1);
     let path = daemon.directory.path().to_owned();
@@ -92,7 +92,7 @@ fn a_log_is_begun_anew_and_loses_nothing_whoever_is_killed() {
 #[test]
 fn a_log_is_followed_while_it_is_begun_anew() {
     let mut daemon = Daemon::new(
-        "\"a\": (shell: \"while read line; do echo $line; done < @DIR@/words; exec sleep 100000\", log: \"@DIR@/a.log\", rotate: (size: 4096), manual: true),",
+        "\"a\": (shell: \"while read line; do echo $line; done < @DIR@/words; exec sleep 100000\", log: \"@DIR@/a.log\", rotate: (size: 4096), autostart: false),",
     );
     let words: String = (0..2000).map(|number| format!("word {number}\n")).collect();
     fs::write(daemon.directory.path().join("words"), words).expect("a file");
@@ -170,7 +170,7 @@ fn a_reader_that_stands_still_holds_up_nobody_else() {
                 .expect("a tool"),
         )
     };
-    let caller = gaggled_gateways::call::Caller::dial_whenever(&control).expect("a url");
+    let caller = gaggled_gateways::client::ControlClient::dial_whenever(&control).expect("a url");
     let status = caller
         .call(&gaggled_core::wire::Request::new("", Action::Status), gaggled_tests::harness::PATIENCE)
         .expect("an answer");
@@ -222,7 +222,7 @@ fn a_full_disk_costs_output_and_nothing_else() {
         "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\"), programs: {{\
          \"a\": (shell: \"i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo a line of some length number $i; done; echo done > @DIR@/done; \
          while [ ! -e @DIR@/go ]; do sleep 0.05; done; echo the end; exec sleep 100000\", log: \"@DIR@/disk/a.log\", \
-         rotate: (size: \"10M\", when_stuck: Drop)), }})"
+         rotate: (size: \"10M\", overflow: Drop)), }})"
     );
     let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
     let done = directory.path().join("done");
@@ -285,7 +285,7 @@ fn a_log_is_written_wherever_the_journal_has_found_a_place() {
     }
     let text = format!(
         "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\"), programs: {{{}}})",
-        counter("kept", 30, "rotate: (size: \"4k\", stamp: true)")
+        counter("kept", 30, "rotate: (size: \"4k\", timestamps: true)")
     );
     let wrapper = ["unshare", "-m", "sh", "-c", &mount, "sh"];
     let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });

@@ -126,10 +126,10 @@ fn p8_what_ignores_a_term_is_killed() {
     daemon.wait_down("cluster.start.1", 1);
     let at = |is: fn(&ProgramEvent) -> bool| {
         let found = daemon.heard.iter().find(|heard| matches!(&heard.event, Event::Program(_, event) if is(event)));
-        found.unwrap_or_else(|| panic!("{}", daemon.timeline())).at.as_millis()
+        found.unwrap_or_else(|| panic!("{}", daemon.timeline())).monotonic.as_millis()
     };
     let told = at(|event| matches!(event, ProgramEvent::Stopping { .. }));
-    let killed = at(|event| matches!(event, ProgramEvent::StopEscalated { .. }));
+    let killed = at(|event| matches!(event, ProgramEvent::KillRequested { .. }));
     // The killwait is 2 s here.
     assert!((2000..3000).contains(&(killed - told)), "{}", daemon.timeline());
 }

@@ -5,7 +5,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 use gaggled_core::{
     command::Selection,
     event::{Event, ProgramEvent, SystemEvent},
-    host::{ExecStage, ExitStatus},
+    host::{ExitStatus, SpawnStage},
     state::ProgramState,
     wire::Action,
 };
@@ -21,7 +21,7 @@ fn down(daemon: &Daemon) {
 
 fn exits(daemon: &Daemon) -> Vec<(ExitStatus, u16)> {
     let exit = |envelope: &gaggled_core::event::Envelope| match envelope.event {
-        Event::Program(_, ProgramEvent::Exited { status, left_behind, .. }) => Some((status, left_behind)),
+        Event::Program(_, ProgramEvent::Exited { status, orphans, .. }) => Some((status, orphans)),
         _ => None,
     };
     daemon.heard.iter().filter_map(exit).collect()
@@ -54,7 +54,7 @@ fn five_hundred_that_end_at_one_moment_are_all_told_and_leave_no_zombie() {
         .map(|i| format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], mode: Once),"))
         .collect();
     let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     daemon.must(Action::Signal { programs: vec!["*".to_owned()], signal: "KILL".to_owned() });
     daemon.wait("all to have ended", |_, state| state.running.is_empty());
     assert_eq!(exits(&daemon).len(), 500);
@@ -72,7 +72,8 @@ fn five_hundred_that_end_at_one_moment_are_all_told_and_leave_no_zombie() {
 
 #[test]
 fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
-    let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], stop: \"exit 3\"),");
+    let mut daemon =
+        Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], stop_command: \"exit 3\"),");
     daemon.wait_up("a", 1);
     down(&daemon);
     daemon.wait("its end", |_, state| state.running.is_empty());
@@ -181,7 +182,7 @@ fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {
         down(&daemon);
         daemon.wait_down("stubborn", 1);
         daemon.wait_down("still", 1);
-        let escalated = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramStopEscalated").count();
+        let escalated = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramKillRequested").count();
         assert_eq!(escalated, 1, "only the stubborn one");
         let mut ended = exits(&daemon);
         ended.sort_by_key(|(status, _)| format!("{status:?}"));
@@ -246,7 +247,7 @@ fn a_long_storm_leaves_no_memory_no_descriptor_no_zombie_and_a_bounded_journal()
 fn what_waits_for_a_completion_waits_for_a_good_one() {
     let mut daemon = Daemon::new(
         "\"migrate\": (shell: \"echo run >> @DIR@/runs; exit $(cat @DIR@/code || echo 1)\", mode: Once), \
-         \"app\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"migrate\": (until: Completed)}),",
+         \"app\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"migrate\": (condition: Completed)}),",
     );
     daemon.wait_down("migrate", 1);
     let reason = daemon.dump()["app"]["reason"].as_str().expect("a reason").to_owned();
@@ -299,7 +300,7 @@ fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
     daemon.wait_down("again", 7);
     daemon.wait_down("lasts", 7);
     let dump = daemon.dump();
-    assert_eq!((&dump["bad"]["failed"], &dump["bad"]["instance"]), (&true.into(), &3.into()));
+    assert_eq!((&dump["bad"]["start_limit_hit"], &dump["bad"]["instance"]), (&true.into(), &3.into()));
     assert_eq!(dump["bad"]["reason"], "given up after 3 starts within 1m (exited with code 3): ask it up");
     assert_eq!(dump["web"]["reason"], "waiting for bad, which is given up: ask it up");
     daemon.kill_core();
@@ -328,20 +329,21 @@ fn each_way_in_which_a_start_can_fail_is_told() {
         make(name, "#!/bin/sh\n", 0o755);
     }
     let table = [
-        ("garbage", ExecStage::Exec, nix::libc::ENOEXEC),
-        ("missing-shell", ExecStage::Exec, nix::libc::ENOENT),
-        ("vanishes", ExecStage::Exec, nix::libc::ENOENT),
-        ("locked", ExecStage::Exec, nix::libc::EACCES),
-        ("loop", ExecStage::Exec, nix::libc::ELOOP),
-        ("wd", ExecStage::Wd, nix::libc::ENOTDIR),
-        ("log", ExecStage::Log, nix::libc::EISDIR),
+        ("garbage", SpawnStage::Exec, nix::libc::ENOEXEC),
+        ("missing-shell", SpawnStage::Exec, nix::libc::ENOENT),
+        ("vanishes", SpawnStage::Exec, nix::libc::ENOENT),
+        ("locked", SpawnStage::Exec, nix::libc::EACCES),
+        ("loop", SpawnStage::Exec, nix::libc::ELOOP),
+        ("wd", SpawnStage::WorkingDirectory, nix::libc::ENOTDIR),
+        ("log", SpawnStage::Log, nix::libc::EISDIR),
     ];
     let command = |name: &str| match name {
         "wd" => "command: \"/bin/true\", wd: \"@DIR@/garbage\"".to_owned(),
         "log" => "command: \"/bin/true\", log: \"@DIR@\"".to_owned(),
         name => format!("command: \"@DIR@/{name}\""),
     };
-    let failing = table.iter().map(|(name, ..)| format!("\"{name}\": ({}, mode: Once, manual: true),", command(name)));
+    let failing =
+        table.iter().map(|(name, ..)| format!("\"{name}\": ({}, mode: Once, autostart: false),", command(name)));
     let ending = [66, 77].map(|code| format!("\"exit-{code}\": (shell: \"exit {code}\", mode: Once),"));
     let programs: String = failing.chain(ending).collect();
     let dir = path.display();
@@ -376,7 +378,7 @@ fn a_herd_that_is_let_go_at_once_comes_up_and_starves_nobody() {
     let herd = (0..500).map(|i| {
         format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{\"gate\": (propagate: true)}}),")
     });
-    let gate = "\"gate\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], manual: true),".to_owned();
+    let gate = "\"gate\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], autostart: false),".to_owned();
     let mut daemon = Daemon::new(&std::iter::once(gate).chain(herd).collect::<String>());
     daemon.must(Action::Up(Selection { programs: vec!["gate".to_owned()], wait: false, timeout_ms: None }));
     let mut answers = 0;
@@ -387,7 +389,7 @@ fn a_herd_that_is_let_go_at_once_comes_up_and_starves_nobody() {
     // And once more, with all of them going down first.
     daemon.kill("gate", Signal::SIGKILL);
     daemon.wait("all to have come back", |_, state| {
-        state.programs.values().all(|program| program.instance.0 == 2 && program.is_steady())
+        state.programs.values().all(|program| program.instance.0 == 2 && program.is_running_and_wanted())
     });
     assert_eq!(code(daemon.end()), 0);
     daemon.verify();
@@ -413,7 +415,8 @@ fn a_badly_timed_shutdown_ends_all_the_same() {
         daemon.signal(signal);
     }
     assert_eq!(code(daemon.await_end()), 0, "{}", daemon.timeline());
-    let begun = daemon.heard.iter().position(|heard| matches!(heard.event, Event::System(SystemEvent::ShutdownBegun)));
+    let begun =
+        daemon.heard.iter().position(|heard| matches!(heard.event, Event::System(SystemEvent::ShutdownStarted)));
     let after = &daemon.heard[begun.expect("it was asked for")..];
     let starts =
         |heard: &gaggled_core::event::Envelope| matches!(heard.event, Event::Program(_, ProgramEvent::Starting { .. }));
@@ -427,7 +430,7 @@ fn what_is_to_run_once_is_tried_until_it_has_ended_well() {
     let mut daemon = Daemon::new(
         "\"migrate\": (shell: \"echo x >> @DIR@/runs; [ $(wc -l < @DIR@/runs) -ge 3 ]\", mode: Once, retry: true, \
          backoff: (initial: 10, max: 10)), \
-         \"app\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"migrate\": (until: Completed)}),",
+         \"app\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"migrate\": (condition: Completed)}),",
     );
     daemon.wait_up("app", 1);
     let migrate = daemon.dump()["migrate"].clone();

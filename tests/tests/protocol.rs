@@ -4,15 +4,15 @@ use std::{fs, path::Path, process::Command, sync::Arc};
 
 use gaggled_core::{
     event::{
-        Beginning, Cause, DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StopReason, SystemEvent,
+        Cause, DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StartKind, StopReason, SystemEvent,
     },
-    graph::{Dependency, Graph, Group, Mode, Policy, Until},
-    health::{Ailment, Complaint},
-    host::{ExecStage, ExitStatus, Signal, StartTime},
-    ids::{EdgeId, EpochId, GroupId, InstanceId, ProgramId, Seq},
+    graph::{Condition, Dependency, Graph, Group, Mode, Policy},
+    health::{ProbeError, UnhealthyReason},
+    host::{ExitStatus, Signal, SpawnStage, StartTime},
+    ids::{DependencyId, EpochId, GroupId, InstanceId, ProgramId, Seq},
     state::State,
     time::{Instant, Millis, WallTime},
-    wire::{Beat, ErrorCode, Reply, decode_event, encode_message},
+    wire::{ErrorCode, Heartbeat, Reply, decode_event, encode_message},
 };
 use gaggled_tests::harness::{Daemon, binary};
 use serde_json::Value;
@@ -23,93 +23,114 @@ fn everything() -> (State, Vec<Envelope>) {
     let policy = |name: &str, mode| Policy { mode, killwait: Millis(3000), ..Policy::new(name) };
     let (db, web) = (graph.add_program(policy("db", Mode::Respawn)), graph.add_program(policy("web", Mode::Once)));
     let site = graph.add_group(Group::new("site", "start", Some("stop")));
-    let mount = graph.add_program(Policy { group: Some(site), undone: true, ..policy("mount", Mode::Wait) });
-    graph.add_dependency(Dependency { of: web, on: db, until: Until::Started, delay: Millis(500), propagate: true });
+    let mount = graph.add_program(Policy { group: Some(site), remain_after_exit: true, ..policy("mount", Mode::Wait) });
+    graph.add_dependency(Dependency {
+        dependent: web,
+        dependency: db,
+        condition: Condition::Started,
+        delay: Millis(500),
+        propagate: true,
+    });
     let operator = Cause::Operator { who: "uid 1000 (pid 77)".into(), command: "c1".into() };
     let (one, two) = (InstanceId(1), InstanceId(2));
     let program = |id: ProgramId, event| Event::Program(id, event);
     let script = [
         (
-            Event::System(SystemEvent::EpochOpened {
+            Event::System(SystemEvent::DaemonStarted {
                 version: "1.2.3".into(),
                 programs: 2,
-                beginning: Beginning::First,
+                start_kind: StartKind::First,
                 adopted: 0,
-                ended: 0,
+                exited_meanwhile: 0,
             }),
-            Cause::Boot,
+            Cause::DaemonStart,
         ),
         (program(db, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(1))),
-        (program(db, ProgramEvent::Started { instance: one, pid: 100, birth: StartTime(4711) }), Cause::Event(Seq(2))),
-        (Event::Dependency(EdgeId(0), DependencyEvent::Satisfied { instance: one }), Cause::Timer(Seq(3))),
+        (
+            program(db, ProgramEvent::Started { instance: one, pid: 100, start_time: StartTime(4711) }),
+            Cause::Event(Seq(2)),
+        ),
+        (Event::Dependency(DependencyId(0), DependencyEvent::Satisfied { instance: one }), Cause::Timer(Seq(3))),
         (program(web, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(4))),
         (
-            program(web, ProgramEvent::SpawnFailed { instance: one, stage: ExecStage::Exec, errno: 2 }),
+            program(web, ProgramEvent::SpawnFailed { instance: one, stage: SpawnStage::Exec, errno: 2 }),
             Cause::Event(Seq(5)),
         ),
-        (program(web, ProgramEvent::OperatorStarted), operator.clone()),
+        (program(web, ProgramEvent::StartRequested), operator.clone()),
         (program(web, ProgramEvent::Starting { instance: two }), Cause::Event(Seq(7))),
-        (program(web, ProgramEvent::Started { instance: two, pid: 101, birth: StartTime(4712) }), Cause::Event(Seq(8))),
+        (
+            program(web, ProgramEvent::Started { instance: two, pid: 101, start_time: StartTime(4712) }),
+            Cause::Event(Seq(8)),
+        ),
         (program(web, ProgramEvent::Signalled { instance: two, signal: Signal(1) }), operator.clone()),
         (
             program(
                 db,
-                ProgramEvent::Exited { instance: one, status: ExitStatus::Core(11), left_behind: 2, stands: false },
+                ProgramEvent::Exited { instance: one, status: ExitStatus::Core(11), orphans: 2, remains: false },
             ),
-            Cause::Os,
+            Cause::Kernel,
         ),
         (
-            Event::Dependency(EdgeId(0), DependencyEvent::RestartDue { fall: Seq(11), planned: false }),
+            Event::Dependency(
+                DependencyId(0),
+                DependencyEvent::RestartTriggered { down_event: Seq(11), before_stop: false },
+            ),
             Cause::Event(Seq(11)),
         ),
-        (Event::Dependency(EdgeId(0), DependencyEvent::Broken), Cause::Event(Seq(11))),
+        (Event::Dependency(DependencyId(0), DependencyEvent::Broken), Cause::Event(Seq(11))),
         (
             program(
                 web,
                 ProgramEvent::Stopping {
                     instance: two,
-                    reason: StopReason::Propagated,
-                    deadline: Instant::from_micros(9_000_000),
+                    reason: StopReason::DependencyDown,
+                    kill_at: Instant::from_micros(9_000_000),
                 },
             ),
             Cause::Event(Seq(12)),
         ),
-        (program(web, ProgramEvent::StopEscalated { instance: two }), Cause::Timer(Seq(14))),
+        (program(web, ProgramEvent::KillRequested { instance: two }), Cause::Timer(Seq(14))),
         (
             program(
                 web,
-                ProgramEvent::Exited { instance: two, status: ExitStatus::Signal(9), left_behind: 0, stands: false },
+                ProgramEvent::Exited { instance: two, status: ExitStatus::Signal(9), orphans: 0, remains: false },
             ),
             Cause::Event(Seq(14)),
         ),
-        (program(web, ProgramEvent::OperatorRestarted), operator.clone()),
-        (program(web, ProgramEvent::OperatorStopped), operator.clone()),
+        (program(web, ProgramEvent::RestartRequested), operator.clone()),
+        (program(web, ProgramEvent::StopRequested), operator.clone()),
         (
             Event::System(SystemEvent::CommandRefused {
                 code: "forbidden".into(),
-                why: "uid 5 may not ask for this".into(),
+                reason: "uid 5 may not ask for this".into(),
             }),
             operator.clone(),
         ),
-        (Event::System(SystemEvent::ActorPanicked { actor: "Program(web)".into(), message: "oops".into() }), Cause::Os),
-        (Event::System(SystemEvent::JournalDegraded { why: "no space left on device".into() }), Cause::Os),
-        (Event::System(SystemEvent::JournalRestored { missed: 7 }), Cause::Os),
         (
-            Event::System(SystemEvent::JournalDamaged { file: "1-0.damaged".into(), why: "it is damaged".into() }),
-            Cause::Os,
+            Event::System(SystemEvent::ActorPanicked { actor: "Program(web)".into(), message: "oops".into() }),
+            Cause::Kernel,
         ),
-        (program(db, ProgramEvent::Adopted { instance: one, pid: 100, birth: StartTime(4711) }), Cause::Event(Seq(1))),
-        (Event::System(SystemEvent::ShutdownBegun), operator),
-        (Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Event(Seq(25))),
-        (Event::System(SystemEvent::HandoverBegun { to: Handover::Upgrade }), Cause::Os),
+        (Event::System(SystemEvent::JournalDegraded { reason: "no space left on device".into() }), Cause::Kernel),
+        (Event::System(SystemEvent::JournalRestored { lost_events: 7 }), Cause::Kernel),
+        (
+            Event::System(SystemEvent::JournalDamaged { file: "1-0.damaged".into(), reason: "it is damaged".into() }),
+            Cause::Kernel,
+        ),
+        (
+            program(db, ProgramEvent::Adopted { instance: one, pid: 100, start_time: StartTime(4711) }),
+            Cause::Event(Seq(1)),
+        ),
+        (Event::System(SystemEvent::ShutdownStarted), operator),
+        (Event::System(SystemEvent::ShutdownCompleted { unkillable: 0 }), Cause::Event(Seq(25))),
+        (Event::System(SystemEvent::HandoverStarted { kind: Handover::Upgrade }), Cause::Kernel),
     ];
     let script = script.into_iter().chain(everything_of_a_group(site, mount)).chain(everything_of_health(web));
     let epoch = EpochId(1_795_169_933_570);
     let envelopes = script.zip(1_u64..).map(|((event, cause), number)| Envelope {
         seq: Seq(number),
         epoch,
-        at: Instant::from_micros(number * 250_125),
-        wall: WallTime(1_795_169_933_570_000 + i64::try_from(number).expect("a small number") * 250_125),
+        monotonic: Instant::from_micros(number * 250_125),
+        time: WallTime(1_795_169_933_570_000 + i64::try_from(number).expect("a small number") * 250_125),
         cause,
         event,
     });
@@ -118,22 +139,25 @@ fn everything() -> (State, Vec<Envelope>) {
 
 /// The same for readiness and health.
 fn everything_of_health(web: ProgramId) -> Vec<(Event, Cause)> {
-    let (three, os) = (InstanceId(3), || Cause::Os);
+    let (three, os) = (InstanceId(3), || Cause::Kernel);
     let program = |event| Event::Program(web, event);
-    let unhealthy = |ailment| program(ProgramEvent::Unhealthy { instance: three, ailment });
+    let unhealthy = |unhealthy_reason| program(ProgramEvent::Unhealthy { instance: three, reason: unhealthy_reason });
     vec![
         (program(ProgramEvent::Starting { instance: three }), Cause::Event(Seq(37))),
-        (program(ProgramEvent::Started { instance: three, pid: 103, birth: StartTime(4714) }), Cause::Event(Seq(38))),
-        (program(ProgramEvent::Daemonized { instance: three, pid: 104, birth: StartTime(4715) }), os()),
+        (
+            program(ProgramEvent::Started { instance: three, pid: 103, start_time: StartTime(4714) }),
+            Cause::Event(Seq(38)),
+        ),
+        (program(ProgramEvent::Daemonized { instance: three, pid: 104, start_time: StartTime(4715) }), os()),
         (program(ProgramEvent::Ready { instance: three }), os()),
-        (unhealthy(Ailment::Unwell(Complaint::Http(503))), os()),
-        (unhealthy(Ailment::NotReady(Some(Complaint::Foreign(1)))), Cause::Timer(Seq(39))),
-        (unhealthy(Ailment::Silent), Cause::Timer(Seq(39))),
+        (unhealthy(UnhealthyReason::HealthCheckFailed(ProbeError::HttpStatus(503))), os()),
+        (unhealthy(UnhealthyReason::ReadinessTimeout(Some(ProbeError::ForeignProcess(1)))), Cause::Timer(Seq(39))),
+        (unhealthy(UnhealthyReason::WatchdogTimeout), Cause::Timer(Seq(39))),
         (
             program(ProgramEvent::Stopping {
                 instance: three,
                 reason: StopReason::Unhealthy,
-                deadline: Instant::from_micros(44_000_000),
+                kill_at: Instant::from_micros(44_000_000),
             }),
             Cause::Event(Seq(44)),
         ),
@@ -150,32 +174,32 @@ fn everything_of_a_group(site: GroupId, mount: ProgramId) -> Vec<(Event, Cause)>
     let (one, group) = (InstanceId(1), |event| Event::Group(site, event));
     let program = |id: ProgramId, event| Event::Program(id, event);
     vec![
-        (group(GroupEvent::Told { level: "start".into() }), operator.clone()),
-        (program(mount, ProgramEvent::LevelEntered { told: Seq(28) }), Cause::Event(Seq(28))),
+        (group(GroupEvent::LevelRequested { level: "start".into() }), operator.clone()),
+        (program(mount, ProgramEvent::LevelStartRequested { requested_by: Seq(28) }), Cause::Event(Seq(28))),
         (program(mount, ProgramEvent::Starting { instance: one }), Cause::Event(Seq(29))),
         (
-            program(mount, ProgramEvent::Started { instance: one, pid: 102, birth: StartTime(4713) }),
+            program(mount, ProgramEvent::Started { instance: one, pid: 102, start_time: StartTime(4713) }),
             Cause::Event(Seq(30)),
         ),
         (
             program(
                 mount,
-                ProgramEvent::Exited { instance: one, status: ExitStatus::Code(0), left_behind: 0, stands: true },
+                ProgramEvent::Exited { instance: one, status: ExitStatus::Code(0), orphans: 0, remains: true },
             ),
-            Cause::Os,
+            Cause::Kernel,
         ),
-        (group(GroupEvent::Reached { told: Seq(28) }), Cause::Event(Seq(32))),
-        (group(GroupEvent::Restarted), operator),
-        (program(mount, ProgramEvent::LevelLeft { told: Seq(34) }), Cause::Event(Seq(34))),
-        (group(GroupEvent::Failed { told: Seq(34), by: "mount".into() }), Cause::Event(Seq(35))),
-        (group(GroupEvent::FellBack { level: "stop".into() }), Cause::Event(Seq(36))),
+        (group(GroupEvent::LevelReached { requested_by: Seq(28) }), Cause::Event(Seq(32))),
+        (group(GroupEvent::RestartRequested), operator),
+        (program(mount, ProgramEvent::LevelStopRequested { requested_by: Seq(34) }), Cause::Event(Seq(34))),
+        (group(GroupEvent::Failed { requested_by: Seq(34), failed_program: "mount".into() }), Cause::Event(Seq(35))),
+        (group(GroupEvent::FallbackStarted { level: "stop".into() }), Cause::Event(Seq(36))),
     ]
 }
 
-/// Compares a text with a golden file; `GAGGLED_BLESS=1` writes it anew.
+/// Compares a text with a golden file; `UPDATE_GOLDEN=1` writes it anew.
 fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/golden").join(name);
-    if std::env::var_os("GAGGLED_BLESS").is_some() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(&path, text).expect("a file");
     }
@@ -195,7 +219,7 @@ fn every_event_is_written_as_it_always_was_and_reads_back() {
         assert_eq!(decode_event(body, &names, &state).as_ref(), Ok(envelope));
         text.push_str(&format!("{topic}\n{body}\n"));
     }
-    text.push_str(&Beat::encode(state.epoch, state.seq));
+    text.push_str(&Heartbeat::encode(state.epoch, state.seq));
     text.push('\n');
     golden("events.txt", &text);
 }

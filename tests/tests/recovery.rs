@@ -39,7 +39,7 @@ fn bearers(daemon: &Daemon) -> BTreeMap<String, Vec<i32>> {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let text = String::from_utf8_lossy(&environment).into_owned();
         let ours = text.split('\0').any(|pair| pair == url);
-        let token = text.split('\0').find_map(|pair| pair.strip_prefix("GAGGLED_INSTANCE=")).filter(|_| ours);
+        let token = text.split('\0').find_map(|pair| pair.strip_prefix("GAGGLED_TOKEN=")).filter(|_| ours);
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let session = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(3)?.parse::<i32>().ok());
         if let Some(name) = token.and_then(|token| token.split(':').nth(1))
@@ -60,7 +60,7 @@ fn assert_no_duplicates(daemon: &Daemon) {
 /// The last state that the journal on the disk folds to, without what changes by itself.
 fn folded(daemon: &Daemon) -> serde_json::Value {
     let output = Command::new(binary("gaggled"))
-        .args(["journal", "fold", "--json"])
+        .args(["journal", "state", "--json"])
         .arg(daemon.journal())
         .output()
         .expect("gaggled");
@@ -83,7 +83,7 @@ fn lasting(programs: &serde_json::Value) -> serde_json::Value {
 fn programs_do_not_notice_the_death_of_the_daemon() {
     let programs: String = (0..50).map(|i| sleeper(&format!("p{i}"))).collect();
     let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let before = daemon.dump();
     daemon.kill_core();
     let after = daemon.dump();
@@ -113,13 +113,13 @@ fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
             .map(|i| format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),"))
             .collect::<String>(),
     );
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let before = daemon.dump();
     for _ in 0..3 {
         daemon.kill_all();
         let config = daemon.directory.path().join("system.ron");
-        let mut launcher = Command::new(binary("gaggled")).arg("-c").arg(config).spawn().expect("gaggled");
-        let pid = i32::try_from(launcher.id()).expect("a small number");
+        let mut subreaper = Command::new(binary("gaggled")).arg("-c").arg(config).spawn().expect("gaggled");
+        let pid = i32::try_from(subreaper.id()).expect("a small number");
         // As soon as there is one, long before it is well.
         let child = loop {
             if let Some(child) = children(pid).first() {
@@ -128,7 +128,7 @@ fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
         };
         kill(Pid::from_raw(child), Signal::SIGKILL).expect("it runs");
         daemon.wait_for_another(child);
-        assert!(launcher.try_wait().expect("a status").is_none(), "the launcher goes on");
+        assert!(subreaper.try_wait().expect("a status").is_none(), "the subreaper goes on");
         let after = daemon.dump();
         for (name, program) in before.as_object().expect("programs") {
             assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
@@ -137,7 +137,7 @@ fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
         for pid in [pid, core] {
             kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
         }
-        launcher.wait().expect("its end");
+        subreaper.wait().expect("its end");
         daemon.wait_gone(core);
         daemon = daemon.again();
     }
@@ -146,9 +146,9 @@ fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
 #[test]
 fn what_ends_while_nobody_is_there_is_told_with_its_status() {
     let mut daemon = Daemon::new(&format!("{} {} {}", sleeper("a"), sleeper("b"), sleeper("c")));
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let (a, b, core) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.core());
-    // The launcher stands still, so that nobody is there for a while.
+    // The subreaper stands still, so that nobody is there for a while.
     daemon.signal(Signal::SIGSTOP);
     signal(core, Signal::SIGKILL);
     signal(a, Signal::SIGUSR2);
@@ -179,7 +179,7 @@ fn both_are_killed_and_the_next_gaggled_takes_over() {
         sleeper("b"),
         sleeper("c")
     ));
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     daemon.must(Action::Down(one("b")));
     let (a, c, d) = (daemon.pid_of("a"), daemon.pid_of("c"), daemon.pid_of("d"));
     daemon.kill_all();
@@ -190,29 +190,29 @@ fn both_are_killed_and_the_next_gaggled_takes_over() {
     again.wait_up("d", 2);
     let dump = again.dump();
     assert_eq!((dump["a"]["pid"].as_i64(), dump["a"]["instance"].as_i64()), (Some(a.into()), Some(1)));
-    assert_eq!(dump["b"]["is_operator_shutdown"], true, "an operator's wish survives everything");
+    assert_eq!(dump["b"]["operator_down"], true, "an operator's wish survives everything");
     assert_eq!(dump["d"]["instance"], 2, "what c took down while nobody was there is restarted");
     assert_no_duplicates(&again);
     // It survives an orderly end, too.
     again.end();
     let mut third = again.again();
     third.wait_up("a", 2);
-    assert_eq!(third.dump()["b"]["is_operator_shutdown"], true);
+    assert_eq!(third.dump()["b"]["operator_down"], true);
     third.end();
     third.verify();
 }
 
 #[test]
-fn the_daemon_takes_the_place_of_a_launcher_that_has_died() {
+fn the_daemon_takes_the_place_of_a_subreaper_that_has_died() {
     let mut daemon = Daemon::new(&format!("{} {}", sleeper("a"), sleeper("b")));
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     for round in 0..2 {
         let (a, core) = (daemon.pid_of("a"), daemon.core());
-        let launcher = parent(core);
-        signal(launcher, Signal::SIGKILL);
+        let subreaper = parent(core);
+        signal(subreaper, Signal::SIGKILL);
         daemon.wait_for_another(core);
         assert_eq!(daemon.pid_of("a"), a, "round {round}");
-        // And it is a launcher: the next daemon is killed and followed.
+        // And it is a subreaper: the next daemon is killed and followed.
         daemon.kill_core();
         assert_eq!(daemon.pid_of("a"), a, "round {round}");
     }
@@ -239,7 +239,7 @@ fn a_process_that_the_journal_has_not_heard_of_is_found_by_its_token() {
     let bytes = fs::read(&segment).expect("a segment");
     let frames: Vec<usize> =
         bytes.windows(4).enumerate().filter(|(_, mark)| *mark == b"gag\x01").map(|(at, _)| at).collect();
-    // Head, snapshot, EpochOpened, ProgramStarting, ProgramStarted: without the last, and then without the last two.
+    // Head, snapshot, DaemonStarted, ProgramStarting, ProgramStarted: without the last, and then without the last two.
     assert_eq!(frames.len(), 5);
     let mut daemon = daemon;
     for cut in [frames[4], frames[3]] {

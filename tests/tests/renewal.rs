@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, process::Command, sync::Arc};
 
 use gaggled_core::{
-    event::{Beginning, Cause, Event, Handover, ProgramEvent, SystemEvent},
+    event::{Cause, Event, Handover, ProgramEvent, StartKind, SystemEvent},
     state::ProgramState,
 };
 use gaggled_tests::harness::{Daemon, Start, binary, code, directory, exists};
@@ -33,7 +33,7 @@ fn a_reload_does_what_the_plan_says_and_touches_nothing_else() {
         sleeper("gone", ""),
         sleeper("web", "depends: {\"same\": ()}")
     ));
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let before = daemon.dump();
     let epoch = daemon.state().epoch;
     assert!(said(&daemon.tool("gaggled_controller", &["plan"])).contains("nothing changes"));
@@ -71,7 +71,7 @@ fn a_reload_does_what_the_plan_says_and_touches_nothing_else() {
     let asked = daemon.heard.iter().any(|envelope| {
         matches!(
             envelope.event,
-            Event::System(SystemEvent::EpochOpened { beginning: Beginning::Handover(Handover::Reload), .. })
+            Event::System(SystemEvent::DaemonStarted { start_kind: StartKind::Handover(Handover::Reload), .. })
         )
     });
     assert!(asked);
@@ -126,7 +126,7 @@ fn a_hangup_reloads() {
 fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     let programs: String = (0..100).map(|i| sleeper(&format!("p{i}"), "")).collect();
     let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let (before, core) = (daemon.dump(), daemon.core());
     let next = daemon.directory.path().join("gaggled-next");
     fs::copy(binary("gaggled"), &next).expect("a copy");
@@ -167,7 +167,7 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     // One that passes the look and then does not come up: back to the one that did.
     fs::write(
         &broken,
-        format!("#!/bin/sh\n[ \"$1\" = succeed ] && exec {} \"$@\"\nexit 1\n", binary("gaggled").display()),
+        format!("#!/bin/sh\n[ \"$1\" = check-takeover ] && exec {} \"$@\"\nexit 1\n", binary("gaggled").display()),
     )
     .expect("a file");
     let output = daemon.tool("gaggled_controller", &["upgrade", broken.to_str().expect("a path")]);
@@ -290,7 +290,7 @@ fn a_process_that_got_the_id_of_a_program_is_not_killed_for_it() {
     let killed = daemon
         .heard
         .iter()
-        .any(|envelope| matches!(envelope.event, Event::Program(_, ProgramEvent::StopEscalated { .. })));
+        .any(|envelope| matches!(envelope.event, Event::Program(_, ProgramEvent::KillRequested { .. })));
     assert!(!killed);
     assert_eq!(taken, pid, "the bystander got another id, so nothing was tried");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon.init()), Signal::SIGTERM).expect("it runs");

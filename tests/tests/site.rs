@@ -114,7 +114,7 @@ fn a_site_of_real_programs_breaks_heals_and_tells_so_by_mail() {
         let fallen = heard.iter().any(|envelope| {
             matches!(&envelope.event, Event::Program(id, ProgramEvent::Exited { instance, .. }) if *id == app && *instance == first_app)
         });
-        fallen && state.programs[app].is_steady() && state.programs[app].instance > first_app
+        fallen && state.programs[app].is_running_and_wanted() && state.programs[app].instance > first_app
     });
     follows_its_database(&daemon, first_app);
     assert_eq!(daemon.pid_of("nginx"), nginx, "nginx does not propagate");
@@ -159,7 +159,12 @@ fn follows_its_database(daemon: &Daemon, first_app: InstanceId) {
     let names = daemon.state().graph.names();
     let (database, app) = (names["postgresql"], names["app"]);
     let at = |found: &dyn Fn(&Event) -> bool| {
-        daemon.heard.iter().filter(|envelope| found(&envelope.event)).map(|envelope| envelope.at).collect::<Vec<_>>()
+        daemon
+            .heard
+            .iter()
+            .filter(|envelope| found(&envelope.event))
+            .map(|envelope| envelope.monotonic)
+            .collect::<Vec<_>>()
     };
     let fell = at(&|event| matches!(event, Event::Program(id, ProgramEvent::Exited { .. }) if *id == database))[0];
     let stopped = at(

@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command, thread};
 
-use gaggled_actors::state_directory::StateDirectory;
+use gaggled_actors::journal::directory::StateDirectory;
 use gaggled_core::{
     command::Selection,
     event::{Event, ProgramEvent, SystemEvent},
@@ -31,7 +31,7 @@ fn start() -> Daemon {
     let rotated =
         "\"noisy\": (shell: \"while :; do echo line; sleep 0.05; done\", log: \"@DIR@/noisy.log\", rotate: ()),";
     let mut daemon = Daemon::new(&format!("{}{}{}{rotated}", program("a"), program("b"), program("down")));
-    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_steady));
+    daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     daemon.must(Action::Down(Selection { programs: vec!["down".to_owned()], wait: true, timeout_ms: None }));
     daemon
 }
@@ -66,7 +66,7 @@ fn controller(daemon: &Daemon, words: &[&str]) {
 /// Everything is as it was, but for the logger, whose pipes were made anew.
 fn must_be_untouched(daemon: &Daemon, before: &[Value]) {
     assert_eq!(pids(daemon), before, "{}", daemon.timeline());
-    assert_eq!(daemon.dump()["down"]["is_operator_shutdown"], true);
+    assert_eq!(daemon.dump()["down"]["operator_down"], true);
     let url = format!("GAGGLED_CONTROL_URL={}", daemon.control);
     let of_test = |pid: &str| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -160,7 +160,7 @@ fn without_its_state_directory_gaggled_does_not_begin_beside_its_programs() {
     must_be_untouched(&daemon, &before);
 }
 
-/// The daemon is killed before it can heal the directory: what its launcher has kept is enough to know the programs.
+/// The daemon is killed before it can heal the directory: what its subreaper has kept is enough to know the programs.
 #[test]
 fn a_daemon_that_dies_with_its_state_directory_is_followed_by_one_that_knows_its_programs() {
     let mut daemon = start();
@@ -198,7 +198,7 @@ fn the_state_of_another_configuration_is_taken_only_when_that_is_asked_for() {
     assert!(said(&output).contains(&words) && said(&output).contains("--take-state"), "{}", said(&output));
     let mut gaggled =
         Command::new(binary("gaggled")).arg("--take-state").arg("-c").arg(&other).spawn().expect("gaggled");
-    let caller = gaggled_gateways::call::Caller::dial_whenever(&daemon.control).expect("a url");
+    let caller = gaggled_gateways::client::ControlClient::dial_whenever(&daemon.control).expect("a url");
     let shutdown = gaggled_core::wire::Request::new("", Action::Shutdown { wait: false, timeout_ms: None });
     assert!(caller.call(&shutdown, gaggled_tests::harness::PATIENCE).expect("an answer").ok);
     assert!(gaggled.wait().expect("its end").success());

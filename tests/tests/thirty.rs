@@ -43,19 +43,19 @@ const SYSTEM: &str = r#"(
         "redis-daemon": (command: "redis-server", argv: ["--port", "@CACHE2@", "--bind", "127.0.0.1", "--save", "", "--daemonize", "yes", "--pidfile", "@DIR@/open/redis.pid", "--dir", "@DIR@/open", "--logfile", "@DIR@/open/redis.log"],
             @REDIS@ pid_file: Read("@DIR@/open/redis.pid")),
         "app": (command: "/usr/bin/python3", argv: ["-u", "@SITE@/app.py", "@APP@", "@DB@", "@USER@", "@CACHE@"],
-            ready: Http("http://127.0.0.1:@APP@/"), health: (check: Http("http://127.0.0.1:@APP@/"), every: "1s", timeout: "5s"),
-            depends: {"postgresql": (propagate: true), "migrate": (until: Completed), "redis": ()}, log: "@DIR@/app.log"),
+            ready: Http("http://127.0.0.1:@APP@/"), health: (probe: Http("http://127.0.0.1:@APP@/"), interval: "1s", timeout: "5s"),
+            depends: {"postgresql": (propagate: true), "migrate": (condition: Completed), "redis": ()}, log: "@DIR@/app.log"),
         // It writes over its own environment when it makes a daemon of itself.
         "nginx": (command: "nginx", argv: ["-c", "@DIR@/nginx.conf", "-p", "@DIR@/web", "-e", "@DIR@/web/error.log"], pid_file: Read("@DIR@/web/nginx.pid"),
-            health: (check: Tcp("127.0.0.1:@WEB@"), every: "1s"), depends: {"app": ()}),
+            health: (probe: Tcp("127.0.0.1:@WEB@"), interval: "1s"), depends: {"app": ()}),
         "static": (command: "/usr/bin/python3", argv: ["-u", "-m", "http.server", "--bind", "127.0.0.1", "@STATIC@"], wd: "@DIR@/open",
-            @NOBODY@ ready: Line("Serving HTTP"), log: "@DIR@/static.log"),
-        "s6": (shell: "sleep 0.1; echo >&3; exec sleep 100000", @DAEMON@ ready: Descriptor(3)),
+            @NOBODY@ ready: LogLine("Serving HTTP"), log: "@DIR@/static.log"),
+        "s6": (shell: "sleep 0.1; echo >&3; exec sleep 100000", @DAEMON@ ready: Fd(3)),
         "dog": (command: "@PUPPET@", argv: ["notify", "100", "READY=1"], ready: Notify),
         "hourly": (shell: "date >> @DIR@/hourly", mode: Once, depends: {"app": ()}),
         "noted": (command: "sleep", argv: ["100000"], pid_file: Write("@DIR@/noted.pid")),
         "fit": (group: "disk", mode: Test, shell: "test -d @DIR@"),
-        "mount": (group: "disk", mode: Wait, shell: "touch @DIR@/mounted", stop: "rm @DIR@/mounted"),
+        "mount": (group: "disk", mode: Wait, shell: "touch @DIR@/mounted", stop_command: "rm @DIR@/mounted"),
         "disk-user": (group: "disk", shell: "test -e @DIR@/mounted && exec sleep 100000"),
         @WORKERS@
     },
@@ -133,9 +133,11 @@ fn followers(state: &State, id: ProgramId) -> BTreeSet<String> {
     let mut found = BTreeSet::from([id]);
     let mut look = vec![id];
     while let Some(on) = look.pop() {
-        for edge in state.graph.edges_on(on).iter().map(|edge| &state.graph.edges[*edge]) {
-            if edge.propagate && found.insert(edge.of) {
-                look.push(edge.of);
+        for dependency in
+            state.graph.dependencies_on(on).iter().map(|dependency| &state.graph.dependencies[*dependency])
+        {
+            if dependency.propagate && found.insert(dependency.dependent) {
+                look.push(dependency.dependent);
             }
         }
     }

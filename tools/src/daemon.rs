@@ -1,9 +1,11 @@
 //! The daemon: a checked configuration becomes actors, channels and a log, until everything has stopped.
 
-mod life;
-mod outlets;
-mod renewal;
-mod takeover;
+mod adoption;
+mod event_log;
+mod event_sinks;
+mod handover;
+mod run;
+pub mod subreaper;
 
 use std::{
     path::{Path, PathBuf},
@@ -13,16 +15,17 @@ use std::{
 
 use actix::Recipient;
 use gaggled_actors::{
-    control::{Ask, ControlActor},
-    host, launch,
-    state_directory::{Origin, Remains, StateDirectory, StateError},
+    control::{ControlActor, ControlRequest},
+    host,
+    journal::directory::{Origin, RecoveredState, StateDirectory, StateError},
+    spec,
 };
 use gaggled_core::{
-    config::{Config, DependsConfig, Diagnostic, LOGGER, Locator, Parsed, ProgramConfig, Severity},
+    config::{Config, DependsConfig, Diagnostic, LOGGER, Parsed, ProgramConfig, Severity, SpanIndex},
     event::Handover,
     host::ExitStatus,
-    logs::Outlet,
-    segment::{ConfigText, Head},
+    logs::LogRoute,
+    segment::{ConfigSource, SegmentHeader},
     state::State,
     wire::Reply,
 };
@@ -33,12 +36,14 @@ use gaggled_gateways::{
     url::{Url, default_directory, make_default_directory, make_default_directory_for},
 };
 
-use self::life::{Ended, Launched, Life};
+use self::{
+    run::{DaemonExit, Startup, SubreaperLink},
+    subreaper::{HandoffFile, InheritedFds},
+};
 use crate::{
     VERSION,
-    address::{self, Urls},
-    diagnostics,
-    launcher::{self, Letter, Position},
+    common::diagnostics,
+    common::endpoints::{self, Urls},
     logger,
 };
 
@@ -50,13 +55,13 @@ pub const SURVIVORS: u8 = 3;
 pub const CANNOT_RUN: u8 = 100;
 
 /// A configuration that can be run here.
-pub struct System {
+pub struct LoadedConfig {
     config: Config,
-    text: ConfigText,
+    text: ConfigSource,
     urls: Urls,
     search: Vec<String>,
     /// Where the output of each program goes.
-    outlets: Vec<Outlet>,
+    outlets: Vec<LogRoute>,
     ignore_interrupts: bool,
 }
 
@@ -69,11 +74,11 @@ pub struct Options {
     pub ignore_interrupts: bool,
     /// Whether the state of another configuration is taken.
     pub take_state: bool,
-    /// What the launcher gives.
-    pub launched: Option<Position>,
+    /// What the subreaper gives.
+    pub inherit: Option<InheritedFds>,
 }
 
-impl System {
+impl LoadedConfig {
     /// Reads a configuration and checks everything that can be checked without starting anything. What is wrong has
     /// been printed when this returns `None`.
     pub fn check(path: &Path, ignore_interrupts: bool) -> Option<Self> {
@@ -82,7 +87,7 @@ impl System {
             return None;
         }
         let (parsed, text) = diagnostics::load(path).ok()?;
-        let text = ConfigText { path: absolute(path), text };
+        let text = ConfigSource { path: absolute(path), text };
         let (system, found) = Self::examine(parsed, text, ignore_interrupts, None);
         diagnostics::show(path, &system.text.text, &found);
         let usable = found.iter().all(|finding| finding.severity != Severity::Error);
@@ -95,40 +100,40 @@ impl System {
             return Err(format!("{} {why}", path.display()));
         }
         let text = diagnostics::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
-        let in_words = |found: &[Diagnostic]| {
+        let describe_event = |found: &[Diagnostic]| {
             let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
             let lines: Vec<String> = errors.map(|finding| diagnostics::line(path, &text, finding)).collect();
             lines.join("\n")
         };
-        let parsed = Config::parse(&text).map_err(|found| in_words(&found))?;
-        let place = ConfigText { path: absolute(path), text: text.clone() };
+        let parsed = Config::parse(&text).map_err(|found| describe_event(&found))?;
+        let place = ConfigSource { path: absolute(path), text: text.clone() };
         let (system, found) = Self::examine(parsed, place, ignore_interrupts, Some(state));
-        let wrong = in_words(&found);
+        let wrong = describe_event(&found);
         if wrong.is_empty() { Ok(system) } else { Err(wrong) }
     }
 
     /// The configuration that was in force already, with the journal here. What it needs may be gone by now; that is no
     /// reason to leave the programs alone.
-    fn in_force(text: ConfigText, ignore_interrupts: bool, state: &Path) -> Option<Self> {
+    fn in_force(text: ConfigSource, ignore_interrupts: bool, state: &Path) -> Option<Self> {
         let parsed = Config::parse(&text.text).ok()?;
         Some(Self::examine(parsed, text, ignore_interrupts, Some(state)).0)
     }
 
     fn examine(
         parsed: Parsed,
-        text: ConfigText,
+        text: ConfigSource,
         ignore_interrupts: bool,
         state: Option<&Path>,
     ) -> (Self, Vec<Diagnostic>) {
         let Parsed { mut config, locator, .. } = parsed;
-        let search = launch::search_path(&config, &std::env::var("PATH").unwrap_or_default());
-        let mut found = launch::check(&config, &locator, &search);
+        let search = spec::search_path(&config, &std::env::var("PATH").unwrap_or_default());
+        let mut found = spec::check(&config, &locator, &search);
         found.extend(check_gate(&config, &locator));
         if let Err(error) = Access::find(&config.gaggled.access) {
             let help = "correct the name, or add it; a group has an @ before its name";
             found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", "access"])).help(help));
         }
-        let urls = address::of_settings(&config.gaggled);
+        let urls = endpoints::of_settings(&config.gaggled);
         if let Err(error) = &urls {
             let settings = &config.gaggled;
             let wrong = |url: &String| Url::parse(url, &settings.insecure).is_err();
@@ -144,7 +149,7 @@ impl System {
         }
         add_gate(&mut config, Path::new(&text.path));
         // That there is no place for the journal is said when it is opened.
-        let state = state.map(Path::to_owned).or_else(|| address::state_directory(&config.gaggled).ok());
+        let state = state.map(Path::to_owned).or_else(|| endpoints::state_directory(&config.gaggled).ok());
         let outlets = state.map_or_else(Vec::new, |state| add_logger(&mut config, &state));
         (Self { config, text, urls, search, outlets, ignore_interrupts }, found)
     }
@@ -152,7 +157,7 @@ impl System {
     /// How many programs and dependencies there are.
     pub fn size(&self) -> (usize, usize) {
         let graph = self.config.graph();
-        (graph.programs.len(), graph.edges.len())
+        (graph.programs.len(), graph.dependencies.len())
     }
 
     /// Opens everything that could be refused, before anything is started.
@@ -172,7 +177,7 @@ impl System {
             url.prepare().map_err(|error| error.to_string())?;
             Ok::<_, String>(url)
         };
-        let control: Arc<OnceLock<Recipient<Ask>>> = Arc::default();
+        let control: Arc<OnceLock<Recipient<ControlRequest>>> = Arc::default();
         let server = Server::bind(&url(&self.urls.control)?, access.clone(), handler(control.clone()))
             .map_err(|error| error.to_string())?;
         let publisher = Publisher::bind(&url(&self.urls.event)?, access).map_err(|error| error.to_string())?;
@@ -189,12 +194,12 @@ pub fn run(options: &Options) -> ExitCode {
     match begin(options) {
         Ok((code, None)) => ExitCode::from(code),
         Ok((_, Some(state))) => {
-            let error = launcher::take_its_place(&state);
-            eprintln!("Error: gaggled cannot take the place of its launcher: {error}");
+            let error = subreaper::take_its_place(&state);
+            eprintln!("Error: gaggled cannot take the place of its subreaper: {error}");
             ExitCode::from(CANNOT_RUN)
         }
-        Err(Refused::Configuration) => ExitCode::from(BAD_CONFIGURATION),
-        Err(Refused::Here(why)) => {
+        Err(StartError::Configuration) => ExitCode::from(BAD_CONFIGURATION),
+        Err(StartError::Here(why)) => {
             eprintln!("Error: {why}");
             ExitCode::from(CANNOT_RUN)
         }
@@ -202,39 +207,40 @@ pub fn run(options: &Options) -> ExitCode {
 }
 
 /// Why a life cannot begin.
-enum Refused {
+enum StartError {
     /// The configuration cannot be used, as has been said.
     Configuration,
     /// Something here does not let it.
     Here(String),
 }
 
-impl<E: std::fmt::Display> From<E> for Refused {
+impl<E: std::fmt::Display> From<E> for StartError {
     fn from(why: E) -> Self {
         Self::Here(why.to_string())
     }
 }
 
-/// Begins a life and lives it; the exit status, and, if this process is to take the place of its launcher, the directory
+/// Begins a life and lives it; the exit status, and, if this process is to take the place of its subreaper, the directory
 /// of the journal.
-fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
+fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     let parent = nix::unistd::getppid();
-    let launched = options.launched.clone().map(Launched::new).transpose()?;
-    let before = launched.as_ref().and_then(|launched| launched.before.as_ref());
-    let (system, directory, homeless, remains) = if let Some(before) = before {
+    let subreaper = options.inherit.clone().map(SubreaperLink::new).transpose()?;
+    let before = subreaper.as_ref().and_then(|subreaper| subreaper.before.as_ref());
+    let (system, directory, fallback_directory_reason, remains) = if let Some(before) = before {
         let (system, directory, remains) = resume(before, options)?;
-        if let Some((_, State { survivors: Some(survivors), verdict, .. })) = &remains.last {
+        if let Some((_, State { unkillable: Some(survivors), essential_exit, .. })) = &remains.last {
             // Everything had stopped, and the life before has died with that on its lips.
-            launched.iter().for_each(Launched::end);
-            return Ok((stopped(*survivors, *verdict), None));
+            subreaper.iter().for_each(SubreaperLink::end);
+            return Ok((stopped(*survivors, *essential_exit), None));
         }
         (system, directory, None, remains)
     } else {
-        let system = System::check(&options.config, options.ignore_interrupts).ok_or(Refused::Configuration)?;
-        let (directory, homeless) = find_state(&system)?;
-        let elsewhere = homeless.as_ref().and_then(|_| {
+        let system =
+            LoadedConfig::check(&options.config, options.ignore_interrupts).ok_or(StartError::Configuration)?;
+        let (directory, fallback_directory_reason) = find_state(&system)?;
+        let elsewhere = fallback_directory_reason.as_ref().and_then(|_| {
             // Its pipes are where the journal is.
-            System::in_force(system.text.clone(), options.ignore_interrupts, directory.path())
+            LoadedConfig::in_force(system.text.clone(), options.ignore_interrupts, directory.path())
         });
         let system = elsewhere.unwrap_or(system);
         let remains = directory.recover(ControlActor::HISTORY)?;
@@ -242,46 +248,47 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), Refused> {
             refuse_strangers(&system, &directory)?;
         }
         refuse_another(&system, &directory, &remains, options.take_state)?;
-        (system, directory, homeless, remains)
+        (system, directory, fallback_directory_reason, remains)
     };
     let channels = system.open_channels()?;
     let server = channels.1.clone();
     let sockets =
         [&system.urls.control, &system.urls.event].map(|url| Url::parse(url, &system.config.gaggled.insecure));
     let place = directory.path().display().to_string();
-    let life = Life { system: &system, directory, homeless, remains, launched, channels: Some(channels) };
+    let life =
+        Startup { system: &system, directory, fallback_directory_reason, remains, subreaper, channels: Some(channels) };
     let ended = actix::System::new().block_on(life.live())?;
     // The contexts of the server belong to threads of nng that end with the process.
     std::mem::forget(server);
     Ok(match ended {
-        // Whatever it was for, without a launcher there is nobody else to go on.
-        Ended::HandedOver(_) if nix::unistd::getppid() != parent => (0, Some(place)),
-        Ended::HandedOver(Handover::Launcher) => (0, Some(place)),
-        Ended::HandedOver(Handover::Reload | Handover::Upgrade) => (0, None),
-        Ended::Stopped { survivors, verdict } => {
+        // Whatever it was for, without a subreaper there is nobody else to go on.
+        DaemonExit::HandedOver(_) if nix::unistd::getppid() != parent => (0, Some(place)),
+        DaemonExit::HandedOver(Handover::Subreaper) => (0, Some(place)),
+        DaemonExit::HandedOver(Handover::Reload | Handover::Upgrade) => (0, None),
+        DaemonExit::Stopped { survivors, essential_exit } => {
             for socket in sockets {
                 if let Ok(Url::Ipc(path)) = socket {
                     // Whoever looks for gaggled now is told at once that it is not there.
                     let _ = std::fs::remove_file(path);
                 }
             }
-            (stopped(survivors, verdict), None)
+            (stopped(survivors, essential_exit), None)
         }
     })
 }
 
 /// The exit status when everything has stopped, but for so many programs.
-fn stopped(survivors: u32, verdict: Option<ExitStatus>) -> u8 {
+fn stopped(survivors: u32, essential_exit: Option<ExitStatus>) -> u8 {
     if survivors == 0 {
-        return verdict.map_or(0, status_of);
+        return essential_exit.map_or(0, status_of);
     }
     eprintln!("Error: {survivors} programs could not be ended; they wait in the kernel for a device");
     SURVIVORS
 }
 
 /// The exit status of gaggled when an essential program has ended so.
-fn status_of(verdict: ExitStatus) -> u8 {
-    match verdict {
+fn status_of(essential_exit: ExitStatus) -> u8 {
+    match essential_exit {
         ExitStatus::Code(code) => u8::try_from(code).unwrap_or(1),
         ExitStatus::Signal(signal) | ExitStatus::Core(signal) => u8::try_from(128 + signal).unwrap_or(1),
         ExitStatus::OutOfMemory => 128 + 9,
@@ -290,32 +297,37 @@ fn status_of(verdict: ExitStatus) -> u8 {
 }
 
 /// Goes on with the configuration that the life before has left, or, if that is lost, with that of the command line.
-fn resume(before: &Letter, options: &Options) -> Result<(System, StateDirectory, Remains), Refused> {
+fn resume(
+    before: &HandoffFile,
+    options: &Options,
+) -> Result<(LoadedConfig, StateDirectory, RecoveredState), StartError> {
     let state = Path::new(&before.state);
     let kept = Some(before.identity.as_str()).filter(|identity| !identity.is_empty());
     let directory = StateDirectory::open(state, kept)?;
     let remains = directory.recover(ControlActor::HISTORY)?;
     let in_force = remains.last.as_ref().map(|(head, _)| head.config.clone());
     let text = remains.next_config.clone().or(in_force);
-    let system = text.and_then(|text| System::in_force(text, options.ignore_interrupts, state));
-    let system = system.or_else(|| System::check(&options.config, options.ignore_interrupts));
-    Ok((system.ok_or(Refused::Configuration)?, directory, remains))
+    let system = text.and_then(|text| LoadedConfig::in_force(text, options.ignore_interrupts, state));
+    let system = system.or_else(|| LoadedConfig::check(&options.config, options.ignore_interrupts));
+    Ok((system.ok_or(StartError::Configuration)?, directory, remains))
 }
 
 /// A directory that another configuration has used holds what operators wanted of other programs, and the history of
 /// another system; programs of the same name would be taken for each other.
 fn refuse_another(
-    system: &System,
+    system: &LoadedConfig,
     directory: &StateDirectory,
-    remains: &Remains,
+    remains: &RecoveredState,
     take_state: bool,
-) -> Result<(), Refused> {
-    let Some((Head { config: before, .. }, _)) = remains.last.as_ref().filter(|_| !take_state) else { return Ok(()) };
+) -> Result<(), StartError> {
+    let Some((SegmentHeader { config: before, .. }, _)) = remains.last.as_ref().filter(|_| !take_state) else {
+        return Ok(());
+    };
     let is_copy = directory.origin == Origin::Copy;
     if before.path == system.text.path || before.path.is_empty() || is_copy {
         return Ok(());
     }
-    Err(Refused::Here(format!(
+    Err(StartError::Here(format!(
         "{} is the state of {}, and this is {}: give each system a directory of its own (gaggled.state), or, if the file was \
          renamed, start gaggled once with --take-state",
         directory.path().display(),
@@ -326,15 +338,15 @@ fn refuse_another(
 
 /// Programs of an earlier gaggled at the same control url whose state directory is gone cannot be told from those of
 /// another, and would be started a second time.
-fn refuse_strangers(system: &System, directory: &StateDirectory) -> Result<(), Refused> {
-    let found = host::strangers(&system.urls.control, &launch::users(&system.config));
+fn refuse_strangers(system: &LoadedConfig, directory: &StateDirectory) -> Result<(), StartError> {
+    let found = host::strangers(&system.urls.control, &spec::users(&system.config));
     if found.is_empty() {
         return Ok(());
     }
     // Nothing has been begun: the next start finds the directory as this one did.
     directory.forget();
     let pids: Vec<String> = found.iter().map(|(program, pid)| format!("{program} (pid {pid})")).collect();
-    Err(Refused::Here(format!(
+    Err(StartError::Here(format!(
         "{} knows nothing of the programs that an earlier gaggled has left running: {}; put the directory back as it was, \
          or end those processes",
         directory.path().display(),
@@ -344,8 +356,8 @@ fn refuse_strangers(system: &System, directory: &StateDirectory) -> Result<(), R
 
 /// Opens the directory of the journal. If its disk cannot be written, another is taken that does not outlive the machine,
 /// and that is said.
-fn find_state(system: &System) -> Result<(StateDirectory, Option<String>), Refused> {
-    let path = address::state_directory(&system.config.gaggled)?;
+fn find_state(system: &LoadedConfig) -> Result<(StateDirectory, Option<String>), StartError> {
+    let path = endpoints::state_directory(&system.config.gaggled)?;
     match StateDirectory::open(&path, None) {
         Ok(directory) => Ok((directory, None)),
         Err(StateError::Io { path, error }) if is_disk(&error) => {
@@ -370,9 +382,9 @@ fn absolute(path: &Path) -> String {
 const GOES_ON: &str = " can go on";
 
 /// What another gaggled asks before it lets this one go on: whether it can read the journal, and which version it is.
-pub fn succeed(state: &Path) -> ExitCode {
-    match gaggled_actors::state_directory::last_segment(state) {
-        Ok(()) => crate::output::end(crate::output::line(&format!("gaggled {VERSION}{GOES_ON}"))),
+pub fn check_takeover(state: &Path) -> ExitCode {
+    match gaggled_actors::journal::directory::last_segment(state) {
+        Ok(()) => crate::common::output::end(crate::common::output::line(&format!("gaggled {VERSION}{GOES_ON}"))),
         Err(why) => {
             eprintln!("Error: {why}");
             ExitCode::from(CANNOT_RUN)
@@ -380,19 +392,19 @@ pub fn succeed(state: &Path) -> ExitCode {
     }
 }
 
-type Channels = (Publisher, Arc<Server>, Arc<OnceLock<Recipient<Ask>>>);
+type Channels = (Publisher, Arc<Server>, Arc<OnceLock<Recipient<ControlRequest>>>);
 
-fn handler(control: Arc<OnceLock<Recipient<Ask>>>) -> Handler {
+fn handler(control: Arc<OnceLock<Recipient<ControlRequest>>>) -> Handler {
     Arc::new(move |peer, request, responder| {
         let answer = Box::new(move |reply: Reply| responder.send(&reply));
         if let Some(control) = control.get() {
             // A mailbox that is full drops the request, and the responder tells the client so.
-            let _ = control.try_send(Ask { peer, request, answer });
+            let _ = control.try_send(ControlRequest { peer, request, answer });
         }
     })
 }
 
-fn check_gate(config: &Config, locator: &Locator) -> Option<Diagnostic> {
+fn check_gate(config: &Config, locator: &SpanIndex) -> Option<Diagnostic> {
     let gate = config.gaggled.smtpgate.as_ref()?;
     let error = gaggled_gateways::smtp::check(gate).err()?;
     Some(Diagnostic::error(error.to_string()).at(locator.find(&["gaggled", "smtpgate"])))
@@ -400,8 +412,8 @@ fn check_gate(config: &Config, locator: &Locator) -> Option<Diagnostic> {
 
 /// Adds the program that writes logs which are rotated or merged, and lets everybody who writes to it go before it. It is
 /// told what to write by a file; that it is told something else starts it again.
-fn add_logger(config: &mut Config, state: &Path) -> Vec<Outlet> {
-    let mut outlets = launch::outlets(config, &logger::pipes(state));
+fn add_logger(config: &mut Config, state: &Path) -> Vec<LogRoute> {
+    let mut outlets = spec::outlets(config, &logger::pipes(state));
     if !config.needs_logger() {
         return outlets;
     }
@@ -412,10 +424,10 @@ fn add_logger(config: &mut Config, state: &Path) -> Vec<Outlet> {
     }
     let own = std::env::current_exe().map_or_else(|_| "gaggled".to_owned(), |own| own.display().to_string());
     let own = own.trim_end_matches(" (deleted)").to_owned();
-    let argv = vec!["write-logs".to_owned(), state.display().to_string(), logger::fingerprint(&outlets)];
+    let argv = vec!["logger".to_owned(), state.display().to_string(), logger::fingerprint(&outlets)];
     let program = ProgramConfig { command: Some(own), argv, ..ProgramConfig::default() };
     config.programs.0.push((LOGGER.to_owned(), program));
-    outlets.push(Outlet { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
+    outlets.push(LogRoute { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
     outlets
 }
 

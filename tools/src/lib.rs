@@ -1,24 +1,20 @@
-//! What the programs of gaggled share: finding the daemon, and printing for people.
+//! The programs of gaggled: the daemon, and the tools that read its files or talk to it.
+//!
+//! | module | program |
+//! |---|---|
+//! | [`daemon`] | `gaggled -c`: the daemon and its subreaper |
+//! | [`logger`] | `gaggled logger`: a program of the daemon's own that writes and rotates log files |
+//! | [`offline`] | `gaggled` subcommands that need no daemon: `import`, `graph`, `simulate`, `nodes`, `journal` |
+//! | [`controller`] | `gaggled_controller` |
+//! | [`smtpgate`] | `gaggled_smtpgate` |
+//! | [`common`] | endpoints, times, diagnostics and formats that they share |
 
-pub mod address;
-pub mod backoff;
+pub mod common;
 pub mod controller;
 pub mod daemon;
-pub mod diagnostics;
-pub mod dump;
-pub mod forecast;
-pub mod graph;
-pub mod import;
-pub mod journal_log;
-pub mod journal_tool;
-pub mod launcher;
 pub mod logger;
-pub mod logs;
-pub mod nodes;
-pub mod output;
-pub mod render;
+pub mod offline;
 pub mod smtpgate;
-pub mod when;
 
 /// The version of gaggled.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

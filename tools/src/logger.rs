@@ -4,7 +4,7 @@
 //! disturbed while this process, or gaggled, is away; what is written waits in the pipe. Each log has a thread of its own:
 //! a disk that is stuck holds up nobody else.
 
-mod between;
+mod bounded_buffer;
 mod file;
 mod pipes;
 
@@ -22,7 +22,7 @@ use std::{
 };
 
 use gaggled_actors::host;
-use gaggled_core::logs::{Outlet, WhenStuck};
+use gaggled_core::logs::{LogRoute, Overflow};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{SigSet, Signal},
@@ -32,8 +32,8 @@ use sha2::{Digest, Sha256};
 
 pub use self::file::LogFile;
 use self::{
-    between::{Between, Waiting},
-    file::Merged,
+    bounded_buffer::{BoundedBuffer, Waiting},
+    file::PrefixedOutput,
     pipes::{each_chunk, named, nameless},
 };
 
@@ -47,8 +47,8 @@ fn told(state: &Path) -> PathBuf {
 }
 
 /// What tells one list of logs from another.
-pub fn fingerprint(outlets: &[Outlet]) -> String {
-    let piped: Vec<&Outlet> = outlets.iter().filter(|outlet| outlet.pipe.is_some()).collect();
+pub fn fingerprint(outlets: &[LogRoute]) -> String {
+    let piped: Vec<&LogRoute> = outlets.iter().filter(|outlet| outlet.pipe.is_some()).collect();
     let text = serde_json::to_string(&piped).unwrap_or_default();
     let digest = Sha256::digest(text.as_bytes());
     let number = digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
@@ -56,7 +56,7 @@ pub fn fingerprint(outlets: &[Outlet]) -> String {
 }
 
 /// Leaves the list of logs in the directory of the journal, for the process that writes them and for who reads them.
-pub fn leave(state: &Path, outlets: &[Outlet]) -> io::Result<()> {
+pub fn leave(state: &Path, outlets: &[LogRoute]) -> io::Result<()> {
     let directory = pipes(state);
     if outlets.iter().any(|outlet| outlet.pipe.is_some()) {
         fs::create_dir_all(&directory)?;
@@ -68,7 +68,7 @@ pub fn leave(state: &Path, outlets: &[Outlet]) -> io::Result<()> {
 }
 
 /// The list of logs.
-pub fn list(state: &Path) -> io::Result<Vec<Outlet>> {
+pub fn list(state: &Path) -> io::Result<Vec<LogRoute>> {
     serde_json::from_slice(&fs::read(told(state))?).map_err(io::Error::from)
 }
 
@@ -127,25 +127,25 @@ pub trait Sink: Send {
     fn end(&mut self);
 }
 
-fn take(outlet: &Outlet, nameless: Vec<fs::File>, stopped: &Arc<OwnedFd>, width: usize) -> io::Result<()> {
+fn take(outlet: &LogRoute, nameless: Vec<fs::File>, stopped: &Arc<OwnedFd>, width: usize) -> io::Result<()> {
     let Some(path) = &outlet.pipe else { return Ok(()) };
     let mut pipes = nameless;
     pipes.push(named(path)?);
     let rotate = outlet.rotate.unwrap_or_default();
     let mut sink: Box<dyn Sink> = match &outlet.file {
         Some(file) => Box::new(LogFile::new(file, rotate, stopped.clone())),
-        None => Box::new(Merged::new(&outlet.program, width)),
+        None => Box::new(PrefixedOutput::new(&outlet.program, width)),
     };
-    if rotate.when_stuck == WhenStuck::Block {
+    if rotate.overflow == Overflow::Block {
         each_chunk(&mut pipes, stopped, |chunk| sink.write(chunk));
         sink.end();
         return Ok(());
     }
     // Whoever takes from the pipe never waits for the disk.
-    let between = Between::default();
+    let bounded_buffer = BoundedBuffer::default();
     thread::scope(|scope| {
         thread::Builder::new().spawn_scoped(scope, || {
-            while let Some(Waiting { bytes, dropped, .. }) = between.take() {
+            while let Some(Waiting { bytes, dropped, .. }) = bounded_buffer.take() {
                 sink.write(&bytes);
                 if dropped > 0 {
                     sink.dropped(dropped);
@@ -154,10 +154,10 @@ fn take(outlet: &Outlet, nameless: Vec<fs::File>, stopped: &Arc<OwnedFd>, width:
             sink.end();
         })?;
         each_chunk(&mut pipes, stopped, |chunk| {
-            between.push(chunk);
+            bounded_buffer.push(chunk);
             true
         });
-        between.close();
+        bounded_buffer.close();
         Ok(())
     })
 }

@@ -1,33 +1,33 @@
 //! The gate from events to mail: follows gaggled, and sends what the notifier finds worth a mail.
 
-use std::time::{Duration, Instant as Moment};
+use std::time::{Duration, Instant as PointInTime};
 
 use gaggled_actors::clock::Clock;
 use gaggled_core::{
     config::SmtpgateConfig,
     ids::{EpochId, Position, ProgramId, Seq},
-    notifier::{Change, Notifier, Statement},
+    notifier::{Alert, AlertRules, Observation},
     state::State,
     time::{Instant, Millis},
     wire::View,
 };
 use gaggled_gateways::{
-    follow::{Follower, Heard},
-    smtp::{Composer, Ledger, Letter, MailError, Outbox, Outcome, Report, letters},
+    follow::{FollowEvent, Follower},
+    smtp::{Composer, DeliveryOutcome, MailError, MailSpool, Outbox, QueuedMail, Report, letters},
 };
 use serde::Deserialize;
 use slog::{Logger, debug, error, info, warn};
 
 /// For how long what was heard may be unwritten. Nothing is said of it before.
-const UNWRITTEN: Millis = Millis(1000);
+const FLUSH_DELAY: Millis = Millis(1000);
 
 /// The gate.
 #[derive(Debug)]
-pub struct Gate {
+pub struct MailGateway {
     follower: Follower,
-    notifier: Notifier,
+    notifier: AlertRules,
     composer: Composer,
-    ledger: Ledger,
+    spool: MailSpool,
     outbox: Outbox,
     batch: Millis,
     clock: Clock,
@@ -38,28 +38,28 @@ pub struct Gate {
     logger: Logger,
 }
 
-impl Gate {
+impl MailGateway {
     /// The gate of a configuration, on a host of this name, that goes on from where its ledger has it.
     pub fn new(
         config: &SmtpgateConfig,
         host: &str,
         follower: Follower,
-        ledger: Ledger,
+        spool: MailSpool,
         logger: Logger,
     ) -> Result<Self, MailError> {
         let clock = Clock::real();
         let (period, batch, now) = (config.period, config.batch, clock.now());
-        let notifier = match ledger.notifier() {
+        let notifier = match spool.notifier() {
             Some(notifier) => notifier.resume(period, batch, now),
-            None => Notifier::new(period, batch, now),
+            None => AlertRules::new(period, batch, now),
         };
         Ok(Self {
             follower,
             notifier,
             composer: Composer::new(config, host)?,
-            outbox: Outbox::new(config, host, ledger.clone(), reporter(logger.clone()))?,
-            position: ledger.position(),
-            ledger,
+            outbox: Outbox::new(config, host, spool.clone(), reporter(logger.clone()))?,
+            position: spool.position(),
+            spool,
             batch,
             clock,
             write_at: None,
@@ -80,9 +80,9 @@ impl Gate {
         }
     }
 
-    fn hear(&mut self, heard: Heard) {
+    fn hear(&mut self, heard: FollowEvent) {
         match heard {
-            Heard::Synchronised { missed } => {
+            FollowEvent::Synchronised { missed } => {
                 info!(
                     self.logger,
                     "synchronised with gaggled{}",
@@ -96,11 +96,11 @@ impl Gate {
                     self.heard_up_to(Position { epoch: state.epoch, seq: state.seq });
                 }
             }
-            Heard::Event(_, text) | Heard::Past(text) => self.event(&text),
-            Heard::Silent => warn!(self.logger, "nothing is heard of gaggled"),
-            Heard::Back => info!(self.logger, "gaggled is heard again"),
-            Heard::Garbled(why) => warn!(self.logger, "{}", why),
-            Heard::Nothing => {}
+            FollowEvent::Event(_, text) | FollowEvent::Past(text) => self.event(&text),
+            FollowEvent::Silent => warn!(self.logger, "nothing is heard of gaggled"),
+            FollowEvent::Back => info!(self.logger, "gaggled is heard again"),
+            FollowEvent::Garbled(why) => warn!(self.logger, "{}", why),
+            FollowEvent::Nothing => {}
         }
     }
 
@@ -112,7 +112,7 @@ impl Gate {
             seq: Seq,
         }
         let Ok(Header { epoch, seq }) = serde_json::from_str(text) else { return };
-        if let Some((program, change)) = Change::in_event(text, self.clock.now()) {
+        if let Some((program, change)) = Observation::in_event(text, self.clock.now()) {
             debug!(self.logger, "event {} of {}", change.seq, program);
             self.notifier.observe(&program, change);
         }
@@ -122,28 +122,28 @@ impl Gate {
     fn heard_up_to(&mut self, position: Position) {
         if self.position < Some(position) {
             self.position = Some(position);
-            self.write_at = self.write_at.or(Some(self.clock.now() + UNWRITTEN));
+            self.write_at = self.write_at.or(Some(self.clock.now() + FLUSH_DELAY));
         }
     }
 
     fn observe(&mut self, state: &State, id: ProgramId) {
-        let change = Change::new(&View::at(state, state.at).program(id), state.epoch, self.clock.now());
+        let change = Observation::new(&View::at(state, state.at).program(id), state.epoch, self.clock.now());
         self.notifier.observe(&state.graph.programs[id].name, change);
     }
 
     fn speak(&mut self) {
         let now = self.clock.now();
         let said = self.notifier.due(now);
-        let written: Vec<Letter> = said.iter().flat_map(|statements| self.compose(statements)).collect();
+        let written: Vec<QueuedMail> = said.iter().flat_map(|statements| self.compose(statements)).collect();
         if written.is_empty() && self.write_at.is_none_or(|at| at > now) {
             return;
         }
         // First what has been heard and what is to be said of it, as one; then the saying.
-        let (letters, kept) = self.ledger.advance(self.position, &self.notifier, written);
+        let (letters, kept) = self.spool.advance(self.position, &self.notifier, written);
         self.write_at = None;
         let report = reporter(self.logger.clone());
         if let Err(error) = kept {
-            report(&Outcome::Unwritten(error.to_string()));
+            report(&DeliveryOutcome::SpoolFailed(error.to_string()));
         }
         for letter in letters {
             if let Some(outcome) = self.outbox.send(letter) {
@@ -152,7 +152,7 @@ impl Gate {
         }
     }
 
-    fn compose(&self, statements: &[Statement]) -> Vec<Letter> {
+    fn compose(&self, statements: &[Alert]) -> Vec<QueuedMail> {
         match self.composer.compose(statements, self.batch.0 > 0, self.notifier.all_ok()) {
             Ok(mail) => {
                 let subject = statements.iter().map(|statement| statement.text(", ")).collect::<Vec<_>>().join("; ");
@@ -169,17 +169,17 @@ impl Gate {
 /// Writes what becomes of mails into the log.
 fn reporter(logger: Logger) -> Report {
     Box::new(move |outcome| match outcome {
-        Outcome::Delivered(mail) => info!(logger, "delivered: {}", mail),
-        Outcome::Postponed(mail, span) => {
+        DeliveryOutcome::Delivered(mail) => info!(logger, "delivered: {}", mail),
+        DeliveryOutcome::Postponed(mail, span) => {
             warn!(logger, "not delivered, will be tried again in {} s: {}", span.as_secs(), mail);
         }
-        Outcome::Refused(mail) => error!(logger, "refused by the server, given up: {}", mail),
-        Outcome::Unwritten(why) => error!(logger, "the ledger cannot be written: {}", why),
-        Outcome::Overflow(mail) => error!(logger, "too many mails wait, dropped: {}", mail),
+        DeliveryOutcome::Refused(mail) => error!(logger, "refused by the server, given up: {}", mail),
+        DeliveryOutcome::SpoolFailed(why) => error!(logger, "the ledger cannot be written: {}", why),
+        DeliveryOutcome::Overflow(mail) => error!(logger, "too many mails wait, dropped: {}", mail),
     })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the gate lives in real time")]
-fn moment() -> Moment {
-    Moment::now()
+fn moment() -> PointInTime {
+    PointInTime::now()
 }

@@ -21,15 +21,15 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use super::kernel;
 use crate::clock::real_now;
+use crate::host::spawn::sys;
 
 mod directory;
 
 pub use self::directory::{CgroupError, check, own_directory, prepare, remove_directory, try_settings};
 
 /// How long the kernel may take to end what was killed. What takes longer is left to the next life.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The cgroup of one run.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,31 +37,31 @@ pub struct Cgroup(PathBuf);
 
 impl Cgroup {
     /// That of this run.
-    pub(super) fn new(own: &Path, program: &str, instance: InstanceId) -> Self {
+    pub(crate) fn new(own: &Path, program: &str, instance: InstanceId) -> Self {
         Self(own.join(format!("{program}.{instance}")))
     }
 
     /// That of this run in one of these directories, if there is one.
-    pub(super) fn find(directories: &[PathBuf], program: &str, instance: InstanceId) -> Option<Self> {
+    pub(crate) fn find(directories: &[PathBuf], program: &str, instance: InstanceId) -> Option<Self> {
         directories.iter().map(|own| Self::new(own, program, instance)).find(|cgroup| cgroup.0.is_dir())
     }
 
     /// Makes it. Whoever writes `0` to what is returned is in it.
-    pub(super) fn make(&self, settings: &[(String, String)]) -> io::Result<File> {
+    pub(crate) fn make(&self, settings: &[(String, String)]) -> io::Result<File> {
         // Of an earlier run of this number nobody would know any more what is in it.
         fs::create_dir(&self.0)?;
-        set(&self.0, settings).and_then(|()| self.entrance()).inspect_err(|_| {
+        set(&self.0, settings).and_then(|()| self.procs_file()).inspect_err(|_| {
             self.remove();
         })
     }
 
     /// Whoever writes `0` to it is in it.
-    pub(super) fn entrance(&self) -> io::Result<File> {
+    pub(crate) fn procs_file(&self) -> io::Result<File> {
         open(&self.0, "cgroup.procs")
     }
 
     /// The processes that have not ended, in it and in those that they have made in it.
-    pub(super) fn members(&self) -> Vec<i32> {
+    pub(crate) fn members(&self) -> Vec<i32> {
         let pids = |path: &PathBuf| -> Vec<i32> {
             // One that is not to be seen from here is 0.
             read(path, "cgroup.procs").lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0).collect()
@@ -70,18 +70,18 @@ impl Cgroup {
     }
 
     /// Kills everything in it.
-    pub(super) fn kill(&self) {
+    pub(crate) fn kill(&self) {
         if write(&self.0, "cgroup.kill", "1").is_err() {
             // Kernels before 5.14 cannot do that; but what stands still makes nothing new meanwhile.
             let _ = write(&self.0, "cgroup.freeze", "1");
             for pid in self.members() {
-                kernel::send(pid, SIGKILL);
+                sys::send(pid, SIGKILL);
             }
         }
     }
 
     /// How a main process in it has ended that nobody here has killed: the kernel may have, for want of memory.
-    pub(super) fn explain(&self, status: ExitStatus) -> ExitStatus {
+    pub(crate) fn oom_status(&self, status: ExitStatus) -> ExitStatus {
         let events = read(&self.0, "memory.events.local");
         let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
         match (status, kills.map(str::trim)) {
@@ -91,7 +91,7 @@ impl Cgroup {
     }
 
     /// Removes it; whether it is gone. It stays as long as something in it has not ended.
-    pub(super) fn remove(&self) -> bool {
+    pub(crate) fn remove(&self) -> bool {
         let remove = |path: &PathBuf| {
             fs::remove_dir(path).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
         };
@@ -119,17 +119,17 @@ impl Cgroup {
 }
 
 /// Ends the cgroups that are sent to it, in a thread of its own: the kernel takes its time.
-pub(super) fn undertake(dead: Receiver<Cgroup>) -> io::Result<()> {
+pub(crate) fn undertake(dead: Receiver<Cgroup>) -> io::Result<()> {
     let work = move || {
         for cgroup in dead {
-            cgroup.end(PATIENCE);
+            cgroup.end(REMOVE_TIMEOUT);
         }
     };
     thread::Builder::new().name("undertaker".into()).spawn(work).map(drop)
 }
 
 /// The cgroups in a directory of our own but these: what is left of runs that have ended.
-pub(super) fn others(own: &Path, known: &BTreeSet<Cgroup>) -> Vec<Cgroup> {
+pub(crate) fn others(own: &Path, known: &BTreeSet<Cgroup>) -> Vec<Cgroup> {
     directories_in(own).into_iter().map(Cgroup).filter(|cgroup| !known.contains(cgroup)).collect()
 }
 
@@ -175,10 +175,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let cgroup = Cgroup(directory.path().to_owned());
         let (killed, left) = (ExitStatus::Signal(SIGKILL), ExitStatus::Code(137));
-        assert_eq!(cgroup.explain(killed), killed, "no controller for memory");
+        assert_eq!(cgroup.oom_status(killed), killed, "no controller for memory");
         for (events, explained) in [("oom 3\noom_kill 0\n", killed), ("oom 3\noom_kill 2\n", ExitStatus::OutOfMemory)] {
             fs::write(directory.path().join("memory.events.local"), events).expect("a file");
-            assert_eq!((cgroup.explain(killed), cgroup.explain(left)), (explained, left));
+            assert_eq!((cgroup.oom_status(killed), cgroup.oom_status(left)), (explained, left));
         }
     }
 }

@@ -14,24 +14,24 @@ use std::{
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
-    confines::Rlimit,
-    host::{ExitStatus, HostCommand, Launch, Observed, Processes, StartTime},
-    ids::{InstanceId, ProgramId, Table},
+    host::{ExitStatus, Host, HostCommand, HostReport, LaunchSpec, StartTime},
+    ids::{IdVec, InstanceId, ProgramId},
+    sandbox::Rlimit,
 };
 use nix::{
     sys::resource::{Resource as NofileLimit, getrlimit, setrlimit},
     unistd::getppid,
 };
 
-use super::{
-    attendant::{Attendant, Task},
+use crate::host::{
     cgroup::{self, Cgroup},
-    kernel,
-    recorder::Recorder,
-    shared::Shared,
-    starter::{self, Order, Starter},
-    stash::Stash,
-    watch::{LauncherPipe, Watch},
+    monitor::{Monitor, MonitorCommand},
+    recover::flight_recorder::Recorder,
+    recover::stash::Stash,
+    spawn::spawner::{self, SpawnRequest, Spawner},
+    spawn::sys,
+    track::orphan_watch::{ExitPipe, OrphanWatch},
+    track::tracker::ProcessTracker,
 };
 
 /// What every program gets.
@@ -53,25 +53,25 @@ pub struct Environment {
     pub keep_ignored: Vec<i32>,
 }
 
-/// What a life of the daemon has from the one before and from its launcher.
-pub struct Inheritance {
+/// What a life of the daemon has from the one before and from its subreaper.
+pub struct TakeoverState {
     /// The sockets that were kept.
     pub stash: Stash,
-    /// The launcher's pipe, if there is a launcher.
-    pub pipe: Option<LauncherPipe>,
+    /// The subreaper's pipe, if there is a subreaper.
+    pub pipe: Option<ExitPipe>,
     /// The programs that were found running.
-    pub survivors: Vec<Survivor>,
+    pub survivors: Vec<SurvivingProcess>,
     /// The directories in which cgroups are, and were.
     pub cgroups: Vec<PathBuf>,
     /// The cgroups of what runs that have ended well have left.
     pub kept: Vec<Cgroup>,
-    /// What the launcher has told so far.
+    /// What the subreaper has told so far.
     pub reaped: Vec<(i32, ExitStatus)>,
-    /// Is called when the launcher has died.
+    /// Is called when the subreaper has died.
     pub gone: Box<dyn FnOnce() + Send>,
 }
 
-impl std::fmt::Debug for Inheritance {
+impl std::fmt::Debug for TakeoverState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Inheritance").field("survivors", &self.survivors).finish_non_exhaustive()
     }
@@ -79,7 +79,7 @@ impl std::fmt::Debug for Inheritance {
 
 /// A program that was found running.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Survivor {
+pub struct SurvivingProcess {
     /// The program.
     pub program: ProgramId,
     /// Its run.
@@ -87,47 +87,47 @@ pub struct Survivor {
     /// Its process id.
     pub pid: i32,
     /// When it began.
-    pub birth: StartTime,
+    pub start_time: StartTime,
     /// Whose child it was when it was found.
     pub parent: i32,
     /// Whether it is the daemon that its command has left.
     pub is_daemon: bool,
     /// Its cgroup, if it has one to itself.
-    pub(super) cgroup: Option<Cgroup>,
+    pub(crate) cgroup: Option<Cgroup>,
 }
 
 /// The processes of this machine.
 #[derive(Debug)]
 pub struct LinuxHost {
-    shared: Arc<Shared>,
-    orders: Sender<Order>,
+    shared: Arc<ProcessTracker>,
+    orders: Sender<SpawnRequest>,
     /// What is taken over as soon as there is somebody to report to.
-    inheritance: Option<Inheritance>,
+    inheritance: Option<TakeoverState>,
 }
 
 /// Takes what the host sees.
-pub type Report = Box<dyn Fn(Observed) + Send + Sync>;
+pub type HostReportFn = Box<dyn Fn(HostReport) + Send + Sync>;
 
 impl LinuxHost {
     /// Starts the threads that start and reap.
     pub fn new(
-        launches: Table<ProgramId, Launch>,
+        specs: IdVec<ProgramId, LaunchSpec>,
         environment: Environment,
         recorder: Recorder,
-        mut inheritance: Inheritance,
-        report: Report,
+        mut inheritance: TakeoverState,
+        report: HostReportFn,
     ) -> io::Result<Self> {
         let (orders, received) = crossbeam_channel::unbounded();
         let (tasks, attended) = tokio::sync::mpsc::unbounded_channel();
-        let (bury, dead) = crossbeam_channel::unbounded();
+        let (queue_cgroup_removal, dead) = crossbeam_channel::unbounded();
         let (tell_emptied, emptied) = crossbeam_channel::unbounded();
-        let ways = (orders.clone(), tasks, bury, tell_emptied);
-        let shared = Shared::new(&launches, environment.journal.clone(), recorder, ways, report);
+        let ways = (orders.clone(), tasks, queue_cgroup_removal, tell_emptied);
+        let shared = ProcessTracker::new(&specs, environment.journal.clone(), recorder, ways, report);
         let stash = Arc::new(std::mem::take(&mut inheritance.stash));
-        let (attendant, addresses) = Attendant::new(&launches, &environment, stash, shared.clone())?;
-        attendant.start(attended)?;
-        let starter = Starter::new(launches, environment, addresses, shared.clone())?;
-        thread::Builder::new().name(starter::THREAD.into()).spawn(move || starter.run(&received))?;
+        let (monitor, addresses) = Monitor::new(&specs, &environment, stash, shared.clone())?;
+        monitor.start(attended)?;
+        let spawner = Spawner::new(specs, environment, addresses, shared.clone())?;
+        thread::Builder::new().name(spawner::THREAD.into()).spawn(move || spawner.run(&received))?;
         if !inheritance.cgroups.is_empty() {
             cgroup::undertake(dead)?;
         }
@@ -142,42 +142,47 @@ impl LinuxHost {
     /// the next life to hear of. A start that takes longer than `within` is not waited for.
     pub fn hand_over(&self, within: Duration) {
         let (reached, mark) = crossbeam_channel::bounded(1);
-        let _ = self.orders.send(Order::Mark(reached));
+        let _ = self.orders.send(SpawnRequest::Mark(reached));
         let _ = mark.recv_timeout(within);
         self.shared.hand_over();
     }
 }
 
-impl Processes for LinuxHost {
-    fn begin(&mut self) {
-        let Some(Inheritance { pipe, survivors, cgroups, kept, reaped, gone, .. }) = self.inheritance.take() else {
+impl Host for LinuxHost {
+    fn start(&mut self) {
+        let Some(TakeoverState { pipe, survivors, cgroups, kept, reaped, gone, .. }) = self.inheritance.take() else {
             return;
         };
-        let launcher = pipe.as_ref().map(|_| getppid().as_raw());
+        let subreaper = pipe.as_ref().map(|_| getppid().as_raw());
         let known = survivors.iter().filter_map(|survivor| survivor.cgroup.clone()).chain(kept).collect();
-        cgroups.iter().flat_map(|own| cgroup::others(own, &known)).for_each(|cgroup| self.shared.bury(cgroup));
-        let orphans = survivors.into_iter().filter_map(|survivor| self.shared.adopt(survivor, launcher)).collect();
+        cgroups
+            .iter()
+            .flat_map(|own| cgroup::others(own, &known))
+            .for_each(|cgroup| self.shared.queue_cgroup_removal(cgroup));
+        let orphans = survivors.into_iter().filter_map(|survivor| self.shared.adopt(survivor, subreaper)).collect();
         for (pid, status) in reaped {
             self.shared.ended_elsewhere(pid, status);
         }
-        self.shared.attend(Task::Listen);
+        self.shared.monitor(MonitorCommand::Listen);
         // Without this thread the ends of survivors are not heard of, and everything else works.
-        let _ = Watch { pipe, orphans }.start(self.shared.clone(), gone);
+        let _ = OrphanWatch { pipe, orphans }.start(self.shared.clone(), gone);
     }
 
-    fn perform(&mut self, command: HostCommand) {
+    fn execute(&mut self, command: HostCommand) {
         match command {
             HostCommand::Spawn { program, instance } => {
                 // The starter lives as long as the sender.
-                let _ = self.orders.send(Order::Start(program, instance));
+                let _ = self.orders.send(SpawnRequest::Start(program, instance));
             }
-            HostCommand::Undo { program, instance } => {
-                let _ = self.orders.send(Order::Undo(program, instance));
+            HostCommand::RunStopCommand { program, instance } => {
+                let _ = self.orders.send(SpawnRequest::Undo(program, instance));
             }
-            HostCommand::Check { program, instance, check } => {
-                self.shared.attend(Task::Check(program, instance, check));
+            HostCommand::Probe { program, instance, kind: check } => {
+                self.shared.monitor(MonitorCommand::Check(program, instance, check));
             }
-            HostCommand::Listen { program, instance } => self.shared.attend(Task::Hear(program, instance)),
+            HostCommand::FlushReports { program, instance } => {
+                self.shared.monitor(MonitorCommand::Hear(program, instance))
+            }
             HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
             HostCommand::Kill { program, instance } => self.shared.kill(program, instance),
             HostCommand::Signal { program, instance, signal } => self.shared.signal(program, instance, signal),
@@ -208,7 +213,7 @@ pub fn close_on_exec() -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let number: Option<i32> = entry?.file_name().to_str().and_then(|name| name.parse().ok());
         if let Some(fd) = number.filter(|fd| *fd > 2) {
-            kernel::set_close_on_exec(fd);
+            sys::set_close_on_exec(fd);
         }
     }
     Ok(())

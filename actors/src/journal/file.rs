@@ -20,7 +20,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use gaggled_core::{
     event::{Envelope, SystemEvent},
     ids::Seq,
-    segment::{ConfigText, Head},
+    segment::{ConfigSource, SegmentHeader},
     state::State,
     time::Millis,
 };
@@ -48,11 +48,11 @@ impl Retention {
     }
 }
 
-pub(super) enum Entry {
+pub(super) enum WriterCommand {
     Event(Arc<Envelope>),
     /// Events were lost on the way; this is the state after them.
     Snapshot(Box<State>),
-    Config(ConfigText),
+    Config(ConfigSource),
     /// Say when everything has been written, or that it cannot be.
     Mark(oneshot::Sender<bool>),
     /// Write everything, synchronise it if that is asked for, and say whether that has worked.
@@ -63,13 +63,13 @@ pub(super) enum Entry {
 }
 
 /// Is told what becomes of the journal.
-pub type Health = Arc<dyn Fn(SystemEvent) + Send + Sync>;
+pub type JournalStatusFn = Arc<dyn Fn(SystemEvent) + Send + Sync>;
 
 /// The way to the thread.
 #[derive(Clone)]
-pub struct JournalFile {
-    entries: Sender<Entry>,
-    health: Health,
+pub struct JournalWriterHandle {
+    entries: Sender<WriterCommand>,
+    health: JournalStatusFn,
     /// The last event that the thread has been given when it was started.
     opened: Seq,
     behind: Arc<AtomicBool>,
@@ -77,28 +77,28 @@ pub struct JournalFile {
 
 /// What is written before the events that come.
 #[derive(Clone, Debug)]
-pub struct Journaled {
+pub struct WriterInit {
     /// Whose segments they are.
-    pub head: Head,
+    pub head: SegmentHeader,
     /// The state before the opening.
     pub state: State,
     /// What was committed before there was anybody to hear it.
     pub opening: Vec<Envelope>,
 }
 
-impl std::fmt::Debug for JournalFile {
+impl std::fmt::Debug for JournalWriterHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("JournalFile").finish_non_exhaustive()
     }
 }
 
-impl JournalFile {
+impl JournalWriterHandle {
     /// Begins to write. The thread ends after the last of these values has gone.
     pub fn start(
         directory: PathBuf,
-        journaled: Journaled,
+        journaled: WriterInit,
         retention: Retention,
-        health: Health,
+        health: JournalStatusFn,
         healed: Healed,
     ) -> io::Result<(Self, thread::JoinHandle<()>)> {
         let (entries, receiver) = crossbeam_channel::bounded(CAPACITY);
@@ -118,26 +118,28 @@ impl JournalFile {
             }
             if behind.load(Ordering::SeqCst) {
                 // The snapshot holds this event too.
-                if !entries.is_full() && entries.try_send(Entry::Snapshot(Box::new(state.clone()))).is_ok() {
+                if !entries.is_full() && entries.try_send(WriterCommand::Snapshot(Box::new(state.clone()))).is_ok() {
                     behind.store(false, Ordering::SeqCst);
                 }
-            } else if let Err(TrySendError::Full(_)) = entries.try_send(Entry::Event(envelope.clone())) {
+            } else if let Err(TrySendError::Full(_)) = entries.try_send(WriterCommand::Event(envelope.clone())) {
                 behind.store(true, Ordering::SeqCst);
-                health(SystemEvent::JournalDegraded { why: format!("the disk is too slow, {CAPACITY} events wait") });
+                health(SystemEvent::JournalDegraded {
+                    reason: format!("the disk is too slow, {CAPACITY} events wait"),
+                });
             }
         })
     }
 
     /// Leaves a configuration to the next life of the daemon.
-    pub fn leave_config(&self, config: ConfigText) -> Result<(), String> {
-        self.entries.try_send(Entry::Config(config)).map_err(|_| "too many events wait for the disk".to_owned())
+    pub fn stage_config(&self, config: ConfigSource) -> Result<(), String> {
+        self.entries.try_send(WriterCommand::Config(config)).map_err(|_| "too many events wait for the disk".to_owned())
     }
 
     /// Ends when everything so far has been written, or cannot be; whether it was.
     pub fn when_written(&self) -> oneshot::Receiver<bool> {
         let (mark, written) = oneshot::channel();
         // If too many events wait already, then what is asked about is not going to be written.
-        let _ = self.entries.try_send(Entry::Mark(mark));
+        let _ = self.entries.try_send(WriterCommand::Mark(mark));
         written
     }
 
@@ -154,7 +156,7 @@ impl JournalFile {
     fn ask(&self, synchronise: bool, within: Duration) -> Result<(), String> {
         let (reply, done) = crossbeam_channel::bounded(1);
         let late = || "the disk does not answer".to_owned();
-        self.entries.send_timeout(Entry::Flush { synchronise, reply }, within).map_err(|_| late())?;
+        self.entries.send_timeout(WriterCommand::Flush { synchronise, reply }, within).map_err(|_| late())?;
         done.recv_timeout(within).map_err(|_| late())?
     }
 }

@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, Sender};
 use inotify::{EventMask, Inotify, WatchMask};
 use nix::fcntl::Flock;
 
-use crate::state_directory::{StateError, claim};
+use crate::journal::directory::{StateError, claim};
 
 /// What tells one file of a machine from another.
 type Node = (u64, u64);

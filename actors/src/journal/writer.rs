@@ -15,19 +15,19 @@ use crossbeam_channel::Receiver;
 use gaggled_core::{
     event::{Envelope, SystemEvent},
     ids::Seq,
-    segment::{self, ConfigText, Head, Kind, Replay},
+    segment::{self, ConfigSource, Kind, Replay, SegmentHeader},
     state::State,
 };
 use tokio::sync::oneshot;
 
 use super::{
-    file::{Entry, Health, Journaled, Retention},
+    file::{JournalStatusFn, Retention, WriterCommand, WriterInit},
+    fsync::FsyncThread,
     place::{Healed, Place},
-    syncer::Syncer,
 };
 use crate::{
     clock::real_now,
-    state_directory::{SegmentFile, StateError, open_own, read_own, segments},
+    journal::directory::{SegmentFile, StateError, open_own, read_own, segments},
 };
 
 /// How long an event may be written and not synchronised.
@@ -42,18 +42,18 @@ pub(super) struct Writer {
     place: Place,
     /// Is called when the directory was made anew.
     healed: Healed,
-    head: Head,
+    head: SegmentHeader,
     /// The fold of everything that has come, written or not.
     state: State,
     retention: Retention,
-    health: Health,
+    health: JournalStatusFn,
     /// The segment that is written; `None` if there is none yet, or it has failed.
     file: Option<Arc<File>>,
     /// Whether segments were removed that held what was written.
     is_lost: bool,
     /// Where the last segment is.
     segment: Option<SegmentFile>,
-    syncer: Syncer,
+    syncer: FsyncThread,
     /// Who is to be told when everything so far has been written.
     marks: Vec<oneshot::Sender<bool>>,
     /// Its size, and what of it is sure to be whole.
@@ -63,7 +63,7 @@ pub(super) struct Writer {
     buffer: Vec<u8>,
     buffered: u64,
     /// What is left to the next life.
-    config: Option<ConfigText>,
+    config: Option<ConfigSource>,
     /// Whether events were lost on the way to this thread, so that a snapshot has to follow.
     behind: Arc<AtomicBool>,
     sync_at: Option<Instant>,
@@ -82,12 +82,12 @@ impl Writer {
     /// What writes, and what it writes first.
     pub(super) fn new(
         directory: PathBuf,
-        journaled: Journaled,
+        journaled: WriterInit,
         retention: Retention,
-        (health, healed): (Health, Healed),
+        (health, healed): (JournalStatusFn, Healed),
         behind: Arc<AtomicBool>,
     ) -> io::Result<(Self, Vec<Envelope>)> {
-        let Journaled { head, state, opening } = journaled;
+        let WriterInit { head, state, opening } = journaled;
         let place = Place::new(&directory, &head.journal);
         let writer = Self {
             directory,
@@ -100,7 +100,7 @@ impl Writer {
             file: None,
             is_lost: false,
             segment: None,
-            syncer: Syncer::start()?,
+            syncer: FsyncThread::start()?,
             marks: Vec::new(),
             written: 0,
             good: 0,
@@ -119,7 +119,7 @@ impl Writer {
         Ok((writer, opening))
     }
 
-    pub(super) fn run(mut self, opening: Vec<Envelope>, entries: &Receiver<Entry>) {
+    pub(super) fn run(mut self, opening: Vec<Envelope>, entries: &Receiver<WriterCommand>) {
         self.begin(&opening);
         if self.file.is_none() {
             self.missed += opening.len() as u64;
@@ -197,9 +197,11 @@ impl Writer {
     }
 
     /// When this thread has caught up, an event brings the snapshot that makes up for what was lost.
-    fn catch_up(&mut self, entries: &Receiver<Entry>) {
+    fn catch_up(&mut self, entries: &Receiver<WriterCommand>) {
         if entries.is_empty() && self.behind.load(Ordering::SeqCst) && !std::mem::replace(&mut self.asked, true) {
-            (self.health)(SystemEvent::JournalDegraded { why: "events were lost on the way to the disk".to_owned() });
+            (self.health)(SystemEvent::JournalDegraded {
+                reason: "events were lost on the way to the disk".to_owned(),
+            });
         }
     }
 
@@ -223,9 +225,9 @@ impl Writer {
         }
     }
 
-    fn take(&mut self, entry: Entry) {
+    fn take(&mut self, entry: WriterCommand) {
         match entry {
-            Entry::Event(envelope) => {
+            WriterCommand::Event(envelope) => {
                 if self.file.is_some() {
                     segment::frame_event(&envelope, &self.state.graph, &mut self.buffer);
                     self.buffered += 1;
@@ -234,7 +236,7 @@ impl Writer {
                 }
                 self.state.apply(&envelope);
             }
-            Entry::Snapshot(state) => {
+            WriterCommand::Snapshot(state) => {
                 self.write();
                 self.missed += state.seq.0.saturating_sub(self.state.seq.0);
                 self.state = *state;
@@ -242,15 +244,15 @@ impl Writer {
                 self.sync();
                 self.begin(&[]);
             }
-            Entry::Config(config) => {
+            WriterCommand::Config(config) => {
                 self.config = Some(config);
                 if self.file.is_some() {
                     let frame = self.config_frame();
                     self.buffer.extend(frame);
                 }
             }
-            Entry::Mark(mark) => self.marks.push(mark),
-            Entry::Flush { synchronise, reply } => {
+            WriterCommand::Mark(mark) => self.marks.push(mark),
+            WriterCommand::Flush { synchronise, reply } => {
                 self.write();
                 if synchronise {
                     // What follows relies on it: a handover.
@@ -267,7 +269,7 @@ impl Writer {
     /// Begins a segment with a snapshot, and with the opening of a life if that begins with it: whole or not at all.
     fn begin(&mut self, opening: &[Envelope]) {
         self.retry_at = None;
-        self.head.missed = self.missed;
+        self.head.lost_events = self.missed;
         let begun = segment::begin(&self.head, &self.state).map_err(|why| why.to_string()).and_then(|bytes| {
             let mut bytes = bytes;
             bytes.extend(self.config_frame());
@@ -284,7 +286,7 @@ impl Writer {
                 (self.written, self.good, self.unsynced) = (size, size, (0, 0));
                 let missed = std::mem::take(&mut self.missed);
                 if std::mem::take(&mut self.degraded) {
-                    (self.health)(SystemEvent::JournalRestored { missed });
+                    (self.health)(SystemEvent::JournalRestored { lost_events: missed });
                 }
                 self.forget();
             }
@@ -359,7 +361,7 @@ impl Writer {
         self.retry_at = Some(real_now() + self.retry);
         self.retry = self.retry.saturating_mul(2).min(RETRY.1);
         if !std::mem::replace(&mut self.degraded, true) {
-            (self.health)(SystemEvent::JournalDegraded { why: why.to_owned() });
+            (self.health)(SystemEvent::JournalDegraded { reason: why.to_owned() });
         }
     }
 

@@ -1,27 +1,27 @@
 //! What must be true of groups: who is let in, and when a group is there.
 
-use super::Audit;
+use super::JournalAudit;
 use crate::{
     event::{Cause, Envelope, ProgramEvent},
     graph::{Policy, RESTART},
     ids::{GroupId, ProgramId, Seq},
-    state::Standing,
+    state::LevelSwitch,
 };
 
-impl Audit {
+impl JournalAudit {
     /// I25, I26 and I27.
     pub(super) fn moves(&mut self, id: ProgramId, event: &ProgramEvent, envelope: &Envelope) {
-        if let Some(exists) = event.makes_running() {
+        if let Some(exists) = event.sets_running() {
             self.seen(id).exists = exists;
         }
         match event {
-            ProgramEvent::LevelEntered { .. } => self.enters(id, envelope),
-            ProgramEvent::LevelLeft { .. } => self.seen(id).is_in = false,
-            ProgramEvent::OperatorStarted | ProgramEvent::OperatorRestarted => self.seen(id).is_in = true,
+            ProgramEvent::LevelStartRequested { .. } => self.enters(id, envelope),
+            ProgramEvent::LevelStopRequested { .. } => self.seen(id).is_in = false,
+            ProgramEvent::StartRequested | ProgramEvent::RestartRequested => self.seen(id).is_in = true,
             ProgramEvent::Starting { .. } => {
-                if !self.seen(id).is_in && envelope.cause != Cause::Os {
+                if !self.seen(id).is_in && envelope.cause != Cause::Kernel {
                     let found = format!("I25: event {}: {id:?} starts, which its group has not let in", envelope.seq);
-                    self.found.push(found);
+                    self.violations.push(found);
                 }
             }
             ProgramEvent::Started { .. }
@@ -32,10 +32,10 @@ impl Audit {
             | ProgramEvent::SpawnFailed { .. }
             | ProgramEvent::Stopping { .. }
             | ProgramEvent::StopCommandFailed { .. }
-            | ProgramEvent::StopEscalated { .. }
+            | ProgramEvent::KillRequested { .. }
             | ProgramEvent::Exited { .. }
             | ProgramEvent::Signalled { .. }
-            | ProgramEvent::OperatorStopped => {}
+            | ProgramEvent::StopRequested => {}
         }
     }
 
@@ -43,10 +43,10 @@ impl Audit {
     pub(super) fn arrives(&mut self, group: GroupId, seq: Seq) {
         let missing = |id: &&ProgramId| {
             let (policy, seen) = (&self.graph.programs[**id], &self.programs[**id]);
-            policy.enabled && self.groups[group].runs(policy) && !seen.operator_down && !seen.is_in
+            policy.autostart && self.groups[group].runs(policy) && !seen.operator_down && !seen.is_in
         };
         if let Some(id) = self.graph.groups[group].members.iter().find(missing) {
-            self.found.push(format!("I28: event {seq}: {group:?} is there without {id:?}"));
+            self.violations.push(format!("I28: event {seq}: {group:?} is there without {id:?}"));
         }
     }
 
@@ -56,10 +56,10 @@ impl Audit {
         self.seen(id).is_in = true;
         let Some(group) = policy.group else { return };
         let members = &graph.groups[group].members;
-        let restarts = self.groups[group].standing == Standing::Restarting;
-        let told = self.groups[group].clone();
-        let level = told.level.clone();
-        let runs = |policy: &Policy| told.runs(policy) || restarts && policy.names(RESTART);
+        let restarts = self.groups[group].level_switch == LevelSwitch::Restarting;
+        let requested_by = self.groups[group].clone();
+        let level = requested_by.level.clone();
+        let runs = |policy: &Policy| requested_by.runs(policy) || restarts && policy.names(RESTART);
         let mut wrong = Vec::new();
         if !runs(policy) {
             wrong.push(format!("I25: event {}: {id:?} is let in at level {level}", envelope.seq));
@@ -70,11 +70,11 @@ impl Audit {
                 wrong.push(format!("I26: event {}: {id:?} is let in while {member:?} has yet to go", envelope.seq));
             }
             let other = &graph.programs[*member];
-            let holds_back = *member < id && other.mode.holds_back() && runs(other) && seen.is_in;
+            let holds_back = *member < id && other.mode.is_gate() && runs(other) && seen.is_in;
             if holds_back && seen.completed.is_none() {
                 wrong.push(format!("I27: event {}: {id:?} is let in before {member:?} has ended well", envelope.seq));
             }
         }
-        self.found.append(&mut wrong);
+        self.violations.append(&mut wrong);
     }
 }

@@ -2,35 +2,35 @@
 
 use std::collections::BTreeSet;
 
-use super::{Audit, Seen};
+use super::{JournalAudit, ProgramTrace};
 use crate::{
     event::{Cause, Envelope, ProgramEvent, StopReason},
-    graph::{Mode, Until},
+    graph::{Condition, Mode},
     host::ExitStatus,
     ids::{InstanceId, ProgramId, Seq},
     time::{Instant, Millis},
 };
 
-impl Audit {
+impl JournalAudit {
     pub(super) fn happens(&mut self, id: ProgramId, event: &ProgramEvent, envelope: &Envelope) {
-        let at = envelope.at;
+        let at = envelope.monotonic;
         match event {
             ProgramEvent::Starting { instance } => self.starts(id, *instance, envelope),
             ProgramEvent::Started { .. } if self.seen(id).stopping.is_some() => {}
             ProgramEvent::Started { .. } => {
-                let ready = self.graph.programs[id].care.is_ready_at_once();
+                let ready = self.graph.programs[id].health.ready_on_start();
                 let seen = self.seen(id);
                 seen.up_since = Some(at);
                 seen.ready_since = ready.then_some(at);
             }
             ProgramEvent::Daemonized { .. } => {
-                let ready = self.graph.programs[id].care.readiness.is_none();
+                let ready = self.graph.programs[id].health.readiness.is_none();
                 let seen = self.seen(id);
                 seen.ready_since = seen.ready_since.or(ready.then_some(at));
             }
             ProgramEvent::Ready { .. } | ProgramEvent::Unhealthy { .. } => self.is_looked_at(id, event, envelope),
             ProgramEvent::Adopted { .. } => {
-                let ready = self.graph.programs[id].care.is_ready_at_once();
+                let ready = self.graph.programs[id].health.ready_on_start();
                 let seen = self.seen(id);
                 if seen.up_since.is_none() {
                     seen.ready_since = ready.then_some(at);
@@ -43,27 +43,27 @@ impl Audit {
                 seen.running = false;
                 seen.operator_fall = None;
                 seen.planned = false;
-                seen.undoing = false;
+                seen.in_stop_command = false;
                 seen.stopping = None;
             }
-            ProgramEvent::Stopping { reason, deadline, .. } => {
+            ProgramEvent::Stopping { reason, kill_at: deadline, .. } => {
                 self.goes_last(id, *reason, at);
                 let seen = self.seen(id);
                 seen.stopping = Some((at, *deadline));
                 seen.told = true;
-                seen.undoing = !seen.running;
+                seen.in_stop_command = !seen.running;
             }
             ProgramEvent::StopCommandFailed { .. } if self.seen(id).stopping.is_none() => {
-                self.found
+                self.violations
                     .push(format!("I32: event {}: a stop command of {id:?} failed that nobody ran", envelope.seq));
             }
             ProgramEvent::StopCommandFailed { .. } => {}
-            ProgramEvent::StopEscalated { .. } => self.seen(id).escalated = true,
-            ProgramEvent::Exited { instance, status, left_behind, .. } => {
-                self.ends(id, *instance, (*status, *left_behind), envelope);
+            ProgramEvent::KillRequested { .. } => self.seen(id).escalated = true,
+            ProgramEvent::Exited { instance, status, orphans, .. } => {
+                self.ends(id, *instance, (*status, *orphans), envelope);
             }
-            ProgramEvent::OperatorStopped | ProgramEvent::OperatorRestarted => {
-                let stays_down = *event == ProgramEvent::OperatorStopped;
+            ProgramEvent::StopRequested | ProgramEvent::RestartRequested => {
+                let stays_down = *event == ProgramEvent::StopRequested;
                 let seen = self.seen(id);
                 seen.operator_down = stays_down;
                 seen.owed = !stays_down;
@@ -72,15 +72,15 @@ impl Audit {
                 self.leaves(id, envelope);
                 self.seen(id).replaced |= !stays_down;
             }
-            ProgramEvent::OperatorStarted => {
+            ProgramEvent::StartRequested => {
                 let seen = self.seen(id);
                 seen.owed |= !seen.exists;
                 seen.own_starts.clear();
                 seen.operator_down = false;
                 seen.planned = true;
             }
-            ProgramEvent::LevelEntered { .. } | ProgramEvent::LevelLeft { .. } => {
-                let enters = matches!(event, ProgramEvent::LevelEntered { .. });
+            ProgramEvent::LevelStartRequested { .. } | ProgramEvent::LevelStopRequested { .. } => {
+                let enters = matches!(event, ProgramEvent::LevelStartRequested { .. });
                 let seen = self.seen(id);
                 seen.owed = enters && !seen.operator_down;
                 seen.own_starts.clear();
@@ -100,12 +100,12 @@ impl Audit {
         let again = ready && seen.ready_since.is_some();
         let untimely = !seen.running || seen.up_since.is_none() || !stays || again;
         if ready {
-            seen.ready_since = Some(envelope.at);
+            seen.ready_since = Some(envelope.monotonic);
         } else {
             seen.unhealthy = true;
         }
         if untimely {
-            self.found
+            self.violations
                 .push(format!("I31: event {}: {id:?} is said to be ready or unhealthy out of time", envelope.seq));
         }
     }
@@ -115,7 +115,7 @@ impl Audit {
         let seen = self.seen(id);
         let stays = seen.operator_fall.is_none() && !seen.replaced && !seen.unhealthy && seen.stopping.is_none();
         if seen.exists && stays {
-            seen.operator_fall = Some((envelope.seq, envelope.at));
+            seen.operator_fall = Some((envelope.seq, envelope.monotonic));
             if seen.running {
                 self.falls(id, envelope.seq);
             }
@@ -124,10 +124,10 @@ impl Audit {
 
     fn starts(&mut self, id: ProgramId, instance: InstanceId, envelope: &Envelope) {
         // What was found running was started in a life that did not live to write it down.
-        let found = envelope.cause == Cause::Os;
+        let found = envelope.cause == Cause::Kernel;
         if found && instance.0 > self.seen(id).instance && !self.seen(id).running {
             let seen = self.seen(id);
-            *seen = Seen { running: true, instance: instance.0, last_start: envelope.seq, ..seen.clone() };
+            *seen = ProgramTrace { running: true, instance: instance.0, last_start: envelope.seq, ..seen.clone() };
             (seen.up_since, seen.operator_fall, seen.stopping) = (None, None, None);
             (seen.ready_since, seen.unhealthy) = (None, false);
             (seen.replaced, seen.escalated, seen.planned) = (false, false, true);
@@ -136,7 +136,7 @@ impl Audit {
         }
         self.needs(id, envelope);
         let shutdown = self.shutdown.is_some();
-        let (backoff, limit) = (self.graph.programs[id].backoff, self.graph.programs[id].limit);
+        let (backoff, limit) = (self.graph.programs[id].backoff, self.graph.programs[id].start_limit);
         let seen = self.seen(id);
         let mut wrong = Vec::new();
         if shutdown || seen.operator_down {
@@ -149,13 +149,13 @@ impl Audit {
         if seen.planned {
             seen.unplanned_starts.clear();
         }
-        let minute = envelope.at - Millis(60_000);
+        let minute = envelope.monotonic - Millis(60_000);
         seen.unplanned_starts.retain(|at| *at > minute);
-        seen.unplanned_starts.push(envelope.at);
-        if let Some(limit) = limit.filter(|limit| limit.retry.is_none()) {
-            seen.own_starts.retain(|at| *at + limit.within > envelope.at);
-            seen.own_starts.push(envelope.at);
-            if seen.own_starts.len() > usize::try_from(limit.starts).unwrap_or(usize::MAX) {
+        seen.unplanned_starts.push(envelope.monotonic);
+        if let Some(limit) = limit.filter(|limit| limit.retry_after.is_none()) {
+            seen.own_starts.retain(|at| *at + limit.interval > envelope.monotonic);
+            seen.own_starts.push(envelope.monotonic);
+            if seen.own_starts.len() > usize::try_from(limit.burst).unwrap_or(usize::MAX) {
                 wrong.push(format!("I24: event {}: {id:?} starts more often than its limit allows", envelope.seq));
             }
         }
@@ -173,52 +173,46 @@ impl Audit {
         seen.escalated = false;
         seen.last_start = envelope.seq;
         seen.planned = false;
-        self.found.append(&mut wrong);
+        self.violations.append(&mut wrong);
     }
 
     /// I7.
     fn needs(&mut self, id: ProgramId, envelope: &Envelope) {
-        for edge in self.graph.edges_of(id) {
-            let edge = self.graph.edges[*edge];
-            let on = &self.programs[edge.on];
+        for dependency in self.graph.dependencies_of(id) {
+            let dependency = self.graph.dependencies[*dependency];
+            let on = &self.programs[dependency.dependency];
             let leaves = on.stopping.is_some() || on.operator_fall.is_some() || on.replaced || on.unhealthy;
             let steady = on.running && !leaves;
-            let since = match edge.until {
-                Until::Started => on.up_since.filter(|_| steady),
-                Until::Ready => on.ready_since.filter(|_| steady),
-                Until::Completed => on.completed.filter(|_| {
+            let since = match dependency.condition {
+                Condition::Started => on.up_since.filter(|_| steady),
+                Condition::Ready => on.ready_since.filter(|_| steady),
+                Condition::Completed => on.completed.filter(|_| {
                     let goes = on.exists && (on.replaced || on.operator_fall.is_some());
                     !on.owed && on.is_in && !goes
                 }),
             };
-            let open = since.is_some_and(|since| since + edge.delay <= envelope.at);
+            let open = since.is_some_and(|since| since + dependency.delay <= envelope.monotonic);
             if !open {
-                self.found.push(format!(
+                self.violations.push(format!(
                     "I7: event {}: {id:?} starts before {:?} has been up for {}",
-                    envelope.seq, edge.on, edge.delay
+                    envelope.seq, dependency.dependency, dependency.delay
                 ));
             }
         }
     }
 
-    fn ends(
-        &mut self,
-        id: ProgramId,
-        instance: InstanceId,
-        (status, left_behind): (ExitStatus, u16),
-        envelope: &Envelope,
-    ) {
+    fn ends(&mut self, id: ProgramId, instance: InstanceId, (status, orphans): (ExitStatus, u16), envelope: &Envelope) {
         let policy = self.graph.programs[id].clone();
         let (once, well) = (policy.mode != Mode::Respawn, policy.succeeds(status));
         let (essential, shutdown) = (policy.essential, self.shutdown.is_some());
         let slack = self.slack;
         let seen = self.seen(id);
         let (mut wrong, mut late) = (Vec::new(), None);
-        if !seen.undoing && (instance.0 != seen.instance || instance.0 <= seen.ended) {
+        if !seen.in_stop_command && (instance.0 != seen.instance || instance.0 <= seen.ended) {
             wrong.push(format!("I17: event {}: run {instance} of {id:?} ends twice or never was", envelope.seq));
         }
         if let Some((_, deadline)) = seen.stopping
-            && envelope.at > deadline + slack
+            && envelope.monotonic > deadline + slack
         {
             wrong.push(format!(
                 "I11: event {}: {id:?} should have been gone at {} ms",
@@ -226,13 +220,13 @@ impl Audit {
                 deadline.as_millis()
             ));
         }
-        if std::mem::take(&mut seen.undoing) {
+        if std::mem::take(&mut seen.in_stop_command) {
             (seen.operator_fall, seen.stopping, seen.completed) = (None, None, None);
             return;
         }
         // It may have ended by itself while it was about to be told to.
-        let by_itself = !seen.told || envelope.cause == Cause::Os;
-        let may_stand = policy.stands(status, left_behind);
+        let by_itself = !seen.told || envelope.cause == Cause::Kernel;
+        let may_stand = policy.remains(status, orphans);
         let wrongly = if seen.exists { !(may_stand && by_itself) } else { may_stand && !seen.told };
         if wrongly {
             wrong.push(format!("I30: event {}: what {id:?} has done stands, or not, without reason", envelope.seq));
@@ -242,8 +236,8 @@ impl Audit {
         let failed = seen.unhealthy && !seen.operator_down && !seen.owed && seen.is_in;
         let ends_everything = essential && !seen.exists && !shutdown && (!unwanted || failed);
         seen.planned |= unwanted && !seen.unhealthy;
-        let lasting = policy.limit.and_then(|limit| limit.reset).zip(seen.up_since);
-        if seen.planned || lasting.is_some_and(|(reset, since)| envelope.at.since(since) >= reset) {
+        let lasting = policy.start_limit.and_then(|limit| limit.reset).zip(seen.up_since);
+        if seen.planned || lasting.is_some_and(|(reset, since)| envelope.monotonic.since(since) >= reset) {
             seen.own_starts.clear();
         }
         if !unwanted && seen.ready_since.is_none() && !seen.unhealthy {
@@ -254,25 +248,25 @@ impl Audit {
         seen.operator_fall = None;
         seen.stopping = None;
         seen.ended = instance.0;
-        seen.completed = (once && well && !seen.told).then_some(envelope.at);
+        seen.completed = (once && well && !seen.told).then_some(envelope.monotonic);
         if !fell_before {
             self.falls(id, envelope.seq);
         }
         let interrupted = self.openings.iter().any(|opening| late.is_some_and(|since| *opening >= since));
-        if late.is_some_and(|since| since + policy.care.within + slack < envelope.at) && !interrupted {
+        if late.is_some_and(|since| since + policy.health.start_timeout + slack < envelope.monotonic) && !interrupted {
             wrong.push(format!("I31: event {}: {id:?} was not ready, and nobody has noticed", envelope.seq));
         }
         if ends_everything && self.doomed.is_none() {
-            self.doomed = Some((envelope.seq, envelope.at));
+            self.doomed = Some((envelope.seq, envelope.monotonic));
         }
-        self.found.append(&mut wrong);
+        self.violations.append(&mut wrong);
     }
 
-    fn falls(&mut self, on: ProgramId, fall: Seq) {
+    fn falls(&mut self, on: ProgramId, down_event: Seq) {
         if self.shutdown.is_none() {
-            for edge in self.graph.edges_on(on) {
-                if self.graph.edges[*edge].propagate {
-                    self.falls.entry((*edge, fall)).or_default();
+            for dependency in self.graph.dependencies_on(on) {
+                if self.graph.dependencies[*dependency].propagate {
+                    self.falls.entry((*dependency, down_event)).or_default();
                 }
             }
         }
@@ -282,7 +276,7 @@ impl Audit {
         let up_since = self.programs[id].up_since.unwrap_or_default();
         let (since, killwait) = match (reason, self.shutdown, self.programs[id].operator_fall) {
             (StopReason::Shutdown, Some(begun), _) => (begun, self.graph.killwait),
-            (StopReason::Operator | StopReason::Propagated | StopReason::Level, _, Some((_, since))) => {
+            (StopReason::Operator | StopReason::DependencyDown | StopReason::Level, _, Some((_, since))) => {
                 (since, self.graph.programs[id].killwait)
             }
             _ => return,
@@ -290,8 +284,9 @@ impl Audit {
         if at >= since.max(up_since) + killwait.half() {
             return;
         }
-        let edges = self.graph.edges_on(id).iter().map(|edge| self.graph.edges[*edge]);
-        let followers: BTreeSet<ProgramId> = edges.filter(|edge| edge.propagate).map(|edge| edge.of).collect();
+        let dependencies = self.graph.dependencies_on(id).iter().map(|dependency| self.graph.dependencies[*dependency]);
+        let followers: BTreeSet<ProgramId> =
+            dependencies.filter(|dependency| dependency.propagate).map(|dependency| dependency.dependent).collect();
         let group = |id: ProgramId| self.graph.programs[id].group;
         for dependent in self.graph.dependents(id) {
             let seen = &self.programs[dependent];
@@ -299,11 +294,11 @@ impl Audit {
                 StopReason::Shutdown => true,
                 StopReason::Level if !seen.is_in && group(dependent) == group(id) => true,
                 StopReason::Unhealthy => false,
-                StopReason::Level | StopReason::Operator | StopReason::Propagated => followers.contains(&dependent),
+                StopReason::Level | StopReason::Operator | StopReason::DependencyDown => followers.contains(&dependent),
             };
             if seen.exists && goes_first {
                 let at = at.as_millis();
-                self.found.push(format!("I22: {id:?} is stopped at {at} ms before its dependent {dependent:?}"));
+                self.violations.push(format!("I22: {id:?} is stopped at {at} ms before its dependent {dependent:?}"));
             }
         }
     }

@@ -7,21 +7,21 @@ use std::{
     ops::Range,
 };
 
-mod confines;
 mod cycles;
 mod groups;
 mod health;
+mod sandbox;
 
 use crate::{
-    graph::{Backoff, Limit, Mode, Until},
-    health::Ready,
+    graph::{Backoff, Condition, Mode, StartLimit},
+    health::ReadinessProbe,
     host::PidFile,
     logs::Rotate,
-    nodes::Nodes,
+    nodes::NodeSets,
     time::Millis,
 };
 
-use super::{Config, Diagnostic, Locator, NodesPlace, Ordered, ProgramConfig, SmtpgateConfig, Tls};
+use super::{Config, Diagnostic, NodesPlace, OrderedMap, ProgramConfig, SmtpgateConfig, SpanIndex, Tls};
 
 /// The longest name of a program.
 const NAME_MAX: usize = 64;
@@ -32,7 +32,7 @@ pub const LOGGER: &str = "logger";
 /// The name of the program that `smtpgate: (auto: true)` adds.
 pub const SMTPGATE: &str = "smtpgate";
 
-pub(super) fn check(config: &Config, locator: &Locator) -> Vec<Diagnostic> {
+pub(super) fn check(config: &Config, locator: &SpanIndex) -> Vec<Diagnostic> {
     let has_cgroups = config.gaggled.cgroup.is_some();
     let mut checker = Checker { programs: config.programs.iter().collect(), has_cgroups, locator, found: Vec::new() };
     settings(config, locator, &mut checker.found);
@@ -56,11 +56,11 @@ struct Checker<'a> {
     programs: BTreeMap<&'a str, &'a ProgramConfig>,
     /// Whether programs get cgroups.
     has_cgroups: bool,
-    locator: &'a Locator,
+    locator: &'a SpanIndex,
     found: Vec<Diagnostic>,
 }
 
-fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+fn settings(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let settings = &config.gaggled;
     check_env(&["gaggled"], "gaggled", &settings.env, locator, found);
     for (name, value) in [("tick", settings.tick), ("startwait", settings.startwait)] {
@@ -82,13 +82,13 @@ fn settings(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
         );
     }
     check_backoff("gaggled", settings.backoff, locator.find(&["gaggled", "backoff"]), found);
-    check_limit("gaggled", settings.limit, locator.find(&["gaggled", "limit"]), found);
+    check_limit("gaggled", settings.start_limit, locator.find(&["gaggled", "limit"]), found);
     if let Some(gate) = &settings.smtpgate {
         smtpgate(config, gate, locator, found);
     }
 }
 
-fn smtpgate(config: &Config, gate: &SmtpgateConfig, locator: &Locator, found: &mut Vec<Diagnostic>) {
+fn smtpgate(config: &Config, gate: &SmtpgateConfig, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let at = |field: &str| locator.nearest(&["gaggled", "smtpgate", field]);
     for (field, missing) in [("mx", gate.mx.is_empty()), ("from", gate.from.is_empty()), ("to", gate.to.is_empty())] {
         if missing {
@@ -112,7 +112,7 @@ fn smtpgate(config: &Config, gate: &SmtpgateConfig, locator: &Locator, found: &m
         let message = "smtpgate has only one of user and password_file";
         found.push(Diagnostic::error(message).at(at("user")).help("give both, or neither"));
     }
-    if gate.user.is_some() && gate.tls == Tls::Plain {
+    if gate.user.is_some() && gate.tls == Tls::None {
         let message = "smtpgate would send its password in the clear";
         found.push(Diagnostic::error(message).at(at("user")).help("add tls: StartTls or tls: Implicit"));
     }
@@ -131,7 +131,7 @@ fn is_usable(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(usable)
 }
 
-fn check_name(name: &str, locator: &Locator, found: &mut Vec<Diagnostic>) {
+fn check_name(name: &str, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     if !is_usable(name) {
         found.push(
             Diagnostic::error(format!("name {name:?} cannot be used for a program"))
@@ -188,7 +188,7 @@ impl Checker<'_> {
                     .help("keep mode: respawn: false is mode: Once"),
             );
         }
-        let ProgramConfig { command, shell, wd, log, stop, user, chroot, .. } = program;
+        let ProgramConfig { command, shell, wd, log, stop_command: stop, user, chroot, .. } = program;
         let texts = [command, shell, wd, log, stop, user, chroot].into_iter().flatten().chain(&program.argv);
         let texts = texts.chain(program.pid_file.as_ref().map(PidFile::path)).chain(health::texts(program));
         if texts.into_iter().any(|text| text.contains('\0')) {
@@ -201,11 +201,11 @@ impl Checker<'_> {
         if let Some(backoff) = program.backoff {
             check_backoff(name, backoff, locator.find(&["programs", name, "backoff"]), found);
         }
-        check_limit(name, program.limit, locator.find(&["programs", name, "limit"]), found);
+        check_limit(name, program.start_limit, locator.find(&["programs", name, "limit"]), found);
         check_mode(name, program, locator, found);
         check_env(&["programs", name], name, &program.env, locator, found);
-        confines::check(name, program, locator, found);
-        confines::check_cgroup(name, program, self.has_cgroups, locator, found);
+        sandbox::check(name, program, locator, found);
+        sandbox::check_cgroup(name, program, self.has_cgroups, locator, found);
         health::check(name, program, locator, found);
         self.check_depends(name, program);
     }
@@ -216,7 +216,7 @@ impl Checker<'_> {
             let other = self.programs.get(on);
             let mode = other.map(|other| other.effective_mode()).unwrap_or_default();
             let once = mode != Mode::Respawn;
-            let until = other.map_or(Until::Started, |other| depends.effective_until(other));
+            let until = other.map_or(Condition::Started, |other| depends.effective_until(other));
             let needs = format!("program \"{name}\" depends on \"{on}\"");
             let error = match other {
                 None => Diagnostic::error(format!("{needs}, which does not exist"))
@@ -226,24 +226,24 @@ impl Checker<'_> {
                 Some(other) if !other.enabled && program.enabled => {
                     Diagnostic::error(format!("{needs}, which is disabled"))
                         .help(format!(
-                            "enable \"{on}\" (manual: true leaves its start to an operator), disable \"{name}\", or remove the dependency"
+                            "enable \"{on}\" (autostart: false leaves its start to an operator), disable \"{name}\", or remove the dependency"
                         ))
                 }
                 Some(_) if places.len() > 1 => {
                     Diagnostic::error(format!("{needs} twice")).help("keep one of the two")
                 }
-                Some(_) if until == Until::Completed && !once => {
+                Some(_) if until == Condition::Completed && !once => {
                     Diagnostic::error(format!("{needs} to complete, which is started again whenever it ends"))
                         .help(format!("give \"{on}\" mode: Once, or remove until"))
                 }
-                Some(_) if until == Until::Completed && depends.propagate => {
+                Some(_) if until == Condition::Completed && depends.propagate => {
                     Diagnostic::error(format!("{needs} to complete, so there is nothing to propagate when it is down"))
                         .help("remove propagate")
                 }
-                Some(_) if matches!(until, Until::Started | Until::Ready) && once => Diagnostic::warning(format!(
+                Some(_) if matches!(until, Condition::Started | Condition::Ready) && once => Diagnostic::warning(format!(
                     "{needs}, which runs once: \"{name}\" can start only while \"{on}\" runs"
                 ))
-                .help(format!("if \"{on}\" is to have ended well first, add until: Completed")),
+                .help(format!("if \"{on}\" is to have ended well first, add condition: Completed")),
                 Some(_) => continue,
             };
             self.found.push(error.at(places.last().cloned()));
@@ -252,8 +252,9 @@ impl Checker<'_> {
 }
 
 /// Two programs must not speak through one file, if what one of them has written there is moved away or looked for.
-fn check_shared_files(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
-    let is_own = |program: &ProgramConfig| program.rotate.is_some() || matches!(program.ready, Some(Ready::Line(_)));
+fn check_shared_files(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
+    let is_own =
+        |program: &ProgramConfig| program.rotate.is_some() || matches!(program.ready, Some(ReadinessProbe::LogLine(_)));
     let mut pid_files: BTreeMap<&str, &str> = BTreeMap::new();
     let mut logs: BTreeMap<&str, (&str, bool)> = BTreeMap::new();
     for (name, program) in config.programs.iter() {
@@ -274,7 +275,7 @@ fn check_shared_files(config: &Config, locator: &Locator, found: &mut Vec<Diagno
     }
 }
 
-fn check_logs(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+fn check_logs(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     for (name, program) in config.programs.iter() {
         let Some(rotate) = program.rotate else { continue };
         let mut error = |what: &str, help: &str| {
@@ -287,21 +288,23 @@ fn check_logs(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
         if rotate.size < Rotate::SMALLEST || rotate.age == Some(Millis(0)) {
             error("is to have its log rotated at once", "write size: 4096 or more, and age: \"1h\" or so");
         }
-        if !(1..=Rotate::MOST).contains(&rotate.keep) {
-            error("is to keep too few logs, or too many", &format!("write keep: 1 to {}", Rotate::MOST));
+        if !(1..=Rotate::MOST).contains(&rotate.max_files) {
+            error("is to keep too few logs, or too many", &format!("write max_files: 1 to {}", Rotate::MOST));
         }
     }
     if config.needs_logger() && config.programs.get(LOGGER).is_some() {
         found.push(
-            Diagnostic::error(format!("program \"{LOGGER}\" is there twice: rotate and merge add one of that name"))
-                .at(locator.find(&["programs", LOGGER]))
-                .help("rename the program"),
+            Diagnostic::error(format!(
+                "program \"{LOGGER}\" is there twice: rotate and prefix_output add one of that name"
+            ))
+            .at(locator.find(&["programs", LOGGER]))
+            .help("rename the program"),
         );
     }
 }
 
-fn check_nodes(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
-    for wrong in Nodes::new(&config.statements_of_nodes()).err().into_iter().flatten() {
+fn check_nodes(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
+    for wrong in NodeSets::new(&config.statements_of_nodes()).err().into_iter().flatten() {
         let at = match &wrong.place {
             NodesPlace::Hosts => locator.find(&["hosts"]),
             NodesPlace::Set(set) => locator.find(&["nodes", set]),
@@ -316,7 +319,7 @@ fn check_nodes(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) 
     }
 }
 
-fn check_mode(name: &str, program: &ProgramConfig, locator: &Locator, found: &mut Vec<Diagnostic>) {
+fn check_mode(name: &str, program: &ProgramConfig, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let mode = program.effective_mode();
     let mut error = |field: &str, what: &str, help: &str| {
         let error = Diagnostic::error(format!("program \"{name}\" {what}"));
@@ -325,20 +328,20 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &Locator, found: &mu
     if mode == Mode::Respawn && program.retry {
         error("retry", "is started again however it ends", "remove retry, or give it mode: Once");
     }
-    if mode.holds_back() && program.limit.is_some() && !program.retry {
+    if mode.is_gate() && program.start_limit.is_some() && !program.retry {
         error("limit", "has a limit, but runs only once", "remove the limit, or the mode, or add retry: true");
     }
-    if mode == Mode::Test && program.stop.is_some() {
+    if mode == Mode::Test && program.stop_command.is_some() {
         error("stop", "is a test that would have to be undone", "give it mode: Wait, or remove stop");
     }
     if program.leaves.is_some() && matches!(mode, Mode::Respawn | Mode::Test) {
         error("leaves", "is of a mode of which nothing is kept", "remove leaves, or give it mode: Once or Wait");
     }
-    if mode == Mode::Respawn && program.start_timeout.is_some() && program.is_ready_at_once() {
+    if mode == Mode::Respawn && program.start_timeout.is_some() && program.ready_on_start() {
         let help = "add ready, remove start_timeout, or give it mode: Once if it is meant to end by itself";
         error("start_timeout", "is ready as soon as it runs, so nothing is waited for", help);
     }
-    if program.success.iter().any(|code| !(0..=255).contains(code)) {
+    if program.success_exit_codes.iter().any(|code| !(0..=255).contains(code)) {
         error("success", "has an exit code for success that no program exits with", "write codes from 0 to 255");
     }
 }
@@ -351,18 +354,18 @@ fn check_backoff(whose: &str, backoff: Backoff, at: Option<Range<usize>>, found:
     }
 }
 
-fn check_limit(whose: &str, limit: Option<Limit>, at: Option<Range<usize>>, found: &mut Vec<Diagnostic>) {
+fn check_limit(whose: &str, limit: Option<StartLimit>, at: Option<Range<usize>>, found: &mut Vec<Diagnostic>) {
     let Some(limit) = limit else { return };
     let error = |what: &str, help: String| Diagnostic::error(format!("limit of \"{whose}\" {what}")).help(help);
-    if !(1..=Limit::MOST).contains(&limit.starts) {
-        let help = format!("write starts: 1 to {}, or remove the limit", Limit::MOST);
-        found.push(error(&format!("allows {} starts", limit.starts), help).at(at));
-    } else if limit.within.0 == 0 || limit.retry.is_some_and(|retry| retry.0 == 0) {
+    if !(1..=StartLimit::MAX_BURST).contains(&limit.burst) {
+        let help = format!("write starts: 1 to {}, or remove the limit", StartLimit::MAX_BURST);
+        found.push(error(&format!("allows {} starts", limit.burst), help).at(at));
+    } else if limit.interval.0 == 0 || limit.retry_after.is_some_and(|retry| retry.0 == 0) {
         found.push(error("has a time of 0", "write for instance within: \"1m\"".to_owned()).at(at));
     }
 }
 
-fn check_env(path: &[&str], whose: &str, env: &Ordered<String>, locator: &Locator, found: &mut Vec<Diagnostic>) {
+fn check_env(path: &[&str], whose: &str, env: &OrderedMap<String>, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     for (variable, value) in env.iter() {
         let mut path = path.to_vec();
         path.extend(["env", variable]);

@@ -10,11 +10,11 @@ const DEPTH: usize = 128;
 
 /// The places of all keys of a file.
 #[derive(Clone, Debug, Default)]
-pub struct Locator {
+pub struct SpanIndex {
     places: BTreeMap<Vec<String>, Vec<Range<usize>>>,
 }
 
-impl Locator {
+impl SpanIndex {
     /// Scans a text. What of it is not correct RON may have places that are of no use.
     pub fn new(text: &str) -> Self {
         let mut scanner = Scanner { text, at: 0, depth: 0, path: Vec::new(), places: BTreeMap::new() };
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn keys_are_found_through_comments_strings_and_brackets() {
         let text = "#![enable(implicit_some)]\n(// \"a\": no\n gaggled: (env: {\"x\": \"y: (\"}), /* /* ( */ */ programs: {\n\"a\": (argv: [\"]\", r#\"\"}\"#], depends: {\"b\": (delay: 5)}), \"a\": ()})";
-        let locator = Locator::new(text);
+        let locator = SpanIndex::new(text);
         let text_at = |path: &[&str]| locator.find(path).map(|span| &text[span]);
         assert_eq!(text_at(&["gaggled", "env", "x"]), Some("\"x\""));
         assert_eq!(text_at(&["programs", "a", "depends", "b", "delay"]), Some("delay"));
@@ -205,10 +205,10 @@ mod tests {
     fn no_text_makes_it_fail() {
         for text in ["", "(", "\"", "r#\"", "/*", "'", ")", ":", "a:", "(a:", "é: \"\\", "{\"a\":\"b\"", "r\"x", "rr##"]
         {
-            let _ = Locator::new(text);
+            let _ = SpanIndex::new(text);
         }
         for open in ["(", "[", "{", "(a:", "{\"a\":["] {
-            let _ = Locator::new(&open.repeat(100_000));
+            let _ = SpanIndex::new(&open.repeat(100_000));
         }
     }
 }

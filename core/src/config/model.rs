@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ordered, Settings};
+use super::{OrderedMap, Settings};
 use crate::{
-    confines::{Rlimit, Umask},
-    graph::{self, Backoff, Graph, Group, Leaves, Limit, Mode, Policy, START, Until},
-    health::{Care, Checkup, Health, Readiness, Ready},
+    graph::{self, Backoff, Condition, Graph, Group, Leaves, Mode, Policy, START, StartLimit},
+    health::{Health, HealthCheck, HealthPolicy, Readiness, ReadinessProbe},
     host::PidFile,
     ids::GroupId,
     logs::Rotate,
-    nodes::{Member, Statement},
+    nodes::{Declaration, Member},
+    sandbox::{Rlimit, Umask},
     time::Millis,
 };
 
@@ -27,13 +27,13 @@ pub struct Config {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
     /// Named sets of hosts; a member that begins with `@` is another set.
-    #[serde(skip_serializing_if = "Ordered::is_empty")]
-    pub nodes: Ordered<Vec<String>>,
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub nodes: OrderedMap<Vec<String>>,
     /// Groups of programs; one that is not here, and that a program names, is at level `start`.
-    #[serde(skip_serializing_if = "Ordered::is_empty")]
-    pub groups: Ordered<GroupConfig>,
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub groups: OrderedMap<GroupConfig>,
     /// The programs.
-    pub programs: Ordered<ProgramConfig>,
+    pub programs: OrderedMap<ProgramConfig>,
 }
 
 /// Where something is said of hosts.
@@ -75,8 +75,8 @@ pub struct ProgramConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wd: Option<String>,
     /// Variables, over those of the `gaggled` section.
-    #[serde(skip_serializing_if = "Ordered::is_empty")]
-    pub env: Ordered<String>,
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub env: OrderedMap<String>,
     /// What to do when it ends; `Respawn` if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
@@ -94,20 +94,20 @@ pub struct ProgramConfig {
     pub retry: bool,
     /// Exit codes that mean success; only 0 if there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub success: Vec<i32>,
+    pub success_exit_codes: Vec<i32>,
     /// What becomes of processes that a run leaves when it has ended well: of mode `Wait` they are kept as part of what it
     /// has done, of mode `Once` they are killed, unless this says otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaves: Option<Leaves>,
     /// A line of shell that stops it, instead of a TERM; if it is of mode `Wait`, one that undoes what it has done.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub stop: Option<String>,
-    /// Whether it is wanted from the start.
+    pub stop_command: Option<String>,
+    /// Whether there is such a program at all: one that is disabled is not in the graph, and no program may depend on it.
     #[serde(skip_serializing_if = "is_true")]
     pub enabled: bool,
-    /// Whether it comes up only when an operator asks for it. What depends on it waits until then.
-    #[serde(skip_serializing_if = "is_default")]
-    pub manual: bool,
+    /// Whether it starts with gaggled; if not, it waits for an operator, and so do the programs that depend on it.
+    #[serde(skip_serializing_if = "is_true")]
+    pub autostart: bool,
     /// How long it may take to end before it is killed, if that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub killwait: Option<Millis>,
@@ -116,7 +116,7 @@ pub struct ProgramConfig {
     pub backoff: Option<Backoff>,
     /// When it is given up, if that differs.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<Limit>,
+    pub start_limit: Option<StartLimit>,
     /// Whether gaggled ends with it, and with its exit status.
     #[serde(skip_serializing_if = "is_default")]
     pub essential: bool,
@@ -131,7 +131,7 @@ pub struct ProgramConfig {
     pub pid_file: Option<PidFile>,
     /// How it shows that it is ready; that it runs is enough if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ready: Option<Ready>,
+    pub ready: Option<ReadinessProbe>,
     /// How long it may take to be ready; a minute if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_timeout: Option<Millis>,
@@ -160,11 +160,11 @@ pub struct ProgramConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i16>,
     /// How much it may have of what.
-    #[serde(skip_serializing_if = "Ordered::is_empty")]
-    pub rlimits: Ordered<Rlimit>,
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub rlimits: OrderedMap<Rlimit>,
     /// What its cgroup is set to, by the names of the kernel's files: `"memory.max": "512M"`.
-    #[serde(skip_serializing_if = "Ordered::is_empty")]
-    pub cgroup: Ordered<String>,
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub cgroup: OrderedMap<String>,
     /// The capabilities that it keeps, and no others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Vec<String>>,
@@ -172,8 +172,8 @@ pub struct ProgramConfig {
     #[serde(skip_serializing_if = "is_default")]
     pub no_new_privs: bool,
     /// The programs it needs.
-    #[serde(skip_serializing_if = "Ordered::is_empty")]
-    pub depends: Ordered<DependsConfig>,
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub depends: OrderedMap<DependsConfig>,
 }
 
 /// One dependency.
@@ -183,7 +183,7 @@ pub struct DependsConfig {
     /// What is waited for. If nothing is said: that it has completed, if it is of mode `Wait` or `Test`; that it is
     /// ready, if it can show that; else that it has started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub until: Option<Until>,
+    pub condition: Option<Condition>,
     /// How long that must have been so.
     #[serde(skip_serializing_if = "is_default")]
     pub delay: Millis,
@@ -199,20 +199,20 @@ impl Default for ProgramConfig {
             argv: Vec::new(),
             shell: None,
             wd: None,
-            env: Ordered::default(),
+            env: OrderedMap::default(),
             mode: None,
             respawn: None,
             group: None,
             levels: Vec::new(),
             retry: false,
-            success: Vec::new(),
+            success_exit_codes: Vec::new(),
             leaves: None,
-            stop: None,
+            stop_command: None,
             enabled: true,
-            manual: false,
+            autostart: true,
             killwait: None,
             backoff: None,
-            limit: None,
+            start_limit: None,
             essential: false,
             log: None,
             rotate: None,
@@ -227,11 +227,11 @@ impl Default for ProgramConfig {
             umask: None,
             nice: None,
             oom_score_adj: None,
-            rlimits: Ordered::default(),
-            cgroup: Ordered::default(),
+            rlimits: OrderedMap::default(),
+            cgroup: OrderedMap::default(),
             capabilities: None,
             no_new_privs: false,
-            depends: Ordered::default(),
+            depends: OrderedMap::default(),
         }
     }
 }
@@ -247,16 +247,20 @@ impl ProgramConfig {
     }
 
     /// What is asked of it beyond that it runs.
-    pub fn care(&self) -> Care {
-        let readiness = |ready: &Ready| if ready.probe().is_some() { Readiness::Asked } else { Readiness::Told };
-        let plain = Care::default();
-        Care {
+    pub fn health(&self) -> HealthPolicy {
+        let readiness =
+            |ready: &ReadinessProbe| if ready.probe().is_some() { Readiness::Probed } else { Readiness::Notified };
+        let plain = HealthPolicy::default();
+        HealthPolicy {
             daemonizes: matches!(self.pid_file, Some(PidFile::Read(_))),
             readiness: self.ready.as_ref().map(readiness),
-            within: self.start_timeout.unwrap_or(plain.within),
-            checkup: self.health.as_ref().map(|health| Checkup { every: health.every, failures: health.failures }),
+            start_timeout: self.start_timeout.unwrap_or(plain.start_timeout),
+            check: self
+                .health
+                .as_ref()
+                .map(|health| HealthCheck { every: health.interval, failures: health.failure_threshold }),
             watchdog: self.watchdog,
-            limit: self.start_timeout.filter(|_| self.effective_mode() != Mode::Respawn && self.is_ready_at_once()),
+            run_timeout: self.start_timeout.filter(|_| self.effective_mode() != Mode::Respawn && self.ready_on_start()),
         }
     }
 
@@ -270,37 +274,42 @@ impl ProgramConfig {
     }
 
     /// Whether nothing is waited for but its process.
-    pub fn is_ready_at_once(&self) -> bool {
+    pub fn ready_on_start(&self) -> bool {
         self.ready.is_none() && !matches!(self.pid_file, Some(PidFile::Read(_)))
     }
 }
 
 impl DependsConfig {
     /// What is waited for of a program.
-    pub fn effective_until(&self, on: &ProgramConfig) -> Until {
-        self.until.unwrap_or_else(|| match on.effective_mode() {
-            Mode::Wait | Mode::Test => Until::Completed,
-            Mode::Respawn | Mode::Once if on.care().is_ready_at_once() => Until::Started,
-            Mode::Respawn | Mode::Once => Until::Ready,
+    pub fn effective_until(&self, on: &ProgramConfig) -> Condition {
+        self.condition.unwrap_or_else(|| match on.effective_mode() {
+            Mode::Wait | Mode::Test => Condition::Completed,
+            Mode::Respawn | Mode::Once if on.health().ready_on_start() => Condition::Started,
+            Mode::Respawn | Mode::Once => Condition::Ready,
         })
     }
 }
 
 impl Config {
-    /// Whether there is output that somebody has to write.
+    /// The programs that are not disabled, in the order of the file.
+    pub fn enabled_programs(&self) -> impl Iterator<Item = (&str, &ProgramConfig)> {
+        self.programs.iter().filter(|(_, program)| program.enabled)
+    }
+
+    /// Whether there is output that the logger has to write.
     pub fn needs_logger(&self) -> bool {
-        self.gaggled.merge || self.programs.iter().any(|(_, program)| program.rotate.is_some())
+        self.gaggled.prefix_output || self.enabled_programs().any(|(_, program)| program.rotate.is_some())
     }
 
     /// What it says of hosts, each with the way to where it stands.
-    pub fn statements_of_nodes(&self) -> Vec<(NodesPlace, Statement)> {
-        let orphans = self.hosts.iter().map(|host| (NodesPlace::Hosts, Statement::Orphan(host.clone())));
+    pub fn statements_of_nodes(&self) -> Vec<(NodesPlace, Declaration)> {
+        let orphans = self.hosts.iter().map(|host| (NodesPlace::Hosts, Declaration::Orphan(host.clone())));
         let sets = self.nodes.iter().flat_map(|(set, members)| {
             let place = NodesPlace::Set(set.to_owned());
             let of_set = place.clone();
             let member =
-                move |member: &String| (of_set.clone(), Statement::Member(set.to_owned(), Member::parse(member)));
-            [(place, Statement::Set(set.to_owned()))].into_iter().chain(members.iter().map(member))
+                move |member: &String| (of_set.clone(), Declaration::Member(set.to_owned(), Member::parse(member)));
+            [(place, Declaration::Set(set.to_owned()))].into_iter().chain(members.iter().map(member))
         });
         orphans.chain(sets).collect()
     }
@@ -329,37 +338,44 @@ impl Config {
                 (name, graph.add_group(Group::new(name, home, group.on_failure.as_deref())))
             })
             .collect();
-        for (name, program) in self.programs.iter() {
+        for (name, program) in self.enabled_programs() {
             let leaves = program.effective_leaves();
             graph.add_program(Policy {
                 name: name.into(),
                 mode: program.effective_mode(),
-                enabled: program.enabled && !program.manual,
+                autostart: program.autostart,
                 group: program.group.as_deref().and_then(|group| groups.get(group).copied()),
                 levels: program.levels.iter().map(|level| level.as_str().into()).collect(),
-                undone: program.stop.is_some() && (program.effective_mode() == Mode::Wait || leaves == Leaves::Keep),
+                remain_after_exit: program.stop_command.is_some()
+                    && (program.effective_mode() == Mode::Wait || leaves == Leaves::Keep),
                 leaves,
                 retry: program.retry,
-                success: program.success.clone(),
+                success_exit_codes: program.success_exit_codes.clone(),
                 killwait: program.killwait.unwrap_or(self.gaggled.killwait),
                 backoff: program.backoff.unwrap_or(self.gaggled.backoff),
-                limit: program
-                    .limit
-                    .or(self.gaggled.limit)
-                    .filter(|_| program.retry || !program.effective_mode().holds_back()),
-                care: program.care(),
+                start_limit: program
+                    .start_limit
+                    .or(self.gaggled.start_limit)
+                    .filter(|_| program.retry || !program.effective_mode().is_gate()),
+                health: program.health(),
                 essential: program.essential,
-                retired: false,
+                unconfigured: false,
             });
         }
         let ids = graph.names();
-        let configured: BTreeMap<&str, &ProgramConfig> = self.programs.iter().collect();
-        for (name, program) in self.programs.iter() {
+        let configured: BTreeMap<&str, &ProgramConfig> = self.enabled_programs().collect();
+        for (name, program) in self.enabled_programs() {
             for (on, depends) in program.depends.iter() {
                 if let (Some(of), Some(on), Some(other)) = (ids.get(name), ids.get(on), configured.get(on)) {
                     let until = depends.effective_until(other);
                     let DependsConfig { delay, propagate, .. } = *depends;
-                    graph.add_dependency(graph::Dependency { of: *of, on: *on, until, delay, propagate });
+                    graph.add_dependency(graph::Dependency {
+                        dependent: *of,
+                        dependency: *on,
+                        condition: until,
+                        delay,
+                        propagate,
+                    });
                 }
             }
         }

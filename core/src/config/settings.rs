@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Ordered, model::is_default};
+use super::{OrderedMap, model::is_default};
 use crate::{
-    graph::{Backoff, Limit},
+    graph::{Backoff, StartLimit},
     time::Millis,
 };
 
@@ -19,14 +19,14 @@ pub struct Settings {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub path: String,
     /// Variables for every program, over gaggled's own environment.
-    #[serde(skip_serializing_if = "Ordered::is_empty")]
-    pub env: Ordered<String>,
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub env: OrderedMap<String>,
     /// How the starts of a program that keeps ending are spaced.
     #[serde(skip_serializing_if = "is_default")]
     pub backoff: Backoff,
     /// When a program that keeps ending is given up; never if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limit: Option<Limit>,
+    pub start_limit: Option<StartLimit>,
     /// Where events are published; the default place if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eventurl: Option<String>,
@@ -41,7 +41,7 @@ pub struct Settings {
     pub access: AccessConfig,
     /// The directory of the journal; the default place if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<String>,
+    pub state_directory: Option<String>,
     /// How much of the journal is kept.
     #[serde(skip_serializing_if = "is_default")]
     pub journal: JournalConfig,
@@ -50,7 +50,7 @@ pub struct Settings {
     pub cgroup: Option<String>,
     /// Whether the output of programs without a log is merged, each line with the name of its program.
     #[serde(skip_serializing_if = "is_default")]
-    pub merge: bool,
+    pub prefix_output: bool,
     /// Mail about what happens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smtpgate: Option<SmtpgateConfig>,
@@ -83,7 +83,7 @@ impl Default for JournalConfig {
 pub enum Tls {
     /// Not at all. No password is ever sent then.
     #[default]
-    Plain,
+    None,
     /// It begins in the clear and must be upgraded.
     StartTls,
     /// From the first byte.
@@ -142,17 +142,17 @@ impl Default for Settings {
         Self {
             killwait: KILLWAIT,
             path: String::new(),
-            env: Ordered::default(),
+            env: OrderedMap::default(),
             backoff: Backoff::default(),
-            limit: None,
+            start_limit: None,
             eventurl: None,
             controlurl: None,
             insecure: Vec::new(),
             access: AccessConfig::default(),
-            state: None,
+            state_directory: None,
             journal: JournalConfig::default(),
             cgroup: None,
-            merge: false,
+            prefix_output: false,
             smtpgate: None,
             tick: None,
             startwait: None,
@@ -172,7 +172,7 @@ impl Default for SmtpgateConfig {
             period: Millis(10_000),
             batch: Millis(0),
             auto: false,
-            tls: Tls::Plain,
+            tls: Tls::None,
             ca: None,
             user: None,
             password_file: None,

@@ -9,53 +9,53 @@ use serde::{Deserialize, Serialize};
 #[serde(tag = "event")]
 pub enum SystemEvent {
     /// A life of the daemon began.
-    EpochOpened {
+    DaemonStarted {
         /// The version of gaggled.
         version: String,
         /// The number of configured programs.
         programs: u32,
         /// What went before.
-        beginning: Beginning,
+        start_kind: StartKind,
         /// Programs that were found running.
         adopted: u32,
         /// Programs that have ended since the life before.
-        ended: u32,
+        exited_meanwhile: u32,
     },
     /// This life of the daemon gives everything to the next one; no program notices.
-    HandoverBegun {
+    HandoverStarted {
         /// What for.
-        to: Handover,
+        kind: Handover,
     },
     /// Everything is being stopped.
-    ShutdownBegun,
+    ShutdownStarted,
     /// Everything has been stopped.
     ShutdownCompleted {
         /// How many programs could not be ended.
-        survivors: u32,
+        unkillable: u32,
     },
     /// The journal cannot be written; everything else goes on.
     JournalDegraded {
         /// Why, in words.
-        why: String,
+        reason: String,
     },
     /// The journal is written again, beginning with a snapshot.
     JournalRestored {
         /// How many events are on no disk.
-        missed: u64,
+        lost_events: u64,
     },
     /// A part of the journal could not be read when this life of the daemon began.
     JournalDamaged {
         /// The file that was put aside.
         file: String,
         /// What is wrong with it.
-        why: String,
+        reason: String,
     },
     /// A command was refused.
     CommandRefused {
         /// The code of the refusal.
         code: String,
         /// The refusal in words.
-        why: String,
+        reason: String,
     },
     /// A bug in gaggled: the rules of one program or dependency panicked and were rebuilt from the journal.
     ActorPanicked {
@@ -69,17 +69,17 @@ pub enum SystemEvent {
 /// What went before a life of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Beginning {
+pub enum StartKind {
     /// Nothing: there was no journal.
     First,
     /// A life that ended as it should.
-    Orderly,
+    CleanShutdown,
     /// A life that ended without a word.
     Crash,
     /// Another boot of the machine, with which all programs ended.
     Reboot,
     /// The life of another gaggled, whose journal was copied.
-    Copy,
+    CopiedState,
     /// A life that gave everything to this one.
     Handover(Handover),
 }
@@ -92,27 +92,27 @@ pub enum Handover {
     Reload,
     /// Another version of gaggled.
     Upgrade,
-    /// The launcher has died, and this life takes its place.
-    Launcher,
+    /// The subreaper has died, and this life takes its place.
+    Subreaper,
 }
 
-impl Beginning {
+impl StartKind {
     /// Whether the programs of the life before are not there to be found.
     pub fn is_elsewhere(self) -> bool {
         match self {
-            Self::Reboot | Self::Copy => true,
-            Self::First | Self::Orderly | Self::Crash | Self::Handover(_) => false,
+            Self::Reboot | Self::CopiedState => true,
+            Self::First | Self::CleanShutdown | Self::Crash | Self::Handover(_) => false,
         }
     }
 }
 
-impl fmt::Display for Beginning {
+impl fmt::Display for StartKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::First | Self::Orderly => Ok(()),
+            Self::First | Self::CleanShutdown => Ok(()),
             Self::Crash => f.write_str(" again after it had died"),
             Self::Reboot => f.write_str(" after a boot of the machine"),
-            Self::Copy => f.write_str(" with a copy of the journal of another"),
+            Self::CopiedState => f.write_str(" with a copy of the journal of another"),
             Self::Handover(to) => write!(f, " its next life, for {to},"),
         }
     }
@@ -123,7 +123,7 @@ impl fmt::Display for Handover {
         f.write_str(match self {
             Self::Reload => "a changed configuration",
             Self::Upgrade => "another version of gaggled",
-            Self::Launcher => "a launcher that has died",
+            Self::Subreaper => "a subreaper that has died",
         })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{health::Care, host::ExitStatus, ids::GroupId, time::Millis};
+use crate::{health::HealthPolicy, host::ExitStatus, ids::GroupId, time::Millis};
 
 /// What to do when a program ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub enum Mode {
 
 impl Mode {
     /// Whether what comes after it in its group and level waits for its end.
-    pub fn holds_back(self) -> bool {
+    pub fn is_gate(self) -> bool {
         matches!(self, Self::Wait | Self::Test)
     }
 }
@@ -74,22 +74,22 @@ impl Default for Backoff {
 /// what follows another program, is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "limit", deny_unknown_fields)]
-pub struct Limit {
+pub struct StartLimit {
     /// How many starts, at least 1 and at most [`Limit::MOST`].
-    pub starts: u32,
+    pub burst: u32,
     /// Within which time.
-    pub within: Millis,
+    pub interval: Millis,
     /// After which time it is tried again by itself; never if this is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry: Option<Millis>,
+    pub retry_after: Option<Millis>,
     /// A run that was up for so long makes up for the starts before it; none does if this is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset: Option<Millis>,
 }
 
-impl Limit {
+impl StartLimit {
     /// The most starts that are remembered.
-    pub const MOST: u32 = 1000;
+    pub const MAX_BURST: u32 = 1000;
 }
 
 /// The part of a program's configuration that the rules look at.
@@ -101,7 +101,7 @@ pub struct Policy {
     /// What to do when it ends.
     pub mode: Mode,
     /// Whether it is wanted from the start.
-    pub enabled: bool,
+    pub autostart: bool,
     /// The group it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupId>,
@@ -110,7 +110,7 @@ pub struct Policy {
     pub levels: Vec<Level>,
     /// Whether what it has done stands after its end, until its stop command undoes it, whatever it leaves running.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub undone: bool,
+    pub remain_after_exit: bool,
     /// What becomes of processes that a run leaves when it has ended well.
     #[serde(default)]
     pub leaves: Leaves,
@@ -119,23 +119,23 @@ pub struct Policy {
     pub retry: bool,
     /// The exit codes that mean success; only 0 if there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub success: Vec<i32>,
+    pub success_exit_codes: Vec<i32>,
     /// How long it may take to end before it is killed.
     pub killwait: Millis,
     /// How its starts are spaced.
     pub backoff: Backoff,
     /// What is asked of it beyond that it runs.
     #[serde(default)]
-    pub care: Care,
+    pub health: HealthPolicy,
     /// When it is given up, if ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<Limit>,
+    pub start_limit: Option<StartLimit>,
     /// Whether everything is to end when it ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub essential: bool,
     /// Whether the configuration no longer has it: it is there only until it has stopped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub retired: bool,
+    pub unconfigured: bool,
 }
 
 impl Policy {
@@ -144,19 +144,19 @@ impl Policy {
         Self {
             name: name.into(),
             mode: Mode::default(),
-            enabled: true,
+            autostart: true,
             group: None,
             levels: Vec::new(),
-            undone: false,
+            remain_after_exit: false,
             leaves: Leaves::Kill,
             retry: false,
-            success: Vec::new(),
+            success_exit_codes: Vec::new(),
             killwait: Millis(10_000),
             backoff: Backoff::default(),
-            care: Care::default(),
-            limit: None,
+            health: HealthPolicy::default(),
+            start_limit: None,
             essential: false,
-            retired: false,
+            unconfigured: false,
         }
     }
 
@@ -172,22 +172,22 @@ impl Policy {
 
     /// Whether it is meant to end, and nothing but its end shows that it has done what it is for.
     pub fn ends_by_itself(&self) -> bool {
-        self.mode != Mode::Respawn && self.care.is_ready_at_once()
+        self.mode != Mode::Respawn && self.health.ready_on_start()
     }
 
     /// Whether an end with this status is a success.
     pub fn succeeds(&self, status: ExitStatus) -> bool {
-        status.is_one_of(&self.success)
+        status.is_one_of(&self.success_exit_codes)
     }
 
     /// Whether something may stand after a run.
-    pub fn may_stand(&self) -> bool {
-        self.undone || self.leaves == Leaves::Keep
+    pub fn may_remain(&self) -> bool {
+        self.remain_after_exit || self.leaves == Leaves::Keep
     }
 
     /// Whether something stands after a run that has ended like this by itself, with so many processes left.
-    pub fn stands(&self, status: ExitStatus, left_behind: u16) -> bool {
-        (self.undone || self.leaves == Leaves::Keep && left_behind > 0) && self.succeeds(status)
+    pub fn remains(&self, status: ExitStatus, orphans: u16) -> bool {
+        (self.remain_after_exit || self.leaves == Leaves::Keep && orphans > 0) && self.succeeds(status)
     }
 
     /// Whether a run that has ended, well or not, is followed by another by itself.
@@ -196,7 +196,7 @@ impl Policy {
     }
 
     /// Whether there is a level at which both run.
-    pub(super) fn meets(&self, other: &Self) -> bool {
+    pub(super) fn shares_level(&self, other: &Self) -> bool {
         self.levels.is_empty() || other.levels.is_empty() || self.levels.iter().any(|level| other.names(level))
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Place, ProgramState};
+use super::{Membership, ProgramState};
 use crate::{
     event::GroupEvent,
     graph::{Group, Level, Policy, RESTART, STOP},
@@ -14,14 +14,14 @@ use crate::{
 /// Where a group is on its way to its level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Standing {
+pub enum LevelSwitch {
     /// What does not run at its level goes, and then what does run there comes, one after the other.
     #[default]
-    Moving,
+    Switching,
     /// It is restarted: everything goes and comes again, or what its programs have for that is run.
     Restarting,
     /// It is there.
-    Reached,
+    Settled,
     /// It has failed on the way.
     Failed,
 }
@@ -32,69 +32,69 @@ pub struct GroupState {
     /// The level it is told to be at.
     pub level: Level,
     /// The event that has told it so; 0 if it was the configuration.
-    pub told: Seq,
+    pub requested_by: Seq,
     /// Where it is on its way there.
-    pub standing: Standing,
+    pub level_switch: LevelSwitch,
     /// The program because of which it has failed since somebody last told it anything.
-    pub failed: Option<Arc<str>>,
+    pub failed_program: Option<Arc<str>>,
     /// Its programs that have to leave and are still there.
     #[serde(default)]
-    pub going: BTreeSet<ProgramId>,
+    pub stopping: BTreeSet<ProgramId>,
 }
 impl GroupState {
     /// The state of a group that nobody has told anything.
     pub fn new(group: &Group) -> Self {
         Self {
-            level: group.home.clone(),
-            told: Seq(0),
-            standing: Standing::Moving,
-            failed: None,
-            going: BTreeSet::new(),
+            level: group.default_level.clone(),
+            requested_by: Seq(0),
+            level_switch: LevelSwitch::Switching,
+            failed_program: None,
+            stopping: BTreeSet::new(),
         }
     }
 
     /// Folds an event of the group itself.
     pub fn apply(&mut self, seq: Seq, event: &GroupEvent) {
         match event {
-            GroupEvent::Told { level } => {
+            GroupEvent::LevelRequested { level } => {
                 self.level = level.clone();
-                self.move_anew(seq, Standing::Moving);
-                self.failed = None;
+                self.begin_switch(seq, LevelSwitch::Switching);
+                self.failed_program = None;
             }
-            GroupEvent::Restarted => {
-                self.move_anew(seq, Standing::Restarting);
-                self.failed = None;
+            GroupEvent::RestartRequested => {
+                self.begin_switch(seq, LevelSwitch::Restarting);
+                self.failed_program = None;
             }
-            GroupEvent::Reached { .. } => self.standing = Standing::Reached,
-            GroupEvent::Failed { by, .. } => {
-                self.standing = Standing::Failed;
-                self.failed = Some(by.clone());
+            GroupEvent::LevelReached { .. } => self.level_switch = LevelSwitch::Settled,
+            GroupEvent::Failed { failed_program: by, .. } => {
+                self.level_switch = LevelSwitch::Failed;
+                self.failed_program = Some(by.clone());
             }
-            GroupEvent::FellBack { level } => {
+            GroupEvent::FallbackStarted { level } => {
                 self.level = level.clone();
-                self.move_anew(seq, Standing::Moving);
+                self.begin_switch(seq, LevelSwitch::Switching);
             }
         }
     }
 
-    fn move_anew(&mut self, told: Seq, standing: Standing) {
-        self.told = told;
-        self.standing = standing;
+    fn begin_switch(&mut self, requested_by: Seq, standing: LevelSwitch) {
+        self.requested_by = requested_by;
+        self.level_switch = standing;
     }
 
     /// Looks whether one of its programs has to leave and is still there.
-    pub fn look_at(&mut self, id: ProgramId, program: &ProgramState) {
-        if program.place == Place::Out && program.is_running() {
-            self.going.insert(id);
+    pub fn update_member(&mut self, id: ProgramId, program: &ProgramState) {
+        if program.membership == Membership::Stopped && program.is_running() {
+            self.stopping.insert(id);
         } else {
-            self.going.remove(&id);
+            self.stopping.remove(&id);
         }
     }
 
     /// Whether a program runs at its level. One that comes up at `stop`, and that nobody has told anything, has nothing to
     /// clean up.
     pub fn runs(&self, program: &Policy) -> bool {
-        program.runs_at(&self.level) && (self.told > Seq(0) || *self.level != *STOP)
+        program.runs_at(&self.level) && (self.requested_by > Seq(0) || *self.level != *STOP)
     }
 
     /// Whether one of its programs has a place in it now: at its level, or for a restart.
@@ -104,11 +104,11 @@ impl GroupState {
 
     /// Whether its programs have something to run for a restart, and that is what they do.
     pub fn runs_restart(&self, group: &Group) -> bool {
-        self.standing == Standing::Restarting && group.has_restart
+        self.level_switch == LevelSwitch::Restarting && group.has_restart
     }
 
     /// Whether it is on its way.
-    pub fn moves(&self) -> bool {
-        matches!(self.standing, Standing::Moving | Standing::Restarting)
+    pub fn is_switching(&self) -> bool {
+        matches!(self.level_switch, LevelSwitch::Switching | LevelSwitch::Restarting)
     }
 }

@@ -10,15 +10,15 @@
 //! A program whose end leaves something that stands, a mounted disk for instance, goes from Up to Done instead, and from
 //! there by Stopping, while its stop command undoes that, to Down.
 
-mod fold;
+mod apply;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     event::{ProgramEvent, StopReason},
-    graph::{Policy, Until},
-    health::Ailment,
-    host::{ExecStage, ExitStatus, StartTime},
+    graph::{Condition, Policy},
+    health::UnhealthyReason,
+    host::{ExitStatus, SpawnStage, StartTime},
     ids::{InstanceId, Seq},
     time::Instant,
 };
@@ -37,20 +37,20 @@ pub enum Phase {
     /// It was asked to end, or what it has done is being undone.
     Stopping,
     /// It has ended well, and what it has done stands.
-    Done,
+    ActiveExited,
 }
 
 /// Whether its group lets a program run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Place {
+pub enum Membership {
     /// It has no group.
     #[default]
-    Free,
+    Ungrouped,
     /// Its group is at another level, or has not come to it yet.
-    Out,
+    Stopped,
     /// It was let in, by this event or because of it.
-    In(Seq),
+    Admitted(Seq),
 }
 
 /// How the last run ended, or why it never was.
@@ -62,7 +62,7 @@ pub enum Outcome {
     /// It could not be started.
     SpawnFailed {
         /// The step that failed.
-        stage: ExecStage,
+        stage: SpawnStage,
         /// The error number.
         errno: i32,
     },
@@ -70,11 +70,11 @@ pub enum Outcome {
 
 /// That an instance is to be stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Leaving {
+pub struct PendingStop {
     /// Why.
     pub reason: StopReason,
     /// Whether what it depends on is still up, so that its own dependents can go first.
-    pub planned: bool,
+    pub dependents_first: bool,
     /// Since when that is known.
     pub since: Instant,
 }
@@ -90,7 +90,7 @@ pub struct ProgramState {
     /// The process id while there is a process.
     pub pid: Option<i32>,
     /// When that process began.
-    pub birth: StartTime,
+    pub start_time: StartTime,
     /// When the instance came up.
     pub up_since: Option<Instant>,
     /// When it was ready, if it is.
@@ -101,30 +101,30 @@ pub struct ProgramState {
     pub daemonized: bool,
     /// What is wrong with the instance, or was with the last.
     #[serde(default)]
-    pub ailment: Option<Ailment>,
+    pub unhealthy_reason: Option<UnhealthyReason>,
     /// When the phase last changed.
-    pub changed_at: Instant,
+    pub phase_since: Instant,
     /// The event that changed it.
-    pub changed_by: Seq,
+    pub phase_event: Seq,
     /// Whether its group lets it run.
     #[serde(default)]
-    pub place: Place,
+    pub membership: Membership,
     /// Whether a start is owed: at boot, after an end that is to be followed by a start, or because somebody asked.
-    pub due: bool,
+    pub start_pending: bool,
     /// Whether an operator, or the configuration, wants it down. Overrides everything else.
     pub operator_down: bool,
     /// That the instance which runs is to be stopped, from the moment that is known.
-    pub leaving: Option<Leaving>,
+    pub pending_stop: Option<PendingStop>,
     /// When a stopping instance will be killed.
-    pub deadline: Option<Instant>,
+    pub kill_at: Option<Instant>,
     /// Whether the process, while it is stopping, is that of its stop command.
     #[serde(default)]
-    pub undoing: bool,
+    pub in_stop_command: bool,
     /// The last event with which the last instance was made to end, if it was: a stop, a signal, a kill.
     #[serde(default)]
-    pub urged_by: Option<Seq>,
+    pub stop_event: Option<Seq>,
     /// The event that last took it down, or decided to: dependents that propagate restart once for each.
-    pub fall: Option<Seq>,
+    pub down_event: Option<Seq>,
     /// How the last run ended.
     pub outcome: Option<Outcome>,
     /// Whether that was a success.
@@ -136,19 +136,19 @@ pub struct ProgramState {
     pub not_before: Option<Instant>,
     /// When it was started by itself, as far as its limit looks back.
     #[serde(default)]
-    pub recent: Vec<Instant>,
+    pub recent_starts: Vec<Instant>,
     /// Whether it has ended too often, and is left down until somebody asks it up.
     #[serde(default)]
-    pub given_up: bool,
+    pub start_limit_hit: bool,
     /// How many processes are part of what it has done, while that stands.
     #[serde(default)]
     pub kept: u16,
     /// How often it has been started again.
     pub restarts: u64,
     /// The number of its dependencies that are not satisfied.
-    pub unmet: u32,
+    pub unsatisfied: u32,
     /// The original's counter: 1, and 1 more for each start, end, and wish of an operator.
-    pub state_sequence: u64,
+    pub revision: u64,
     /// The last event that concerned it.
     pub last_seq: Seq,
 }
@@ -160,31 +160,31 @@ impl ProgramState {
             phase: Phase::Down,
             instance: InstanceId(0),
             pid: None,
-            birth: StartTime::default(),
+            start_time: StartTime::default(),
             up_since: None,
             ready_since: None,
             daemonized: false,
-            ailment: None,
-            changed_at: Instant::default(),
-            changed_by: Seq(0),
-            place: if policy.group.is_some() { Place::Out } else { Place::Free },
-            due: policy.enabled && policy.group.is_none(),
-            operator_down: !policy.enabled,
-            leaving: None,
-            deadline: None,
-            undoing: false,
-            urged_by: None,
-            fall: None,
+            unhealthy_reason: None,
+            phase_since: Instant::default(),
+            phase_event: Seq(0),
+            membership: if policy.group.is_some() { Membership::Stopped } else { Membership::Ungrouped },
+            start_pending: policy.autostart && policy.group.is_none(),
+            operator_down: !policy.autostart,
+            pending_stop: None,
+            kill_at: None,
+            in_stop_command: false,
+            stop_event: None,
+            down_event: None,
             outcome: None,
             succeeded: false,
             attempts: 0,
             not_before: None,
-            recent: Vec::new(),
-            given_up: false,
+            recent_starts: Vec::new(),
+            start_limit_hit: false,
             kept: 0,
             restarts: 0,
-            unmet: u32::try_from(dependencies).unwrap_or(u32::MAX),
-            state_sequence: 1,
+            unsatisfied: u32::try_from(dependencies).unwrap_or(u32::MAX),
+            revision: 1,
             last_seq: Seq(0),
         }
     }
@@ -195,45 +195,50 @@ impl ProgramState {
     }
 
     /// Whether a dependency may count on it: it is up and nobody has decided to stop it.
-    pub fn is_steady(&self) -> bool {
-        self.phase == Phase::Up && self.leaving.is_none()
+    pub fn is_running_and_wanted(&self) -> bool {
+        self.phase == Phase::Up && self.pending_stop.is_none()
     }
 
     /// Since when a dependency may count on it, if it may.
-    pub fn counts_since(&self, until: Until) -> Option<Instant> {
+    pub fn satisfied_since(&self, until: Condition) -> Option<Instant> {
         match until {
-            Until::Started => self.up_since.filter(|_| self.is_steady()),
-            Until::Ready => self.ready_since.filter(|_| self.is_steady()),
-            Until::Completed => self.is_completed().then_some(self.changed_at),
+            Condition::Started => self.up_since.filter(|_| self.is_running_and_wanted()),
+            Condition::Ready => self.ready_since.filter(|_| self.is_running_and_wanted()),
+            Condition::Completed => self.is_completed().then_some(self.phase_since),
         }
     }
 
     /// Whether it is up, ready, and nobody has decided to stop it.
     pub fn is_ready(&self) -> bool {
-        self.is_steady() && self.ready_since.is_some()
+        self.is_running_and_wanted() && self.ready_since.is_some()
     }
 
     /// Whether it has run to its end, well, and is not to run again. What was told to end has not run to its end.
     pub fn is_completed(&self) -> bool {
         match self.phase {
-            Phase::Done => self.leaving.is_none(),
-            Phase::Down => !self.due && self.succeeded && self.urged_by.is_none() && self.place != Place::Out,
+            Phase::ActiveExited => self.pending_stop.is_none(),
+            Phase::Down => {
+                !self.start_pending
+                    && self.succeeded
+                    && self.stop_event.is_none()
+                    && self.membership != Membership::Stopped
+            }
             Phase::Starting | Phase::Up | Phase::Stopping => false,
         }
     }
 
     /// Whether it has run to its end, not well, and is not to run again.
     pub fn has_failed(&self) -> bool {
-        self.phase == Phase::Down && !self.due && self.outcome.is_some() && !self.is_completed()
+        self.phase == Phase::Down && !self.start_pending && self.outcome.is_some() && !self.is_completed()
     }
 
     /// How it ends with this event, if nobody has wanted that.
-    pub fn verdict(&self, event: &ProgramEvent) -> Option<ExitStatus> {
-        if let ProgramEvent::Exited { status, stands, .. } = event {
-            let unhealthy = self.leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
-            let wanted = !self.operator_down && !self.due && self.place != Place::Out;
-            let by_itself = self.leaving.is_none() || unhealthy && wanted;
-            return (by_itself && !stands).then_some(*status);
+    pub fn essential_exit(&self, event: &ProgramEvent) -> Option<ExitStatus> {
+        if let ProgramEvent::Exited { status, remains, .. } = event {
+            let unhealthy = self.pending_stop.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
+            let wanted = !self.operator_down && !self.start_pending && self.membership != Membership::Stopped;
+            let by_itself = self.pending_stop.is_none() || unhealthy && wanted;
+            return (by_itself && !remains).then_some(*status);
         }
         let ProgramEvent::SpawnFailed { stage, errno, .. } = event else { return None };
         (!stage.is_transient(*errno)).then_some(ExitStatus::Unknown)

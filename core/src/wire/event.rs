@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{BEAT_TOPIC, EVENT_TOPIC, ProgramView, VERSION, View};
+use super::{EVENT_TOPIC, HEARTBEAT_TOPIC, ProgramView, VERSION, View};
 use crate::{
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::Graph,
@@ -16,7 +16,7 @@ use crate::{
 
 /// The heartbeat: once a second, so that a follower notices the loss even of the last event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Beat {
+pub struct Heartbeat {
     /// The version of the protocol.
     pub v: u32,
     /// The life of the daemon.
@@ -27,15 +27,15 @@ pub struct Beat {
 
 /// A message of the bus, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum EventText<'a> {
+pub enum BusMessage<'a> {
     /// The heartbeat.
-    Beat(Beat),
+    Heartbeat(Heartbeat),
     /// An event, still as text.
     Event(&'a str),
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct EventMessage<'a> {
     v: u32,
     epoch: EpochId,
     seq: Seq,
@@ -46,18 +46,18 @@ struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     program: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    on: Option<&'a str>,
+    dependency: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<&'a str>,
     #[serde(flatten)]
-    event: Fields<'a>,
+    event: EventFields<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<ProgramView<'a>>,
 }
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Fields<'a> {
+enum EventFields<'a> {
     Program(&'a ProgramEvent),
     Dependency(&'a DependencyEvent),
     Group(&'a GroupEvent),
@@ -65,32 +65,32 @@ enum Fields<'a> {
 }
 
 #[derive(Deserialize)]
-struct Header {
+struct EventHeader {
     epoch: EpochId,
     seq: Seq,
     at_us: Instant,
     time: WallTime,
     cause: Cause,
     program: Option<String>,
-    on: Option<String>,
+    dependency: Option<String>,
     group: Option<String>,
 }
 
-impl Beat {
+impl Heartbeat {
     /// The heartbeat as a message of the bus.
     pub fn encode(epoch: EpochId, seq: Seq) -> String {
-        format!("{BEAT_TOPIC}\n{{\"v\":{VERSION},\"epoch\":{epoch},\"seq\":{seq}}}")
+        format!("{HEARTBEAT_TOPIC}\n{{\"v\":{VERSION},\"epoch\":{epoch},\"seq\":{seq}}}")
     }
 }
 
-impl<'a> EventText<'a> {
+impl<'a> BusMessage<'a> {
     /// Takes a message of the bus apart.
     pub fn parse(message: &'a [u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(message).map_err(|_| "message is not UTF-8".to_owned())?;
         let (topic, body) = text.split_once('\n').ok_or("message has no topic line")?;
-        if topic == BEAT_TOPIC {
+        if topic == HEARTBEAT_TOPIC {
             return serde_json::from_str(body)
-                .map(Self::Beat)
+                .map(Self::Heartbeat)
                 .map_err(|why| format!("heartbeat is not understood: {why}"));
         }
         if topic.starts_with(EVENT_TOPIC) {
@@ -105,30 +105,30 @@ impl<'a> EventText<'a> {
 pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView<'_>>) -> String {
     let (program, on, group) = match &envelope.event {
         Event::Program(program, _) => (Some(*program), None, None),
-        Event::Dependency(edge, _) => {
-            let edge = &graph.edges[*edge];
-            (Some(edge.of), Some(edge.on), None)
+        Event::Dependency(dependency, _) => {
+            let dependency = &graph.dependencies[*dependency];
+            (Some(dependency.dependent), Some(dependency.dependency), None)
         }
         Event::Group(group, _) => (None, None, Some(&*graph.groups[*group].name)),
         Event::System(_) => (None, None, None),
     };
     let name = |id: ProgramId| &*graph.programs[id].name;
-    let message = Message {
+    let message = EventMessage {
         v: VERSION,
         epoch: envelope.epoch,
         seq: envelope.seq,
-        at_ms: envelope.at.as_millis(),
-        at_us: envelope.at,
-        time: envelope.wall,
+        at_ms: envelope.monotonic.as_millis(),
+        at_us: envelope.monotonic,
+        time: envelope.time,
         cause: &envelope.cause,
         program: program.map(name),
-        on: on.map(name),
+        dependency: on.map(name),
         group,
         event: match &envelope.event {
-            Event::Program(_, event) => Fields::Program(event),
-            Event::Dependency(_, event) => Fields::Dependency(event),
-            Event::Group(_, event) => Fields::Group(event),
-            Event::System(event) => Fields::System(event),
+            Event::Program(_, event) => EventFields::Program(event),
+            Event::Dependency(_, event) => EventFields::Dependency(event),
+            Event::Group(_, event) => EventFields::Group(event),
+            Event::System(event) => EventFields::System(event),
         },
         state: view,
     };
@@ -136,8 +136,13 @@ pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView
 }
 
 /// An event that is past as JSON, with the state that its program had after it.
-pub fn encode_past(envelope: &Envelope, graph: &Graph, after: Option<(ProgramId, &ProgramState)>) -> String {
-    let view = after.map(|(id, state)| ProgramView::past(&graph.programs[id].name, state, envelope.at));
+pub fn encode_event_with_state(
+    envelope: &Envelope,
+    graph: &Graph,
+    after: Option<(ProgramId, &ProgramState)>,
+) -> String {
+    let view =
+        after.map(|(id, state)| ProgramView::without_reason(&graph.programs[id].name, state, envelope.monotonic));
     encode_event(envelope, graph, view)
 }
 
@@ -151,29 +156,31 @@ pub fn encode_message(envelope: &Envelope, state: &State) -> String {
 /// An event as JSON, after it was applied to `state`, with the state of its program.
 pub fn encode_applied(envelope: &Envelope, state: &State) -> String {
     let subject = state.graph.subject(&envelope.event);
-    let view = subject.map(|id| View::at(state, envelope.at).program(id));
+    let view = subject.map(|id| View::at(state, envelope.monotonic).program(id));
     encode_event(envelope, &state.graph, view)
 }
 
 /// Programs by name.
-pub type Names = BTreeMap<Arc<str>, ProgramId>;
+pub type ProgramIndex = BTreeMap<Arc<str>, ProgramId>;
 
 /// Reads an event, given the names in it and the state that they stand for.
-pub fn decode_event(text: &str, names: &Names, state: &State) -> Result<Envelope, String> {
+pub fn decode_event(text: &str, names: &ProgramIndex, state: &State) -> Result<Envelope, String> {
     let value: Value = serde_json::from_str(text).map_err(|why| format!("event is not JSON: {why}"))?;
     let wrong = |why: serde_json::Error| format!("event is not understood: {why}");
-    let header = Header::deserialize(&value).map_err(wrong)?;
+    let header = EventHeader::deserialize(&value).map_err(wrong)?;
     let find = |name: &str| names.get(name).copied().ok_or_else(|| format!("program \"{name}\" is not known"));
     let program = header.program.as_deref().map(find).transpose()?;
-    let on = header.on.as_deref().map(find).transpose()?;
+    let on = header.dependency.as_deref().map(find).transpose()?;
     let in_graph = |name: &String| state.graph.group(name).ok_or_else(|| format!("group \"{name}\" is not known"));
     let group = header.group.as_ref().map(in_graph).transpose()?;
     let event = match (program, on) {
         (Some(of), Some(on)) => {
-            let edges = state.graph.edges_of(of).iter();
-            let edge =
-                edges.copied().find(|edge| state.graph.edges[*edge].on == on).ok_or("dependency is not known")?;
-            Event::Dependency(edge, DependencyEvent::deserialize(&value).map_err(wrong)?)
+            let dependencies = state.graph.dependencies_of(of).iter();
+            let dependency = dependencies
+                .copied()
+                .find(|dependency| state.graph.dependencies[*dependency].dependency == on)
+                .ok_or("dependency is not known")?;
+            Event::Dependency(dependency, DependencyEvent::deserialize(&value).map_err(wrong)?)
         }
         (Some(program), None) => Event::Program(program, ProgramEvent::deserialize(&value).map_err(wrong)?),
         (None, _) => match group {
@@ -184,8 +191,8 @@ pub fn decode_event(text: &str, names: &Names, state: &State) -> Result<Envelope
     Ok(Envelope {
         seq: header.seq,
         epoch: header.epoch,
-        at: header.at_us,
-        wall: header.time,
+        monotonic: header.at_us,
+        time: header.time,
         cause: header.cause,
         event,
     })

@@ -64,7 +64,7 @@ pub enum Action {
         programs: Vec<String>,
         /// What to wait for.
         #[serde(default, rename = "for")]
-        goal: Goal,
+        goal: WaitState,
         /// For how long.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_ms: Option<Millis>,
@@ -82,7 +82,7 @@ pub enum Action {
         limit: Option<usize>,
         /// As it was at a moment of the past, without pages; as it is if this is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        at: Option<Moment>,
+        at: Option<PointInTime>,
     },
     /// Why a program is as it is.
     Why {
@@ -90,7 +90,7 @@ pub enum Action {
         program: String,
         /// Why it was as it was at a moment of the past.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        at: Option<Moment>,
+        at: Option<PointInTime>,
     },
     /// Events after a number.
     Events {
@@ -149,7 +149,7 @@ pub enum Action {
 /// A moment of the past.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Moment {
+pub enum PointInTime {
     /// Just after this event.
     Seq(Seq),
     /// At this time.
@@ -159,7 +159,7 @@ pub enum Moment {
 /// What to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Goal {
+pub enum WaitState {
     /// That it is up.
     #[default]
     Up,

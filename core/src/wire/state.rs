@@ -8,7 +8,7 @@ pub use self::reason::describe;
 
 use super::VERSION;
 use crate::{
-    graph::Until,
+    graph::Condition,
     host::{ExitStatus, Signal},
     ids::{EpochId, GroupId, InstanceId, ProgramId, Seq},
     state::{Outcome, Phase, ProgramState, State},
@@ -41,15 +41,15 @@ pub struct ProgramView<'a> {
     /// Whether all its dependencies are satisfied.
     pub dependencies_satisfied: bool,
     /// Whether an operator, or the configuration, wants it down.
-    pub is_operator_shutdown: bool,
+    pub operator_down: bool,
     /// Whether gaggled asked the last run to end; false while it is up.
-    pub during_shutdown: bool,
+    pub stop_requested: bool,
     /// Whether it has ended too often, and is left down until somebody asks it up.
-    pub failed: bool,
+    pub start_limit_hit: bool,
     /// The original's counter of its changes.
-    pub state_sequence: u64,
+    pub revision: u64,
     /// `NONE` while it is up, else `EXIT`, `KILL`, `DUMP`, `UNK`, or nothing if it never ran.
-    pub down_type: &'static str,
+    pub exit_kind: &'static str,
     /// The exit code of the last run, if it exited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
@@ -58,7 +58,7 @@ pub struct ProgramView<'a> {
     pub exit_signal: Option<i32>,
     /// The step that failed, if it could not be started.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub failed_stage: Option<crate::host::ExecStage>,
+    pub failed_stage: Option<crate::host::SpawnStage>,
     /// The error number, if it could not be started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errno: Option<i32>,
@@ -73,9 +73,9 @@ pub struct ProgramView<'a> {
 
 impl<'a> ProgramView<'a> {
     /// A program of this name as it was at a moment, when this was its state; why is not known any more.
-    pub fn past(name: &'a str, program: &ProgramState, now: Instant) -> Self {
+    pub fn without_reason(name: &'a str, program: &ProgramState, now: Instant) -> Self {
         let up = matches!(program.phase, Phase::Up | Phase::Stopping);
-        let (down_type, exit_code, exit_signal) = match program.outcome {
+        let (exit_kind, exit_code, exit_signal) = match program.outcome {
             _ if up => ("NONE", None, None),
             None => ("", None, None),
             Some(Outcome::SpawnFailed { .. }) => ("EXIT", None, None),
@@ -98,12 +98,12 @@ impl<'a> ProgramView<'a> {
             uptime_ms: program.up_since.filter(|_| up).map_or(0, |since| now.since(since).0),
             instance: program.instance,
             restarts: program.restarts,
-            dependencies_satisfied: program.unmet == 0,
-            is_operator_shutdown: program.operator_down,
-            during_shutdown: program.urged_by.is_some() && program.phase == Phase::Down,
-            failed: program.given_up,
-            state_sequence: program.state_sequence,
-            down_type,
+            dependencies_satisfied: program.unsatisfied == 0,
+            operator_down: program.operator_down,
+            stop_requested: program.stop_event.is_some() && program.phase == Phase::Down,
+            start_limit_hit: program.start_limit_hit,
+            revision: program.revision,
+            exit_kind,
             exit_code,
             exit_signal,
             failed_stage: failed.map(|(stage, _)| stage),
@@ -119,12 +119,12 @@ impl<'a> ProgramView<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DependencyView {
     /// The program that depends.
-    pub of: String,
+    pub dependent: String,
     /// The program it depends on.
-    pub on: String,
+    pub dependency: String,
     /// What is waited for: `Started`, `Ready` or `Completed`.
     #[serde(default)]
-    pub until: Until,
+    pub condition: Condition,
     /// How long that must have been so.
     pub delay_ms: Millis,
     /// Whether `of` goes down with it.
@@ -141,7 +141,7 @@ pub struct GroupView {
     /// The level it is told to be at.
     pub level: String,
     /// `stopped`, `stopping`, `starting`, `up`, `degraded`, `passed`, `done` or `failed`.
-    pub state: GroupWord,
+    pub state: GroupStatus,
     /// Its programs, in the order of the configuration.
     pub programs: Vec<String>,
     /// Why it is as it is, in words.
@@ -152,7 +152,7 @@ pub struct GroupView {
 /// What is to be said of a group, as its programs make it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum GroupWord {
+pub enum GroupStatus {
     /// Nothing of it runs, as it should be.
     Stopped,
     /// What does not belong to its level is being stopped.
@@ -213,7 +213,7 @@ impl<'a> View<'a> {
     pub fn program(self, id: ProgramId) -> ProgramView<'a> {
         let program = &self.state.programs[id];
         let (reason, wait) = self.reason(id, program);
-        let view = ProgramView::past(&self.state.graph.programs[id].name, program, self.now);
+        let view = ProgramView::without_reason(&self.state.graph.programs[id].name, program, self.now);
         ProgramView { reason, wait_ms: wait.map(|wait| wait.0), ..view }
     }
 
@@ -221,7 +221,7 @@ impl<'a> View<'a> {
     pub fn dump(self, wall: WallTime, from: usize, limit: usize) -> Dump<'a> {
         let graph = &self.state.graph;
         // What is no longer configured is shown until it has stopped.
-        let shown = |id: &ProgramId| !graph.programs[*id].retired || self.state.programs[*id].is_running();
+        let shown = |id: &ProgramId| !graph.programs[*id].unconfigured || self.state.programs[*id].is_running();
         let page = || graph.programs.ids().skip(from).take(limit).filter(shown);
         let end = from.saturating_add(limit);
         Dump {
@@ -239,7 +239,7 @@ impl<'a> View<'a> {
 
     /// The dependencies of one program.
     pub fn dependencies(self, of: ProgramId) -> impl Iterator<Item = DependencyView> {
-        self.state.graph.edges_of(of).iter().map(move |edge| self.dependency(*edge))
+        self.state.graph.dependencies_of(of).iter().map(move |dependency| self.dependency(*dependency))
     }
 
     /// All groups.
@@ -261,15 +261,15 @@ impl<'a> View<'a> {
         }
     }
 
-    fn dependency(self, id: crate::ids::EdgeId) -> DependencyView {
-        let (edge, state) = self.state.edge(id);
+    fn dependency(self, id: crate::ids::DependencyId) -> DependencyView {
+        let (dependency, state) = self.state.dependency(id);
         let name = |id: ProgramId| self.state.graph.programs[id].name.to_string();
         DependencyView {
-            of: name(edge.of),
-            on: name(edge.on),
-            until: edge.until,
-            delay_ms: edge.delay,
-            propagate: edge.propagate,
+            dependent: name(dependency.dependent),
+            dependency: name(dependency.dependency),
+            condition: dependency.condition,
+            delay_ms: dependency.delay,
+            propagate: dependency.propagate,
             satisfied: state.satisfied.is_some(),
         }
     }

@@ -2,7 +2,7 @@
 
 use gaggled_core::{
     config::SmtpgateConfig,
-    notifier::{Statement, batch_subject},
+    notifier::{Alert, batch_subject},
 };
 use lettre::{
     Message,
@@ -68,7 +68,7 @@ impl Composer {
 
     /// One mail about these statements. Its id tells which change it is about, so that a mail that was sent twice can
     /// be recognised.
-    pub fn compose(&self, statements: &[Statement], batch: bool, all_ok: bool) -> Result<Message, MailError> {
+    pub fn compose(&self, statements: &[Alert], batch: bool, all_ok: bool) -> Result<Message, MailError> {
         let (subject, body) = if batch { self.several(statements, all_ok) } else { self.single(statements) };
         let mut message = Message::builder().from(self.from.clone()).subject(subject);
         for to in &self.to {
@@ -83,13 +83,13 @@ impl Composer {
         Ok(message.date_now().header(MIME_VERSION_1_0).header(ContentType::TEXT_PLAIN).body(body)?)
     }
 
-    fn single(&self, statements: &[Statement]) -> (String, String) {
+    fn single(&self, statements: &[Alert]) -> (String, String) {
         let text: Vec<String> = statements.iter().map(|statement| statement.text(", ")).collect();
         let text = text.join("; ");
         (format!("{}{text}", self.prefix), format!("{text}\r\n"))
     }
 
-    fn several(&self, statements: &[Statement], all_ok: bool) -> (String, String) {
+    fn several(&self, statements: &[Alert], all_ok: bool) -> (String, String) {
         let count = statements.len();
         let plural = if count == 1 { "" } else { "s" };
         let mut body =

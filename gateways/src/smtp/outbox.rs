@@ -24,11 +24,11 @@ use lettre::{
 
 use tokio::runtime::Runtime;
 
-use super::{Composer, Ledger, Letter, MailError};
+use super::{Composer, MailError, MailSpool, QueuedMail};
 
 /// What became of a mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DeliveryOutcome {
     /// The server took it.
     Delivered(String),
     /// It will be tried again after this span.
@@ -38,18 +38,18 @@ pub enum Outcome {
     /// There were too many, so it was dropped.
     Overflow(String),
     /// The ledger cannot be written: a gate that is killed now forgets what has happened since.
-    Unwritten(String),
+    SpoolFailed(String),
 }
 
 /// The queue.
 #[derive(Debug)]
 pub struct Outbox {
-    letters: Sender<Letter>,
-    ledger: Ledger,
+    letters: Sender<QueuedMail>,
+    spool: MailSpool,
 }
 
 /// Is told what becomes of mails, as it becomes known.
-pub type Report = Box<dyn Fn(&Outcome) + Send>;
+pub type Report = Box<dyn Fn(&DeliveryOutcome) + Send>;
 
 /// How many mails may wait, counted for each recipient.
 const CAPACITY: usize = 1000;
@@ -62,8 +62,8 @@ const ATTEMPTS: u32 = 300;
 
 /// A mail and when it is tried next.
 #[derive(Debug)]
-struct Waiting {
-    letter: Letter,
+struct RetryEntry {
+    letter: QueuedMail,
     next: Instant,
 }
 
@@ -75,36 +75,36 @@ pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
 
 impl Outbox {
     /// Begins to deliver to the server of a configuration, beginning with what the ledger has.
-    pub fn new(config: &SmtpgateConfig, host: &str, ledger: Ledger, report: Report) -> Result<Self, MailError> {
+    pub fn new(config: &SmtpgateConfig, host: &str, spool: MailSpool, report: Report) -> Result<Self, MailError> {
         let transport = transport(config, host)?;
         let (letters, queue) = crossbeam_channel::bounded(CAPACITY);
         let failed = |error: io::Error| MailError::Transport { field: "mx", why: error.to_string() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let next = now();
-        let waiting = ledger.letters().into_iter().map(|letter| Waiting { letter, next }).collect();
+        let waiting = spool.letters().into_iter().map(|letter| RetryEntry { letter, next }).collect();
         let timeout = config.timeout.as_duration();
-        let mut postman = Postman { transport, timeout, runtime, queue, waiting, ledger: ledger.clone(), report };
+        let mut postman = DeliveryWorker { transport, timeout, runtime, queue, waiting, spool: spool.clone(), report };
         thread::Builder::new().name("outbox".into()).spawn(move || while postman.go() {}).map_err(failed)?;
-        Ok(Self { letters, ledger })
+        Ok(Self { letters, spool })
     }
 
     /// Takes a mail that the ledger has.
-    pub fn send(&self, letter: Letter) -> Option<Outcome> {
+    pub fn send(&self, letter: QueuedMail) -> Option<DeliveryOutcome> {
         match self.letters.try_send(letter) {
             Ok(()) => None,
             Err(TrySendError::Full(letter) | TrySendError::Disconnected(letter)) => {
-                let _ = self.ledger.forget(letter.number);
-                Some(Outcome::Overflow(letter.subject))
+                let _ = self.spool.forget(letter.number);
+                Some(DeliveryOutcome::Overflow(letter.subject))
             }
         }
     }
 }
 
 /// A message as letters, one for each recipient: what one server refuses for one of them the others get all the same.
-pub fn letters(subject: &str, mail: &Message) -> Vec<Letter> {
+pub fn letters(subject: &str, mail: &Message) -> Vec<QueuedMail> {
     let text = String::from_utf8_lossy(&mail.formatted()).into_owned();
     let from = mail.envelope().from().map(ToString::to_string);
-    let letter = |to: &Address| Letter {
+    let letter = |to: &Address| QueuedMail {
         number: 0,
         subject: subject.to_owned(),
         from: from.clone(),
@@ -116,17 +116,17 @@ pub fn letters(subject: &str, mail: &Message) -> Vec<Letter> {
 }
 
 /// Carries mails to the server, one after the other; what cannot be delivered waits for its turn behind the others.
-struct Postman {
+struct DeliveryWorker {
     transport: Transport,
     timeout: Duration,
     runtime: Runtime,
-    queue: Receiver<Letter>,
-    waiting: VecDeque<Waiting>,
-    ledger: Ledger,
+    queue: Receiver<QueuedMail>,
+    waiting: VecDeque<RetryEntry>,
+    spool: MailSpool,
     report: Report,
 }
 
-impl Postman {
+impl DeliveryWorker {
     /// Takes in what has come, and delivers what is due; false when nothing can come any more.
     fn go(&mut self) -> bool {
         let due = self.waiting.iter().map(|mail| mail.next).min();
@@ -137,7 +137,7 @@ impl Postman {
             None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match came {
-            Ok(letter) => self.waiting.push_back(Waiting { letter, next: now() }),
+            Ok(letter) => self.waiting.push_back(RetryEntry { letter, next: now() }),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return false,
         }
@@ -147,55 +147,56 @@ impl Postman {
         true
     }
 
-    fn deliver(&mut self, mut mail: Waiting) {
+    fn deliver(&mut self, mut mail: RetryEntry) {
         let subject = mail.letter.subject.clone();
         let why = match self.attempt(&mail.letter) {
-            Ok(()) => return self.done(&mail.letter, &Outcome::Delivered(subject)),
-            Err(Failure { last: true, why }) => {
-                return self.done(&mail.letter, &Outcome::Refused(format!("{subject}: {why}")));
+            Ok(()) => return self.done(&mail.letter, &DeliveryOutcome::Delivered(subject)),
+            Err(DeliveryError { last: true, why }) => {
+                return self.done(&mail.letter, &DeliveryOutcome::Refused(format!("{subject}: {why}")));
             }
-            Err(Failure { last: false, why }) => why,
+            Err(DeliveryError { last: false, why }) => why,
         };
         mail.letter.attempts += 1;
         if mail.letter.attempts >= ATTEMPTS {
-            return self.done(&mail.letter, &Outcome::Refused(format!("{subject}: tried too often: {why}")));
+            return self.done(&mail.letter, &DeliveryOutcome::Refused(format!("{subject}: tried too often: {why}")));
         }
         let retry = FIRST_RETRY.saturating_mul(1 << (mail.letter.attempts - 1).min(16)).min(LAST_RETRY);
         mail.next = now() + retry;
-        (self.report)(&Outcome::Postponed(format!("{subject}: {why}"), retry));
+        (self.report)(&DeliveryOutcome::Postponed(format!("{subject}: {why}"), retry));
         self.waiting.push_back(mail);
     }
 
     /// Nothing more will happen to a mail.
-    fn done(&self, letter: &Letter, outcome: &Outcome) {
-        let forgotten = self.ledger.forget(letter.number);
+    fn done(&self, letter: &QueuedMail, outcome: &DeliveryOutcome) {
+        let forgotten = self.spool.forget(letter.number);
         (self.report)(outcome);
         if let Err(error) = forgotten {
-            (self.report)(&Outcome::Unwritten(error.to_string()));
+            (self.report)(&DeliveryOutcome::SpoolFailed(error.to_string()));
         }
     }
 
-    fn attempt(&self, letter: &Letter) -> Result<(), Failure> {
-        let wrong = |why: lettre::address::AddressError| Failure { last: true, why: why.to_string() };
+    fn attempt(&self, letter: &QueuedMail) -> Result<(), DeliveryError> {
+        let wrong = |why: lettre::address::AddressError| DeliveryError { last: true, why: why.to_string() };
         let from = letter.from.as_deref().map(str::parse::<Address>).transpose().map_err(wrong)?;
         let to = letter.to.parse::<Address>().map_err(wrong)?;
-        let envelope = Envelope::new(from, vec![to]).map_err(|why| Failure { last: true, why: why.to_string() })?;
+        let envelope =
+            Envelope::new(from, vec![to]).map_err(|why| DeliveryError { last: true, why: why.to_string() })?;
         let send = self.transport.send_raw(&envelope, letter.text.as_bytes());
         // The transport limits only its connecting, so everything is limited here.
         let limited = async { tokio::time::timeout(self.timeout, send).await };
         match self.runtime.block_on(limited) {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(Failure { last: is_final(&error), why: in_words(&error) }),
+            Ok(Err(error)) => Err(DeliveryError { last: is_final(&error), why: describe_event(&error) }),
             Err(_) => {
                 let why = format!("the server took longer than {} s", self.timeout.as_secs_f32());
-                Err(Failure { last: false, why })
+                Err(DeliveryError { last: false, why })
             }
         }
     }
 }
 
 /// Why a mail was not delivered, and whether that is the end of it.
-struct Failure {
+struct DeliveryError {
     last: bool,
     why: String,
 }
@@ -208,7 +209,7 @@ fn is_final(error: &Error) -> bool {
     error.is_permanent() && !login
 }
 
-fn in_words(error: &Error) -> String {
+fn describe_event(error: &Error) -> String {
     let mut words = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -225,7 +226,7 @@ fn transport(config: &SmtpgateConfig, host: &str) -> Result<Transport, MailError
     let helo = if config.helo.is_empty() { host } else { &config.helo };
     let port = config.port.unwrap_or(if config.tls == Tls::Implicit { 465 } else { 25 });
     let protection = match config.tls {
-        Tls::Plain => Protection::None,
+        Tls::None => Protection::None,
         Tls::StartTls => Protection::Required(parameters(config)?),
         Tls::Implicit => Protection::Wrapper(parameters(config)?),
     };

@@ -4,17 +4,17 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use gaggled_actors::{
-    archive::{Archive, Wanted},
-    journal::file::{JournalFile, Journaled, Retention},
-    state_directory::{StateDirectory, boot, segments},
+    journal::directory::{StateDirectory, boot, segments},
+    journal::file::{JournalWriterHandle, Retention, WriterInit},
+    journal::reader::{EventQuery, JournalReader},
 };
 use gaggled_core::{
     event::{Cause, Envelope, Event, ProgramEvent},
     graph::{Backoff, Graph, Policy},
     host::{ExitStatus, StartTime},
-    ids::{Dense, EpochId, InstanceId, Position, ProgramId},
+    ids::{DenseId, EpochId, InstanceId, Position, ProgramId},
     journal::Journal,
-    segment::{ConfigText, FORMAT, Head},
+    segment::{ConfigSource, FORMAT, SegmentHeader},
     state::State,
     time::{Instant, Millis, WallTime},
 };
@@ -30,20 +30,25 @@ fn main() {
     };
     let directory = StateDirectory::open(&PathBuf::from(directory), None).expect("a directory for the journal");
     let mut journal = Journal::resume(State::new(Arc::new(graph()), EpochId(1)));
-    let head = Head {
+    let head = SegmentHeader {
         v: FORMAT,
         journal: directory.identity.clone(),
         boot: boot(),
         epoch: EpochId(1),
-        config: ConfigText::default(),
-        missed: 0,
+        config: ConfigSource::default(),
+        lost_events: 0,
         cgroups: Vec::new(),
     };
     let retention = Retention { bytes: 4 << 30, age: Millis::MAX };
-    let journaled = Journaled { head, state: journal.state().clone(), opening: Vec::new() };
-    let (file, thread) =
-        JournalFile::start(directory.path().to_owned(), journaled, retention, Arc::new(|_| {}), Arc::new(|| ()))
-            .expect("a thread");
+    let journaled = WriterInit { head, state: journal.state().clone(), opening: Vec::new() };
+    let (file, thread) = JournalWriterHandle::start(
+        directory.path().to_owned(),
+        journaled,
+        retention,
+        Arc::new(|_| {}),
+        Arc::new(|| ()),
+    )
+    .expect("a thread");
     let mut sink = file.sink();
     let begun = now();
     for number in 0..count {
@@ -75,8 +80,8 @@ fn main() {
     );
     let begun = now();
     let never = Some(WallTime(i64::MAX));
-    let wanted = Wanted { after: Position::default(), from: never, until: None, program: None, limit: 1 };
-    let found = Archive::new(directory.path()).events(&wanted);
+    let wanted = EventQuery { after: Position::default(), from: never, until: None, program: None, limit: 1 };
+    let found = JournalReader::new(directory.path()).events(&wanted);
     println!("passed_through_ms {:.0}", begun.elapsed().as_secs_f64() * 1000.0);
     assert!(!found.gap, "nothing is missing");
 }
@@ -99,11 +104,11 @@ fn commit(journal: &mut Journal, number: u64) -> Envelope {
     let known = journal.state().programs[program].instance;
     let event = match number % 3 {
         0 => ProgramEvent::Starting { instance: InstanceId(known.0 + 1) },
-        1 => ProgramEvent::Started { instance: known, pid: 4711, birth: StartTime(number) },
-        _ => ProgramEvent::Exited { instance: known, status: ExitStatus::Code(1), left_behind: 0, stands: false },
+        1 => ProgramEvent::Started { instance: known, pid: 4711, start_time: StartTime(number) },
+        _ => ProgramEvent::Exited { instance: known, status: ExitStatus::Code(1), orphans: 0, remains: false },
     };
     let at = Instant::from_micros(number);
-    let cause = if number.is_multiple_of(3) { Cause::Boot } else { Cause::Event(journal.state().seq) };
+    let cause = if number.is_multiple_of(3) { Cause::DaemonStart } else { Cause::Event(journal.state().seq) };
     journal.commit_unchecked(
         at,
         WallTime(i64::try_from(number).expect("a small number")),

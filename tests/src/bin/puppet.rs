@@ -42,11 +42,11 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let number = |at: usize| words.get(at).and_then(|word| word.parse::<i32>().ok()).unwrap_or(0);
     let rest = |at: usize| Duration::from_millis(u64::try_from(number(at)).unwrap_or(0));
-    if words.iter().any(|word| word == "--launched") {
+    if words.iter().any(|word| word == "--inherit") {
         hang();
     }
     match words.first().map_or("", String::as_str) {
-        "succeed" => succeed(&words),
+        "check-takeover" => check_takeover(&words),
         "sleep" => wait(rest(1)),
         "exit" => {
             wait(rest(1));
@@ -148,7 +148,7 @@ fn notify(text: &str) {
 }
 
 /// Answers as the real gaggled does that it can go on.
-fn succeed(words: &[String]) -> ! {
+fn check_takeover(words: &[String]) -> ! {
     let gaggled = std::env::current_exe().expect("a path").with_file_name("gaggled");
     let error = Command::new(gaggled).args(words).exec();
     panic!("cannot go on: {error}");

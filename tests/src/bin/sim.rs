@@ -29,14 +29,14 @@ fn main() -> ExitCode {
             for (id, policy) in world.graph.programs.iter() {
                 println!("{id:?}: {policy:?}");
             }
-            for (id, edge) in world.graph.edges.iter() {
-                println!("{id:?}: {edge:?}");
+            for (id, dependency) in world.graph.dependencies.iter() {
+                println!("{id:?}: {dependency:?}");
             }
             for envelope in &run.envelopes {
                 println!(
                     "{:>6} {:>9} {:?} <- {}",
                     envelope.seq,
-                    envelope.at.as_millis(),
+                    envelope.monotonic.as_millis(),
                     envelope.event,
                     envelope.cause
                 );

@@ -12,14 +12,14 @@ use std::{
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Recipient, SpawnHandle};
 use gaggled_actors::{
+    actor_system::{self, Connect, HostAddress},
     clock::Clock,
     journal::{JournalActor, Propose},
-    root::{self, Connect, HostAddress},
-    shell::{Perform, Saw},
+    machine_actor::{Execute, HostReported},
 };
 use gaggled_core::{
     event::{Cause, Envelope, Event, SystemEvent},
-    ids::{ProgramId, Table},
+    ids::{IdVec, ProgramId},
     state::State,
     time::Instant,
 };
@@ -61,14 +61,14 @@ async fn live(world: &World) -> Vec<Envelope> {
         created: 0,
         alarm: None,
         clock,
-        programs: Table::default(),
+        programs: IdVec::default(),
     };
     let host = host.start();
     let address = HostAddress { perform: host.clone().recipient(), connect: host.recipient() };
     let (_, journal, opening) = Life::first(world, epoch_of(world));
-    let actors = root::start((journal, opening), clock, &address, vec![Box::new(sink)], Box::new(|_, _| {}));
+    let actors = actor_system::start((journal, opening), clock, &address, vec![Box::new(sink)], Box::new(|_, _| {}));
     let journal = actors.journal;
-    root::open(&journal);
+    actor_system::open(&journal);
     let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
     wishes.push((world.shutdown_at, World::shutdown()));
     wishes.sort_by_key(|(at, _)| *at);
@@ -84,7 +84,7 @@ struct Host {
     created: u64,
     alarm: Option<(Instant, SpawnHandle)>,
     clock: Clock,
-    programs: Table<ProgramId, Recipient<Saw>>,
+    programs: IdVec<ProgramId, Recipient<HostReported>>,
 }
 
 /// A fate that has no order of its own.
@@ -134,8 +134,8 @@ impl Host {
                 self.created += 1;
                 self.fates.push(Reverse((at, self.created, FateAt(fate))));
             }
-            if let Some(observed) = self.processes.meet(fate) {
-                self.programs[observed.program].do_send(Saw(observed));
+            if let Some(report) = self.processes.meet(fate) {
+                self.programs[report.program].do_send(HostReported(report));
             }
         }
         self.rearm(ctx);
@@ -153,9 +153,9 @@ impl Handler<Connect> for Host {
     }
 }
 
-impl Handler<Perform> for Host {
+impl Handler<Execute> for Host {
     type Result = ();
-    fn handle(&mut self, Perform(command): Perform, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Execute(command): Execute, ctx: &mut Context<Self>) {
         for (at, fate) in self.processes.perform(self.clock.now(), command) {
             self.created += 1;
             self.fates.push(Reverse((at, self.created, FateAt(fate))));

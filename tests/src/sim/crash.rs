@@ -6,11 +6,11 @@
 
 use gaggled_core::{
     event::Envelope,
-    host::{ExitStatus, Found, StartTime},
+    host::{ExitStatus, Recovered, StartTime},
     ids::{EpochId, InstanceId, ProgramId},
     journal::Journal,
     state::{Phase, State},
-    succession::{Last, Opening},
+    succession::{EpochStart, PreviousEpoch},
     time::{Instant, Millis, WallTime},
 };
 
@@ -33,7 +33,7 @@ pub struct Life {
 impl Life {
     /// The first life in a world.
     pub fn first(world: &World, epoch: EpochId) -> (Self, Journal, Vec<Envelope>) {
-        let opening = Opening::new(None, &world.graph, epoch, Instant::default(), WallTime(0));
+        let opening = EpochStart::new(None, &world.graph, epoch, Instant::default(), WallTime(0));
         let start = opening.state.clone();
         let (journal, envelopes) = opening.commit("simulated", Vec::new(), Vec::new());
         (Self { start, envelopes: envelopes.clone() }, journal, envelopes)
@@ -58,8 +58,8 @@ pub struct Plan {
     pub lost: usize,
     /// How long it takes until the next life begins.
     pub outage: Millis,
-    /// Whether the launcher lives on, so that every status is known.
-    pub launcher: bool,
+    /// Whether the subreaper lives on, so that every status is known.
+    pub subreaper: bool,
 }
 
 impl Plan {
@@ -72,7 +72,7 @@ impl Plan {
                 steps: random.below(12),
                 lost: usize::try_from(random.pick(&[0, 0, 1, 3])).expect("a small number"),
                 outage: Millis(random.pick(&[0, 20, 300, 5000])),
-                launcher: random.percent(70),
+                subreaper: random.percent(70),
             })
             .collect()
     }
@@ -89,8 +89,8 @@ pub fn next(
     let last = before.end();
     let wall = WallTime(i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
     let epoch = EpochId(last.epoch.0 + 1);
-    let carried = Last { state: &last, same_boot: true, is_copy: false, resumes: true };
-    let mut opening = Opening::new(Some(carried), &world.graph, epoch, now, wall);
+    let carried = PreviousEpoch { state: &last, same_boot: true, is_copy: false, resumes: true };
+    let mut opening = EpochStart::new(Some(carried), &world.graph, epoch, now, wall);
     if let Some(mutant) = mutant {
         mutant.carries(&mut opening.state);
     }
@@ -104,24 +104,25 @@ pub fn next(
 }
 
 /// What a real host would find: of the run that the disk knows, and then of a later one.
-fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Found> {
+fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Recovered> {
     let known = &state.programs[id];
-    let alive = host.alive(id).map(|(instance, pid)| Found::Alive { instance, pid, birth: StartTime(instance.0) });
+    let alive =
+        host.alive(id).map(|(instance, pid)| Recovered::Running { instance, pid, start_time: StartTime(instance.0) });
     let told = |run: InstanceId| host.ended(id, run);
     let mut found = Vec::new();
     if known.phase != Phase::Down && alive.is_none_or(|alive| alive.instance() != known.instance) {
         let instance = known.instance;
         found.push(match told(instance) {
-            Some(status) => Found::Ended { instance, status, left_behind: host.leaves(id, instance, status) },
-            None if known.phase == Phase::Starting && host.remembers() => Found::NeverRan { instance },
-            None => Found::Ended { instance, status: ExitStatus::Unknown, left_behind: 0 },
+            Some(status) => Recovered::Exited { instance, status, orphans: host.leaves(id, instance, status) },
+            None if known.phase == Phase::Starting && host.remembers() => Recovered::NeverStarted { instance },
+            None => Recovered::Exited { instance, status: ExitStatus::Unknown, orphans: 0 },
         });
     }
     found.extend(alive.filter(|alive| alive.instance() >= known.instance));
     if alive.is_none()
         && let Some((instance, status)) = host.last_ended(id).filter(|(instance, _)| *instance > known.instance)
     {
-        found.push(Found::Ended { instance, status, left_behind: host.leaves(id, instance, status) });
+        found.push(Recovered::Exited { instance, status, orphans: host.leaves(id, instance, status) });
     }
     found
 }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use gaggled_core::{
     event::{Envelope, Event, ProgramEvent},
     graph::Leaves,
-    health::{Ailment, Check, Complaint, Readiness},
-    host::{ExecStage, ExitStatus, Fact, HostCommand, Observed, Signal, StartTime},
-    ids::{Dense, InstanceId, ProgramId},
+    health::{ProbeError, ProbeKind, Readiness, UnhealthyReason},
+    host::{ExitStatus, HostCommand, HostEvent, HostReport, Signal, SpawnStage, StartTime},
+    ids::{DenseId, InstanceId, ProgramId},
     time::{Instant, Millis},
 };
 
@@ -20,7 +20,7 @@ use super::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// The host reports this.
-    Report(Observed),
+    Report(HostReport),
     /// The process of this instance ends.
     End(ProgramId, InstanceId, ExitStatus),
     /// The process of this instance says that it is alive, again and again.
@@ -120,9 +120,13 @@ impl SimHost {
 
     /// Looks at an event that was committed: a run that has spoken in time is not silent, however late it was heard.
     pub fn committed(&mut self, envelope: &Envelope) {
-        if let Event::Program(program, ProgramEvent::Unhealthy { instance, ailment: Ailment::Silent }) = &envelope.event
-            && let Some(span) = self.world.graph.programs[*program].care.watchdog
-            && self.heard_late.get(&(*program, *instance)).is_some_and(|heard| heard.until(envelope.at) < span.half())
+        if let Event::Program(program, ProgramEvent::Unhealthy { instance, reason: UnhealthyReason::WatchdogTimeout }) =
+            &envelope.event
+            && let Some(span) = self.world.graph.programs[*program].health.watchdog
+            && self
+                .heard_late
+                .get(&(*program, *instance))
+                .is_some_and(|heard| heard.until(envelope.monotonic) < span.half())
         {
             self.violations.push(format!("I33: event {}: {program:?} had spoken in time", envelope.seq));
         }
@@ -137,10 +141,10 @@ impl SimHost {
     pub fn perform(&mut self, now: Instant, command: HostCommand) -> Vec<(Instant, Fate)> {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
-            HostCommand::Undo { program, instance } => self.undo(now, program, instance),
+            HostCommand::RunStopCommand { program, instance } => self.undo(now, program, instance),
             HostCommand::Stop { program, instance } => self.stop(now, program, instance),
-            HostCommand::Check { program, instance, check } => self.check(now, program, instance, check),
-            HostCommand::Listen { program, instance } => self.listen(now, program, instance),
+            HostCommand::Probe { program, instance, kind: check } => self.check(now, program, instance, check),
+            HostCommand::FlushReports { program, instance } => self.listen(now, program, instance),
             HostCommand::Kill { program, instance } => self.signal(now, program, instance, Signal::KILL),
             HostCommand::Signal { program, instance, signal } => self.signal(now, program, instance, signal),
         }
@@ -153,27 +157,31 @@ impl SimHost {
     }
 
     /// What the host reports when a fate is met, if anything.
-    pub fn meet(&mut self, fate: Fate) -> Option<Observed> {
+    pub fn meet(&mut self, fate: Fate) -> Option<HostReport> {
         match fate {
-            Fate::Report(Observed { program, instance, fact: Fact::Daemonized { pid, .. } }) => {
+            Fate::Report(HostReport { program, instance, event: HostEvent::Daemonized { pid, .. } }) => {
                 let (run, known) = self.live.get_mut(&program).filter(|(run, _)| *run == instance)?;
                 *known = pid;
-                Some(Observed { program, instance: *run, fact: Fact::Daemonized { pid, birth: StartTime(instance.0) } })
+                Some(HostReport {
+                    program,
+                    instance: *run,
+                    event: HostEvent::Daemonized { pid, start_time: StartTime(instance.0) },
+                })
             }
-            Fate::Report(observed) if speaks(observed.fact) && !self.runs(observed.program, observed.instance) => None,
-            Fate::Report(observed) => Some(observed),
+            Fate::Report(report) if speaks(report.event) && !self.runs(report.program, report.instance) => None,
+            Fate::Report(report) => Some(report),
             Fate::End(program, instance, status) if self.runs(program, instance) => {
                 self.live.remove(&program);
                 self.ended.insert((program, instance), status);
-                let left_behind = self.leaves(program, instance, status);
-                Some(Observed { program, instance, fact: Fact::Exited { status, left_behind } })
+                let orphans = self.leaves(program, instance, status);
+                Some(HostReport { program, instance, event: HostEvent::Exited { status, orphans } })
             }
             Fate::Speak { program, instance, .. } if self.runs(program, instance) => {
                 if self.world.behaviours[program.index()].is_heard_late {
                     self.unheard.insert((program, instance));
                     return None;
                 }
-                Some(Observed { program, instance, fact: Fact::Alive })
+                Some(HostReport { program, instance, event: HostEvent::WatchdogPing })
             }
             Fate::End(..) | Fate::Speak { .. } => None,
         }
@@ -198,17 +206,17 @@ impl SimHost {
         let healed = now >= self.world.healed_at;
         let up = now + if healed { Millis(0) } else { behaviour.spawn };
         if !healed && random.percent(behaviour.fork_fails) {
-            let fact = Fact::SpawnFailed { stage: ExecStage::Fork, errno: 11 };
-            return vec![(up, Fate::Report(Observed { program, instance, fact }))];
+            let event = HostEvent::SpawnFailed { stage: SpawnStage::Fork, errno: 11 };
+            return vec![(up, Fate::Report(HostReport { program, instance, event }))];
         }
         self.next_pid = self.next_pid % 50 + 2;
         if let Some((other, _)) = self.live.insert(program, (instance, self.next_pid)) {
             self.violations.push(format!("I6: {program:?} run {instance} was started beside run {other}"));
         }
-        let started = Fate::Report(Observed {
+        let started = Fate::Report(HostReport {
             program,
             instance,
-            fact: Fact::Spawned { pid: self.next_pid, birth: StartTime(instance.0) },
+            event: HostEvent::Spawned { pid: self.next_pid, start_time: StartTime(instance.0) },
         });
         let mut fates = vec![(up, started)];
         self.since.insert(program, up);
@@ -237,18 +245,18 @@ impl SimHost {
 
     /// When its command leaves a daemon behind, if it is one that does.
     fn daemon(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, Fate)> {
-        let daemonizes = self.world.graph.programs[program].care.daemonizes;
+        let daemonizes = self.world.graph.programs[program].health.daemonizes;
         let after = self.readiness(up, program).filter(|_| daemonizes)?;
         let pid = 100 + self.live.get(&program).map_or(0, |(_, pid)| *pid % 100);
-        let fact = Fact::Daemonized { pid, birth: StartTime(instance.0) };
-        Some((up + after, Fate::Report(Observed { program, instance, fact })))
+        let event = HostEvent::Daemonized { pid, start_time: StartTime(instance.0) };
+        Some((up + after, Fate::Report(HostReport { program, instance, event })))
     }
 
     /// When it says that it is ready, if it is one that does.
     fn word(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, Fate)> {
-        let told = self.world.graph.programs[program].care.readiness == Some(Readiness::Told);
+        let told = self.world.graph.programs[program].health.readiness == Some(Readiness::Notified);
         let after = self.readiness(up, program).filter(|_| told)?;
-        Some((up + after, Fate::Report(Observed { program, instance, fact: Fact::Ready })))
+        Some((up + after, Fate::Report(HostReport { program, instance, event: HostEvent::Ready })))
     }
 
     /// When it says that it is alive, from now on.
@@ -259,14 +267,20 @@ impl SimHost {
         program: ProgramId,
         instance: InstanceId,
     ) -> Option<(Instant, Fate)> {
-        let span = self.world.graph.programs[program].care.watchdog?;
+        let span = self.world.graph.programs[program].health.watchdog?;
         let healed = up >= self.world.healed_at;
         let last = if healed { self.world.shutdown_at } else { up + self.world.behaviours[program.index()].speaks };
         Some((now, Fate::Speak { program, instance, every: span.half(), last: last.min(self.world.shutdown_at) }))
     }
 
     /// It is asked whether it is ready, or well.
-    fn check(&mut self, now: Instant, program: ProgramId, instance: InstanceId, check: Check) -> Vec<(Instant, Fate)> {
+    fn check(
+        &mut self,
+        now: Instant,
+        program: ProgramId,
+        instance: InstanceId,
+        check: ProbeKind,
+    ) -> Vec<(Instant, Fate)> {
         if !self.runs(program, instance) {
             return Vec::new();
         }
@@ -275,21 +289,21 @@ impl SimHost {
         let mut random = Random::new(self.world.seed ^ now.as_micros() ^ (u64::from(program.0) << 40));
         let healed = now >= self.world.healed_at;
         let well = match check {
-            Check::Ready => healed || self.readiness(up, program).is_some_and(|after| up + after <= now),
-            Check::Health => healed || !random.percent(behaviour.sick),
+            ProbeKind::Ready => healed || self.readiness(up, program).is_some_and(|after| up + after <= now),
+            ProbeKind::Health => healed || !random.percent(behaviour.sick),
         };
-        let fact = Fact::Checked(if well { Ok(()) } else { Err(Complaint::Error(111)) });
-        vec![(now + Millis(random.pick(&[0, 1, 30])), Fate::Report(Observed { program, instance, fact }))]
+        let event = HostEvent::ProbeResult(if well { Ok(()) } else { Err(ProbeError::Os(111)) });
+        vec![(now + Millis(random.pick(&[0, 1, 30])), Fate::Report(HostReport { program, instance, event }))]
     }
 
     /// What it has said while nobody listened is heard now.
     fn listen(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
-        let fact = |fact| (now, Fate::Report(Observed { program, instance, fact }));
-        let unheard = self.unheard.remove(&(program, instance)).then(|| fact(Fact::Alive));
+        let event = |event| (now, Fate::Report(HostReport { program, instance, event }));
+        let unheard = self.unheard.remove(&(program, instance)).then(|| event(HostEvent::WatchdogPing));
         if unheard.is_some() {
             self.heard_late.insert((program, instance), now);
         }
-        unheard.into_iter().chain([fact(Fact::Heard)]).collect()
+        unheard.into_iter().chain([event(HostEvent::ReportsFlushed)]).collect()
     }
 
     /// The stop command of a program as its process; it always ends, at the latest when it is killed.
@@ -299,10 +313,10 @@ impl SimHost {
         }
         self.next_pid = self.next_pid % 50 + 2;
         self.live.insert(program, (instance, self.next_pid));
-        let fact = Fact::Spawned { pid: self.next_pid, birth: StartTime(instance.0) };
+        let event = HostEvent::Spawned { pid: self.next_pid, start_time: StartTime(instance.0) };
         let after = self.world.behaviours[program.index()].after_term.unwrap_or(Millis(3_600_000));
         let end = Fate::End(program, instance, ExitStatus::Code(0));
-        vec![(now, Fate::Report(Observed { program, instance, fact })), (now + after, end)]
+        vec![(now, Fate::Report(HostReport { program, instance, event })), (now + after, end)]
     }
 
     /// Some have a stop command, and some of those fail.
@@ -310,8 +324,8 @@ impl SimHost {
         let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 32) ^ instance.0);
         let mut fates = self.signal(now, program, instance, Signal::TERM);
         if now < self.world.healed_at && random.percent(20) {
-            let fact = Fact::StopCommandFailed { status: ExitStatus::Code(1) };
-            fates.push((now + Millis(random.below(20)), Fate::Report(Observed { program, instance, fact })));
+            let event = HostEvent::StopCommandFailed { status: ExitStatus::Code(1) };
+            fates.push((now + Millis(random.below(20)), Fate::Report(HostReport { program, instance, event })));
         }
         fates
     }
@@ -338,6 +352,13 @@ impl SimHost {
 }
 
 /// Whether only one that lives can say so.
-fn speaks(fact: Fact) -> bool {
-    matches!(fact, Fact::Ready | Fact::Checked(_) | Fact::Alive | Fact::Heard | Fact::StopCommandFailed { .. })
+fn speaks(event: HostEvent) -> bool {
+    matches!(
+        event,
+        HostEvent::Ready
+            | HostEvent::ProbeResult(_)
+            | HostEvent::WatchdogPing
+            | HostEvent::ReportsFlushed
+            | HostEvent::StopCommandFailed { .. }
+    )
 }

@@ -13,10 +13,10 @@
 //! | I21 | a program's state changes only with an event that concerns it |
 
 use gaggled_core::{
-    audit::Audit,
-    graph::{Mode, Until},
-    ids::{EdgeId, ProgramId, Seq},
-    state::{Phase, Place, Standing, State},
+    audit::JournalAudit,
+    graph::{Condition, Mode},
+    ids::{DependencyId, ProgramId, Seq},
+    state::{LevelSwitch, Membership, Phase, State},
     time::{Instant, Millis},
 };
 
@@ -31,19 +31,19 @@ const SLACK: Millis = Millis(150);
 
 /// The checker of one run.
 struct Checker {
-    audit: Audit,
+    audit: JournalAudit,
     found: Vec<String>,
 }
 
 /// Everything that is wrong with a run.
 pub fn check(world: &World, run: &Run) -> Vec<String> {
-    let mut audit = Audit::new(SLACK);
+    let mut audit = JournalAudit::new(SLACK);
     for life in &run.lives {
         audit.begin(&life.start, 0);
         life.envelopes.iter().for_each(|envelope| audit.observe(envelope));
     }
     let mut found = run.violations.clone();
-    found.append(&mut audit.found);
+    found.append(&mut audit.violations);
     found.append(&mut audit.missing);
     let mut checker = Checker { audit, found };
     checker.ends_well(world, run);
@@ -55,16 +55,18 @@ impl Checker {
     fn ends_well(&mut self, world: &World, run: &Run) {
         let shutdown_seq =
             run.envelopes.iter().find(|envelope| envelope.event == World::shutdown()).map(|envelope| envelope.seq);
-        for ((edge, fall), count) in &self.audit.falls {
+        for ((dependency, down_event), count) in &self.audit.falls {
             let interrupted = *count == 0 && shutdown_seq.is_some();
-            let late = interrupted && near_end(run, *fall, shutdown_seq);
+            let late = interrupted && near_end(run, *down_event, shutdown_seq);
             // Of falls that nobody was there to answer the last is answered.
-            let answered = |(other, later): (&(EdgeId, Seq), &u32)| other.0 == *edge && other.1 > *fall && *later == 1;
+            let answered = |(other, later): (&(DependencyId, Seq), &u32)| {
+                other.0 == *dependency && other.1 > *down_event && *later == 1
+            };
             let together = *count == 0
-                && self.audit.openings.iter().any(|opening| *opening >= at(run, *fall))
+                && self.audit.openings.iter().any(|opening| *opening >= at(run, *down_event))
                 && self.audit.falls.iter().any(answered);
             if *count != 1 && !late && !together {
-                self.found.push(format!("I9: {edge:?} answered the fall {fall} with {count} restarts"));
+                self.found.push(format!("I9: {dependency:?} answered the fall {down_event} with {count} restarts"));
             }
         }
         let settled = before_shutdown(run);
@@ -73,13 +75,13 @@ impl Checker {
             let excused = waits_for_finished(world, &settled, *program)
                 || seen.operator_down
                 || kept_out(world, &settled, *program)
-                || settled.programs[*program].given_up
+                || settled.programs[*program].start_limit_hit
                 || shutdown_seq.is_some_and(|end| near_end(run, *due, Some(end)));
             if seen.last_start < *due && !excused && world.shutdown_at >= world.healed_at + SETTLING {
                 self.found.push(format!("I10: {program:?} was due to restart at event {due} and never did"));
             }
         }
-        let counted = usize::try_from(run.state.survivors.unwrap_or(0)).unwrap_or(usize::MAX);
+        let counted = usize::try_from(run.state.unkillable.unwrap_or(0)).unwrap_or(usize::MAX);
         if run.left_alive.len() > counted {
             self.found.push(format!("I13: {:?} have processes, and {counted} are counted", run.left_alive));
         }
@@ -100,11 +102,14 @@ impl Checker {
             let program = &settled.programs[id];
             // What is to be tried until it has ended well is not finished before.
             let gives_up =
-                policy.retry && program.outcome.is_some() && !program.succeeded && program.urged_by.is_none();
-            let finished = policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.due && !gives_up;
-            let excused =
-                finished || program.given_up || kept_out(world, settled, id) || waits_for_finished(world, settled, id);
-            if !matches!(program.phase, Phase::Up | Phase::Done) && !excused {
+                policy.retry && program.outcome.is_some() && !program.succeeded && program.stop_event.is_none();
+            let finished =
+                policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.start_pending && !gives_up;
+            let excused = finished
+                || program.start_limit_hit
+                || kept_out(world, settled, id)
+                || waits_for_finished(world, settled, id);
+            if !matches!(program.phase, Phase::Up | Phase::ActiveExited) && !excused {
                 self.found.push(format!("I15: {id:?} is {:?} although nothing keeps it down", program.phase));
             }
         }
@@ -158,7 +163,7 @@ fn near_end(run: &Run, event: Seq, end: Option<Seq>) -> bool {
 }
 
 fn at(run: &Run, seq: Seq) -> Instant {
-    run.envelopes.iter().find(|envelope| envelope.seq == seq).map_or(Instant::default(), |envelope| envelope.at)
+    run.envelopes.iter().find(|envelope| envelope.seq == seq).map_or(Instant::default(), |envelope| envelope.monotonic)
 }
 
 /// The state just before the shutdown was asked for.
@@ -179,26 +184,26 @@ fn kept_out(world: &World, state: &State, program: ProgramId) -> bool {
     let (group, members) = (&state.groups[id], &world.graph.groups[id].members);
     let holds_back = |member: &&ProgramId| {
         let (other, seen) = (&world.graph.programs[**member], &state.programs[**member]);
-        let runs = group.runs(other) && seen.place != Place::Out;
-        **member < program && other.mode.holds_back() && runs && !seen.is_completed()
+        let runs = group.runs(other) && seen.membership != Membership::Stopped;
+        **member < program && other.mode.is_gate() && runs && !seen.is_completed()
     };
-    let out = state.programs[program].place == Place::Out;
-    out && (!group.runs(policy) || group.standing == Standing::Failed || members.iter().any(|m| holds_back(&m)))
+    let out = state.programs[program].membership == Membership::Stopped;
+    out && (!group.runs(policy) || group.level_switch == LevelSwitch::Failed || members.iter().any(|m| holds_back(&m)))
 }
 
 /// Whether a program waits, directly or not, for what will not come about by itself: that one which has run once runs, or
 /// that one which runs completes.
 fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool {
-    let in_vain = |edge: &EdgeId| {
-        let edge = &world.graph.edges[*edge];
-        let on = &state.programs[edge.on];
-        let once = world.graph.programs[edge.on].mode != Mode::Respawn;
-        let over = once && (on.phase == Phase::Done || on.phase == Phase::Down && !on.due);
-        match edge.until {
-            _ if on.given_up || kept_out(world, state, edge.on) => true,
-            Until::Started | Until::Ready => over || waits_for_finished(world, state, edge.on),
-            Until::Completed => on.counts_since(Until::Completed).is_none(),
+    let in_vain = |dependency: &DependencyId| {
+        let dependency = &world.graph.dependencies[*dependency];
+        let on = &state.programs[dependency.dependency];
+        let once = world.graph.programs[dependency.dependency].mode != Mode::Respawn;
+        let over = once && (on.phase == Phase::ActiveExited || on.phase == Phase::Down && !on.start_pending);
+        match dependency.condition {
+            _ if on.start_limit_hit || kept_out(world, state, dependency.dependency) => true,
+            Condition::Started | Condition::Ready => over || waits_for_finished(world, state, dependency.dependency),
+            Condition::Completed => on.satisfied_since(Condition::Completed).is_none(),
         }
     };
-    world.graph.edges_of(program).iter().any(in_vain)
+    world.graph.dependencies_of(program).iter().any(in_vain)
 }

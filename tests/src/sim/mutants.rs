@@ -2,8 +2,8 @@
 
 use gaggled_core::{
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
-    graph::{ActorId, Until},
-    host::{ExitStatus, Fact, Found, HostCommand, Observed},
+    graph::{ActorId, Condition},
+    host::{ExitStatus, HostCommand, HostEvent, HostReport, Recovered},
     ids::{InstanceId, ProgramId},
     journal::Journal,
     machine::{Input, Output, Timer},
@@ -180,16 +180,16 @@ impl Mutant {
         match self {
             Self::ForgetWishes => {
                 for (id, policy) in graph.programs.iter() {
-                    state.programs[id].operator_down = !policy.enabled;
-                    state.programs[id].due |= policy.enabled && !state.programs[id].is_running();
+                    state.programs[id].operator_down = !policy.autostart;
+                    state.programs[id].start_pending |= policy.autostart && !state.programs[id].is_running();
                 }
             }
-            Self::AnswerAgain => graph.edges.ids().for_each(|id| state.edges[id].last_fall = None),
+            Self::AnswerAgain => graph.dependencies.ids().for_each(|id| state.dependencies[id].last_down_event = None),
             Self::ForgetDeadline => {
                 for id in graph.programs.ids() {
                     if state.programs[id].phase == Phase::Stopping {
                         state.programs[id].phase = Phase::Up;
-                        state.programs[id].leaving = None;
+                        state.programs[id].pending_stop = None;
                     }
                 }
             }
@@ -201,21 +201,24 @@ impl Mutant {
                 }
             }
             Self::OpenAfterCrash => {
-                for (id, edge) in graph.edges.iter() {
-                    if state.programs[edge.on].is_steady() {
-                        state.edges[id].satisfied = Some(state.programs[edge.on].instance);
-                        state.programs[edge.on].up_since = Some(Instant::default());
+                for (id, dependency) in graph.dependencies.iter() {
+                    if state.programs[dependency.dependency].is_running_and_wanted() {
+                        state.dependencies[id].satisfied = Some(state.programs[dependency.dependency].instance);
+                        state.programs[dependency.dependency].up_since = Some(Instant::default());
                     }
                 }
                 for id in graph.programs.ids() {
-                    let unmet = graph.edges_of(id).iter().filter(|edge| state.edges[**edge].satisfied.is_none());
-                    state.programs[id].unmet = u32::try_from(unmet.count()).unwrap_or(0);
+                    let unsatisfied = graph
+                        .dependencies_of(id)
+                        .iter()
+                        .filter(|dependency| state.dependencies[**dependency].satisfied.is_none());
+                    state.programs[id].unsatisfied = u32::try_from(unsatisfied.count()).unwrap_or(0);
                 }
             }
             Self::ForgetShutdown => state.shutdown = None,
             Self::ForgetLevel => {
                 for (id, group) in graph.groups.iter() {
-                    state.groups[id].level = group.home.clone();
+                    state.groups[id].level = group.default_level.clone();
                 }
             }
             _ => {}
@@ -223,14 +226,14 @@ impl Mutant {
     }
 
     /// What is found of a program when a life begins, with the defect.
-    pub fn finds(self, id: ProgramId, found: Found, state: &State) -> Option<(ProgramId, Found)> {
+    pub fn finds(self, id: ProgramId, found: Recovered, state: &State) -> Option<(ProgramId, Recovered)> {
         let known = state.programs[id].instance;
         match (self, found) {
-            (Self::AdoptNobody, Found::Alive { .. }) => {
-                Some((id, Found::Ended { instance: known, status: ExitStatus::Unknown, left_behind: 0 }))
+            (Self::AdoptNobody, Recovered::Running { .. }) => {
+                Some((id, Recovered::Exited { instance: known, status: ExitStatus::Unknown, orphans: 0 }))
             }
-            (Self::OverlookUnwritten, Found::Alive { instance, .. }) if instance > known => None,
-            (Self::MissTheEnd, Found::Ended { .. } | Found::NeverRan { .. }) => None,
+            (Self::OverlookUnwritten, Recovered::Running { instance, .. }) if instance > known => None,
+            (Self::MissTheEnd, Recovered::Exited { .. } | Recovered::NeverStarted { .. }) => None,
             _ => Some((id, found)),
         }
     }
@@ -246,10 +249,10 @@ impl Mutant {
             (
                 Self::DeafToShutdown,
                 ActorId::Program(own),
-                Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownBegun), .. }),
+                Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownStarted), .. }),
             ) => own.0 % 3 > 0,
-            (Self::TakeLatenessForSilence, ActorId::Program(_), Input::Observed(Observed { fact, .. })) => {
-                *fact != Fact::Alive
+            (Self::TakeLatenessForSilence, ActorId::Program(_), Input::HostReported(HostReport { event, .. })) => {
+                *event != HostEvent::WatchdogPing
             }
             _ => true,
         }
@@ -258,12 +261,19 @@ impl Mutant {
     /// Whether this is what the defect is about.
     fn is_meant(self, journal: &Journal, event: &Event) -> bool {
         match event {
-            Event::Program(id, _) if self == Self::IgnoreLimit => journal.state().programs[*id].given_up,
+            Event::Program(id, _) if self == Self::IgnoreLimit => journal.state().programs[*id].start_limit_hit,
             Event::Program(id, _) if self == Self::TakeStartForReadiness => {
                 let state = journal.state();
-                let unmet = state.graph.edges_of(*id).iter().filter(|edge| state.edges[**edge].satisfied.is_none());
-                let mut unmet = unmet.map(|edge| &state.graph.edges[*edge]);
-                unmet.all(|edge| edge.until == Until::Ready && state.programs[edge.on].is_steady())
+                let unsatisfied = state
+                    .graph
+                    .dependencies_of(*id)
+                    .iter()
+                    .filter(|dependency| state.dependencies[**dependency].satisfied.is_none());
+                let mut unsatisfied = unsatisfied.map(|dependency| &state.graph.dependencies[*dependency]);
+                unsatisfied.all(|dependency| {
+                    dependency.condition == Condition::Ready
+                        && state.programs[dependency.dependency].is_running_and_wanted()
+                })
             }
             _ => true,
         }
@@ -272,22 +282,23 @@ impl Mutant {
     fn admits(self, event: &Event, refusal: &Refusal) -> bool {
         let start = matches!(event, Event::Program(_, ProgramEvent::Starting { .. }));
         match self {
-            Self::StartWithoutDependencies => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
+            Self::StartWithoutDependencies => start && matches!(refusal, Refusal::DependencyUnsatisfied { .. }),
             Self::StartTooEarly => start && matches!(refusal, Refusal::TooEarly { .. }),
-            Self::TakeStartForReadiness => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
-            Self::TakeFailureForCompletion => start && matches!(refusal, Refusal::DependencyUnmet { .. }),
+            Self::TakeStartForReadiness => start && matches!(refusal, Refusal::DependencyUnsatisfied { .. }),
+            Self::TakeFailureForCompletion => start && matches!(refusal, Refusal::DependencyUnsatisfied { .. }),
             Self::StartInShutdown => start && *refusal == Refusal::ShuttingDown,
-            Self::StartAgainstOperator | Self::IgnoreLimit => start && *refusal == Refusal::NotWanted,
-            Self::LetBackIn => matches!(event, Event::Program(_, ProgramEvent::LevelEntered { .. })),
+            Self::StartAgainstOperator | Self::IgnoreLimit => start && *refusal == Refusal::NoStartPending,
+            Self::LetBackIn => matches!(event, Event::Program(_, ProgramEvent::LevelStartRequested { .. })),
             Self::RestartTwice => {
-                matches!(event, Event::Dependency(_, DependencyEvent::RestartDue { .. })) && *refusal == Refusal::Stale
+                matches!(event, Event::Dependency(_, DependencyEvent::RestartTriggered { .. }))
+                    && *refusal == Refusal::Stale
             }
             Self::HalfDelay => {
                 matches!(
                     event,
                     Event::Dependency(_, DependencyEvent::Satisfied { .. })
                         | Event::Program(_, ProgramEvent::Starting { .. })
-                ) && matches!(refusal, Refusal::TooEarly { .. } | Refusal::DependencyUnmet { .. })
+                ) && matches!(refusal, Refusal::TooEarly { .. } | Refusal::DependencyUnsatisfied { .. })
             }
             _ => false,
         }
@@ -299,55 +310,55 @@ impl Mutant {
         match self {
             Self::StartTooEarly => {
                 for output in &mut outputs {
-                    if let Output::Arm(Timer::Start, at) = output {
+                    if let Output::SetTimer(Timer::Backoff, at) = output {
                         *at = now;
                     }
                 }
             }
             Self::HalfDelay => {
                 for output in &mut outputs {
-                    if let Output::Arm(Timer::Gate, at) = output {
+                    if let Output::SetTimer(Timer::DependencyDelay, at) = output {
                         *at = now + now.until(*at).half();
                     }
                 }
-                if matches!(input, Input::Due(Timer::Gate)) && outputs.len() == 1 {
+                if matches!(input, Input::TimerFired(Timer::DependencyDelay)) && outputs.len() == 1 {
                     // It believes its clock: what it would wait for once more, it proposes.
-                    outputs.retain(|output| !matches!(output, Output::Arm(..)));
+                    outputs.retain(|output| !matches!(output, Output::SetTimer(..)));
                 }
             }
             Self::StartAgainstOperator | Self::IgnoreLimit | Self::StartInShutdown => {
                 Self::start_anyway(input, &mut outputs);
             }
             Self::LoseRestart => outputs.retain(|output| {
-                !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { fall, .. }), _) if fall.0 % 5 == 0)
+                !matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartTriggered { down_event, .. }), _) if down_event.0 % 5 == 0)
             }),
             Self::RestartTwice => {
                 let again: Vec<Output> = outputs
                     .iter()
-                    .filter(|output| matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartDue { .. }), _)))
+                    .filter(|output| matches!(output, Output::Propose(Event::Dependency(_, DependencyEvent::RestartTriggered { .. }), _)))
                     .cloned()
                     .collect();
                 outputs.extend(again);
             }
             Self::GoOnWithoutEssential => outputs.retain(|output| {
-                !matches!(output, Output::Propose(Event::System(SystemEvent::ShutdownBegun), _))
+                !matches!(output, Output::Propose(Event::System(SystemEvent::ShutdownStarted), _))
             }),
-            Self::NeverKill => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Kill(_), _))),
+            Self::NeverKill => outputs.retain(|output| !matches!(output, Output::SetTimer(Timer::KillTimeout(_), _))),
             Self::KillLate => {
                 for output in &mut outputs {
-                    if let Output::Arm(Timer::Kill(_), at) = output {
+                    if let Output::SetTimer(Timer::KillTimeout(_), at) = output {
                         *at = *at + now.until(*at) + Millis(100);
                     }
                 }
             }
             Self::NeverTerm => outputs.retain(|output| {
-                !matches!(output, Output::Perform(HostCommand::Stop { .. } | HostCommand::Kill { .. }))
+                !matches!(output, Output::Execute(HostCommand::Stop { .. } | HostCommand::Kill { .. }))
             }),
-            Self::NeverUndo => outputs.retain(|output| !matches!(output, Output::Perform(HostCommand::Undo { .. }))),
+            Self::NeverUndo => outputs.retain(|output| !matches!(output, Output::Execute(HostCommand::RunStopCommand { .. }))),
             Self::LetBackIn => {
                 let back = outputs.iter().filter_map(|output| match output {
-                    Output::Propose(Event::Program(id, ProgramEvent::LevelLeft { told }), cause) => Some(
-                        Output::Propose(Event::Program(*id, ProgramEvent::LevelEntered { told: *told }), cause.clone()),
+                    Output::Propose(Event::Program(id, ProgramEvent::LevelStopRequested { requested_by }), cause) => Some(
+                        Output::Propose(Event::Program(*id, ProgramEvent::LevelStartRequested { requested_by: *requested_by }), cause.clone()),
                     ),
                     _ => None,
                 });
@@ -363,17 +374,17 @@ impl Mutant {
                 !(started && matches!(output, Output::Propose(Event::Program(_, ProgramEvent::Stopping { .. }), _)))
             }),
             Self::EndEarly
-                if matches!(input, Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownBegun), .. }))
-                    && outputs.iter().any(|output| matches!(output, Output::Arm(Timer::GiveUp, _)))
+                if matches!(input, Input::Committed(Envelope { event: Event::System(SystemEvent::ShutdownStarted), .. }))
+                    && outputs.iter().any(|output| matches!(output, Output::SetTimer(Timer::ShutdownTimeout, _)))
                 => {
-                    outputs.push(Output::Propose(Event::System(SystemEvent::ShutdownCompleted { survivors: 0 }), Cause::Boot));
+                    outputs.push(Output::Propose(Event::System(SystemEvent::ShutdownCompleted { unkillable: 0 }), Cause::DaemonStart));
                 }
             Self::ForgetFailedStart => outputs.retain(|output| {
                 let failed = matches!(input, Input::Committed(Envelope { event: Event::Program(_, ProgramEvent::SpawnFailed { .. }), .. }));
-                !(failed && matches!(output, Output::Arm(..) | Output::Propose(..)))
+                !(failed && matches!(output, Output::SetTimer(..) | Output::Propose(..)))
             }),
             Self::SpawnTwice => {
-                let again = outputs.iter().find(|output| matches!(output, Output::Perform(HostCommand::Spawn { .. }))).cloned();
+                let again = outputs.iter().find(|output| matches!(output, Output::Execute(HostCommand::Spawn { .. }))).cloned();
                 outputs.extend(again);
             }
             Self::WrongRun => {
@@ -384,7 +395,7 @@ impl Mutant {
                 }
             }
             Self::WaitForReadinessForEver | Self::LeaveTheUnhealthy => outputs.retain(|output| self.notices(output)),
-            Self::ForgetBackoffTimer => outputs.retain(|output| !matches!(output, Output::Arm(Timer::Start, _))),
+            Self::ForgetBackoffTimer => outputs.retain(|output| !matches!(output, Output::SetTimer(Timer::Backoff, _))),
             Self::StartWithoutDependencies | Self::TakeFailureForCompletion | Self::TakeStartForReadiness => {
                 Self::start_unmet(input, &mut outputs);
             }
@@ -395,16 +406,16 @@ impl Mutant {
 
     fn take_for_arrival(output: &mut Output) {
         if let Output::Propose(Event::Group(_, event), _) = output
-            && let GroupEvent::Failed { told, .. } = *event
+            && let GroupEvent::Failed { requested_by, .. } = *event
         {
-            *event = GroupEvent::Reached { told };
+            *event = GroupEvent::LevelReached { requested_by };
         }
     }
 
     /// Whether something that is wrong with a program leads to this.
     fn notices(self, output: &Output) -> bool {
         match output {
-            Output::Arm(Timer::NotReady(_), _) => self != Self::WaitForReadinessForEver,
+            Output::SetTimer(Timer::StartTimeout(_), _) => self != Self::WaitForReadinessForEver,
             Output::Propose(Event::Program(_, ProgramEvent::Stopping { reason: StopReason::Unhealthy, .. }), _) => {
                 self != Self::LeaveTheUnhealthy
             }

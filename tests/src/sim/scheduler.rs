@@ -11,10 +11,10 @@ use std::{
 };
 
 use gaggled_core::{
-    ensemble::{Rules, everybody},
+    ensemble::{AnyMachine, all_actors},
     event::{Cause, Envelope, Event},
     graph::{ActorId, Graph},
-    host::{HostCommand, Observed},
+    host::{HostCommand, HostReport},
     ids::{EpochId, ProgramId, Seq},
     journal::Journal,
     machine::{Input, Output, Outputs, Timers},
@@ -71,8 +71,8 @@ enum Message {
     Propose(Event, Cause),
     Committed(Rc<Envelope>),
     Refused(Event, Refusal),
-    Perform(HostCommand),
-    Observed(Observed),
+    Execute(HostCommand),
+    HostReport(HostReport),
     Begin(Seq),
 }
 
@@ -102,7 +102,7 @@ pub struct Simulation {
     random: Random,
     now: Instant,
     journal: Journal,
-    rules: BTreeMap<ActorId, (Rules, Timers)>,
+    rules: BTreeMap<ActorId, (AnyMachine, Timers)>,
     host: SimHost,
     fates: BinaryHeap<Reverse<(Instant, u64, usize)>>,
     fate_store: Vec<Fate>,
@@ -177,7 +177,7 @@ impl Simulation {
         }
         let mut crashes: VecDeque<Plan> = self.world.crashes.clone().into();
         let mut steps = 0;
-        while self.run.state.survivors.is_none() && self.run.violations.is_empty() {
+        while self.run.state.unkillable.is_none() && self.run.violations.is_empty() {
             if let Some(plan) = crashes.front().copied()
                 && self.life().envelopes.len() > plan.after
                 && self.now < self.world.healed_at
@@ -206,9 +206,9 @@ impl Simulation {
 
     /// Builds the rules from the fold, and lets them begin to want something.
     fn begin(&mut self, since: Seq) {
-        let actors = everybody(&self.graph);
+        let actors = all_actors(&self.graph);
         let state = self.journal.state();
-        self.rules = actors.iter().map(|actor| (*actor, (Rules::new(state, *actor), Timers::default()))).collect();
+        self.rules = actors.iter().map(|actor| (*actor, (AnyMachine::new(state, *actor), Timers::default()))).collect();
         for actor in actors {
             self.post(Party::Journal, Party::Actor(actor), Message::Begin(since));
         }
@@ -228,7 +228,7 @@ impl Simulation {
         let again = forgotten.map(|envelope| envelope.event).chain(proposed).collect::<Vec<_>>();
         again.into_iter().rev().for_each(|event| self.wishes.push_front((self.now, event)));
         self.set_alarm(Party::World, self.wishes.front().map(|(at, _)| *at));
-        if !plan.launcher {
+        if !plan.subreaper {
             self.host.forget();
         }
         self.mailboxes.clear();
@@ -249,7 +249,7 @@ impl Simulation {
         self.mailboxes.clear();
         self.ready.clear();
         self.queued.clear();
-        if !plan.launcher {
+        if !plan.subreaper {
             self.host.forget();
         }
         let before = self.run.lives.last().expect("there is always one");
@@ -259,7 +259,7 @@ impl Simulation {
         let since = opening.first().expect("it begins").seq;
         self.journal = journal;
         self.run.lives.push(life);
-        self.run.state.survivors = None;
+        self.run.state.unkillable = None;
         self.begin(since);
     }
 
@@ -268,8 +268,8 @@ impl Simulation {
         self.run.steps += 1;
         self.steps_since_commit += 1;
         // Programs that are well are looked at again and again, and nothing has to be said about that.
-        let care = self.graph.programs.values().map(|policy| policy.care);
-        let looked_at = care.filter(|care| care.checkup.is_some() || care.watchdog.is_some()).count() as u64;
+        let health = self.graph.programs.values().map(|policy| policy.health);
+        let looked_at = health.filter(|health| health.check.is_some() || health.watchdog.is_some()).count() as u64;
         if self.steps_since_commit > 2000 + 20 * self.rules.len() as u64 + 1500 * looked_at {
             self.run.violations.push("I20: a great many steps without an event".into());
         }
@@ -348,9 +348,9 @@ impl Simulation {
             (Party::Journal, Message::Propose(event, cause)) => self.commit(from, event, cause),
             (Party::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
             (Party::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
-            (Party::Actor(actor), Message::Observed(observed)) => self.step(actor, &Input::Observed(observed)),
-            (Party::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Rebuilt(since)),
-            (Party::Host, Message::Perform(command)) => {
+            (Party::Actor(actor), Message::HostReport(report)) => self.step(actor, &Input::HostReported(report)),
+            (Party::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Restored(since)),
+            (Party::Host, Message::Execute(command)) => {
                 let fates = self.host.perform(self.now, command);
                 self.expect(fates);
             }
@@ -376,11 +376,11 @@ impl Simulation {
         match admitted {
             Ok(envelope) => {
                 self.steps_since_commit = 0;
-                self.run.state.survivors = self.journal.state().survivors;
+                self.run.state.unkillable = self.journal.state().unkillable;
                 self.host.committed(&envelope);
                 let envelope = Rc::new(envelope);
                 let graph = self.graph.clone();
-                graph.interested(&envelope.event, |actor| {
+                graph.recipients(&envelope.event, |actor| {
                     self.refused_in_a_row.remove(&Party::Actor(actor));
                     self.post(Party::Journal, Party::Actor(actor), Message::Committed(envelope.clone()));
                 });
@@ -413,8 +413,8 @@ impl Simulation {
             None => out.drain().collect(),
         };
         for output in &outputs {
-            if let Output::Arm(timer, at) = output {
-                timers.arm(*timer, *at);
+            if let Output::SetTimer(timer, at) = output {
+                timers.set(*timer, *at);
             }
         }
         for output in outputs {
@@ -422,8 +422,8 @@ impl Simulation {
                 Output::Propose(event, cause) => {
                     self.post(Party::Actor(actor), Party::Journal, Message::Propose(event, cause));
                 }
-                Output::Perform(command) => self.post(Party::Actor(actor), Party::Host, Message::Perform(command)),
-                Output::Arm(..) => {}
+                Output::Execute(command) => self.post(Party::Actor(actor), Party::Host, Message::Execute(command)),
+                Output::SetTimer(..) => {}
             }
         }
         self.rearm(actor);
@@ -470,7 +470,7 @@ impl Simulation {
             Party::Actor(actor) => {
                 let due = self.rules.get_mut(&actor).map(|(_, timers)| timers.take_due(self.now));
                 for timer in due.unwrap_or_default() {
-                    self.step(actor, &Input::Due(timer));
+                    self.step(actor, &Input::TimerFired(timer));
                 }
                 self.rearm(actor);
             }
@@ -491,9 +491,9 @@ impl Simulation {
                 self.fates.push(Reverse((at, self.created, self.fate_store.len())));
                 self.fate_store.push(fate);
             }
-            if let Some(observed) = self.host.meet(self.fate_store[fate]) {
-                let actor = Party::Actor(ActorId::Program(observed.program));
-                self.post(Party::Host, actor, Message::Observed(observed));
+            if let Some(report) = self.host.meet(self.fate_store[fate]) {
+                let actor = Party::Actor(ActorId::Program(report.program));
+                self.post(Party::Host, actor, Message::HostReport(report));
             }
         }
         self.rearm_host();

@@ -2,9 +2,9 @@
 
 use gaggled_core::{
     event::{Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::{Backoff, Dependency, Graph, Group, Leaves, Limit, Mode, Policy, RESTART, START, STOP, Until},
-    health::{Care, Checkup, Readiness},
-    ids::{Dense, GroupId, ProgramId},
+    graph::{Backoff, Condition, Dependency, Graph, Group, Leaves, Mode, Policy, RESTART, START, STOP, StartLimit},
+    health::{HealthCheck, HealthPolicy, Readiness},
+    ids::{DenseId, GroupId, ProgramId},
     time::{Instant, Millis},
 };
 
@@ -98,7 +98,7 @@ impl World {
 
     /// The wish that ends everything.
     pub fn shutdown() -> Event {
-        Event::System(SystemEvent::ShutdownBegun)
+        Event::System(SystemEvent::ShutdownStarted)
     }
 }
 
@@ -121,32 +121,32 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
         graph.add_program(Policy {
             name: format!("p{i}").into(),
             mode,
-            enabled: random.percent(90),
+            autostart: random.percent(90),
             group,
             levels: levels.iter().filter(|_| group.is_some()).map(|level| (*level).into()).collect(),
-            undone: mode == Mode::Wait && random.percent(50),
+            remain_after_exit: mode == Mode::Wait && random.percent(50),
             leaves: match mode {
                 Mode::Wait => random.pick(&[Leaves::Keep, Leaves::Keep, Leaves::Kill, Leaves::Release]),
                 Mode::Once => random.pick(&[Leaves::Kill, Leaves::Kill, Leaves::Keep]),
                 Mode::Respawn | Mode::Test => Leaves::Kill,
             },
             retry: mode != Mode::Respawn && random.percent(20),
-            success: if random.percent(50) { Vec::new() } else { vec![0, 1] },
+            success_exit_codes: if random.percent(50) { Vec::new() } else { vec![0, 1] },
             killwait: if random.percent(80) { graph.killwait } else { random.pick(&[Millis(50), Millis(2000)]) },
             backoff: if random.percent(80) {
                 Backoff::default()
             } else {
                 Backoff { initial: Millis(10), max: Millis(1000), reset: Millis(5000) }
             },
-            care: draw_care(random, mode),
-            limit: (random.percent(10) && !mode.holds_back()).then(|| Limit {
-                starts: random.pick(&[1, 3, 10]),
-                within: random.pick(&[Millis(1000), Millis(60_000)]),
-                retry: random.pick(&[None, Some(Millis(5000))]),
+            health: draw_care(random, mode),
+            start_limit: (random.percent(10) && !mode.is_gate()).then(|| StartLimit {
+                burst: random.pick(&[1, 3, 10]),
+                interval: random.pick(&[Millis(1000), Millis(60_000)]),
+                retry_after: random.pick(&[None, Some(Millis(5000))]),
                 reset: random.pick(&[None, Some(Millis(500))]),
             }),
             essential: essential && random.percent(20),
-            retired: false,
+            unconfigured: false,
         });
     }
     for group in graph.groups.ids().collect::<Vec<_>>() {
@@ -158,18 +158,20 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             let on = usize::try_from(random.below(of as u64)).expect("a small number");
             let once = graph.programs[ProgramId::at(on)].mode != Mode::Respawn;
             let until = if once && random.percent(50) {
-                Until::Completed
+                Condition::Completed
             } else {
-                random.pick(&[Until::Started, Until::Ready])
+                random.pick(&[Condition::Started, Condition::Ready])
             };
             let dependency = Dependency {
-                of: ProgramId::at(of),
-                on: ProgramId::at(on),
-                until,
+                dependent: ProgramId::at(of),
+                dependency: ProgramId::at(on),
+                condition: until,
                 delay: random.pick(&[Millis(0), Millis(1), Millis(50), Millis(700), Millis(5000)]),
-                propagate: until != Until::Completed && random.percent(50),
+                propagate: until != Condition::Completed && random.percent(50),
             };
-            let known = graph.edges.values().any(|edge| edge.of == dependency.of && edge.on == dependency.on);
+            let known = graph.dependencies.values().any(|dependency| {
+                dependency.dependent == dependency.dependent && dependency.dependency == dependency.dependency
+            });
             if !known {
                 graph.add_dependency(dependency);
             }
@@ -179,18 +181,19 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
 }
 
 /// What is asked of a program beyond that it runs: mostly nothing.
-fn draw_care(random: &mut Random, mode: Mode) -> Care {
-    if mode.holds_back() || random.percent(60) {
-        return Care::default();
+fn draw_care(random: &mut Random, mode: Mode) -> HealthPolicy {
+    if mode.is_gate() || random.percent(60) {
+        return HealthPolicy::default();
     }
-    Care {
-        limit: None,
+    HealthPolicy {
+        run_timeout: None,
         daemonizes: random.percent(30),
-        readiness: random.pick(&[None, Some(Readiness::Told), Some(Readiness::Asked)]),
-        within: random.pick(&[Millis(500), Millis(5000), Millis(30_000)]),
-        checkup: random
-            .percent(30)
-            .then(|| Checkup { every: random.pick(&[Millis(5000), Millis(20_000)]), failures: random.pick(&[1, 3]) }),
+        readiness: random.pick(&[None, Some(Readiness::Notified), Some(Readiness::Probed)]),
+        start_timeout: random.pick(&[Millis(500), Millis(5000), Millis(30_000)]),
+        check: random.percent(30).then(|| HealthCheck {
+            every: random.pick(&[Millis(5000), Millis(20_000)]),
+            failures: random.pick(&[1, 3]),
+        }),
         watchdog: random.percent(20).then_some(Millis(20_000)),
     }
 }
@@ -218,7 +221,11 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
 fn draw_told(random: &mut Random, graph: &Graph) -> Event {
     let group = GroupId::at(usize::try_from(random.below(graph.groups.len() as u64)).expect("a small number"));
     let level = random.pick(&[STOP, START, "1", "2", RESTART]);
-    let told = if level == RESTART { GroupEvent::Restarted } else { GroupEvent::Told { level: level.into() } };
+    let told = if level == RESTART {
+        GroupEvent::RestartRequested
+    } else {
+        GroupEvent::LevelRequested { level: level.into() }
+    };
     Event::Group(group, told)
 }
 
@@ -239,22 +246,22 @@ fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> 
                 return Wish { at: at.clamp(FIRST_WISH, until), event: draw_told(random, graph) };
             }
             let event = random.pick(&[0, 1, 2]);
-            let event = [ProgramEvent::OperatorStopped, ProgramEvent::OperatorStarted, ProgramEvent::OperatorRestarted]
+            let event = [ProgramEvent::StopRequested, ProgramEvent::StartRequested, ProgramEvent::RestartRequested]
                 [event]
                 .clone();
             Wish { at: at.clamp(FIRST_WISH, until), event: Event::Program(program, event) }
         })
         .collect();
     for group in graph.groups.ids().filter(|group| graph.has_level(*group, START)) {
-        wishes.push(Wish { at: until, event: Event::Group(group, GroupEvent::Told { level: START.into() }) });
+        wishes.push(Wish { at: until, event: Event::Group(group, GroupEvent::LevelRequested { level: START.into() }) });
     }
     // In the end nobody wants anything down, so that everything must come up, or come back, by itself.
     for (id, policy) in graph.programs.iter() {
         // A group may have refused what was wished after that.
-        let put_down = Event::Program(id, ProgramEvent::OperatorStopped);
-        let down = !policy.enabled || wishes.iter().any(|wish| wish.event == put_down);
+        let put_down = Event::Program(id, ProgramEvent::StopRequested);
+        let down = !policy.autostart || wishes.iter().any(|wish| wish.event == put_down);
         if down {
-            wishes.push(Wish { at: until, event: Event::Program(id, ProgramEvent::OperatorStarted) });
+            wishes.push(Wish { at: until, event: Event::Program(id, ProgramEvent::StartRequested) });
         }
     }
     wishes

@@ -9,10 +9,15 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 use gaggled_tools::{
     VERSION,
-    daemon::{self, BAD_CONFIGURATION, Options, System},
-    forecast, graph, import, journal_tool,
-    launcher::{self, Position},
-    logger, nodes, output,
+    common::output,
+    daemon::subreaper::{self, InheritedFds},
+    daemon::{self, BAD_CONFIGURATION, LoadedConfig, Options},
+    logger,
+    offline::graph,
+    offline::import,
+    offline::journal,
+    offline::nodes,
+    offline::simulate,
 };
 
 /// Runs programs that depend on each other
@@ -38,11 +43,11 @@ struct Arguments {
     #[arg(long)]
     take_state: bool,
 
-    /// What the launcher gives to the daemon
+    /// Descriptors that the subreaper hands to the daemon
     #[arg(long, hide = true)]
-    launched: Option<Position>,
+    inherit: Option<InheritedFds>,
 
-    /// The journal that the first daemon of a launcher goes on with
+    /// State directory that the first daemon of a subreaper resumes
     #[arg(long, hide = true)]
     resume: Option<String>,
 
@@ -65,10 +70,10 @@ enum Command {
     /// Draw the dependencies, with their state if a gaggled runs
     Graph(graph::Arguments),
     /// Show what would happen to a system if something failed
-    Simulate(forecast::Arguments),
+    Simulate(simulate::Arguments),
     /// Write the logs of programs: gaggled runs this itself
     #[command(hide = true)]
-    WriteLogs {
+    Logger {
         /// The directory of the journal
         state: PathBuf,
         /// What it is that is to be written, for telling one from another
@@ -80,7 +85,7 @@ enum Command {
     Journal {
         /// What to do
         #[command(subcommand)]
-        command: journal_tool::Command,
+        command: journal::Command,
     },
     /// Print completions for a shell
     Completions {
@@ -89,7 +94,7 @@ enum Command {
     },
     /// Say whether this gaggled could go on with a journal
     #[command(hide = true)]
-    Succeed {
+    CheckTakeover {
         /// The directory of the journal
         state: PathBuf,
     },
@@ -113,33 +118,33 @@ fn main() -> ExitCode {
             output::end(rendered.and_then(|()| output::line(String::from_utf8_lossy(&page).trim_end())))
         }
         Some(Command::Graph(arguments)) => graph::run(&arguments),
-        Some(Command::Simulate(arguments)) => forecast::run(&arguments),
-        Some(Command::WriteLogs { state, .. }) => logger::run(&state),
+        Some(Command::Simulate(arguments)) => simulate::run(&arguments),
+        Some(Command::Logger { state, .. }) => logger::run(&state),
         Some(Command::Nodes(query)) => nodes::run(&query),
-        Some(Command::Journal { command }) => journal_tool::run(&command),
-        Some(Command::Succeed { state }) => daemon::succeed(&state),
+        Some(Command::Journal { command }) => journal::run(&command),
+        Some(Command::CheckTakeover { state }) => daemon::check_takeover(&state),
         None => {
             let config = arguments.config.unwrap_or_default();
             if arguments.test {
                 return check(&config);
             }
-            if arguments.launched.is_none() {
-                return launcher::run(own_arguments(), arguments.resume);
+            if arguments.inherit.is_none() {
+                return subreaper::run(own_arguments(), arguments.resume);
             }
-            let Arguments { no_interrupt: ignore_interrupts, take_state, launched, .. } = arguments;
-            daemon::run(&Options { config, ignore_interrupts, take_state, launched })
+            let Arguments { no_interrupt: ignore_interrupts, take_state, inherit, .. } = arguments;
+            daemon::run(&Options { config, ignore_interrupts, take_state, inherit })
         }
     }
 }
 
 fn check(config: &Path) -> ExitCode {
-    let Some(system) = System::check(config, false) else { return ExitCode::from(BAD_CONFIGURATION) };
+    let Some(system) = LoadedConfig::check(config, false) else { return ExitCode::from(BAD_CONFIGURATION) };
     let (programs, dependencies) = system.size();
     let summary = format!("{}: ok, {programs} programs, {dependencies} dependencies", config.display());
     output::end(output::line(&summary))
 }
 
-/// The arguments for the daemon: those of this process, but for what only the launcher is to know.
+/// The arguments for the daemon: those of this process, but for what only the subreaper is to know.
 fn own_arguments() -> Vec<OsString> {
     let mut words = std::env::args_os().skip(1);
     let mut kept = Vec::new();

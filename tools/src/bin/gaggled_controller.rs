@@ -6,13 +6,14 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use gaggled_core::{
     command::Selection,
     time::Millis,
-    wire::{Action, Goal, Moment},
+    wire::{Action, PointInTime, WaitState},
 };
 use gaggled_tools::{
     VERSION,
-    address::Where,
-    controller::{Controller, Failure},
-    output, when,
+    common::endpoints::EndpointArgs,
+    common::output,
+    common::time_args,
+    controller::{CommandError, Controller},
 };
 
 /// Looks at a running gaggled, and tells it what to do
@@ -24,7 +25,7 @@ use gaggled_tools::{
 #[command(name = "gaggled_controller", version = VERSION)]
 struct Arguments {
     #[command(flatten)]
-    place: Where,
+    place: EndpointArgs,
 
     /// Print JSON
     #[arg(short, long, global = true)]
@@ -35,7 +36,7 @@ struct Arguments {
 }
 
 #[derive(Args, Clone)]
-struct Chosen {
+struct TargetArgs {
     /// Names or patterns; none means all
     #[arg(value_name = "PROGRAM")]
     programs: Vec<String>,
@@ -45,18 +46,18 @@ struct Chosen {
     no_wait: bool,
 
     /// How long to wait, for instance 500ms or 2m
-    #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
+    #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
     timeout: Millis,
 }
 
-impl Chosen {
+impl TargetArgs {
     fn selection(self) -> Selection {
         Selection { programs: self.programs, wait: !self.no_wait, timeout_ms: Some(self.timeout) }
     }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Goals {
+enum WaitStateArg {
     Up,
     Down,
 }
@@ -64,11 +65,11 @@ enum Goals {
 #[derive(Subcommand)]
 enum Command {
     /// Start programs, and keep them started
-    Up(Chosen),
+    Up(TargetArgs),
     /// Stop programs, and keep them stopped
-    Down(Chosen),
+    Down(TargetArgs),
     /// Stop programs, and start them again
-    Restart(Chosen),
+    Restart(TargetArgs),
     /// Move a group to a level: what does not run there stops, and then what does starts, in order
     Tell {
         /// The group
@@ -79,7 +80,7 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
         /// How long to wait
-        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Send a signal to programs that are up: TERM and KILL to all their processes, others to the main one
@@ -99,16 +100,16 @@ enum Command {
         #[arg(long, conflicts_with = "json")]
         tree: bool,
         /// As it was after an event, or at a time: 42, 14:03:07, "2026-11-20 14:03", 10m ago
-        #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
-        at: Option<Moment>,
+        #[arg(long, value_name = "MOMENT", value_parser = time_args::parse)]
+        at: Option<PointInTime>,
     },
     /// Tell why a program is as it is
     Why {
         /// Its name
         program: String,
         /// Why it was as it was after an event, or at a time
-        #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
-        at: Option<Moment>,
+        #[arg(long, value_name = "MOMENT", value_parser = time_args::parse)]
+        at: Option<PointInTime>,
     },
     /// Show what a program has written to its log
     Logs {
@@ -118,8 +119,8 @@ enum Command {
         #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
         lines: usize,
         /// Only lines from this time on: 14:03:07, 10m ago; for logs with rotate: (stamp: true)
-        #[arg(long, value_name = "TIME", value_parser = when::parse)]
-        since: Option<Moment>,
+        #[arg(long, value_name = "TIME", value_parser = time_args::parse)]
+        since: Option<PointInTime>,
         /// Go on with what is added
         #[arg(short, long)]
         follow: bool,
@@ -136,19 +137,19 @@ enum Command {
         programs: Vec<String>,
         /// What to wait for
         #[arg(long = "for", value_name = "STATE", default_value = "up")]
-        goal: Goals,
+        goal: WaitStateArg,
         /// How long
-        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Show what has happened
     Events {
         /// After the event of this number, or from this time on: 42, 14:03:07, "2026-11-20 14:03", 10m ago
-        #[arg(short, long, value_name = "MOMENT", value_parser = when::parse, default_value = "0")]
-        since: Moment,
+        #[arg(short, long, value_name = "MOMENT", value_parser = time_args::parse, default_value = "0")]
+        since: PointInTime,
         /// Up to the event of this number, or this time
-        #[arg(long, value_name = "MOMENT", value_parser = when::parse)]
-        until: Option<Moment>,
+        #[arg(long, value_name = "MOMENT", value_parser = time_args::parse)]
+        until: Option<PointInTime>,
         /// Only what concerns this program
         #[arg(short, long, value_name = "NAME")]
         program: Option<String>,
@@ -167,7 +168,7 @@ enum Command {
         /// The configuration; the one that gaggled was started with if it is not given
         file: Option<PathBuf>,
         /// How long to wait until gaggled has begun anew with it
-        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Go on as another version of gaggled; no program notices
@@ -175,7 +176,7 @@ enum Command {
         /// The binary; the one that stands where gaggled was started from if it is not given
         binary: Option<PathBuf>,
         /// How long to wait until it has taken over
-        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Stop everything, dependents first, and end gaggled
@@ -184,7 +185,7 @@ enum Command {
         #[arg(long)]
         no_wait: bool,
         /// How long to wait
-        #[arg(short, long, value_name = "TIME", value_parser = when::span, default_value = "30s")]
+        #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
 }
@@ -201,7 +202,7 @@ fn main() -> ExitCode {
     let controller = Controller { url, json: arguments.json };
     match run(&controller, arguments.command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Output(error)) => output::end(Err(error)),
+        Err(CommandError::Output(error)) => output::end(Err(error)),
         Err(failure) => {
             eprintln!("Error: {failure}");
             ExitCode::from(failure.code())
@@ -210,8 +211,8 @@ fn main() -> ExitCode {
 }
 
 /// Does what is asked for.
-fn run(controller: &Controller, command: Command) -> Result<(), Failure> {
-    let wait = |chosen: &Chosen| if chosen.no_wait { Millis(0) } else { chosen.timeout };
+fn run(controller: &Controller, command: Command) -> Result<(), CommandError> {
+    let wait = |chosen: &TargetArgs| if chosen.no_wait { Millis(0) } else { chosen.timeout };
     match command {
         Command::Up(chosen) => controller.change(wait(&chosen), Action::Up(chosen.selection())),
         Command::Down(chosen) => controller.change(wait(&chosen), Action::Down(chosen.selection())),
@@ -224,8 +225,8 @@ fn run(controller: &Controller, command: Command) -> Result<(), Failure> {
         Command::Signal { signal, programs } => controller.change(Millis(0), Action::Signal { programs, signal }),
         Command::Wait { programs, goal, timeout } => {
             let goal = match goal {
-                Goals::Up => Goal::Up,
-                Goals::Down => Goal::Down,
+                WaitStateArg::Up => WaitState::Up,
+                WaitStateArg::Down => WaitState::Down,
             };
             controller.change(timeout, Action::Wait { programs, goal, timeout_ms: Some(timeout) })
         }

@@ -13,8 +13,10 @@ use gaggled_core::{
     time::WallTime,
     wire::View,
 };
-use gaggled_gateways::follow::{Follower, Heard, Since};
-use gaggled_tools::{VERSION, address::Where, dump, output, render};
+use gaggled_gateways::follow::{FollowEvent, Follower, StartPosition};
+use gaggled_tools::{
+    VERSION, common::endpoints::EndpointArgs, common::event_format, common::output, controller::state_format,
+};
 use globset::{Glob, GlobMatcher};
 
 /// Prints what happens in a running gaggled, from now on or from an event on
@@ -25,7 +27,7 @@ use globset::{Glob, GlobMatcher};
 #[command(name = "gaggled_listener", version = VERSION)]
 struct Arguments {
     #[command(flatten)]
-    place: Where,
+    place: EndpointArgs,
 
     /// The url of the control channel, if it cannot be found
     #[arg(long, value_name = "URL")]
@@ -41,14 +43,14 @@ struct Arguments {
 
     /// Begin after the event of this number, 0 for the first that is kept; with its epoch, EPOCH:SEQ, for sure
     #[arg(short, long, value_name = "SEQ", value_parser = since)]
-    since: Option<Since>,
+    since: Option<StartPosition>,
 }
 
-fn since(text: &str) -> Result<Since, String> {
+fn since(text: &str) -> Result<StartPosition, String> {
     let number = |word: &str| word.parse::<u64>().map_err(|_| format!("\"{word}\" is not a number"));
     match text.split_once(':') {
-        Some((epoch, seq)) => Ok(Since { epoch: Some(EpochId(number(epoch)?)), seq: Seq(number(seq)?) }),
-        None => Ok(Since { epoch: None, seq: Seq(number(text)?) }),
+        Some((epoch, seq)) => Ok(StartPosition { epoch: Some(EpochId(number(epoch)?)), seq: Seq(number(seq)?) }),
+        None => Ok(StartPosition { epoch: None, seq: Seq(number(text)?) }),
     }
 }
 
@@ -95,17 +97,17 @@ impl Listener {
         let mut first = true;
         loop {
             match self.follower.next(None) {
-                Heard::Synchronised { missed } => {
+                FollowEvent::Synchronised { missed } => {
                     self.synchronised(first, missed)?;
                     first = false;
                 }
-                Heard::Event(envelope, text) => self.event(&envelope, &text)?,
-                Heard::Past(text) => self.past(&text)?,
-                Heard::Silent if first => notice("waiting for gaggled"),
-                Heard::Silent => notice("nothing is heard of gaggled"),
-                Heard::Back => notice("gaggled is heard again"),
-                Heard::Garbled(why) => notice(&why),
-                Heard::Nothing => {}
+                FollowEvent::Event(envelope, text) => self.event(&envelope, &text)?,
+                FollowEvent::Past(text) => self.past(&text)?,
+                FollowEvent::Silent if first => notice("waiting for gaggled"),
+                FollowEvent::Silent => notice("nothing is heard of gaggled"),
+                FollowEvent::Back => notice("gaggled is heard again"),
+                FollowEvent::Garbled(why) => notice(&why),
+                FollowEvent::Nothing => {}
             }
         }
     }
@@ -135,7 +137,7 @@ impl Listener {
         if self.json {
             return output::line(text);
         }
-        output::line(&render::line(envelope, &state.graph, self.coloured))
+        output::line(&event_format::line(envelope, &state.graph, self.coloured))
     }
 
     /// An event about programs that there are no longer is shown as it was written.
@@ -147,15 +149,15 @@ impl Listener {
         {
             return Ok(());
         }
-        if self.json { output::line(text) } else { output::line(&render::raw_line(&event)) }
+        if self.json { output::line(text) } else { output::line(&event_format::raw_line(&event)) }
     }
 }
 
 /// What is said of the state before the events that follow it.
 fn summary(state: &State) -> String {
     let dump = View::at(state, state.at).dump(WallTime::default(), 0, usize::MAX);
-    let dump = serde_json::to_value(&dump).and_then(serde_json::from_value::<dump::Dump>);
-    let counts = dump.map_or_else(|_| String::new(), |dump| dump::summary(&dump));
+    let dump = serde_json::to_value(&dump).and_then(serde_json::from_value::<state_format::Dump>);
+    let counts = dump.map_or_else(|_| String::new(), |dump| state_format::summary(&dump));
     format!("following from event {}: {counts}", state.seq)
 }
 

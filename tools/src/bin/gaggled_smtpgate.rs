@@ -4,10 +4,10 @@ use std::{path::PathBuf, process::ExitCode, sync::Mutex};
 
 use clap::Parser;
 use gaggled_gateways::{
-    follow::{Follower, Since},
-    smtp::Ledger,
+    follow::{Follower, StartPosition},
+    smtp::MailSpool,
 };
-use gaggled_tools::{VERSION, address, diagnostics, smtpgate::Gate};
+use gaggled_tools::{VERSION, common::diagnostics, common::endpoints, smtpgate::MailGateway};
 use slog::{Drain, Level, LevelFilter, Logger, o};
 
 /// Sends mail about what happens in a running gaggled, as the configuration says
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         eprintln!("Error: {}: there is no section gaggled.smtpgate: add one", arguments.config.display());
         return ExitCode::FAILURE;
     };
-    let urls = match address::of_settings(&settings) {
+    let urls = match endpoints::of_settings(&settings) {
         Ok(urls) => urls,
         Err(error) => {
             eprintln!("Error: {}: {error}", arguments.config.display());
@@ -46,12 +46,13 @@ fn main() -> ExitCode {
     let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
     let host =
         nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
-    let gate = address::state_directory(&settings)
-        .and_then(|directory| Ledger::open(&directory).map_err(|error| error.to_string()))
+    let gate = endpoints::state_directory(&settings)
+        .and_then(|directory| MailSpool::open(&directory).map_err(|error| error.to_string()))
         .and_then(|ledger| {
-            let since = ledger.position().map(|position| Since { epoch: Some(position.epoch), seq: position.seq });
+            let since =
+                ledger.position().map(|position| StartPosition { epoch: Some(position.epoch), seq: position.seq });
             let follower = Follower::new(&urls.event, &urls.control, since).map_err(|error| error.to_string())?;
-            Gate::new(&config, &host, follower, ledger, logger).map_err(|error| error.to_string())
+            MailGateway::new(&config, &host, follower, ledger, logger).map_err(|error| error.to_string())
         });
     match gate {
         Ok(gate) => gate.run(),

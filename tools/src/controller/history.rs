@@ -3,17 +3,17 @@
 use gaggled_core::{
     ids::{EpochId, Seq},
     time::{Millis, WallTime},
-    wire::{Action, Moment},
+    wire::{Action, PointInTime},
 };
-use gaggled_gateways::call::Caller;
+use gaggled_gateways::client::ControlClient;
 use serde_json::Value;
 
-use super::{Controller, Failure};
-use crate::render;
+use super::{CommandError, Controller};
+use crate::common::event_format;
 
 impl Controller {
     /// Prints why a program is as it is, or was.
-    pub fn why(&self, program: String, at: Option<Moment>) -> Result<(), Failure> {
+    pub fn why(&self, program: String, at: Option<PointInTime>) -> Result<(), CommandError> {
         let body = self.call(Action::Why { program, at }, Millis(0))?;
         if self.json {
             return self.show(&body);
@@ -29,7 +29,7 @@ impl Controller {
                 let because = if depth == 0 { "" } else { "because " };
                 let time: Option<jiff::Timestamp> = link["time"].as_str().and_then(|time| time.parse().ok());
                 let wall = WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
-                let time = render::date_time(wall);
+                let time = event_format::date_time(wall);
                 lines.push(format!(
                     "  {time} {:>6}  {because}{}",
                     link["seq"].as_u64().unwrap_or_default(),
@@ -45,15 +45,20 @@ impl Controller {
     }
 
     /// Prints what has happened.
-    pub fn events(&self, since: Moment, until: Option<Moment>, program: Option<String>) -> Result<(), Failure> {
-        let caller = Caller::dial(&self.url).map_err(Failure::Call)?;
+    pub fn events(
+        &self,
+        since: PointInTime,
+        until: Option<PointInTime>,
+        program: Option<String>,
+    ) -> Result<(), CommandError> {
+        let caller = ControlClient::dial(&self.url).map_err(CommandError::Call)?;
         let (mut after, from) = match since {
-            Moment::Seq(seq) => (seq, None),
-            Moment::Time(time) => (Seq(0), Some(time)),
+            PointInTime::Seq(seq) => (seq, None),
+            PointInTime::Time(time) => (Seq(0), Some(time)),
         };
         let (last, until) = match until {
-            Some(Moment::Seq(seq)) => (seq.0, None),
-            Some(Moment::Time(time)) => (u64::MAX, Some(time)),
+            Some(PointInTime::Seq(seq)) => (seq.0, None),
+            Some(PointInTime::Time(time)) => (u64::MAX, Some(time)),
             None => (u64::MAX, None),
         };
         let mut epoch = None;
@@ -64,7 +69,7 @@ impl Controller {
                 if event["seq"].as_u64() > Some(last) {
                     return Ok(());
                 }
-                self.print(&if self.json { event.to_string() } else { render::raw_line(event) })?;
+                self.print(&if self.json { event.to_string() } else { event_format::raw_line(event) })?;
             }
             match body["next"].as_u64() {
                 Some(next) => (after, epoch) = (Seq(next), body["next_epoch"].as_u64().map(EpochId)),

@@ -15,14 +15,14 @@ use std::{
 
 use flate2::{Compression, write::GzEncoder};
 use gaggled_actors::safe_path::{SafeDirectory, SafePath, reopen_for_reading};
-use gaggled_core::logs::{Rotate, WhenStuck};
+use gaggled_core::logs::{Overflow, Rotate};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::{Sink, is_ready};
 
 /// How soon a disk that has failed is tried again while the program waits, in milliseconds.
-const AGAIN: u16 = 1000;
+const RETRY_DELAY: u16 = 1000;
 
 /// A log that is open.
 struct Open {
@@ -77,8 +77,8 @@ impl LogFile {
     /// Writes a part, or counts it. False if this process is to end and the disk still does not take it.
     fn put(&mut self, bytes: &[u8]) -> bool {
         while self.try_write(bytes).is_err() {
-            let waits = self.rotate.when_stuck == WhenStuck::Block;
-            let is_over = waits && is_ready(&self.stopped, AGAIN.into());
+            let waits = self.rotate.overflow == Overflow::Block;
+            let is_over = waits && is_ready(&self.stopped, RETRY_DELAY.into());
             if is_over || !waits {
                 self.lost += bytes.len() as u64;
                 return !is_over;
@@ -123,7 +123,7 @@ impl Sink for LogFile {
         for line in chunk.split_inclusive(|byte| *byte == b'\n') {
             self.look_whether_full();
             self.say_what_was_lost();
-            goes_on = if self.rotate.stamp && self.at_line {
+            goes_on = if self.rotate.timestamps && self.at_line {
                 let stamped = [format!("{:.3} ", jiff::Timestamp::now()).as_bytes(), line].concat();
                 self.put(&stamped)
             } else {
@@ -146,15 +146,15 @@ impl Sink for LogFile {
 }
 
 /// Output that goes together with that of others: each line whole, and with the name of its program.
-pub(super) struct Merged {
+pub(super) struct PrefixedOutput {
     prefix: String,
     rest: Vec<u8>,
 }
 
 /// The longest line that is waited for, in bytes.
-const LONGEST: usize = 64 << 10;
+const LINE_MAX: usize = 64 << 10;
 
-impl Merged {
+impl PrefixedOutput {
     pub(super) fn new(program: &str, width: usize) -> Self {
         Self { prefix: format!("{program:<width$} | "), rest: Vec::new() }
     }
@@ -166,14 +166,14 @@ impl Merged {
     }
 }
 
-impl Sink for Merged {
+impl Sink for PrefixedOutput {
     fn write(&mut self, chunk: &[u8]) -> bool {
         self.rest.extend(chunk);
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
             self.print(&line);
         }
-        if self.rest.len() > LONGEST {
+        if self.rest.len() > LINE_MAX {
             let line = std::mem::take(&mut self.rest);
             self.print(&line);
         }
@@ -214,10 +214,10 @@ fn older(path: &SafePath, number: u32) -> [OsString; 2] {
 /// Moves every file on by one, and forgets the oldest. What was interrupted before is gone on with.
 fn begin_anew(path: &SafePath, log: &File, rotate: Rotate) -> io::Result<()> {
     let directory = &path.directory;
-    for file in older(path, rotate.keep) {
+    for file in older(path, rotate.max_files) {
         directory.remove(&file)?;
     }
-    for number in (1..rotate.keep).rev() {
+    for number in (1..rotate.max_files).rev() {
         for (from, to) in older(path, number).into_iter().zip(older(path, number + 1)) {
             absent_is_fine(directory.rename(&from, &to))?;
         }

@@ -14,8 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use gaggled_actors::{host, safe_path::reopen_fifo, state_directory::known_identity};
-use gaggled_core::logs::Outlet;
+use gaggled_actors::{host, journal::directory::known_identity, safe_path::reopen_fifo};
+use gaggled_core::logs::LogRoute;
 use nix::{
     errno::Errno,
     libc,
@@ -33,7 +33,7 @@ const CHUNK: usize = 64 << 10;
 const LAST: usize = 1 << 20;
 
 /// The pipes that programs of this gaggled still write to and that have lost their names, by program.
-pub(super) fn nameless(state: &Path, outlets: &[Outlet]) -> BTreeMap<String, Vec<File>> {
+pub(super) fn nameless(state: &Path, outlets: &[LogRoute]) -> BTreeMap<String, Vec<File>> {
     let mut found: BTreeMap<String, Vec<(u64, File)>> = BTreeMap::new();
     let Some(identity) = known_identity(state) else { return BTreeMap::new() };
     let named: BTreeMap<&str, &str> =

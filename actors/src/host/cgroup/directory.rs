@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use gaggled_core::host::ExecStage;
+use gaggled_core::host::SpawnStage;
 use nix::{
     errno::Errno,
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
@@ -20,11 +20,11 @@ use sha2::{Digest, Sha256};
 use super::{Cgroup, others, read, write};
 use crate::{
     clock::real_now,
-    host::kernel::{self, Confinement, Plan, SpawnError, Stack},
+    host::spawn::sys::{self, PreparedSandbox, SpawnError, SpawnPlan, Stack},
 };
 
 /// How long what is left in it may take to end when everything has stopped.
-const PATIENCE_AT_THE_END: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The directory of this gaggled's own in the one that the configuration names, by whatever name that goes.
 pub fn own_directory(parent: &str, journal: &str) -> PathBuf {
@@ -50,7 +50,7 @@ pub enum CgroupError {
     Io {
         /// The file or directory.
         path: String,
-        /// What the kernel says.
+        /// What the spawn::sys says.
         why: String,
     },
     /// There is no such controller here.
@@ -61,9 +61,9 @@ pub enum CgroupError {
         /// What there is.
         available: String,
     },
-    /// Processes are where the kernel allows none.
+    /// Processes are where the spawn::sys allows none.
     #[error(
-        "there are processes in a cgroup above {0}, perhaps gaggled itself, and so the kernel limits nothing in it: start gaggled in a cgroup beside it"
+        "there are processes in a cgroup above {0}, perhaps gaggled itself, and so the spawn::sys limits nothing in it: start gaggled in a cgroup beside it"
     )]
     Occupied(String),
     /// Processes cannot be put there.
@@ -73,7 +73,7 @@ pub enum CgroupError {
     Closed {
         /// The directory.
         path: String,
-        /// What the kernel says.
+        /// What the spawn::sys says.
         why: String,
     },
 }
@@ -110,12 +110,12 @@ pub fn prepare(own: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupErr
     fs::create_dir_all(own).map_err(|error| CgroupError::io(own, &error))?;
     controllers.iter().try_for_each(|controller| enable(own, controller))?;
     in_probe(own, |probe| {
-        let entrance = probe.entrance().map_err(|error| CgroupError::io(&probe.0, &error))?;
-        try_entrance(own, &entrance)
+        let procs_file = probe.procs_file().map_err(|error| CgroupError::io(&probe.0, &error))?;
+        try_entrance(own, &procs_file)
     })
 }
 
-/// Whether the kernel takes these settings, tried in a directory that has been prepared.
+/// Whether the spawn::sys takes these settings, tried in a directory that has been prepared.
 pub fn try_settings(own: &Path, settings: &[(String, String)]) -> Result<(), CgroupError> {
     in_probe(own, |probe| {
         settings.iter().try_for_each(|(name, value)| {
@@ -127,7 +127,7 @@ pub fn try_settings(own: &Path, settings: &[(String, String)]) -> Result<(), Cgr
 
 /// Ends what is left in the directory of a gaggled, and removes it.
 pub fn remove_directory(own: &Path) {
-    let deadline = real_now() + PATIENCE_AT_THE_END;
+    let deadline = real_now() + SHUTDOWN_TIMEOUT;
     for cgroup in others(own, &BTreeSet::new()) {
         cgroup.end(deadline.saturating_duration_since(real_now()));
     }
@@ -148,27 +148,27 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Sends in a process that has nothing to execute, and looks how far it gets.
-fn try_entrance(own: &Path, entrance: &File) -> Result<(), CgroupError> {
+fn try_entrance(own: &Path, procs_file: &File) -> Result<(), CgroupError> {
     let failed = |error: &io::Error| CgroupError::io(own, error);
     let nothing = [CString::default()];
     let stdin = File::open("/dev/null").map_err(|error| failed(&error))?.into();
-    let plan = Plan {
+    let plan = SpawnPlan {
         candidates: &nothing,
         argv: &nothing,
         env: &[],
         wd: None,
-        cgroup: Some(entrance),
+        cgroup: Some(procs_file),
         stdin: &stdin,
         output: None,
         descriptor: None,
         pid_file: None,
-        confinement: &Confinement::default(),
+        confinement: &PreparedSandbox::default(),
         keep_ignored: &[],
         record: None,
     };
     let mut stack = Stack::new().map_err(|error| failed(&error))?;
-    match kernel::spawn(&plan, &mut stack, &AtomicI32::new(0)) {
-        Err(SpawnError { stage: ExecStage::Cgroup, errno }) => Err(closed(own, errno)),
+    match sys::spawn(&plan, &mut stack, &AtomicI32::new(0)) {
+        Err(SpawnError { stage: SpawnStage::Cgroup, errno }) => Err(closed(own, errno)),
         _ => Ok(()),
     }
 }

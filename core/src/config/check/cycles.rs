@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, VecDeque};
 use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
 use super::groups;
-use crate::config::{Config, Diagnostic, Locator};
+use crate::config::{Config, Diagnostic, SpanIndex};
 
-pub(super) fn check(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+pub(super) fn check(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let mut graph = DiGraphMap::<&str, ()>::new();
     for (name, program) in config.programs.iter() {
         graph.add_node(name);

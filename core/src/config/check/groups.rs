@@ -7,9 +7,9 @@ use crate::{
     ids::GroupId,
 };
 
-use super::{Config, Diagnostic, Locator, is_usable};
+use super::{Config, Diagnostic, SpanIndex, is_usable};
 
-pub(super) fn check(config: &Config, locator: &Locator, found: &mut Vec<Diagnostic>) {
+pub(super) fn check(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     for (name, program) in config.programs.iter() {
         let at = |field: &str| locator.nearest(&["programs", name, field]);
         if program.group.is_none() && !program.levels.is_empty() {
@@ -42,7 +42,7 @@ pub(super) fn check(config: &Config, locator: &Locator, found: &mut Vec<Diagnost
             let error = Diagnostic::error(format!("group \"{name}\" has the name of a program"));
             found.push(error.at(at).help("rename one of the two: commands take both"));
         }
-        for (field, level) in [("level", Some(&group.home)), ("on_failure", group.fallback.as_ref())] {
+        for (field, level) in [("level", Some(&group.default_level)), ("on_failure", group.fallback.as_ref())] {
             let Some(level) = level.filter(|level| !exists(&graph, id, level)) else { continue };
             let levels = named(&graph, id);
             let message = format!("group \"{name}\" has no level \"{level}\": none of its programs runs there");
@@ -80,7 +80,7 @@ fn named(graph: &Graph, group: GroupId) -> Vec<String> {
 pub(super) fn held_back(config: &Config) -> Vec<(&str, &str)> {
     let mut pairs = Vec::new();
     let mut before: BTreeMap<&str, Vec<(&str, &[String])>> = BTreeMap::new();
-    for (name, program) in config.programs.iter().filter(|(_, program)| program.enabled) {
+    for (name, program) in config.enabled_programs() {
         let Some(group) = program.group.as_deref() else { continue };
         let holders = before.entry(group).or_default();
         let meets = |levels: &[String]| {

@@ -1,32 +1,35 @@
 //! Mistakes of sense about how a program shows that it is ready and well.
 
 use crate::{
-    health::{Probe, Ready},
+    health::{Probe, ReadinessProbe},
     time::Millis,
 };
 
-use super::{Diagnostic, Locator, ProgramConfig};
+use super::{Diagnostic, ProgramConfig, SpanIndex};
 
 /// The texts that are passed on to the system.
 pub(super) fn texts(program: &ProgramConfig) -> impl Iterator<Item = &String> {
     let ready = program.ready.as_ref().and_then(|ready| match ready {
-        Ready::Notify | Ready::Descriptor(_) => None,
-        Ready::Line(text) | Ready::Command(text) | Ready::Tcp(text) | Ready::Http(text) => Some(text),
+        ReadinessProbe::Notify | ReadinessProbe::Fd(_) => None,
+        ReadinessProbe::LogLine(text)
+        | ReadinessProbe::Command(text)
+        | ReadinessProbe::Tcp(text)
+        | ReadinessProbe::Http(text) => Some(text),
     });
-    let health = program.health.as_ref().map(|health| match &health.check {
+    let health = program.health.as_ref().map(|health| match &health.probe {
         Probe::Command(text) | Probe::Tcp(text) | Probe::Http(text) => text,
     });
     ready.into_iter().chain(health)
 }
 
-pub(super) fn check(name: &str, program: &ProgramConfig, locator: &Locator, found: &mut Vec<Diagnostic>) {
+pub(super) fn check(name: &str, program: &ProgramConfig, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let mut error = |field: &str, what: &str, help: &str| {
         let error = Diagnostic::error(format!("program \"{name}\" {what}"));
         found.push(error.at(locator.nearest(&["programs", name, field])).help(help));
     };
-    let care = program.care();
-    let looked_after = care.readiness.is_some() || care.checkup.is_some() || care.watchdog.is_some();
-    if program.effective_mode().holds_back() && looked_after {
+    let health = program.health();
+    let looked_after = health.readiness.is_some() || health.check.is_some() || health.watchdog.is_some();
+    if program.effective_mode().is_gate() && looked_after {
         let field = if program.ready.is_some() { "ready" } else { "health" };
         error(
             field,
@@ -35,31 +38,31 @@ pub(super) fn check(name: &str, program: &ProgramConfig, locator: &Locator, foun
         );
     }
     match &program.ready {
-        Some(Ready::Descriptor(fd)) if !(3..=1023).contains(fd) => {
+        Some(ReadinessProbe::Fd(fd)) if !(3..=1023).contains(fd) => {
             error("ready", "is to tell through a descriptor that it cannot have", "write a number from 3 to 1023");
         }
-        Some(Ready::Line(_)) if program.log.as_deref().is_none_or(|log| log == "/dev/null") => {
+        Some(ReadinessProbe::LogLine(_)) if program.log.as_deref().is_none_or(|log| log == "/dev/null") => {
             error("ready", "is ready by a line of its log, and has no log", "add log: \"...\"");
         }
-        Some(Ready::Line(text)) if text.is_empty() => {
+        Some(ReadinessProbe::LogLine(text)) if text.is_empty() => {
             error("ready", "is ready by an empty line", "write a part of the line");
         }
         Some(_) | None => {}
     }
     for (field, probe) in [
-        ("ready", program.ready.as_ref().and_then(Ready::probe)),
-        ("health", program.health.as_ref().map(|health| health.check.clone())),
+        ("ready", program.ready.as_ref().and_then(ReadinessProbe::probe)),
+        ("health", program.health.as_ref().map(|health| health.probe.clone())),
     ] {
         if let Some((what, help)) = probe.as_ref().and_then(wrong) {
             error(field, what, help);
         }
     }
     if let Some(health) = &program.health {
-        if health.every == Millis(0) || health.timeout == Millis(0) {
-            error("health", "is checked with a time of 0", "write for instance every: \"10s\", timeout: \"5s\"");
+        if health.interval == Millis(0) || health.timeout == Millis(0) {
+            error("health", "is checked with a time of 0", "write for instance interval: \"10s\", timeout: \"5s\"");
         }
-        if health.failures == 0 {
-            error("health", "is unhealthy after 0 failures", "write failures: 1 or more");
+        if health.failure_threshold == 0 {
+            error("health", "is unhealthy after 0 failures", "write failure_threshold: 1 or more");
         }
     }
     for (field, span) in [("start_timeout", program.start_timeout), ("watchdog", program.watchdog)] {

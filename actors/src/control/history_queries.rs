@@ -1,0 +1,276 @@
+//! Questions about what is past, which memory answers as far as it goes, and the disk beyond that.
+
+use gaggled_core::{
+    history::{Link, describe_origin, next_cause},
+    ids::{EpochId, Position, Seq},
+    time::WallTime,
+    wire::{ErrorCode, PointInTime, ProgramView, Reply, ReplyError, View},
+};
+use globset::{Glob, GlobMatcher};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{ControlActor, Dispatch, worker::JobResult};
+use crate::journal::reader::{EventQuery, JournalReader};
+
+/// The most events in one answer.
+const EVENTS_PAGE: usize = 5_000;
+
+/// Which events are meant.
+pub(super) struct Filter {
+    /// Those of programs whose names match.
+    pub program: Option<GlobMatcher>,
+    pub from: Option<WallTime>,
+    pub until: Option<WallTime>,
+}
+
+#[derive(Serialize)]
+struct EventsBody {
+    epoch: EpochId,
+    /// Whether some of what was asked for is no longer kept, so that only a snapshot helps.
+    gap: bool,
+    /// The first event that is kept.
+    first: Seq,
+    /// The last event there is.
+    last: Seq,
+    #[serde(rename = "events")]
+    found: Vec<Box<RawValue>>,
+    /// What to ask for next, if there are more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<Seq>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_epoch: Option<EpochId>,
+}
+
+#[derive(Serialize)]
+struct WhyBody<'a> {
+    program: &'a str,
+    state: ProgramView<'a>,
+    chains: Vec<Vec<WhyStep<'a>>>,
+}
+
+#[derive(Serialize)]
+struct WhyStep<'a> {
+    seq: Seq,
+    time: WallTime,
+    event: &'static str,
+    words: &'a str,
+    /// Where the chain ends, at its last link.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<String>,
+}
+
+impl ControlActor {
+    /// The programs of which events are wanted. It may be one that there is no longer, but not one that there never was.
+    pub(super) fn matcher(&self, program: Option<String>) -> Result<Option<GlobMatcher>, ReplyError> {
+        let Some(word) = program else { return Ok(None) };
+        let glob = Glob::new(&word).map_err(|why| ReplyError {
+            code: ErrorCode::BadRequest,
+            message: format!("pattern {word:?} is not understood: {}", why.kind()),
+        })?;
+        let matcher = glob.compile_matcher();
+        let known = self.names.keys().any(|name| matcher.is_match(&**name));
+        if !known && !self.history.programs().any(|name| matcher.is_match(name)) {
+            self.select(&[word])?;
+        }
+        Ok(Some(matcher))
+    }
+
+    /// What has not happened yet cannot be told.
+    pub(super) fn past_only(&self, at: Option<PointInTime>) -> Result<(), ReplyError> {
+        let (last, now) = (self.state.seq, self.clock.wall());
+        let message = match at {
+            Some(PointInTime::Seq(seq)) if seq > last => {
+                format!("event {seq} has not happened yet, the last one is {last}")
+            }
+            Some(PointInTime::Time(time)) if time.0 > now.0 => "that time has not come yet".to_owned(),
+            Some(_) | None => return Ok(()),
+        };
+        Err(ReplyError { code: ErrorCode::BadRequest, message })
+    }
+
+    pub(super) fn events(
+        &self,
+        id: &str,
+        epoch: Option<EpochId>,
+        since: Seq,
+        limit: Option<usize>,
+        filter: Filter,
+    ) -> Dispatch {
+        let limit = limit.unwrap_or(EVENTS_PAGE).min(EVENTS_PAGE);
+        // Without an epoch the question is for what there is, and what there is not is no gap.
+        let after = match epoch {
+            Some(epoch) => Position { epoch, seq: since },
+            None => self.latest_of(since),
+        };
+        let first = self.history.first().unwrap_or_default();
+        let last = Position { epoch: self.state.epoch, seq: self.state.seq };
+        let early = after < first && after.seq.0 + 1 < first.seq.0 && first.seq > Seq(1);
+        let before = filter.from.is_some_and(|from| self.history.starts_after(from));
+        if !early && (filter.from.is_none() || !before || first.seq <= Seq(1)) {
+            return Dispatch::ReplyFn(self.recent_events(id, after, last, limit, &filter));
+        }
+        let Filter { program, from, until } = filter;
+        let wanted = EventQuery { after, from, until, program, limit };
+        let archive = self.archive.clone();
+        let exact = epoch.is_some();
+        let known = MemoryRange { first, last };
+        Dispatch::Offload(Box::new(move |id| JobResult::ReplyFn(archived_events(id, &archive, &wanted, known, exact))))
+    }
+
+    /// The last position of a number, whichever the epoch.
+    fn latest_of(&self, seq: Seq) -> Position {
+        let epoch = self.history.get(seq).map(|entry| entry.envelope.epoch);
+        let oldest =
+            if Some(seq) < self.history.first().map(|first| first.seq) { EpochId(0) } else { self.state.epoch };
+        Position { epoch: epoch.unwrap_or(oldest), seq }
+    }
+
+    fn recent_events(&self, id: &str, after: Position, last: Position, limit: usize, filter: &Filter) -> Reply {
+        let first = self.history.first().map_or(Seq(1), |first| first.seq);
+        let mut answer = EventsBody {
+            epoch: last.epoch,
+            gap: after > last,
+            first,
+            last: last.seq,
+            found: Vec::new(),
+            next: None,
+            next_epoch: None,
+        };
+        for entry in self.history.after(after) {
+            let position = entry.position();
+            let matches = |program: &GlobMatcher| entry.program().is_some_and(|name| program.is_match(name));
+            let right = filter.program.as_ref().is_none_or(matches)
+                && filter.from.is_none_or(|from| entry.envelope.time.0 >= from.0)
+                && filter.until.is_none_or(|until| entry.envelope.time.0 <= until.0);
+            if !right {
+                continue;
+            }
+            if answer.found.len() == limit {
+                answer.next = position.seq.0.checked_sub(1).map(Seq);
+                answer.next_epoch = Some(position.epoch);
+                break;
+            }
+            answer.found.extend(RawValue::from_string(entry.encode()).ok());
+        }
+        Reply::done(id, &answer)
+    }
+
+    pub(super) fn past_dump(&self, at: PointInTime, programs: Vec<String>) -> Dispatch {
+        let archive = self.archive.clone();
+        Dispatch::Offload(Box::new(move |id| {
+            JobResult::ReplyFn(match archive.state_at(at) {
+                Some((state, wall)) => {
+                    let mut dump = View::at(&state, state.at).dump(wall, 0, usize::MAX);
+                    dump.programs
+                        .retain(|program| programs.is_empty() || programs.iter().any(|name| name == program.program));
+                    Reply::done(id, &dump)
+                }
+                None => too_early(id, &archive),
+            })
+        }))
+    }
+
+    pub(super) fn why(&self, id: &str, program: &str, at: Option<PointInTime>) -> Result<Dispatch, ReplyError> {
+        let archive = self.archive.clone();
+        if let Some(at) = at {
+            let program = program.to_owned();
+            return Ok(Dispatch::Offload(Box::new(move |id| JobResult::ReplyFn(past_why(id, &archive, &program, at)))));
+        }
+        let &[program] = self.select(&[program.to_owned()])?.as_slice() else {
+            let message = format!("{program:?} means several programs: ask for one");
+            return Err(ReplyError { code: ErrorCode::BadRequest, message });
+        };
+        let chains = self.history.why(&self.state, program);
+        let now = self.clock.now();
+        let whole = |chain: &Vec<Link>| next_cause(chain).is_none();
+        if chains.iter().all(whole) {
+            return Ok(Dispatch::ReplyFn(explain(id, View::at(&self.state, now).program(program), &chains)));
+        }
+        let state = self.state.clone();
+        Ok(Dispatch::Offload(Box::new(move |id| {
+            let chains: Vec<_> = chains.into_iter().map(|chain| completed(chain, &archive)).collect();
+            JobResult::ReplyFn(explain(id, View::at(&state, now).program(program), &chains))
+        })))
+    }
+}
+
+fn too_early(id: &str, archive: &JournalReader) -> Reply {
+    let since = archive.begins().map_or_else(String::new, |begins| format!(": it begins at {}", begins.timestamp()));
+    Reply::refused(id, ErrorCode::Failed, format!("the journal does not reach back to that moment{since}"))
+}
+
+/// A chain that goes back beyond what is in memory.
+fn completed(mut chain: Vec<Link>, archive: &JournalReader) -> Vec<Link> {
+    let next = next_cause(&chain);
+    chain.extend(next.into_iter().flat_map(|seq| archive.chain(seq)));
+    chain
+}
+
+fn past_why(id: &str, archive: &JournalReader, name: &str, at: PointInTime) -> Reply {
+    let Some((state, _)) = archive.state_at(at) else {
+        return too_early(id, archive);
+    };
+    let Some(program) = state.graph.names().get(name).copied() else {
+        return Reply::refused(id, ErrorCode::NoSuchProgram, format!("there was no program {name:?} then"));
+    };
+    let known = &state.programs[program];
+    let from = if known.phase_event > Seq(0) { known.phase_event } else { known.last_seq };
+    let chains = vec![archive.chain(from)];
+    explain(id, View::at(&state, state.at).program(program), &chains)
+}
+
+fn explain(id: &str, state: ProgramView<'_>, chains: &[Vec<Link>]) -> Reply {
+    let chains = chains.iter().map(|chain| links(chain)).collect();
+    Reply::done(id, &WhyBody { program: state.program, state, chains })
+}
+
+fn links(chain: &[Link]) -> Vec<WhyStep<'_>> {
+    let last = chain.len().saturating_sub(1);
+    let repeats = next_cause(chain).is_none();
+    let origin = |link: &Link| match link.envelope.cause.event() {
+        Some(_) if repeats => "so it has gone before, again and again".to_owned(),
+        _ => describe_origin(&link.envelope.cause),
+    };
+    chain
+        .iter()
+        .enumerate()
+        .map(|(at, this)| WhyStep {
+            seq: this.envelope.seq,
+            time: this.envelope.time,
+            event: this.envelope.event.name(),
+            words: &this.words,
+            origin: (at == last).then(|| origin(this)),
+        })
+        .collect()
+}
+
+/// What memory has.
+#[derive(Clone, Copy)]
+struct MemoryRange {
+    first: Position,
+    last: Position,
+}
+
+fn archived_events(id: &str, archive: &JournalReader, wanted: &EventQuery, known: MemoryRange, exact: bool) -> Reply {
+    let MemoryRange { first, last } = known;
+    let mut found = archive.events(wanted);
+    if found.end <= wanted.after && !found.full {
+        // The disk has nothing of it. What memory has is all there is.
+        found.gap = true;
+        found.end = Position { seq: Seq(first.seq.0.saturating_sub(1)), ..first };
+    }
+    // What the disk does not have yet, memory has: the next question goes there.
+    let until = wanted.until.is_some() && found.full && found.events.len() < wanted.limit;
+    let more = found.end < last && !until;
+    let events = EventsBody {
+        epoch: last.epoch,
+        gap: found.gap && exact,
+        first: found.first.seq,
+        last: last.seq,
+        found: found.events.into_iter().filter_map(|text| RawValue::from_string(text).ok()).collect(),
+        next: more.then_some(found.end.seq),
+        next_epoch: more.then_some(found.end.epoch),
+    };
+    Reply::done(id, &events)
+}

@@ -1,0 +1,76 @@
+//! The questions that change nothing, and their answers.
+
+use gaggled_core::{
+    ids::{EpochId, Seq},
+    state::Phase,
+    wire::{GroupView, Reply, ReplyError, View},
+};
+use serde::Serialize;
+
+use super::ControlActor;
+
+/// The most programs on one page of a dump.
+const DUMP_PAGE: usize = 10_000;
+
+#[derive(Serialize)]
+struct InfoBody<'a> {
+    version: &'a str,
+    pid: u32,
+    /// The binary that runs.
+    binary: &'a str,
+    epoch: EpochId,
+    seq: Seq,
+    uptime_ms: u64,
+    programs: usize,
+    up: usize,
+    shutting_down: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    groups: Vec<GroupView>,
+    eventurl: &'a str,
+    controlurl: &'a str,
+    /// The directory of the journal.
+    state: &'a str,
+}
+
+impl ControlActor {
+    pub(super) fn dump(
+        &self,
+        id: &str,
+        programs: &[String],
+        from: usize,
+        limit: Option<usize>,
+    ) -> Result<Reply, ReplyError> {
+        let limit = limit.unwrap_or(DUMP_PAGE).min(DUMP_PAGE);
+        let view = View::at(&self.state, self.clock.now());
+        let mut dump = view.dump(self.clock.wall(), from, limit);
+        if !programs.is_empty() {
+            let chosen = self.choose(programs)?;
+            dump.groups = chosen.groups.iter().map(|id| view.group(*id)).collect();
+            let chosen = self.with_members(&chosen);
+            dump.programs = chosen.iter().map(|id| view.program(*id)).collect();
+            dump.dependencies = chosen.iter().flat_map(|id| view.dependencies(*id)).collect();
+            dump.next = None;
+        }
+        Ok(Reply::done(id, &dump))
+    }
+
+    pub(super) fn status(&self, id: &str) -> Reply {
+        let up = self.state.running.iter().filter(|id| self.state.programs[**id].phase == Phase::Up).count();
+        let status = InfoBody {
+            version: self.about.version,
+            pid: self.about.pid,
+            binary: &self.about.binary,
+            epoch: self.state.epoch,
+            seq: self.state.seq,
+            uptime_ms: self.clock.now().since(self.began).0,
+            programs: self.state.programs.len(),
+            up,
+            shutting_down: self.state.shutdown.is_some(),
+            groups: View::at(&self.state, self.clock.now()).groups(),
+            eventurl: &self.about.eventurl,
+            controlurl: &self.about.controlurl,
+            state: &self.about.state,
+        };
+        Reply::done(id, &status)
+    }
+}

@@ -1,0 +1,131 @@
+//! Which programs are meant by names and patterns.
+
+use std::collections::BTreeSet;
+
+use gaggled_core::{
+    config::LOGGER,
+    ids::{GroupId, ProgramId},
+    wire::{ErrorCode, ReplyError},
+};
+use globset::Glob;
+
+use super::ControlActor;
+
+/// What a command is for.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    pub programs: BTreeSet<ProgramId>,
+    pub groups: BTreeSet<GroupId>,
+}
+
+/// Longer words mean nothing: no name is so long, and a pattern costs by its length.
+const WORD_MAX: usize = 128;
+/// How many patterns may be looked for at once.
+const PATTERNS_MAX: usize = 64;
+
+impl ControlActor {
+    /// The programs that are meant, those of groups among them, in the order of the configuration; all for none.
+    pub(super) fn select(&self, wanted: &[String]) -> Result<Vec<ProgramId>, ReplyError> {
+        Ok(self.with_members(&self.choose(wanted)?))
+    }
+
+    /// What was chosen, with what belongs to the groups.
+    pub(super) fn with_members(&self, chosen: &Targets) -> Vec<ProgramId> {
+        let members = chosen.groups.iter().flat_map(|group| &self.state.graph.groups[*group].members);
+        let all: BTreeSet<ProgramId> = chosen.programs.iter().chain(members).copied().collect();
+        all.into_iter().collect()
+    }
+
+    /// The programs and groups that are meant; for none, all groups and the programs that are in none, but for the one that
+    /// writes logs.
+    ///
+    /// Each name and each pattern must mean at least one.
+    pub(super) fn choose(&self, wanted: &[String]) -> Result<Targets, ReplyError> {
+        let graph = &self.state.graph;
+        if wanted.is_empty() {
+            // Who writes for others goes when nobody does any more, and not because everybody is to stop.
+            let serves = |id: ProgramId| *graph.programs[id].name == *LOGGER;
+            let free = |id: &ProgramId| !self.is_retired(*id) && graph.programs[*id].group.is_none() && !serves(*id);
+            return Ok(Targets {
+                programs: graph.programs.ids().filter(free).collect(),
+                groups: graph.groups.ids().collect(),
+            });
+        }
+        let mut chosen = Targets::default();
+        let mut patterns = 0;
+        for word in wanted {
+            if let Some(id) = self.names.get(word.as_str()) {
+                chosen.programs.insert(*id);
+            } else if let Some(id) = graph.group(word) {
+                chosen.groups.insert(id);
+            } else if word.len() <= WORD_MAX && word.contains(['*', '?', '[', '{']) {
+                patterns += 1;
+                if patterns > PATTERNS_MAX {
+                    let message = format!("more than {PATTERNS_MAX} patterns at once");
+                    return Err(ReplyError { code: ErrorCode::BadRequest, message });
+                }
+                chosen.programs.extend(self.matching(word)?);
+            } else {
+                return Err(self.unknown(word));
+            }
+        }
+        Ok(chosen)
+    }
+
+    /// The group of this name.
+    pub(super) fn find_group(&self, name: &str) -> Result<GroupId, ReplyError> {
+        let graph = &self.state.graph;
+        graph.group(name).ok_or_else(|| {
+            let known = graph.groups.values().map(|group| &*group.name);
+            let message = format!("there is no group {}{}", shown(name), nearest(name, known));
+            ReplyError { code: ErrorCode::NoSuchGroup, message }
+        })
+    }
+
+    fn is_retired(&self, id: ProgramId) -> bool {
+        self.state.graph.programs[id].unconfigured
+    }
+
+    fn matching(&self, pattern: &str) -> Result<Vec<ProgramId>, ReplyError> {
+        let glob = Glob::new(pattern).map_err(|why| ReplyError {
+            code: ErrorCode::BadRequest,
+            message: format!("pattern {pattern:?} is not understood: {}", why.kind()),
+        })?;
+        let matcher = glob.compile_matcher();
+        let all = self.state.graph.programs.iter();
+        let found: Vec<ProgramId> = all
+            .filter(|(_, policy)| !policy.unconfigured && matcher.is_match(&*policy.name))
+            .map(|(id, _)| id)
+            .collect();
+        if found.is_empty() {
+            let message = format!("no program matches {pattern:?}");
+            return Err(ReplyError { code: ErrorCode::NoSuchProgram, message });
+        }
+        Ok(found)
+    }
+
+    fn unknown(&self, name: &str) -> ReplyError {
+        if name.len() > WORD_MAX {
+            let message = format!("a name of {} bytes means no program", name.len());
+            return ReplyError { code: ErrorCode::NoSuchProgram, message };
+        }
+        let groups = self.state.graph.groups.values().map(|group| &*group.name);
+        let hint = nearest(name, self.names.keys().map(|known| &**known).chain(groups));
+        ReplyError { code: ErrorCode::NoSuchProgram, message: format!("there is no program {name:?}{hint}") }
+    }
+}
+
+/// A word of a client in quotes, however long it is.
+fn shown(word: &str) -> String {
+    let start: String = word.chars().take(WORD_MAX).collect();
+    format!("{start:?}")
+}
+
+/// The known name that is most like a wrong one, as a question.
+fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let wrong: String = wrong.chars().take(WORD_MAX).collect();
+    match known.map(|known| (strsim::levenshtein(&wrong, known), known)).min() {
+        Some((distance, known)) if distance <= 1 + wrong.len() / 3 => format!("; did you mean \"{known}\"?"),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,74 @@
+//! A thread for what takes its time: reading segments, reading a configuration, trying another binary.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+};
+
+use actix::{Addr, Message};
+use crossbeam_channel::Sender;
+use gaggled_core::{
+    event::Handover,
+    wire::{ErrorCode, Reply},
+};
+
+use super::{ControlActor, ReplyFn, RequestContext};
+use crate::machine_actor::panic_message;
+
+/// How much may wait for it.
+const QUEUE_MAX: usize = 64;
+
+/// What is to be done, given the id of the request.
+pub(super) type Job = Box<dyn FnOnce(&str) -> JobResult + Send>;
+
+/// What came of a job.
+pub(super) enum JobResult {
+    ReplyFn(Reply),
+    /// Everything has been left for the next life, which is to begin for this; and what is then answered.
+    Handover(Handover, serde_json::Value),
+}
+
+/// A job is done.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct JobFinished {
+    pub asked: RequestContext,
+    pub concluded: JobResult,
+    pub answer: ReplyFn,
+}
+
+struct QueuedJob {
+    asked: RequestContext,
+    job: Job,
+    answer: ReplyFn,
+    control: Addr<ControlActor>,
+}
+
+/// The way to the thread, which ends with this value; nothing if there is no thread to be had.
+pub(super) struct BlockingWorker(Option<Sender<QueuedJob>>);
+
+impl BlockingWorker {
+    pub(super) fn start() -> Self {
+        let (orders, received) = crossbeam_channel::bounded(QUEUE_MAX);
+        let work = move || received.into_iter().for_each(QueuedJob::carry_out);
+        Self(thread::Builder::new().name("librarian".into()).spawn(work).ok().map(|_| orders))
+    }
+
+    pub(super) fn give(&self, asked: RequestContext, job: Job, answer: ReplyFn, control: Addr<ControlActor>) {
+        if let Some(orders) = &self.0 {
+            // One that is dropped, because too many wait, is answered with that.
+            let _ = orders.try_send(QueuedJob { asked, job, answer, control });
+        }
+    }
+}
+
+impl QueuedJob {
+    fn carry_out(self) {
+        let Self { asked, job, answer, control } = self;
+        let concluded = catch_unwind(AssertUnwindSafe(|| job(&asked.id))).unwrap_or_else(|panic| {
+            let why = format!("a bug in gaggled: {}", panic_message(panic.as_ref()));
+            JobResult::ReplyFn(Reply::refused(&asked.id, ErrorCode::Failed, why))
+        });
+        control.do_send(JobFinished { asked, concluded, answer });
+    }
+}

@@ -1,0 +1,242 @@
+//! Listens to programs, and asks them how they are: a thread of its own, on which nothing else waits.
+//!
+//! When something is asked and what follows from the answer is decided by the rules; here it is only carried out, each
+//! check within its time and not too many at once.
+
+mod file_watch;
+mod notify_socket;
+mod probes;
+
+use std::{collections::BTreeMap, fs::File, io, os::unix::net::UnixDatagram, rc::Rc, sync::Arc, thread};
+
+use gaggled_core::{
+    health::{Health, Probe, ProbeError, ProbeKind, ReadinessProbe},
+    host::{HostEvent, LaunchSpec},
+    ids::{IdVec, InstanceId, ProgramId},
+};
+use inotify::Inotify;
+use tokio::{
+    runtime,
+    sync::{Semaphore, mpsc::UnboundedReceiver},
+    task::LocalSet,
+};
+
+pub(crate) use self::notify_socket::Addresses;
+pub use self::notify_socket::notify_directory;
+use self::{
+    file_watch::{FileWatches, Pattern},
+    notify_socket::{NotifyReader, Sockets},
+};
+use crate::host::{linux::Environment, recover::stash::Stash, spawn::pid_file, track::tracker::ProcessTracker};
+
+/// What a run was given to say something with, beyond its notify socket.
+#[derive(Debug, Default)]
+pub(crate) struct ReadinessChannel {
+    /// What it writes to, if it is ready by a descriptor.
+    pub descriptor: Option<File>,
+    /// How long its log was when it began, if it is ready by a line of that.
+    pub log_from: Option<u64>,
+    /// Its notify socket, if that could not be made before.
+    pub notify_socket: Option<UnixDatagram>,
+}
+
+/// What the attendant is to do.
+#[derive(Debug)]
+pub(crate) enum MonitorCommand {
+    /// Listen to a run that has begun, or was taken over.
+    Begin { program: ProgramId, instance: InstanceId, pid: i32, hearing: ReadinessChannel },
+    /// Listen to what programs say: what has survived is known.
+    Listen,
+    /// Report everything that a run has said so far, and then that it was heard.
+    Hear(ProgramId, InstanceId),
+    /// Ask a run.
+    Check(ProgramId, InstanceId, ProbeKind),
+    /// The command of a run has ended well: find the daemon that it has left.
+    AwaitDaemon { program: ProgramId, instance: InstanceId, path: String },
+    /// A process that belongs to nobody has ended: what was its child may be ours now.
+    RecheckPidFiles,
+    /// The run of a program has ended.
+    End(ProgramId),
+}
+
+/// How many checks are carried out at once.
+const AT_ONCE: usize = 64;
+/// How many threads they may take.
+const THREADS: usize = 16;
+
+/// What is asked of a program, and how it says that it is ready.
+#[derive(Clone, Debug)]
+struct Monitored {
+    ready: Option<ReadinessProbe>,
+    health: Option<Health>,
+    log: Option<String>,
+}
+
+/// Listens and asks.
+pub(crate) struct Monitor {
+    programs: IdVec<ProgramId, Monitored>,
+    sockets: Sockets,
+    inotify: Inotify,
+    shared: Arc<ProcessTracker>,
+}
+
+/// The attendant at work.
+struct MonitorLoop {
+    programs: IdVec<ProgramId, Monitored>,
+    shared: Arc<ProcessTracker>,
+    watches: FileWatches,
+    /// Where programs say something; empty until they are listened to.
+    ears: BTreeMap<ProgramId, Rc<NotifyReader>>,
+    slots: Arc<Semaphore>,
+    /// The pid files that are looked at until they name a daemon.
+    awaited: BTreeMap<ProgramId, (InstanceId, String, Option<ProbeError>)>,
+}
+
+impl Monitor {
+    /// Makes what programs need to be heard.
+    pub(crate) fn new(
+        specs: &IdVec<ProgramId, LaunchSpec>,
+        environment: &Environment,
+        stash: Arc<Stash>,
+        shared: Arc<ProcessTracker>,
+    ) -> io::Result<(Self, Addresses)> {
+        let attended = |launch: &LaunchSpec| Monitored {
+            ready: launch.ready.clone(),
+            health: launch.health.clone(),
+            log: launch.log.path().cloned(),
+        };
+        let directory = environment.notify_directory.clone();
+        let (sockets, addresses) = Sockets::bind(specs, &environment.journal, directory, stash);
+        let inotify = Inotify::init()
+            .map_err(|error| io::Error::new(error.kind(), format!("files cannot be watched (inotify): {error}")))?;
+        Ok((Self { programs: specs.values().map(attended).collect(), sockets, inotify, shared }, addresses))
+    }
+
+    /// Starts the thread.
+    pub(crate) fn start(self, mut tasks: UnboundedReceiver<MonitorCommand>) -> io::Result<()> {
+        let Self { programs, sockets, inotify, shared } = self;
+        let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(THREADS).build()?;
+        let live = async move || {
+            let (watches, mut concerned) = FileWatches::new(inotify)?;
+            let mut sockets = Some(sockets);
+            let slots = Arc::new(Semaphore::new(AT_ONCE));
+            let (ears, awaited) = (BTreeMap::new(), BTreeMap::new());
+            let mut attending = MonitorLoop { programs, shared, watches, ears, slots, awaited };
+            loop {
+                tokio::select! {
+                    task = tasks.recv() => match task {
+                        // Whoever spoke before is known now.
+                        Some(MonitorCommand::Listen) => {
+                            if let Some(sockets) = sockets.take() {
+                                attending.ears.append(&mut sockets.listen(&attending.shared));
+                            }
+                        }
+                        Some(task) => attending.carry_out(task),
+                        None => return Ok::<(), io::Error>(()),
+                    },
+                    Some(program) = concerned.recv() => attending.look(program),
+                }
+            }
+        };
+        thread::Builder::new().name("attendant".into()).spawn(move || {
+            // Without it programs that have to be asked are never ready, and are told to stop for that.
+            let _ = LocalSet::new().block_on(&runtime, live());
+        })?;
+        Ok(())
+    }
+}
+
+impl MonitorLoop {
+    fn carry_out(&mut self, task: MonitorCommand) {
+        match task {
+            MonitorCommand::Begin { program, instance, pid, hearing } => self.begin((program, instance), pid, hearing),
+            MonitorCommand::Listen => {}
+            MonitorCommand::Hear(program, instance) => {
+                self.ears.get(&program).into_iter().for_each(|ear| ear.hear());
+                self.look(program);
+                self.shared.tell(program, instance, HostEvent::ReportsFlushed);
+            }
+            MonitorCommand::Check(program, instance, check) => self.check(program, instance, check),
+            MonitorCommand::AwaitDaemon { program, instance, path } => {
+                self.watches.directory_of(program, &path);
+                self.awaited.insert(program, (instance, path, None));
+                self.look_for_daemon(program);
+            }
+            MonitorCommand::RecheckPidFiles => {
+                for program in self.awaited.keys().copied().collect::<Vec<_>>() {
+                    self.look_for_daemon(program);
+                }
+            }
+            MonitorCommand::End(program) => {
+                self.awaited.remove(&program);
+                self.watches.forget(program);
+            }
+        }
+    }
+
+    fn begin(&mut self, (program, instance): (ProgramId, InstanceId), pid: i32, hearing: ReadinessChannel) {
+        let ear = hearing.notify_socket.and_then(|socket| NotifyReader::listen(program, socket, &self.shared).ok());
+        self.ears.extend(ear.map(|ear| (program, ear)));
+        let Monitored { ready, log, .. } = &self.programs[program];
+        match (ready, log) {
+            (Some(ReadinessProbe::Fd(fd)), _) => {
+                let given = hearing.descriptor.or_else(|| file_watch::reopen_ready_fd(pid, *fd));
+                if let Some(file) = given {
+                    self.watches.file(program, instance, file, Pattern::Line);
+                }
+            }
+            (Some(ReadinessProbe::LogLine(text)), Some(log)) => {
+                self.watches.log(program, instance, log, hearing.log_from, text);
+            }
+            (Some(_) | None, _) => {}
+        }
+        self.look(program);
+    }
+
+    /// Something that a program writes to has changed.
+    fn look(&mut self, program: ProgramId) {
+        if let Some(instance) = self.watches.is_reached(program) {
+            self.shared.tell(program, instance, HostEvent::Ready);
+        }
+        self.look_for_daemon(program);
+    }
+
+    fn look_for_daemon(&mut self, program: ProgramId) {
+        let Some((instance, path, last)) = self.awaited.get_mut(&program) else { return };
+        let taken = match pid_file::read(path) {
+            Ok(named) => self.shared.adopt_daemon(program, *instance, named),
+            Err(error) => Some(Err(error)),
+        };
+        if let Some(Err(error)) = taken {
+            if *last != Some(error) {
+                *last = Some(error);
+                self.shared.tell(program, *instance, HostEvent::NotReadyYet(error));
+            }
+        } else {
+            self.awaited.remove(&program);
+            self.watches.forget_directory(program);
+        }
+    }
+
+    fn check(&self, program: ProgramId, instance: InstanceId, check: ProbeKind) {
+        let Monitored { ready, health, .. } = &self.programs[program];
+        let (probe, timeout) = match (check, health) {
+            (ProbeKind::Health, Some(health)) => (Some(health.probe.clone()), health.timeout),
+            (ProbeKind::Ready | ProbeKind::Health, _) => {
+                (ready.as_ref().and_then(ReadinessProbe::probe), Health::READY_TIMEOUT)
+            }
+        };
+        let Some(probe) = probe else { return };
+        let (shared, slots) = (self.shared.clone(), self.slots.clone());
+        tokio::task::spawn_local(async move {
+            let _slot = slots.acquire().await;
+            let timeout = timeout.as_duration();
+            let result = match probe {
+                Probe::Tcp(address) => probes::tcp(&address, timeout).await,
+                Probe::Http(url) => probes::http(url, timeout).await,
+                Probe::Command(line) => probes::command(&shared, program, instance, line, timeout).await,
+            };
+            shared.tell(program, instance, HostEvent::ProbeResult(result));
+        });
+    }
+}

@@ -1,0 +1,80 @@
+//! The three ways to ask a program how it is.
+
+use std::{io, time::Duration};
+
+use gaggled_core::{
+    health::ProbeError,
+    ids::{InstanceId, ProgramId},
+};
+use tokio::{net::TcpStream, sync::oneshot, task, time};
+
+use crate::host::{spawn::spawner::SpawnRequest, track::tracker::ProcessTracker};
+
+type Answer = Result<(), ProbeError>;
+
+/// Whether a connection is accepted.
+pub(crate) async fn tcp(address: &str, timeout: Duration) -> Answer {
+    match time::timeout(timeout, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(probe_error(&error)),
+        Err(_) => Err(ProbeError::Timeout),
+    }
+}
+
+/// Whether a request is answered with a status from 200 to 399.
+pub(crate) async fn http(url: String, timeout: Duration) -> Answer {
+    let ask = move || {
+        let agent = ureq::Agent::config_builder()
+            .timeout_global(Some(timeout))
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(None)
+            .build()
+            .new_agent();
+        agent.get(&url).call().map(|response| response.status().as_u16())
+    };
+    match task::spawn_blocking(ask).await {
+        Ok(Ok(200..=399)) => Ok(()),
+        Ok(Ok(status)) => Err(ProbeError::HttpStatus(status)),
+        Ok(Err(ureq::Error::Timeout(_))) => Err(ProbeError::Timeout),
+        Ok(Err(ureq::Error::Io(error))) => Err(probe_error(&error)),
+        Ok(Err(ureq::Error::HostNotFound)) => Err(ProbeError::DnsFailure),
+        Ok(Err(ureq::Error::Rustls(_) | ureq::Error::Tls(_))) => Err(ProbeError::Tls),
+        Ok(Err(ureq::Error::ConnectionFailed)) => Err(ProbeError::Os(libc::ECONNREFUSED)),
+        Ok(Err(_)) | Err(_) => Err(ProbeError::InvalidResponse),
+    }
+}
+
+/// Whether a command succeeds. One that takes too long is killed, with everything that it has started.
+pub(crate) async fn command(
+    shared: &ProcessTracker,
+    program: ProgramId,
+    instance: InstanceId,
+    line: String,
+    timeout: Duration,
+) -> Answer {
+    let (answer, mut status) = oneshot::channel();
+    shared.order(SpawnRequest::Check { program, instance, line, answer });
+    let ended = time::timeout(timeout, &mut status).await;
+    if ended.is_err() {
+        // One that is only about to be started is not, when nobody waits for it any more.
+        status.close();
+        shared.end_check(program);
+        return Err(ProbeError::Timeout);
+    }
+    match ended {
+        Ok(Ok(status)) if status.is_success() => Ok(()),
+        Ok(Ok(status)) => Err(ProbeError::ExitStatus(status)),
+        Ok(Err(_)) | Err(_) => Err(ProbeError::Os(libc::EAGAIN)),
+    }
+}
+
+fn probe_error(error: &io::Error) -> ProbeError {
+    match (error.raw_os_error(), error.kind()) {
+        (Some(errno), _) => ProbeError::Os(errno),
+        (None, io::ErrorKind::TimedOut) => ProbeError::Timeout,
+        // Everything else that the system says has a number; what has none was a name that is not known, or TLS.
+        (None, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => ProbeError::Tls,
+        (None, _) => ProbeError::DnsFailure,
+    }
+}

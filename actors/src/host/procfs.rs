@@ -1,0 +1,103 @@
+//! What `/proc` tells of processes.
+
+use std::{fs, time::Duration};
+
+use gaggled_core::host::StartTime;
+use nix::{
+    time::{ClockId, clock_gettime},
+    unistd::{SysconfVar, sysconf},
+};
+
+/// Some fields of `/proc/PID/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stat {
+    /// `Z` for one that has ended and has not been reaped.
+    pub state: char,
+    pub parent: i32,
+    pub group: i32,
+    pub session: i32,
+    pub start_time: StartTime,
+    /// How it has ended, as `wait` would tell, while it is a zombie.
+    pub exit_code: i32,
+}
+
+/// The fields of a process; `None` if there is none.
+pub(crate) fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name stands in brackets and may hold anything.
+    let fields: Vec<&str> = text.trim_end().rsplit_once(") ")?.1.split(' ').collect();
+    let number = |at: usize| fields.get(at)?.parse::<i32>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: number(1)?,
+        group: number(2)?,
+        session: number(3)?,
+        start_time: StartTime(fields.get(19)?.parse().ok()?),
+        exit_code: number(49).unwrap_or(0),
+    })
+}
+
+impl Stat {
+    /// Whether it has ended, and only waits for whoever is its parent now to notice. Some never do.
+    pub(crate) fn is_zombie(&self) -> bool {
+        self.state == 'Z'
+    }
+}
+
+/// When a process began; unknown if there is none.
+pub(crate) fn start_time(pid: i32) -> StartTime {
+    stat(pid).map_or_else(StartTime::default, |stat| stat.start_time)
+}
+
+/// This moment, as the kernel counts the start times of processes.
+pub(crate) fn now() -> StartTime {
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from);
+    StartTime(u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks) / 1000)
+}
+
+/// As whom a process runs.
+pub(crate) fn uid(pid: i32) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
+}
+
+/// The name of a process.
+pub(crate) fn name(pid: i32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm")).ok().map(|name| name.trim_end().to_owned())
+}
+
+/// All processes.
+pub(crate) fn all() -> impl Iterator<Item = i32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// The processes that a thread of a process is the parent of. What loses its parent becomes the child of the first
+/// thread of a subreaper.
+pub(crate) fn children(pid: i32, thread: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// The children of all threads of a process.
+pub(crate) fn all_children(pid: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    threads.flat_map(|thread| children(pid, thread)).collect()
+}
+
+/// The processes of a group that have not ended.
+pub(crate) fn members(group: i32) -> Vec<i32> {
+    all().filter(|pid| stat(*pid).is_some_and(|stat| stat.group == group && !stat.is_zombie())).collect()
+}
+
+/// The value of a variable in the environment that a process was started with.
+pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
+    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+
+    environment.split(|byte| *byte == 0).find_map(|pair| {
+        let (found, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
+        (found == name).then(|| value.to_owned())
+    })
+}

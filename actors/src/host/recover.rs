@@ -1,0 +1,5 @@
+//! What a daemon finds of the programs of the daemon before it.
+
+pub(crate) mod flight_recorder;
+pub(crate) mod scan;
+pub(crate) mod stash;

@@ -1,0 +1,206 @@
+//! Hears of the ends of processes that are not our children: those that have survived the life before.
+//!
+//! They belong to the subreaper now, which tells how each has ended through a pipe. If the subreaper has died with that
+//! life they belong to init, and the kernel is asked: since Linux 6.15 it tells how a process has ended to whoever held
+//! a pidfd of it.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::OwnedFd,
+    sync::{Arc, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use gaggled_core::host::{ExitStatus, StartTime};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, SpliceFFlags, tee},
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+    unistd::pipe2,
+};
+
+use crate::clock::real_now;
+use crate::host::{procfs, spawn::sys, track::tracker::ProcessTracker};
+
+/// The end of a process, as the subreaper writes it: process id, kind, value; each four bytes, little-endian.
+pub const REAPED: usize = 12;
+
+/// How soon the kernel is asked again for the status of a process that init has not reaped, at first and at most.
+const RETRY_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_secs(1));
+
+/// How long init may take to reap a process that has ended.
+const REAPED_WITHIN: Duration = Duration::from_secs(3);
+
+/// Encodes the end of a process.
+pub fn encode_reaped(pid: i32, status: ExitStatus) -> [u8; REAPED] {
+    let (kind, value): (i32, i32) = match status {
+        ExitStatus::Code(code) => (1, code),
+        ExitStatus::Signal(signal) => (2, signal),
+        // The subreaper does not know of cgroups.
+        ExitStatus::OutOfMemory => (2, libc::SIGKILL),
+        ExitStatus::Core(signal) => (3, signal),
+        ExitStatus::Unknown => (0, 0),
+    };
+    let mut bytes = [0; REAPED];
+    for (place, word) in bytes.chunks_exact_mut(4).zip([pid, kind, value]) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}
+
+/// Decodes the ends of processes.
+pub fn decode_reaped(bytes: &[u8]) -> impl Iterator<Item = (i32, ExitStatus)> {
+    bytes.chunks_exact(REAPED).map(|record| {
+        let mut words = record.chunks_exact(4).map(|word| i32::from_le_bytes(word.try_into().unwrap_or_default()));
+        let mut next = || words.next().unwrap_or(0);
+        let (pid, kind, value) = (next(), next(), next());
+        let status = match kind {
+            1 => ExitStatus::Code(value),
+            2 => ExitStatus::Signal(value),
+            3 => ExitStatus::Core(value),
+            _ => ExitStatus::Unknown,
+        };
+        (pid, status)
+    })
+}
+
+/// The pipe in which the subreaper tells how processes have ended.
+///
+/// What has been read is taken out of it only when it has been kept elsewhere: whoever dies in between leaves it for the
+/// next life.
+#[derive(Debug)]
+pub struct ExitPipe {
+    pipe: File,
+    /// Where a copy is made to be read.
+    copy: (File, File),
+}
+
+impl ExitPipe {
+    /// Around the end that the subreaper gives, which is never waited for.
+    pub fn new(pipe: File) -> io::Result<Self> {
+        let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        Ok(Self { pipe, copy: (read.into(), write.into()) })
+    }
+
+    /// What is in it, which stays there; `None` if the subreaper is no more.
+    pub fn look(&mut self) -> Option<Vec<(i32, ExitStatus)>> {
+        let length = match tee(&self.pipe, &self.copy.1, BATCH_MAX, SpliceFFlags::SPLICE_F_NONBLOCK) {
+            Ok(0) => return None,
+            Ok(length) => length,
+            Err(_) => return Some(Vec::new()),
+        };
+        let mut bytes = vec![0; length];
+        let read = self.copy.0.read_exact(&mut bytes);
+        Some(if read.is_ok() { decode_reaped(&bytes).collect() } else { Vec::new() })
+    }
+
+    /// Takes the first so many out.
+    pub fn take(&mut self, count: usize) {
+        let mut bytes = vec![0; count * REAPED];
+        // What cannot be taken out is read again, which does no harm.
+        let _ = self.pipe.read_exact(&mut bytes);
+    }
+}
+
+/// The most that is looked at, in bytes; more than any pipe holds by default.
+const BATCH_MAX: usize = 1 << 20;
+
+/// The token of the pipe among those of the orphans.
+const PIPE: u64 = 0;
+
+/// Holds a process, so that its id is not mistaken for that of another. It may have ended, and its id been given away,
+/// before that.
+pub(crate) fn hold(pid: i32, start_time: StartTime) -> Option<OwnedFd> {
+    let held = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid)?, rustix::process::PidfdFlags::empty());
+    held.ok().filter(|_| procfs::start_time(pid) == start_time)
+}
+
+/// What is watched.
+#[derive(Debug, Default)]
+pub(crate) struct OrphanWatch {
+    /// The subreaper's pipe.
+    pub pipe: Option<ExitPipe>,
+    /// Processes that init reaps.
+    pub orphans: Vec<(i32, OwnedFd)>,
+}
+
+impl OrphanWatch {
+    /// Begins to watch; `gone` is called when the subreaper has died.
+    pub(crate) fn start(self, shared: Arc<ProcessTracker>, gone: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        if let Some(pipe) = &self.pipe {
+            epoll.add(&pipe.pipe, EpollEvent::new(EpollFlags::EPOLLIN, PIPE))?;
+        }
+        for (pid, orphan) in &self.orphans {
+            let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+            epoll.add(orphan, EpollEvent::new(flags, u64::try_from(*pid).unwrap_or(0)))?;
+        }
+        thread::Builder::new().name("watcher".into()).spawn(move || self.run(&epoll, &shared, gone))?;
+        Ok(())
+    }
+
+    fn run(mut self, epoll: &Epoll, shared: &ProcessTracker, gone: impl FnOnce()) {
+        let mut gone = Some(gone);
+        let mut dying: Vec<(i32, Instant)> = Vec::new();
+        let mut again = RETRY_DELAY.0;
+        while self.pipe.is_some() || !self.orphans.is_empty() {
+            let timeout = if dying.is_empty() {
+                EpollTimeout::NONE
+            } else {
+                EpollTimeout::try_from(again).unwrap_or(EpollTimeout::NONE)
+            };
+            let mut events = [EpollEvent::empty(); 64];
+            let count = match epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(Errno::EINTR) => continue,
+                Err(_) => return,
+            };
+            again = if count == 0 { again.saturating_mul(2).min(RETRY_DELAY.1) } else { RETRY_DELAY.0 };
+            for event in events.iter().take(count) {
+                match i32::try_from(event.data()) {
+                    Ok(0) if self.hear_subreaper(shared) => {}
+                    Ok(0) => {
+                        self.pipe.take().map(|pipe| epoll.delete(pipe.pipe));
+                        gone.take().into_iter().for_each(|gone| gone());
+                    }
+                    Ok(pid) if dying.iter().all(|(known, _)| *known != pid) => dying.push((pid, real_now())),
+                    Ok(_) | Err(_) => {}
+                }
+            }
+            dying.retain(|(pid, since)| !self.ask_kernel(*pid, *since, shared));
+        }
+    }
+
+    /// Reads what the subreaper tells; false if it is no more.
+    fn hear_subreaper(&mut self, shared: &ProcessTracker) -> bool {
+        let Some(pipe) = &mut self.pipe else { return false };
+        let _listening = shared.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(told) = pipe.look() else { return false };
+        for (pid, status) in &told {
+            shared.ended_elsewhere(*pid, *status);
+        }
+        pipe.take(told.len());
+        true
+    }
+
+    /// Asks how an orphan has ended; false if that has to be asked again.
+    ///
+    /// The kernel knows it already while its parent has not reaped it, but a program that looks for the process of its
+    /// pid file would still find it: the next run has to wait. Some parents never reap, and are not waited for long.
+    fn ask_kernel(&mut self, pid: i32, since: Instant, shared: &ProcessTracker) -> bool {
+        let Some(at) = self.orphans.iter().position(|(orphan, _)| *orphan == pid) else { return true };
+        let zombie = procfs::stat(pid).filter(procfs::Stat::is_zombie);
+        let status = match (zombie, sys::exit_info(&self.orphans[at].1)) {
+            (Some(_), _) if since.elapsed() < REAPED_WITHIN => return false,
+            (Some(stat), _) => sys::of_wait_status(stat.exit_code),
+            (None, sys::ExitInfo::Ended(status)) => status,
+            (None, sys::ExitInfo::NotYet) => return false,
+            (None, sys::ExitInfo::Unsupported) => ExitStatus::Unknown,
+        };
+        self.orphans.swap_remove(at);
+        shared.ended_elsewhere(pid, status);
+        true
+    }
+}

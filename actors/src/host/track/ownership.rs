@@ -1,0 +1,109 @@
+//! Which process belongs to which run: whose word counts, and which daemon is whose.
+//!
+//! What a file or a message says is only a hint. A process belongs to a run if it carries the token of that run.
+
+use std::sync::{PoisonError, atomic::Ordering};
+
+use gaggled_core::{
+    health::ProbeError,
+    host::{HostEvent, StartTime},
+    ids::{InstanceId, ProgramId},
+};
+use nix::unistd::{geteuid, getpid, getppid};
+
+use crate::host::{
+    procfs,
+    recover::flight_recorder::RunSlot,
+    spawn::pid_file,
+    spawn::token::{self, Token},
+    track::orphan_watch::{OrphanWatch, hold},
+    track::process_table::{MainProcess, Process},
+    track::tracker::ProcessTracker,
+};
+
+impl ProcessTracker {
+    /// The run of a program that a process speaks for, if it may: it is its main process or has its token, or is gone by
+    /// now and was of a user who could be.
+    pub(crate) fn authorised_sender(&self, program: ProgramId, pid: i32, uid: u32) -> Option<InstanceId> {
+        let mut table = self.table();
+        // It may speak before its start has been reported.
+        while self.in_flight.load(Ordering::SeqCst) == pid {
+            table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
+        }
+        let main = *table.pid_of.get(&program)?;
+        let instance = table.by_pid.get(&main)?.instance;
+        if pid == main {
+            return Some(instance);
+        }
+        let token = Token::of(pid, &self.journal);
+        let carries = |token: Token| token.instance == instance && token.program == self.programs[program].name;
+        let is_gone = || procfs::stat(pid).is_none_or(|stat| stat.is_zombie());
+        let could_be = [0, geteuid().as_raw(), self.programs[program].uid].contains(&uid);
+        token.map_or_else(|| is_gone() && could_be, carries).then_some(instance)
+    }
+
+    /// Takes the process that a pid file names for the daemon of a run, if it is; what is wrong with it if not. `None` if
+    /// that is not asked any more.
+    pub(crate) fn adopt_daemon(
+        &self,
+        program: ProgramId,
+        instance: InstanceId,
+        named: pid_file::PidFileEntry,
+    ) -> Option<Result<(), ProbeError>> {
+        let mut table = self.table();
+        let (main, process) =
+            table.find(program, instance).filter(|(_, process)| process.stage == MainProcess::AwaitingDaemon)?;
+        let (own, start_time) = (process.own, process.start_time);
+        let pid = named.pid;
+        let Some(stat) = procfs::stat(pid).filter(|stat| !stat.is_zombie()) else {
+            return Some(Err(ProbeError::NoSuchProcess(pid)));
+        };
+        let known = table.by_pid.contains_key(&pid) || table.helpers.contains_key(&pid);
+        // What was there before the command cannot be its daemon.
+        if known || stat.start_time.0 < start_time.0 || !self.belongs(program, instance, named) {
+            return Some(Err(ProbeError::ForeignProcess(pid)));
+        }
+        // The end of a child is heard, and the subreaper tells of its own. After both were killed a daemon belongs to init:
+        // it must carry the token then, because its parent says nothing about it.
+        let parent = if own { getpid() } else { getppid() }.as_raw();
+        let is_orphan = stat.parent != parent;
+        if is_orphan && (own || !self.carries_token(program, instance, pid) || !self.watch_orphan(pid, stat.start_time))
+        {
+            return Some(Err(ProbeError::ForeignProcess(pid)));
+        }
+        let cgroup = table.remove(main).and_then(|process| process.cgroup);
+        let daemon = Process::new(program, instance, pid, stat.start_time, own).in_cgroup(cgroup);
+        let daemon = if stat.group == pid { daemon } else { daemon.in_group(stat.group) };
+        self.recorder.write(program, RunSlot { instance, pid, ended: None });
+        self.report(&daemon, HostEvent::Daemonized { pid, start_time: stat.start_time });
+        table.insert(pid, daemon.into_daemon());
+        Some(Ok(()))
+    }
+
+    fn carries_token(&self, program: ProgramId, instance: InstanceId, pid: i32) -> bool {
+        let token = Token::of(pid, &self.journal);
+        token.is_some_and(|token| token.instance == instance && token.program == self.programs[program].name)
+    }
+
+    /// Has the end of a process heard that neither we nor the subreaper will reap.
+    fn watch_orphan(&self, pid: i32, start_time: StartTime) -> bool {
+        let Some(shared) = self.own.upgrade() else { return false };
+        let held = hold(pid, start_time).map(|held| vec![(pid, held)]);
+        held.is_some_and(|orphans| OrphanWatch { pipe: None, orphans }.start(shared, || ()).is_ok())
+    }
+
+    /// Whether a process is one of a run. It carries the token of that, unless it has written over its environment: then
+    /// it must be what the program could have ended itself, and nobody else may have named it.
+    fn belongs(&self, program: ProgramId, instance: InstanceId, named: pid_file::PidFileEntry) -> bool {
+        let programs = &self.programs[program];
+        // It is read once: while a process becomes another program it has no environment for a moment.
+        if let Some(value) = procfs::variable(named.pid, token::VARIABLE) {
+            let token = Token::read(&value, &self.journal);
+            return token.is_some_and(|token| token.instance == instance && token.program == programs.name);
+        }
+        let Some(uid) = procfs::uid(named.pid) else { return false };
+        let powerful = [0, geteuid().as_raw()];
+        let within_reach = uid == programs.uid || powerful.contains(&programs.uid);
+        within_reach && (named.owner == uid || powerful.contains(&named.owner))
+    }
+}

@@ -1,0 +1,231 @@
+//! The instances of which something is left: an instance is the process group of its main process.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gaggled_core::{
+    host::{ExitStatus, StartTime},
+    ids::{InstanceId, ProgramId},
+};
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
+use tokio::sync::oneshot;
+
+use crate::host::{cgroup::Cgroup, procfs};
+
+/// The instances of which something is left.
+#[derive(Debug, Default)]
+pub(crate) struct ProcessTable {
+    /// By the id of the main process.
+    pub(crate) by_pid: BTreeMap<i32, Process>,
+    /// The main process of each group that has not its number: a daemon is seldom the first of its group.
+    by_group: BTreeMap<i32, i32>,
+    /// The main process of each program.
+    pub(crate) pid_of: BTreeMap<ProgramId, i32>,
+    /// What runs beside programs, to stop or to check them.
+    pub(crate) helpers: BTreeMap<i32, Helper>,
+    /// Whether nothing is reaped any more: it is left to the next life.
+    pub(crate) handed_over: bool,
+}
+
+/// A command that runs beside a program.
+#[derive(Debug)]
+pub(crate) enum Helper {
+    /// It stops it.
+    Stop(ProgramId, InstanceId),
+    /// It checks it, and how it ends is awaited.
+    Check(ProgramId, oneshot::Sender<ExitStatus>),
+}
+
+/// What the main process of an instance is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MainProcess {
+    /// Its command.
+    Command,
+    /// Its command, which has ended and has left a daemon that is looked for.
+    AwaitingDaemon,
+    /// The daemon that its command has left.
+    Daemon,
+}
+
+/// Whether an instance is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// Nothing was done to it.
+    No,
+    /// An operator has sent it a signal that may end it: what it leaves behind then is not kept.
+    Urged,
+    /// It was asked to: what it leaves behind then has time to end as well.
+    Asked,
+    /// That time is over, or an operator has killed it.
+    Killed,
+}
+
+/// One instance.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) program: ProgramId,
+    pub(crate) instance: InstanceId,
+    pub(crate) start_time: StartTime,
+    /// Its process group, and when the first process of that began, if it is there.
+    pub(crate) group: i32,
+    leader: Option<StartTime>,
+    /// Its cgroup, if it has one to itself.
+    pub(crate) cgroup: Option<Cgroup>,
+    /// What its main process is.
+    pub(crate) stage: MainProcess,
+    /// Whether it is our child, or has survived the life before.
+    pub(crate) own: bool,
+    /// Whether it is to end.
+    pub(crate) ending: Ending,
+    /// Whether everything in its group is gone, and others of its processes are waited for.
+    pub(crate) awaits_others: bool,
+    /// Those of them that were asked to end, and when the first was: what began later only helps them to.
+    pub(crate) asked: BTreeMap<i32, StartTime>,
+    pub(crate) asked_since: Option<StartTime>,
+    /// Those of them that were killed, each once.
+    pub(crate) killed: BTreeSet<(i32, StartTime)>,
+    /// How many processes of its group were killed, or are kept.
+    pub(crate) left_in_group: usize,
+    /// Whether a process that has lost its parent may be the child of any process: both processes of gaggled were killed while it ran.
+    pub(crate) may_be_orphaned: bool,
+    /// How the main process ended, while others of its group are still there.
+    pub(crate) ended: Option<ExitStatus>,
+}
+
+impl Process {
+    /// A process that is the first of its group.
+    pub(crate) fn new(program: ProgramId, instance: InstanceId, pid: i32, start_time: StartTime, own: bool) -> Self {
+        Self {
+            program,
+            instance,
+            start_time,
+            group: pid,
+            leader: Some(start_time),
+            cgroup: None,
+            stage: MainProcess::Command,
+            own,
+            ending: Ending::No,
+            awaits_others: false,
+            asked: BTreeMap::new(),
+            killed: BTreeSet::new(),
+            left_in_group: 0,
+            may_be_orphaned: false,
+            asked_since: None,
+            ended: None,
+        }
+    }
+
+    /// The same, with this cgroup.
+    pub(crate) fn in_cgroup(self, cgroup: Option<Cgroup>) -> Self {
+        Self { cgroup, ..self }
+    }
+
+    /// The same, as the daemon that its command has left.
+    pub(crate) fn into_daemon(self) -> Self {
+        Self { stage: MainProcess::Daemon, ..self }
+    }
+
+    /// The same, in the group that it is in.
+    pub(crate) fn in_group(self, group: i32) -> Self {
+        Self { group, leader: procfs::stat(group).map(|leader| leader.start_time), ..self }
+    }
+
+    /// How many processes it has left behind.
+    pub(crate) fn orphans(&self) -> u16 {
+        u16::try_from(self.left_in_group.saturating_add(self.killed.len())).unwrap_or(u16::MAX)
+    }
+
+    /// Asks everything in its group to end.
+    pub(crate) fn terminate(&self, pid: i32) {
+        self.signal(pid, Signal::SIGTERM);
+        // One that stands still could not hear it.
+        self.signal(pid, Signal::SIGCONT);
+    }
+
+    /// Sends a signal to its group, if that is still its own.
+    pub(crate) fn signal(&self, pid: i32, signal: Signal) {
+        if self.lives(pid) {
+            let _ = killpg(Pid::from_raw(self.group), signal);
+        }
+    }
+
+    /// Whether anything is left of its group.
+    ///
+    /// A number is not given to a new process while there is a group of that number. So once the main process of our own
+    /// has been reaped, a process of that number means that the group was empty before. In any other case the start time
+    /// of the first process of the group tells whether it is still the same.
+    pub(crate) fn lives(&self, pid: i32) -> bool {
+        let group = Pid::from_raw(self.group);
+        if self.own && self.group == pid {
+            let reused = self.ended.is_some() && kill(group, None) != Err(Errno::ESRCH);
+            return !reused && killpg(group, None) != Err(Errno::ESRCH);
+        }
+        let reused = procfs::stat(self.group).is_some_and(|leader| Some(leader.start_time) != self.leader);
+        let there = !reused && killpg(group, None) != Err(Errno::ESRCH);
+        // A main process that has ended may stay a zombie for ever, and with it its group.
+        there && (self.ended.is_none() || !procfs::members(self.group).is_empty())
+    }
+}
+
+impl ProcessTable {
+    pub(crate) fn insert(&mut self, pid: i32, process: Process) {
+        self.pid_of.insert(process.program, pid);
+        if process.group != pid {
+            self.by_group.insert(process.group, pid);
+        }
+        self.by_pid.insert(pid, process);
+    }
+
+    pub(crate) fn remove(&mut self, pid: i32) -> Option<Process> {
+        let process = self.by_pid.remove(&pid)?;
+        self.pid_of.remove(&process.program);
+        self.by_group.remove(&process.group);
+        Some(process)
+    }
+
+    /// A daemon may make a group of its own after it was found. That is still to be seen of one that has ended, until it is
+    /// reaped.
+    pub(crate) fn follow_group(&mut self, pid: i32) {
+        let Some(process) = self.by_pid.get_mut(&pid) else { return };
+        if process.stage != MainProcess::Daemon || process.ended.is_some() {
+            return;
+        }
+        let Some(stat) =
+            procfs::stat(pid).filter(|stat| stat.start_time == process.start_time && stat.group != process.group)
+        else {
+            return;
+        };
+        self.by_group.remove(&process.group);
+        process.group = stat.group;
+        process.leader = procfs::stat(stat.group).map(|leader| leader.start_time);
+        if stat.group != pid {
+            self.by_group.insert(stat.group, pid);
+        }
+    }
+
+    /// The main process of a group.
+    pub(crate) fn main_of(&self, group: i32) -> i32 {
+        self.by_group.get(&group).copied().unwrap_or(group)
+    }
+
+    /// The process of the stop command that runs beside a program.
+    pub(crate) fn helper_of(&self, program: ProgramId) -> Option<i32> {
+        let stops = |helper: &Helper| matches!(helper, Helper::Stop(helped, _) if *helped == program);
+        self.helpers.iter().find(|(_, helper)| stops(helper)).map(|(pid, _)| *pid)
+    }
+
+    pub(crate) fn find(&mut self, program: ProgramId, instance: InstanceId) -> Option<(i32, &mut Process)> {
+        let pid = *self.pid_of.get(&program)?;
+        self.follow_group(pid);
+        let process = self.by_pid.get_mut(&pid).filter(|process| process.instance == instance)?;
+        Some((pid, process))
+    }
+}
+
+/// Kills what is left of the group of a helper, whose number nobody else has as long as anything is.
+pub(crate) fn kill_group(pid: i32) {
+    let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+}

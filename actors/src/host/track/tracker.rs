@@ -1,0 +1,384 @@
+//! What is known of the processes, under one lock. A process is reaped only under it, so that no signal can go to a
+//! process id that belongs to somebody else by then.
+//!
+//! An instance has ended when nothing of its process group is left.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicI32, Ordering},
+    },
+    thread,
+};
+
+use crossbeam_channel::Sender;
+use gaggled_core::{
+    graph::Leaves,
+    host::{ExitStatus, HostEvent, HostReport, LaunchSpec, PidFile, Signal},
+    ids::{IdVec, InstanceId, ProgramId},
+};
+use nix::{
+    sys::signal::Signal::{SIGKILL, SIGTERM},
+    unistd::geteuid,
+};
+use tokio::sync::{mpsc::UnboundedSender, oneshot};
+
+use crate::host::{
+    cgroup::Cgroup,
+    linux::{HostReportFn, SurvivingProcess},
+    monitor::{MonitorCommand, ReadinessChannel},
+    procfs,
+    recover::flight_recorder::Recorder,
+    spawn::spawner::{SpawnRequest, Spawned},
+    spawn::sys::{self, SpawnError},
+    track::members::{Emptied, kill_tree},
+    track::orphan_watch::hold,
+    track::process_table::{Ending, Helper, MainProcess, Process, ProcessTable},
+};
+
+pub(crate) struct ProcessTracker {
+    table: Mutex<ProcessTable>,
+    pub(crate) registered: Condvar,
+    /// The process that is being started and is not yet in the table.
+    pub(crate) in_flight: AtomicI32,
+    pub(crate) recorder: Recorder,
+    /// Held while the subreaper is listened to, and for ever after a handover.
+    pub(crate) listening: Mutex<()>,
+    /// For the tokens of strays.
+    pub(crate) journal: String,
+    pub(crate) programs: IdVec<ProgramId, ProgramInfo>,
+    /// Itself, for threads that wait for something.
+    pub(crate) own: Weak<Self>,
+    /// Runs of which everything in their groups is gone.
+    pub(crate) emptied: Sender<Emptied>,
+    orders: Sender<SpawnRequest>,
+    tasks: UnboundedSender<MonitorCommand>,
+    dead: Sender<Cgroup>,
+    report: HostReportFn,
+}
+
+impl std::fmt::Debug for ProcessTracker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("table", &self.table).finish_non_exhaustive()
+    }
+}
+
+/// What has to be known of a program while it runs.
+#[derive(Debug)]
+pub(crate) struct ProgramInfo {
+    pub(crate) name: String,
+    pub(crate) has_stop: bool,
+    /// What becomes of what a run leaves when it has ended well, and the exit codes that say so.
+    leaves: Leaves,
+    success: Vec<i32>,
+    pub(crate) pid_file: Option<PidFile>,
+    /// As whom it runs.
+    pub(crate) uid: u32,
+    /// Whether somebody has to listen to what it says.
+    pub(crate) is_monitored: bool,
+}
+
+impl ProgramInfo {
+    fn of(launch: &LaunchSpec) -> Self {
+        let identity = launch.sandbox.as_ref().and_then(|sandbox| sandbox.identity.as_ref());
+        Self {
+            name: launch.name.clone(),
+            has_stop: launch.stop_command.is_some(),
+            leaves: launch.leaves,
+            success: launch.success_exit_codes.clone(),
+            pid_file: launch.pid_file.clone(),
+            uid: identity.map_or_else(|| geteuid().as_raw(), |identity| identity.uid),
+            is_monitored: launch.ready.is_some() || launch.watchdog.is_some(),
+        }
+    }
+
+    /// What becomes of what a run leaves that has ended like this by itself.
+    pub(crate) fn leaves_after(&self, status: ExitStatus) -> Leaves {
+        if status.is_one_of(&self.success) { self.leaves } else { Leaves::Kill }
+    }
+
+    /// The file in which the command writes which process its daemon is.
+    pub(crate) fn daemon_file(&self) -> Option<&str> {
+        self.pid_file.as_ref().and_then(|file| match file {
+            PidFile::Read(path) => Some(path.as_str()),
+            PidFile::Write(_) => None,
+        })
+    }
+}
+
+impl ProcessTracker {
+    pub(crate) fn new(
+        specs: &IdVec<ProgramId, LaunchSpec>,
+        journal: String,
+        recorder: Recorder,
+        (orders, tasks, dead, emptied): (
+            Sender<SpawnRequest>,
+            UnboundedSender<MonitorCommand>,
+            Sender<Cgroup>,
+            Sender<Emptied>,
+        ),
+        report: HostReportFn,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self {
+            own: own.clone(),
+            table: Mutex::new(ProcessTable::default()),
+            registered: Condvar::new(),
+            in_flight: AtomicI32::new(0),
+            recorder,
+            listening: Mutex::new(()),
+            journal,
+            programs: specs.values().map(ProgramInfo::of).collect(),
+            emptied,
+            orders,
+            tasks,
+            dead,
+            report,
+        })
+    }
+
+    /// From now on nothing is reaped any more, and what the subreaper tells stays in its pipe.
+    pub(crate) fn hand_over(&self) {
+        self.table().handed_over = true;
+        std::mem::forget(self.listening.lock());
+    }
+
+    /// Whether what happens is left to the next run of gaggled.
+    pub(crate) fn is_handed_over(&self) -> bool {
+        self.table().handed_over
+    }
+
+    /// Gives the attendant something to do.
+    pub(crate) fn monitor(&self, task: MonitorCommand) {
+        // It lives as long as the daemon.
+        let _ = self.tasks.send(task);
+    }
+
+    /// The run of a program that there is, and its main process.
+    pub(crate) fn current(&self, program: ProgramId) -> Option<(InstanceId, i32)> {
+        let table = self.table();
+        let pid = *table.pid_of.get(&program)?;
+        Some((table.by_pid.get(&pid)?.instance, pid))
+    }
+
+    /// Gives the starter something to do.
+    pub(crate) fn order(&self, order: SpawnRequest) {
+        // It lives as long as the daemon.
+        let _ = self.orders.send(order);
+    }
+
+    pub(crate) fn tell(&self, program: ProgramId, instance: InstanceId, event: HostEvent) {
+        (self.report)(HostReport { program, instance, event });
+    }
+
+    pub(crate) fn table(&self) -> MutexGuard<'_, ProcessTable> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn report(&self, process: &Process, event: HostEvent) {
+        (self.report)(HostReport { program: process.program, instance: process.instance, event });
+    }
+
+    pub(crate) fn stop(&self, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
+        let Some((pid, process)) = table.find(program, instance) else { return };
+        process.ending = Ending::Asked;
+        if process.stage == MainProcess::AwaitingDaemon {
+            process.stage = MainProcess::Command;
+        }
+        let is_there = process.ended.is_none() || process.lives(pid);
+        if self.programs[program].has_stop && is_there {
+            self.order(SpawnRequest::Help(program, instance, pid));
+            return;
+        }
+        self.terminate(&mut table, pid);
+        let Some(process) = table.by_pid.get_mut(&pid) else { return };
+        if process.ended.is_some() && !process.lives(pid) {
+            self.settle(&mut table, pid);
+        }
+    }
+
+    pub(crate) fn kill(&self, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
+        let Some((_, process)) = table.find(program, instance) else {
+            drop(table);
+            return self.kill_kept(program, instance);
+        };
+        process.ending = Ending::Killed;
+        let runs = process.ended.is_none();
+        if let Some(helper) = table.helper_of(program) {
+            kill_tree(helper);
+        }
+        let Some((pid, process)) = table.find(program, instance) else { return };
+        if runs {
+            return process.signal(pid, SIGKILL);
+        }
+        // Its main process has gone, so nothing more will be heard of it. To count the rest takes a look at all
+        // processes, for which the actors do not wait.
+        let later = self.own.upgrade();
+        let count = move || later.iter().for_each(|shared| shared.sweep(pid));
+        let counting = thread::Builder::new().name("counter".into()).spawn(count);
+        if counting.is_err() {
+            process.signal(pid, SIGKILL);
+            self.settle(&mut table, pid);
+        }
+    }
+
+    /// An operator's signal: TERM and KILL go to the whole group, anything else to the main process.
+    pub(crate) fn signal(&self, program: ProgramId, instance: InstanceId, signal: Signal) {
+        let mut table = self.table();
+        let Some((pid, process)) = table.find(program, instance) else { return };
+        if signal.asks_to_end() && process.ending == Ending::No {
+            process.ending = Ending::Urged;
+        }
+        if signal == Signal::TERM {
+            process.signal(pid, SIGTERM);
+        } else if signal == Signal::KILL {
+            if process.ended.is_none() {
+                process.ending = Ending::Killed;
+            }
+            process.signal(pid, SIGKILL);
+        } else if process.ended.is_none() && (process.own || procfs::start_time(pid) == process.start_time) {
+            sys::send(pid, signal.0);
+        }
+    }
+
+    /// Takes a process of the life before into the table. What neither we nor the subreaper will reap is returned, to be
+    /// watched.
+    pub(crate) fn adopt(&self, survivor: SurvivingProcess, subreaper: Option<i32>) -> Option<(i32, OwnedFd)> {
+        let SurvivingProcess { program, instance, pid, start_time, parent, is_daemon, cgroup } = survivor;
+        let process = Process::new(program, instance, pid, start_time, false).in_cgroup(cgroup);
+        let process = match procfs::stat(pid).map(|stat| stat.group).filter(|group| *group != pid) {
+            Some(group) => process.in_group(group),
+            None => process,
+        };
+        let mut process = if is_daemon { process.into_daemon() } else { process };
+        process.may_be_orphaned = subreaper != Some(parent);
+        self.table().insert(pid, process);
+        if is_daemon {
+            // That it is may not have been written.
+            self.tell(program, instance, HostEvent::Daemonized { pid, start_time });
+        }
+        self.monitor_run(program, instance, pid, ReadinessChannel::default());
+        if subreaper == Some(parent) {
+            // The subreaper tells of its end, or has told it already.
+            return None;
+        }
+        if let Some(held) = hold(pid, start_time) {
+            Some((pid, held))
+        } else {
+            self.ended_elsewhere(pid, ExitStatus::Unknown);
+            None
+        }
+    }
+
+    /// Takes what is left in the cgroup of a run that has ended out of the world.
+    pub(crate) fn queue_cgroup_removal(&self, cgroup: Cgroup) {
+        // Whoever does that lives as long as the daemon, if there are cgroups.
+        let _ = self.dead.send(cgroup);
+    }
+
+    /// The cgroup of a run.
+    pub(crate) fn cgroup_of(&self, program: ProgramId, instance: InstanceId) -> Option<Cgroup> {
+        self.table().find(program, instance)?.1.cgroup.clone()
+    }
+
+    /// What undoes a run has begun: what that has left is asked to end after it, and has the same time.
+    pub(crate) fn register_undo(&self, run: (ProgramId, InstanceId), started: Spawned) {
+        self.register_as(run, started, true);
+    }
+
+    /// A run has begun.
+    pub(crate) fn register(&self, run: (ProgramId, InstanceId), started: Spawned) {
+        self.register_as(run, started, false);
+    }
+
+    fn register_as(&self, run: (ProgramId, InstanceId), started: Spawned, undoes: bool) {
+        let ((program, instance), Spawned { pid, hearing, cgroup }) = (run, started);
+        // Its start time is read before it can be reaped: it is the reaper that waits for the table.
+        let start_time = procfs::start_time(pid);
+        let mut process = Process::new(program, instance, pid, start_time, true).in_cgroup(cgroup);
+        if undoes {
+            // What the run has left may be a child of any earlier process of gaggled.
+            (process.ending, process.may_be_orphaned) = (Ending::Asked, true);
+        }
+        let mut table = self.table();
+        self.report(&process, HostEvent::Spawned { pid, start_time });
+        table.insert(pid, process);
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+        drop(table);
+        self.monitor_run(program, instance, pid, hearing);
+    }
+
+    fn monitor_run(&self, program: ProgramId, instance: InstanceId, pid: i32, hearing: ReadinessChannel) {
+        if self.programs[program].is_monitored {
+            self.monitor(MonitorCommand::Begin { program, instance, pid, hearing });
+        }
+    }
+
+    /// The stop command of a program runs.
+    pub(crate) fn register_helper(&self, pid: i32, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
+        table.helpers.insert(pid, Helper::Stop(program, instance));
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+    }
+
+    /// The command that checks a program runs.
+    pub(crate) fn register_check(&self, pid: i32, program: ProgramId, answer: oneshot::Sender<ExitStatus>) {
+        let mut table = self.table();
+        // The run, or the task that has asked, may have gone while this was started.
+        if answer.is_closed() || !table.pid_of.contains_key(&program) {
+            kill_tree(pid);
+        }
+        table.helpers.insert(pid, Helper::Check(program, answer));
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+    }
+
+    /// A command that was to run beside a program could not be started.
+    pub(crate) fn not_started(&self) {
+        let _table = self.table();
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+    }
+
+    /// Ends the command that checks a program, with everything that it has started: it has had its time.
+    pub(crate) fn end_check(&self, program: ProgramId) {
+        Self::end_check_in(&self.table(), program);
+    }
+
+    /// The same, under the lock.
+    pub(crate) fn end_check_in(table: &ProcessTable, program: ProgramId) {
+        let checks = |helper: &Helper| matches!(helper, Helper::Check(checked, _) if *checked == program);
+        for (pid, _) in table.helpers.iter().filter(|(_, helper)| checks(helper)) {
+            kill_tree(*pid);
+        }
+    }
+
+    /// The stop command of a program could not be started.
+    pub(crate) fn no_helper(&self, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+        if let Some((pid, process)) = table.find(program, instance) {
+            (self.report)(HostReport {
+                program,
+                instance,
+                event: HostEvent::StopCommandFailed { status: ExitStatus::Unknown },
+            });
+            process.terminate(pid);
+        }
+    }
+
+    pub(crate) fn failed(&self, program: ProgramId, instance: InstanceId, error: SpawnError) {
+        self.recorder.clear(program, instance);
+        let table = self.table();
+        self.in_flight.store(0, Ordering::SeqCst);
+        self.registered.notify_all();
+        drop(table);
+        let SpawnError { stage, errno } = error;
+        (self.report)(HostReport { program, instance, event: HostEvent::SpawnFailed { stage, errno } });
+    }
+}

@@ -1,0 +1,201 @@
+//! What a gate must not forget: how far it has heard, what it has said, and which mails are not delivered.
+//!
+//! One file, replaced as a whole. A mail is in it, together with the position of the event that it is about, before it
+//! is given to a server, and is out of it as soon as the server has taken it. So a gate that is killed neither loses a
+//! mail nor tells anything twice; but for the moment between the server's yes and the write, in which the mail is sent
+//! again under the same Message-ID.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use gaggled_core::{ids::Position, notifier::AlertRules};
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// The version of the file.
+const FORMAT: u32 = 1;
+
+/// Why there can be no ledger.
+#[derive(Debug, Error)]
+pub enum SpoolError {
+    /// The system refuses.
+    #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state)")]
+    Io {
+        /// The file.
+        path: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// Another gate writes it.
+    #[error("{0} is in use by another gate: end that one")]
+    InUse(String),
+    /// It holds something else.
+    #[error("{path} is not understood ({why}): move it away, and lose the mails that are not delivered")]
+    Garbled {
+        /// The file.
+        path: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// A mail for one recipient that is not delivered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuedMail {
+    /// Its number.
+    pub number: u64,
+    /// What it is about, for the log.
+    pub subject: String,
+    /// The sender, if there is one.
+    pub from: Option<String>,
+    /// The recipient.
+    pub to: String,
+    /// The whole message.
+    pub text: String,
+    /// How often it was tried.
+    #[serde(default)]
+    pub attempts: u32,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct SpoolFile {
+    v: u32,
+    position: Option<Position>,
+    notifier: Option<AlertRules>,
+    next: u64,
+    letters: Vec<QueuedMail>,
+}
+
+/// The file. All clones are the same one.
+#[derive(Clone, Debug)]
+pub struct MailSpool {
+    path: PathBuf,
+    page: Arc<Mutex<SpoolFile>>,
+    _lock: Arc<Flock<File>>,
+}
+
+impl MailSpool {
+    /// Opens the ledger in a directory; nobody else can as long as this value lives.
+    pub fn open(directory: &Path) -> Result<Self, SpoolError> {
+        let path = directory.join("smtpgate.json");
+        let failed = |error| SpoolError::Io { path: path.display().to_string(), error };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.read(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits() | OFlag::O_CLOEXEC.bits());
+        let lock = options.clone().write(true).create(true).open(directory.join("smtpgate.lock")).map_err(failed)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| SpoolError::InUse(path.display().to_string()))?;
+        let mut text = String::new();
+        match options.open(&path) {
+            Ok(mut file) => drop(file.read_to_string(&mut text).map_err(failed)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let garbled = |why: String| SpoolError::Garbled { path: path.display().to_string(), why };
+        let page = if text.is_empty() {
+            SpoolFile::default()
+        } else {
+            serde_json::from_str(&text).map_err(|why| garbled(why.to_string()))?
+        };
+        if page.v > FORMAT {
+            return Err(garbled(format!("it has format {}", page.v)));
+        }
+        Ok(Self { page: Arc::new(Mutex::new(SpoolFile { v: FORMAT, ..page })), path, _lock: Arc::new(lock) })
+    }
+
+    fn page(&self) -> MutexGuard<'_, SpoolFile> {
+        self.page.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far it had heard.
+    pub fn position(&self) -> Option<Position> {
+        self.page().position
+    }
+
+    /// What it had said.
+    pub fn notifier(&self) -> Option<AlertRules> {
+        self.page().notifier.clone()
+    }
+
+    /// The mails that are not delivered.
+    pub fn letters(&self) -> Vec<QueuedMail> {
+        self.page().letters.clone()
+    }
+
+    /// Writes down how far it has heard, what it has said, and new mails, which get their numbers.
+    pub fn advance(
+        &self,
+        position: Option<Position>,
+        notifier: &AlertRules,
+        mut letters: Vec<QueuedMail>,
+    ) -> (Vec<QueuedMail>, io::Result<()>) {
+        let mut page = self.page();
+        page.position = position;
+        page.notifier = Some(notifier.clone());
+        for letter in &mut letters {
+            page.next += 1;
+            letter.number = page.next;
+        }
+        page.letters.extend(letters.iter().cloned());
+        let written = self.write(&page);
+        (letters, written)
+    }
+
+    /// A mail is delivered, or given up.
+    pub fn forget(&self, number: u64) -> io::Result<()> {
+        let mut page = self.page();
+        page.letters.retain(|letter| letter.number != number);
+        self.write(&page)
+    }
+
+    fn write(&self, page: &SpoolFile) -> io::Result<()> {
+        let new = self.path.with_extension("new");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
+        let mut file = options.open(&new)?;
+        file.write_all(&serde_json::to_vec(page)?)?;
+        file.sync_data()?;
+        fs::rename(&new, &self.path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gaggled_core::{
+        ids::{EpochId, Seq},
+        time::{Instant, Millis},
+    };
+
+    use super::*;
+
+    fn letter(to: &str) -> QueuedMail {
+        QueuedMail { number: 0, subject: "s".into(), from: None, to: to.into(), text: "t".into(), attempts: 0 }
+    }
+
+    #[test]
+    fn what_was_written_is_there_after_the_gate_has_gone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let notifier = AlertRules::new(Millis(10), Millis(0), Instant::default());
+        let position = Some(Position { epoch: EpochId(7), seq: Seq(42) });
+        let spool = MailSpool::open(directory.path()).expect("a ledger");
+        assert_eq!(spool.position(), None);
+        assert!(matches!(MailSpool::open(directory.path()), Err(SpoolError::InUse(_))));
+        let (letters, written) = spool.advance(position, &notifier, vec![letter("a"), letter("b")]);
+        written.expect("it can be written");
+        assert_eq!(letters.iter().map(|letter| letter.number).collect::<Vec<_>>(), [1, 2]);
+        spool.forget(1).expect("it can be written");
+        drop(spool);
+        let again = MailSpool::open(directory.path()).expect("a ledger");
+        assert_eq!(again.position(), position);
+        assert_eq!(again.letters(), [QueuedMail { number: 2, ..letter("b") }]);
+        drop(again);
+        fs::write(directory.path().join("smtpgate.json"), "{\"v\":1").expect("a file");
+        assert!(matches!(MailSpool::open(directory.path()), Err(SpoolError::Garbled { .. })));
+    }
+}

@@ -1,0 +1,7 @@
+//! What several programs of gaggled share.
+
+pub mod diagnostics;
+pub mod endpoints;
+pub mod event_format;
+pub mod output;
+pub mod time_args;

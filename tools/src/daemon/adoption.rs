@@ -1,0 +1,183 @@
+//! What a life of the daemon begins with: what the life before has left, looked for before anything is started.
+
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
+
+use gaggled_actors::{
+    clock::Clock,
+    host::{self, ExitPipe, Recorder, SurvivingProcess, cgroup::Cgroup},
+    journal::directory::{Origin, RecoveredState, StateDirectory, boot},
+    spec,
+};
+use gaggled_core::{
+    config::Config,
+    event::{Cause, Envelope, Event, SystemEvent},
+    host::{ExitStatus, Recovered},
+    ids::{EpochId, ProgramId},
+    journal::Journal,
+    plan::Plan,
+    segment::{FORMAT, SegmentHeader},
+    state::State,
+    succession::{EpochStart, PreviousEpoch},
+};
+
+use super::{LoadedConfig, run::Startup};
+use crate::VERSION;
+
+/// What has been taken over from the life before.
+pub(super) struct AdoptedState {
+    pub head: SegmentHeader,
+    /// The state before the first event of this life.
+    pub state: State,
+    pub committed: (Journal, Vec<Envelope>),
+    pub recorder: Recorder,
+    pub pipe: Option<ExitPipe>,
+    pub survivors: Vec<SurvivingProcess>,
+    /// The cgroups of what runs that have ended well have left.
+    pub kept: Vec<Cgroup>,
+    pub reaped: Vec<(i32, ExitStatus)>,
+    /// The configuration that was in force.
+    pub before: Option<Config>,
+    /// The directory in which cgroups are made.
+    pub own_cgroups: Option<PathBuf>,
+}
+
+/// What was found, of what runs and of what does not.
+struct ProcessScan {
+    found: Vec<(ProgramId, Recovered)>,
+    survivors: Vec<SurvivingProcess>,
+    kept: Vec<Cgroup>,
+    reaped: Vec<(i32, ExitStatus)>,
+    recorder: Recorder,
+    pipe: Option<ExitPipe>,
+}
+
+impl Startup<'_> {
+    /// Looks what the life before has left, and commits what follows from that.
+    pub(super) fn take_over(&self, clock: Clock) -> Result<AdoptedState, String> {
+        let Self { system, directory, fallback_directory_reason, remains, .. } = self;
+        let mut head = system.head(clock, remains, directory);
+        let last = remains.last.as_ref().map(|(last, _)| last.config.clone());
+        let before = last.and_then(|text| LoadedConfig::in_force(text, system.ignore_interrupts, directory.path()));
+        let own = system.cgroups(&head.journal);
+        if let Some(own) = &own {
+            let prepared = spec::prepare_cgroups(&system.config, own);
+            // In the middle of its work it goes on with what it has; a start that needs one fails, and says so.
+            prepared.or_else(|why| if self.resumes() { Ok(()) } else { Err(why) })?;
+        }
+        // What the head of a copy names is the original's.
+        let of_before = remains.last.as_ref().filter(|_| directory.origin != Origin::Copy);
+        let of_before = of_before.map_or(&[][..], |(last, _)| &last.cgroups);
+        // One of before in which nothing is left goes.
+        let stays = |path: &PathBuf| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
+        let of_before = of_before.iter().filter(|path| own.as_ref() != Some(path) && stays(path));
+        head.cgroups = own.iter().chain(of_before).cloned().collect();
+        let opening = system.opening(clock, head.epoch, self);
+        let state = opening.state.clone();
+        let files = spec::daemon_files(&system.config);
+        let looked = self.look(&opening, &head, &files, &head.cgroups).map_err(|error| error.to_string())?;
+        let ProcessScan { found, survivors, kept, reaped, recorder, pipe } = looked;
+        let wishes = system.wishes(
+            &state,
+            (directory, remains, self.resumes()),
+            fallback_directory_reason.as_deref(),
+            before.as_ref(),
+        );
+        let committed = opening.commit(VERSION, found, wishes);
+        let before = before.map(|before| before.config);
+        Ok(AdoptedState { head, state, committed, recorder, pipe, survivors, kept, reaped, before, own_cgroups: own })
+    }
+
+    /// Whether the life before has left this one its work in the middle of it.
+    fn resumes(&self) -> bool {
+        self.subreaper.as_ref().is_some_and(|subreaper| subreaper.before.is_some())
+    }
+
+    /// Looks what has become of everything that may still run. Processes are known by their tokens even if there is nothing
+    /// left of the journal but its identity.
+    fn look(
+        &self,
+        opening: &EpochStart,
+        head: &SegmentHeader,
+        daemon_files: &BTreeMap<String, String>,
+        cgroups: &[PathBuf],
+    ) -> io::Result<ProcessScan> {
+        let (remains, subreaper) = (&self.remains, self.subreaper.as_ref());
+        let recorder = Recorder::new(subreaper.map(|subreaper| subreaper.recorder.try_clone()).transpose()?);
+        let pipe = subreaper.map(|subreaper| subreaper.pipe.try_clone()).transpose()?;
+        let mut pipe = pipe.map(ExitPipe::new).transpose()?;
+        let mut reaped = Vec::new();
+        let last = remains.last.as_ref().filter(|(before, _)| before.boot == head.boot);
+        let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
+        let state = last.map_or(&opening.state, |(_, last)| last);
+        let before =
+            host::PreviousRun { state, identity: &head.journal, recorded: runs.as_deref(), daemon_files, cgroups };
+        let (found, survivors, kept) = host::look(&before, &opening.state, || {
+            reaped = pipe.as_mut().and_then(ExitPipe::look).unwrap_or_default();
+            reaped.clone()
+        });
+        Ok(ProcessScan { found, survivors, kept, reaped, recorder, pipe })
+    }
+}
+
+impl LoadedConfig {
+    fn head(&self, clock: Clock, remains: &RecoveredState, directory: &StateDirectory) -> SegmentHeader {
+        let now = u64::try_from(clock.wall().0 / 1000).unwrap_or(1);
+        let last = remains.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
+        SegmentHeader {
+            v: FORMAT,
+            journal: directory.identity.clone(),
+            boot: boot(),
+            epoch: EpochId(now.max(last + 1)),
+            config: self.text.clone(),
+            lost_events: 0,
+            cgroups: Vec::new(),
+        }
+    }
+
+    fn opening(&self, clock: Clock, epoch: EpochId, life: &Startup<'_>) -> EpochStart {
+        let Startup { remains, directory, .. } = life;
+        let last = remains.last.as_ref().map(|(head, state)| PreviousEpoch {
+            state,
+            // In another boot, or another time namespace, the clock has begun anew.
+            same_boot: head.boot == boot() && state.at <= clock.now(),
+            is_copy: directory.origin == Origin::Copy,
+            resumes: life.resumes(),
+        });
+        EpochStart::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
+    }
+
+    /// What is to be committed besides what was found: what a changed configuration wants, and what is wrong with the
+    /// journal.
+    fn wishes(
+        &self,
+        state: &State,
+        (directory, remains, resumes): (&StateDirectory, &RecoveredState, bool),
+        fallback_directory_reason: Option<&str>,
+        before: Option<&Self>,
+    ) -> Vec<(Event, Cause)> {
+        let mut wishes = Vec::new();
+        for (file, why) in &remains.damaged {
+            let event = SystemEvent::JournalDamaged { file: file.clone(), reason: why.clone() };
+            wishes.push((Event::System(event), Cause::Kernel));
+        }
+        // It may have been made anew and not been written to again.
+        if directory.origin == Origin::Lost || resumes && remains.last.is_none() {
+            let why = "it was removed while gaggled ran: programs are known by their tokens, but what operators wanted \
+                       and the history are lost";
+            let file = directory.path().display().to_string();
+            wishes.push((Event::System(SystemEvent::JournalDamaged { file, reason: why.to_owned() }), Cause::Kernel));
+        }
+        if let Some(why) = fallback_directory_reason {
+            let event = SystemEvent::JournalDegraded { reason: why.to_owned() };
+            wishes.push((Event::System(event), Cause::Kernel));
+        }
+        if let Some((head, last)) = &remains.last
+            && head.config.text != self.text.text
+            && let Some(old) = before
+        {
+            let cause = last.handover.map_or(Cause::DaemonStart, |(_, seq)| Cause::Event(seq));
+            wishes.extend(Plan::new(&old.config, &self.config, last).wishes(state, &cause));
+        }
+        wishes
+    }
+}

@@ -1,0 +1,90 @@
+//! Where committed events go besides the actors whom they concern: the control actor, the bus and the log.
+
+use std::{cell::RefCell, rc::Rc, sync::Arc};
+
+use actix::Addr;
+use crossbeam_channel::Sender;
+use gaggled_actors::{
+    control::{ControlActor, ProposalRefused},
+    journal::{RefusalHandler, Sink},
+    machine_actor::Committed,
+};
+use gaggled_core::{
+    event::{Envelope, Event, Handover, SystemEvent},
+    host::ExitStatus,
+};
+use tokio::sync::oneshot;
+
+use crate::daemon::event_log::JournalLog;
+
+/// The control actor, which can be started only when the journal is there that it speaks to.
+#[derive(Clone, Default)]
+pub(super) struct ControlSink(Rc<RefCell<Option<Addr<ControlActor>>>>);
+
+impl ControlSink {
+    /// From now on the actor hears everything. Nothing is committed before.
+    pub(super) fn fill(&self, control: Addr<ControlActor>) {
+        *self.0.borrow_mut() = Some(control);
+    }
+
+    pub(super) fn sink(&self) -> Sink {
+        let slot = self.clone();
+        Box::new(move |envelope, _| slot.tell(|control| control.do_send(Committed(envelope.clone()))))
+    }
+
+    pub(super) fn decline(&self) -> RefusalHandler {
+        let slot = self.clone();
+        Box::new(move |cause, refusal| {
+            slot.tell(|control| control.do_send(ProposalRefused { cause: cause.clone(), refusal: refusal.clone() }));
+        })
+    }
+
+    fn tell(&self, tell: impl FnOnce(&Addr<ControlActor>)) {
+        if let Some(control) = &*self.0.borrow() {
+            tell(control);
+        }
+    }
+}
+
+/// How the events of a life end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastEvent {
+    /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
+    Stopped { survivors: u32, essential_exit: Option<ExitStatus> },
+    /// Another life follows.
+    HandedOver(Handover),
+}
+
+/// The threads that end with the last event.
+pub(super) struct ThreadSinks {
+    pub events: Sender<Arc<Envelope>>,
+    pub log: JournalLog,
+    /// Is told how it ends.
+    pub ended: oneshot::Sender<LastEvent>,
+}
+
+impl ThreadSinks {
+    pub(super) fn sink(self) -> Sink {
+        let Self { events, log, ended } = self;
+        let (mut events, mut ended) = (Some(events), Some(ended));
+        Box::new(move |envelope, state| {
+            let Some(bus) = &events else { return };
+            let _ = bus.send(envelope.clone());
+            log.event(envelope);
+            let end = match envelope.event {
+                Event::System(SystemEvent::ShutdownCompleted { unkillable: survivors }) => {
+                    // Nothing comes after this, and with the sender the thread of the bus ends.
+                    events = None;
+                    log.end();
+                    LastEvent::Stopped { survivors, essential_exit: state.essential_exit }
+                }
+                // What is still seen comes after this.
+                Event::System(SystemEvent::HandoverStarted { kind: to }) => LastEvent::HandedOver(to),
+                Event::System(_) | Event::Program(..) | Event::Dependency(..) | Event::Group(..) => return,
+            };
+            if let Some(ended) = ended.take() {
+                let _ = ended.send(end);
+            }
+        })
+    }
+}

@@ -1,0 +1,212 @@
+//! A changed configuration and another version: looked at, left for the next life, and then handed over to.
+//!
+//! Nothing is changed in a running daemon. What the next life needs is put where it will look, whole or not at all, and
+//! then this one ends and that one begins as after a crash, with every program where it was.
+
+use std::{
+    io::Read,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix::Recipient;
+use gaggled_actors::{
+    control::{ControlRequest, HandoverPrepared, HandoverRequest, PrepareHandover},
+    journal::file::JournalWriterHandle,
+    spec,
+};
+use gaggled_core::{
+    command::{Peer, Role},
+    config::Config,
+    event::Handover,
+    plan::{Change, Plan},
+    segment::ConfigSource,
+    state::State,
+    wire::{Action, ErrorCode, Reply, ReplyError, Request},
+};
+use serde_json::json;
+
+use super::LoadedConfig;
+use crate::VERSION;
+
+/// How long the disk may take.
+const DISK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How much of what it says is read, in bytes.
+const ANSWER_MAX: u64 = 64 << 10;
+/// How long another binary may take to say that it understands us.
+const BINARY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Prepares the next life.
+pub(super) struct HandoverManager {
+    config: Config,
+    text: ConfigSource,
+    ignore_interrupts: bool,
+    state: PathBuf,
+    /// The id of the journal.
+    identity: String,
+    file: JournalWriterHandle,
+    /// The path that its subreaper has found the binary at, if there is a subreaper.
+    started_from: Option<PathBuf>,
+    binary: Arc<Mutex<Option<String>>>,
+}
+
+impl HandoverManager {
+    pub(super) fn new(
+        system: &LoadedConfig,
+        state: PathBuf,
+        identity: &str,
+        file: JournalWriterHandle,
+        started_from: Option<PathBuf>,
+    ) -> Self {
+        Self {
+            config: system.config.clone(),
+            text: system.text.clone(),
+            ignore_interrupts: system.ignore_interrupts,
+            state,
+            identity: identity.to_owned(),
+            file,
+            started_from,
+            binary: Arc::default(),
+        }
+    }
+
+    /// The binary that the next life is to be, if it is another.
+    pub(super) fn next_binary(&self) -> Option<String> {
+        self.binary.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the control channel calls.
+    pub(super) fn renewal(&self) -> PrepareHandover {
+        let own = Self {
+            config: self.config.clone(),
+            text: self.text.clone(),
+            state: self.state.clone(),
+            identity: self.identity.clone(),
+            file: self.file.clone(),
+            started_from: self.started_from.clone(),
+            binary: self.binary.clone(),
+            ..*self
+        };
+        Arc::new(move |what, state| match what {
+            HandoverRequest::Plan { file } => own.plan(file.as_deref(), state).map(|(plan, _)| told(&plan, None)),
+            HandoverRequest::Reload { file } => own.reload(file.as_deref(), state),
+            HandoverRequest::Upgrade { binary } => own.upgrade(binary.as_deref()),
+        })
+    }
+
+    fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, LoadedConfig), ReplyError> {
+        let path = file.unwrap_or(&self.text.path);
+        let system = LoadedConfig::load(Path::new(path), self.ignore_interrupts, &self.state).map_err(failed)?;
+        if system.config.gaggled.state_directory != self.config.gaggled.state_directory {
+            // The next gaggled would not find what this one has written.
+            return Err(failed(format!(
+                "{path}: gaggled.state cannot be changed while gaggled runs: shut it down first"
+            )));
+        }
+        Ok((Plan::new(&self.config, &system.config, state), system))
+    }
+
+    fn reload(&self, file: Option<&str>, state: &State) -> Result<HandoverPrepared, ReplyError> {
+        let (plan, system) = self.plan(file, state)?;
+        if system.text == self.text {
+            return Ok(told(&plan, None));
+        }
+        let journal = self.journal()?;
+        if let Some(own) = system.cgroups(&self.identity) {
+            spec::prepare_cgroups(&system.config, &own)
+                .map_err(|why| failed(format!("nothing is changed, because {why}")))?;
+        }
+        journal.stage_config(system.text).and_then(|()| journal.flush(DISK_TIMEOUT)).map_err(|why| {
+            failed(format!("nothing is changed, because the journal cannot take the configuration: {why}"))
+        })?;
+        let mut renewed = told(&plan, Some(Handover::Reload));
+        renewed.body["controlurl"] = json!(system.urls.control);
+        Ok(renewed)
+    }
+
+    fn upgrade(&self, binary: Option<&str>) -> Result<HandoverPrepared, ReplyError> {
+        let journal = self.journal()?;
+        // A package manager may have put another binary in the place of the one that runs.
+        let path = binary.map(PathBuf::from).or_else(|| self.started_from.clone()).unwrap_or_default();
+        let path = std::fs::canonicalize(&path)
+            .map_err(|error| failed(format!("{} cannot be found ({error}): this gaggled goes on", path.display())))?;
+        let version = self.ask_binary(&path)?;
+        journal.flush(DISK_TIMEOUT).map_err(|why| failed(format!("the journal cannot be written: {why}")))?;
+        *self.binary.lock().unwrap_or_else(PoisonError::into_inner) = Some(path.display().to_string());
+        let body = json!({"from": VERSION, "to": version, "binary": path.display().to_string()});
+        Ok(HandoverPrepared { body, handover: Some(Handover::Upgrade) })
+    }
+
+    fn journal(&self) -> Result<&JournalWriterHandle, ReplyError> {
+        if self.started_from.is_none() {
+            return Err(failed("this gaggled was started without a subreaper, so no other life can follow".to_owned()));
+        }
+        Ok(&self.file)
+    }
+
+    /// Has another binary read the journal and the configuration in force, and say which version it is.
+    fn ask_binary(&self, path: &Path) -> Result<String, ReplyError> {
+        let name = path.display();
+        let child = Command::new(path)
+            .arg("check-takeover")
+            .arg(&self.state)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(format!("{name} cannot be run ({error}): this gaggled goes on")))?;
+        let said = listen(child, BINARY_TIMEOUT)
+            .ok_or_else(|| failed(format!("{name} does not answer: this gaggled goes on")))?;
+        let version = said.trim().strip_prefix("gaggled ").and_then(|rest| rest.strip_suffix(crate::daemon::GOES_ON));
+        version.map(str::to_owned).ok_or_else(|| {
+            let why = said.lines().next().unwrap_or("it says nothing").to_owned();
+            failed(format!("{name} is no gaggled that could go on here ({why}): this gaggled goes on"))
+        })
+    }
+}
+
+/// What a child says, if it ends within a time; one that takes longer is killed. Its status tells nothing: the reaper of
+/// the daemon takes it.
+fn listen(mut child: Child, within: Duration) -> Option<String> {
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    let held = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+    let (out, err) = (child.stdout.take()?, child.stderr.take()?);
+    let (done, ended) = crossbeam_channel::bounded(1);
+    std::thread::spawn(move || {
+        let mut said = String::new();
+        let _ = out.take(ANSWER_MAX).read_to_string(&mut said);
+        let _ = err.take(ANSWER_MAX).read_to_string(&mut said);
+        let _ = done.send(said);
+    });
+    let said = ended.recv_timeout(within).ok();
+    // One that has ended is not hit, whoever has its id by now.
+    let running =
+        held.is_some_and(|held| rustix::process::pidfd_send_signal(&held, rustix::process::Signal::KILL).is_ok());
+    if let Some(pid) = pid.filter(|_| running) {
+        // And what it has started.
+        let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+    }
+    let _ = child.wait();
+    said
+}
+
+fn told(plan: &Plan, handover: Option<Handover>) -> HandoverPrepared {
+    let changes = plan.steps.iter().filter(|step| step.change != Change::Unchanged).count();
+    HandoverPrepared { body: json!({"steps": plan.steps, "settings": plan.settings, "changes": changes}), handover }
+}
+
+fn failed(message: String) -> ReplyError {
+    ReplyError { code: ErrorCode::Failed, message }
+}
+
+/// A hangup asks for a reload as an operator does.
+pub(super) fn reload_by_signal(control: &Recipient<ControlRequest>) {
+    let peer = Peer { who: "SIGHUP".to_owned(), role: Role::Admin };
+    // That it was refused is an event.
+    let answer = Box::new(|_: Reply| ());
+    let _ = control.try_send(ControlRequest { peer, request: Request::new("", Action::Reload { file: None }), answer });
+}

@@ -1,0 +1,466 @@
+//! One life of the daemon: it takes over what the life before has left, begins, and ends.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use actix::{Actor, Addr, Arbiter, Recipient};
+use crossbeam_channel::Receiver;
+use gaggled_actors::{
+    actor_system::{self, Actors, HostAddress},
+    clock::Clock,
+    control::{ControlActor, ControlRequest, ControlServices, DaemonInfo, DrainReplies},
+    host::{self, Environment, HandOver, HostActor, LinuxHost, Recorder, Stash, TakeoverState},
+    journal::directory::{RecoveredState, StateDirectory},
+    journal::reader::JournalReader,
+    journal::{
+        JournalActor, Propose,
+        file::{Healed, JournalStatusFn, JournalWriterHandle, Retention, WriterInit},
+    },
+    machine_actor::{Flush, HostReported},
+    spec,
+};
+use gaggled_core::{
+    config::LOGGER,
+    event::{Cause, Event, Handover, ProgramEvent, SystemEvent},
+    host::{ExitStatus, LaunchSpec},
+    ids::{IdVec, ProgramId},
+    logs::LogRoute,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+};
+
+use super::{
+    Channels, LoadedConfig,
+    adoption::AdoptedState,
+    event_sinks::{ControlSink, LastEvent, ThreadSinks},
+    handover::HandoverManager,
+};
+use crate::{
+    VERSION,
+    common::endpoints::{CONTROL_VARIABLE, EVENT_VARIABLE},
+    daemon::event_log::JournalLog,
+    daemon::subreaper::{DaemonStatus, HandoffFile, InheritedFds},
+    logger,
+};
+
+/// How long a log that is not read may hold up the end.
+const LOG_TIMEOUT: Duration = Duration::from_millis(200);
+/// How long the disk may hold up the beginning or a handover.
+const DISK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long starts that are under way may hold up a handover.
+const STARTS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the subreaper gives.
+pub(super) struct SubreaperLink {
+    pub pipe: File,
+    pub recorder: File,
+    letter: File,
+    /// The sockets that the life before has kept; taken once.
+    stash: Stash,
+    /// What the life before has written, if there was one under this subreaper.
+    pub before: Option<HandoffFile>,
+    /// The path that the binary was found at.
+    pub binary: PathBuf,
+}
+
+impl SubreaperLink {
+    /// Takes what the subreaper gives.
+    pub(super) fn new(position: InheritedFds) -> io::Result<Self> {
+        let open = |fd: i32, write| OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{fd}"));
+        let letter = open(position.letter, true)?;
+        let pipe = open(position.pipe, false)?;
+        nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
+        let [into, out_of] = position.stash.map(host::inherited);
+        let stash = into.zip(out_of).map_or_else(Stash::default, |(into, out_of)| Stash::new(into, out_of));
+        let before = if position.again { HandoffFile::read(&letter).ok() } else { None };
+        // A daemon that died before it was ever well has left nothing.
+        let before = before.filter(|before| !before.state.is_empty());
+        Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, stash, before, binary: position.binary })
+    }
+
+    /// It ends for good.
+    pub(super) fn end(&self) {
+        self.write(&HandoffFile { status: DaemonStatus::Exiting, ..self.before.clone().unwrap_or_default() });
+    }
+
+    fn write(&self, letter: &HandoffFile) {
+        // Memory that cannot be written costs the next life its head start, and nothing else.
+        let _ = letter.write(&self.letter);
+    }
+}
+
+/// How a life has ended.
+pub(super) enum DaemonExit {
+    /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
+    Stopped { survivors: u32, essential_exit: Option<ExitStatus> },
+    /// Another life follows.
+    HandedOver(Handover),
+}
+
+/// What a life begins with.
+pub(super) struct Startup<'a> {
+    pub system: &'a LoadedConfig,
+    pub directory: StateDirectory,
+    /// Why it is not the one that it should be, if it is not.
+    pub fallback_directory_reason: Option<String>,
+    pub remains: RecoveredState,
+    pub subreaper: Option<SubreaperLink>,
+    /// None once they are in use.
+    pub channels: Option<Channels>,
+}
+
+/// A life under way.
+struct RunningDaemon {
+    control: Addr<ControlActor>,
+    host: Addr<HostActor<LinuxHost>>,
+    actors: Actors,
+    file: JournalWriterHandle,
+    renewer: HandoverManager,
+    publishing: thread::JoinHandle<()>,
+    logged: Receiver<()>,
+    place: String,
+    /// The id of the journal.
+    identity: String,
+    /// The directories in which cgroups are, and were.
+    cgroups: Vec<PathBuf>,
+    notify_directory: PathBuf,
+    subreaper: Option<SubreaperLink>,
+}
+
+impl Startup<'_> {
+    /// Lives.
+    pub(super) async fn live(mut self) -> Result<DaemonExit, String> {
+        let clock = Clock::real();
+        let taken = self.take_over(clock)?;
+        let (running, ending) = self.begin(clock, taken).map_err(|error| error.to_string())?;
+        running.stand(DaemonStatus::Running, "");
+        let end = ending.await.map_err(|_| "the journal ended early".to_owned())?;
+        Ok(running.end(end).await)
+    }
+
+    /// Starts everything; what it returns besides is told when it ends.
+    fn begin(
+        &mut self,
+        clock: Clock,
+        taken: AdoptedState,
+    ) -> io::Result<(RunningDaemon, oneshot::Receiver<LastEvent>)> {
+        let AdoptedState { head, state, committed, recorder, mut pipe, survivors, kept, reaped, before, own_cgroups } =
+            taken;
+        let cgroups = head.cgroups.clone();
+        let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
+        let (system, mut subreaper) = (self.system, self.subreaper.take());
+        let stash = subreaper.as_mut().map(|subreaper| std::mem::take(&mut subreaper.stash)).unwrap_or_default();
+        let health = HealthSlot::default();
+        let path = self.directory.path().to_owned();
+        let journaled = WriterInit { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
+        let restorer = Restorer::new(&path, &system.outlets);
+        let (file, _) = JournalWriterHandle::start(
+            path.clone(),
+            journaled,
+            system.retention(),
+            health.health(),
+            restorer.healed(),
+        )?;
+        // What the recorder knows must not be forgotten before the journal knows it.
+        let _ = file.written(DISK_TIMEOUT);
+        // Without memory for it a status may be lost, and nothing else.
+        let _ = recorder.reset(head.epoch, state.graph.programs.len());
+        if let Some(pipe) = &mut pipe {
+            pipe.take(reaped.len());
+        }
+
+        let (events, envelopes) = crossbeam_channel::unbounded();
+        let publishing = publisher.publish(state.clone(), envelopes)?;
+        let (log, logged) = JournalLog::start(state.graph.clone())?;
+        let (gone, subreaper_gone) = oneshot::channel();
+        let tell = move || {
+            let _ = gone.send(());
+        };
+        let inheritance =
+            TakeoverState { stash, pipe, survivors, cgroups: cgroups.clone(), kept, reaped, gone: Box::new(tell) };
+        // Programs run whether or not their logs can be read by name.
+        let _ = logger::leave(&path, &system.outlets);
+        let own = own_cgroups.as_deref();
+        let to_launch = spec::specs(&system.config, before.as_ref(), &state.graph, &system.outlets, own);
+        let (host, address) = system.start_host(&path, &head.journal, to_launch, recorder, inheritance)?;
+        let writes_logs = state.graph.names().get(LOGGER).copied();
+        let (ended, ending) = oneshot::channel();
+        let slot = ControlSink::default();
+        // What is answered when it is written must have been given to be written before.
+        let sinks = vec![file.sink(), slot.sink(), ThreadSinks { events, log, ended }.sink()];
+        let actors = actor_system::start(committed, clock, &address, sinks, slot.decline());
+        health.fill(&actors.journal);
+        restorer.fill(&actors.journal, writes_logs);
+
+        let renewer = HandoverManager::new(
+            system,
+            path.clone(),
+            &head.journal,
+            file.clone(),
+            subreaper.as_ref().map(|subreaper| subreaper.binary.clone()),
+        );
+        let means = ControlServices {
+            clock,
+            journal: actors.journal.clone(),
+            file: file.clone(),
+            archive: JournalReader::new(&path),
+            renewal: renewer.renewal(),
+            about: system.about(&path),
+        };
+        let entries = std::mem::take(&mut self.remains.entries);
+        // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
+        let clients = Arbiter::new();
+        let control =
+            ControlActor::start_in_arbiter(&clients.handle(), move |_| ControlActor::new(state, entries, means));
+        slot.fill(control.clone());
+        let _ = slot_of_server.set(control.clone().recipient());
+        server.serve().map_err(io::Error::other)?;
+        actor_system::open(&actors.journal);
+        watch_signals(system.ignore_interrupts, &actors.journal, control.clone().recipient())?;
+        watch_subreaper(subreaper_gone, &actors.journal);
+        let place = path.display().to_string();
+        let notify_directory = host::notify_directory(&path, &head.journal);
+        let running = RunningDaemon {
+            control,
+            host,
+            actors,
+            file,
+            renewer,
+            publishing,
+            logged,
+            place,
+            identity: head.journal.clone(),
+            cgroups,
+            notify_directory,
+            subreaper,
+        };
+        Ok((running, ending))
+    }
+}
+
+impl RunningDaemon {
+    fn stand(&self, status: DaemonStatus, binary: &str) {
+        if let Some(subreaper) = &self.subreaper {
+            let (state, identity, binary) = (self.place.clone(), self.identity.clone(), binary.to_owned());
+            subreaper.write(&HandoffFile { state, binary, status, identity });
+        }
+    }
+
+    async fn end(self, end: LastEvent) -> DaemonExit {
+        let ended = match end {
+            LastEvent::Stopped { survivors, essential_exit } => {
+                let _ = self.host.send(HandOver(STARTS_TIMEOUT)).await;
+                let _ = self.control.send(DrainReplies).await;
+                self.cgroups.iter().for_each(|own| host::cgroup::remove_directory(own));
+                // Nothing is left that could speak.
+                let _ = fs::remove_dir_all(&self.notify_directory);
+                self.stand(DaemonStatus::Exiting, "");
+                DaemonExit::Stopped { survivors, essential_exit }
+            }
+            LastEvent::HandedOver(to) => {
+                let _ = self.host.send(HandOver(STARTS_TIMEOUT)).await;
+                self.actors.routes.flush().await;
+                let _ = self.actors.journal.send(Flush).await;
+                let binary = self.renewer.next_binary().filter(|_| to == Handover::Upgrade).unwrap_or_default();
+                self.stand(DaemonStatus::HandingOver, &binary);
+                DaemonExit::HandedOver(to)
+            }
+        };
+        let _ = self.file.flush(DISK_TIMEOUT);
+        if matches!(ended, DaemonExit::Stopped { .. }) {
+            // The last event was the last message to these; a log that is stuck is not waited for long.
+            let _ = self.publishing.join();
+            let _ = self.logged.recv_timeout(LOG_TIMEOUT);
+        }
+        ended
+    }
+}
+
+/// Where the thread of the journal tells how it is: what it tells before there is anybody to hear it is kept.
+#[derive(Clone, Default)]
+struct HealthSlot(Arc<Mutex<Hearing>>);
+
+#[derive(Default)]
+struct Hearing {
+    journal: Option<Addr<JournalActor>>,
+    kept: Vec<SystemEvent>,
+}
+
+impl HealthSlot {
+    fn hearing(&self) -> MutexGuard<'_, Hearing> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn health(&self) -> JournalStatusFn {
+        let slot = self.clone();
+        Arc::new(move |event| {
+            let mut hearing = slot.hearing();
+            match &hearing.journal {
+                Some(journal) => journal.do_send(told(event)),
+                None => hearing.kept.push(event),
+            }
+        })
+    }
+
+    fn fill(&self, journal: &Addr<JournalActor>) {
+        let mut hearing = self.hearing();
+        for event in std::mem::take(&mut hearing.kept) {
+            journal.do_send(told(event));
+        }
+        hearing.journal = Some(journal.clone());
+    }
+}
+
+/// Puts into a state directory that was made anew what belongs there besides the journal: the list of logs, and the pipes
+/// of those that are rotated, which the logger makes when it starts.
+#[derive(Clone)]
+struct Restorer {
+    state: PathBuf,
+    outlets: Vec<LogRoute>,
+    logger: Arc<OnceLock<(Addr<JournalActor>, ProgramId)>>,
+}
+
+impl Restorer {
+    fn new(state: &Path, outlets: &[LogRoute]) -> Self {
+        Self { state: state.to_owned(), outlets: outlets.to_vec(), logger: Arc::default() }
+    }
+
+    fn healed(&self) -> Healed {
+        let own = self.clone();
+        Arc::new(move || {
+            // Programs run whether or not their logs can be read by name.
+            let _ = logger::leave(&own.state, &own.outlets);
+            if let Some((journal, logger)) = own.logger.get() {
+                let event = Event::Program(*logger, ProgramEvent::RestartRequested);
+                journal.do_send(Propose { from: None, event, cause: Cause::Kernel });
+            }
+        })
+    }
+
+    fn fill(&self, journal: &Addr<JournalActor>, logger: Option<ProgramId>) {
+        if let Some(logger) = logger {
+            let _ = self.logger.set((journal.clone(), logger));
+        }
+    }
+}
+
+fn told(event: SystemEvent) -> Propose {
+    Propose { from: None, event: Event::System(event), cause: Cause::Kernel }
+}
+
+fn watch_signals(
+    ignore_interrupts: bool,
+    journal: &Addr<JournalActor>,
+    control: Recipient<ControlRequest>,
+) -> io::Result<()> {
+    let mut wanted = vec![(SignalKind::terminate(), "SIGTERM")];
+    if !ignore_interrupts {
+        wanted.push((SignalKind::interrupt(), "SIGINT"));
+    }
+    for (kind, name) in wanted {
+        let (mut stream, journal) = (signal(kind)?, journal.downgrade());
+        actix::spawn(async move {
+            while stream.recv().await.is_some() {
+                let cause = Cause::Operator { who: name.into(), command: "".into() };
+                let event = Event::System(SystemEvent::ShutdownStarted);
+                if let Some(journal) = journal.upgrade() {
+                    journal.do_send(Propose { from: None, event, cause });
+                }
+            }
+        });
+    }
+    let mut hangups = signal(SignalKind::hangup())?;
+    actix::spawn(async move {
+        while hangups.recv().await.is_some() {
+            super::handover::reload_by_signal(&control);
+        }
+    });
+    // What came before somebody could take it has waited until now.
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+}
+
+/// When the subreaper has died, this process takes its place, and its programs stay its children.
+fn watch_subreaper(gone: oneshot::Receiver<()>, journal: &Addr<JournalActor>) {
+    let journal = journal.downgrade();
+    actix::spawn(async move {
+        if gone.await.is_ok()
+            && let Some(journal) = journal.upgrade()
+        {
+            let event = Event::System(SystemEvent::HandoverStarted { kind: Handover::Subreaper });
+            journal.do_send(Propose { from: None, event, cause: Cause::Kernel });
+        }
+    });
+}
+
+impl LoadedConfig {
+    /// The directory in which the cgroups of programs are made, if they get any.
+    pub(super) fn cgroups(&self, journal: &str) -> Option<PathBuf> {
+        Some(host::cgroup::own_directory(self.config.gaggled.cgroup.as_deref()?, journal))
+    }
+
+    fn retention(&self) -> Retention {
+        let journal = self.config.gaggled.journal;
+        Retention { bytes: journal.megabytes.saturating_mul(1 << 20), age: journal.age }
+    }
+
+    fn about(&self, state: &Path) -> DaemonInfo {
+        DaemonInfo {
+            version: VERSION,
+            pid: std::process::id(),
+            binary: std::env::current_exe().map_or_else(|_| String::new(), |path| path.display().to_string()),
+            eventurl: self.urls.event.clone(),
+            controlurl: self.urls.control.clone(),
+            state: state.display().to_string(),
+        }
+    }
+
+    fn start_host(
+        &self,
+        state: &Path,
+        journal: &str,
+        specs: IdVec<ProgramId, LaunchSpec>,
+        recorder: Recorder,
+        inheritance: TakeoverState,
+    ) -> io::Result<(Addr<HostActor<LinuxHost>>, HostAddress)> {
+        let about = [
+            (EVENT_VARIABLE, self.urls.event.clone()),
+            (CONTROL_VARIABLE, self.urls.control.clone()),
+            (
+                "GAGGLED_HOST",
+                nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned()),
+            ),
+        ];
+        let own =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        let environment = Environment {
+            variables: spec::variables(&self.config, own, &self.search, about),
+            withheld: spec::withheld(&self.config, names),
+            descriptors: Some(host::raise_descriptors()?),
+            search: self.search.clone(),
+            journal: journal.to_owned(),
+            notify_directory: host::notify_directory(state, journal),
+            keep_ignored: if self.ignore_interrupts { vec![nix::libc::SIGINT] } else { Vec::new() },
+        };
+        let saw: Arc<OnceLock<Recipient<HostReported>>> = Arc::default();
+        let to_actor = saw.clone();
+        let report = move |report| {
+            if let Some(actor) = to_actor.get() {
+                actor.do_send(HostReported(report));
+            }
+        };
+        let host = LinuxHost::new(specs, environment, recorder, inheritance, Box::new(report))?;
+        let address = HostActor::new(host).start();
+        let _ = saw.set(address.clone().recipient());
+        let connected = HostAddress { perform: address.clone().recipient(), connect: address.clone().recipient() };
+        Ok((address, connected))
+    }
+}

@@ -1,0 +1,401 @@
+//! The subreaper: the parent of the daemon, and of whatever the daemon leaves behind when it dies.
+//!
+//! It starts the daemon, hands on the signals that it gets, and reaps. When the daemon dies its programs become the
+//! subreaper's children; the subreaper starts the daemon again, which finds them, and tells it through a pipe how each of
+//! them ends. As the first process of a container it reaps every stray, too.
+//!
+//! It knows nothing of programs, configurations or the journal, allocates next to nothing, and waits for signals in one
+//! place. If it dies all the same, the daemon takes its place (see [`InheritedFds`]).
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Write},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::{fs::FileExt, process::CommandExt},
+    },
+    path::PathBuf,
+    process::{Command, ExitCode},
+    str::FromStr,
+};
+
+use gaggled_actors::host;
+use gaggled_core::host::ExitStatus;
+use nix::{
+    fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        resource::{Resource, getrlimit},
+        signal::{SigSet, Signal, kill},
+        socket::{AddressFamily, SockFlag, SockType, socketpair},
+    },
+    unistd::{Pid, alarm, pipe2},
+};
+
+/// A daemon that has lived for so long, in seconds, is no longer counted among those that died soon.
+const STABLE_AFTER: u32 = 10;
+/// How many may die soon, one after the other, and be followed at once.
+const MAX_FAST_RESTARTS: u32 = 64;
+/// The longest time between two starts after that, in seconds, of a daemon that is never well.
+const MAX_RESTART_DELAY: u32 = 30;
+
+/// What the daemon gets from its subreaper: descriptors, and whether it is the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InheritedFds {
+    /// Where it hears of the ends of processes.
+    pub pipe: i32,
+    /// The memory of the flight recorder.
+    pub recorder: i32,
+    /// The memory of the letter that one life leaves for the next.
+    pub letter: i32,
+    /// The ends of the stash: where sockets are put, and where they are taken from.
+    pub stash: [i32; 2],
+    /// Whether there was a life before this one, under the same subreaper.
+    pub again: bool,
+    /// The path that the binary of the daemon was found at. It may have been moved or replaced since.
+    pub binary: PathBuf,
+}
+
+impl FromStr for InheritedFds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("\"{text}\" is not what a subreaper says");
+        let words: Vec<&str> = text.splitn(7, ':').collect();
+        let (numbers, binary) = words.split_at(words.len().min(6));
+        let numbers: Vec<i32> =
+            numbers.iter().map(|number| number.parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
+        match numbers.as_slice() {
+            [pipe, recorder, letter, into, out_of, again] => Ok(Self {
+                pipe: *pipe,
+                recorder: *recorder,
+                letter: *letter,
+                stash: [*into, *out_of],
+                again: *again != 0,
+                binary: binary.concat().into(),
+            }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+/// How a life of the daemon stands, as it has written itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DaemonStatus {
+    /// It has not begun, or was never well.
+    #[default]
+    StartKind,
+    /// Everything has begun.
+    Running,
+    /// It ends so that another can follow.
+    HandingOver,
+    /// It ends for good, as it was told.
+    Exiting,
+}
+
+/// What one life of the daemon leaves for the subreaper and the next life: four lines.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HandoffFile {
+    /// The directory of the journal.
+    pub state: String,
+    /// The binary to go on with, if it is another.
+    pub binary: String,
+    /// How the life stands.
+    pub status: DaemonStatus,
+    /// The id of the journal, which only gaggled may know: the directory may lose it.
+    pub identity: String,
+}
+
+impl DaemonStatus {
+    const WORDS: [(Self, &str); 4] = [
+        (Self::StartKind, "start_kind"),
+        (Self::Running, "well"),
+        (Self::HandingOver, "handing over"),
+        (Self::Exiting, "ending"),
+    ];
+}
+
+impl HandoffFile {
+    /// Reads the letter in this memory file.
+    pub fn read(file: &File) -> io::Result<Self> {
+        let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
+        file.read_exact_at(&mut bytes, 0)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.lines();
+        let mut next = || lines.next().unwrap_or_default();
+        let (state, binary, status, identity) = (next().to_owned(), next().to_owned(), next(), next().to_owned());
+        let known = DaemonStatus::WORDS.into_iter().find(|(_, word)| *word == status);
+        let status = known.map_or(DaemonStatus::StartKind, |(status, _)| status);
+        Ok(Self { state, binary, status, identity })
+    }
+
+    /// Writes it, in one piece.
+    pub fn write(&self, file: &File) -> io::Result<()> {
+        let word = DaemonStatus::WORDS.iter().find(|(status, _)| *status == self.status).map_or("", |(_, word)| word);
+        let text = format!("{}\n{}\n{word}\n{}\n", self.state, self.binary, self.identity);
+        file.write_all_at(text.as_bytes(), 0)?;
+        file.set_len(text.len() as u64)
+    }
+}
+
+/// Starts the daemon with these arguments, again and again, until it ends as it was told. With `resume`, the directory
+/// of a journal, the first is told to go on from there.
+pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
+    lower_oom_score();
+    if let Some(limit) = too_few_descriptors() {
+        eprintln!(
+            "Error: gaggled needs at least {} descriptors, and may have {limit}: raise the limit (ulimit -n, LimitNOFILE)",
+            host::DESCRIPTORS_MIN
+        );
+        return ExitCode::from(100);
+    }
+    match Subreaper::new(arguments, resume).and_then(Subreaper::run) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("Error: gaggled cannot be started: {error}");
+            ExitCode::from(100)
+        }
+    }
+}
+
+/// The most descriptors that gaggled may have, if they are not enough.
+fn too_few_descriptors() -> Option<u64> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (hard < host::DESCRIPTORS_MIN).then_some(hard)
+}
+
+/// Whoever looks after programs is the last that the kernel should take when memory runs out. Programs do not have that
+/// from it. Where somebody has decided otherwise it stays so, and where it may not be asked nothing is lost.
+fn lower_oom_score() {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    if fs::read_to_string(SCORE).is_ok_and(|score| score.trim() == "0") {
+        let _ = fs::write(SCORE, "-900");
+    }
+}
+
+/// The signals that are handed on.
+const FORWARDED: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
+/// The signals that end a process that does not expect them.
+const IGNORED: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+
+/// A binary of gaggled, and the path that it was found at.
+struct Binary {
+    file: File,
+    path: PathBuf,
+}
+
+impl Binary {
+    fn open(path: PathBuf) -> io::Result<Self> {
+        Ok(Self { file: File::open(&path)?, path })
+    }
+}
+
+struct Subreaper {
+    arguments: Vec<OsString>,
+    signals: SigSet,
+    /// Where the ends of processes are told, and the end that the daemon gets.
+    tell: File,
+    hear: OwnedFd,
+    recorder: File,
+    letter: File,
+    /// A pair of sockets; what is in its queue outlives the daemon.
+    stash: (OwnedFd, OwnedFd),
+    /// The binary that is run, and the one before it while it is not known to be well.
+    binary: Binary,
+    fallback_binary: Option<Binary>,
+    daemon: Option<Pid>,
+    again: bool,
+    /// That gaggled was told to end, and how: the next daemon is told, too, if this one dies over it.
+    stop_signal: Option<Signal>,
+    /// How many have died soon, one after the other.
+    deaths: u32,
+}
+
+impl Subreaper {
+    fn new(arguments: Vec<OsString>, resume: Option<String>) -> io::Result<Self> {
+        host::ignore_file_limit();
+        let signals = signals();
+        // The daemon inherits this, and lets them in when it can take them.
+        signals.thread_block()?;
+        nix::sys::prctl::set_child_subreaper(true)?;
+        let (hear, tell) = pipe2(OFlag::O_CLOEXEC)?;
+        fcntl(&tell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        fcntl(&hear, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        let memory = |name| memfd_create(name, MFdFlags::empty()).map(File::from);
+        let letter = memory(c"gaggled letter")?;
+        let again = resume.is_some();
+        HandoffFile { state: resume.unwrap_or_default(), ..HandoffFile::default() }.write(&letter)?;
+        Ok(Self {
+            arguments,
+            signals,
+            tell: tell.into(),
+            hear,
+            recorder: memory(c"gaggled recorder")?,
+            letter,
+            stash: socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::empty())?,
+            binary: Binary { file: File::open("/proc/self/exe")?, path: std::env::current_exe()? },
+            fallback_binary: None,
+            daemon: None,
+            again,
+            stop_signal: None,
+            deaths: 0,
+        })
+    }
+
+    fn run(mut self) -> io::Result<ExitCode> {
+        self.spawn()?;
+        loop {
+            match self.signals.wait()? {
+                Signal::SIGCHLD => {
+                    if let Some(code) = self.reap() {
+                        return Ok(code);
+                    }
+                }
+                Signal::SIGALRM if self.daemon.is_some() => self.stabilize(),
+                Signal::SIGALRM => self.start(),
+                signal if FORWARDED.contains(&signal) => {
+                    self.stop_signal = self.stop_signal.or(Some(signal).filter(|signal| *signal != Signal::SIGHUP));
+                    if self.daemon.is_none() {
+                        self.start();
+                    }
+                    if let Some(daemon) = self.daemon {
+                        let _ = kill(daemon, signal);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The daemon has lived for a while. A new binary that has not come up by then is not going to: it is killed, and the
+    /// one before follows. It was asked before whether it can go on, and may hang all the same.
+    fn stabilize(&mut self) {
+        if self.letter().status == DaemonStatus::Running {
+            self.deaths = 0;
+            self.fallback_binary = None;
+            return;
+        }
+        if let Some(daemon) = self.daemon.filter(|_| self.fallback_binary.is_some()) {
+            eprintln!("Error: the new version of gaggled is not up after {STABLE_AFTER} s: the old one goes on");
+            let _ = kill(daemon, Signal::SIGKILL);
+        }
+        alarm::set(STABLE_AFTER);
+    }
+
+    /// The letter; one that cannot be read says nothing.
+    fn letter(&self) -> HandoffFile {
+        HandoffFile::read(&self.letter).unwrap_or_default()
+    }
+
+    /// Starts the daemon; if the machine has no process for it, a little later.
+    fn start(&mut self) {
+        if let Err(error) = self.spawn() {
+            eprintln!("Error: gaggled cannot be started again ({error}); it will be tried again");
+            if let Some(fallback_binary) = self.fallback_binary.take() {
+                self.binary = fallback_binary;
+            }
+            alarm::set(1);
+        } else if let (Some(daemon), Some(signal)) = (self.daemon, self.stop_signal) {
+            let _ = kill(daemon, signal);
+        }
+    }
+
+    fn spawn(&mut self) -> io::Result<()> {
+        alarm::set(STABLE_AFTER);
+        let (into, out_of) = &self.stash;
+        let given = [self.hear.as_fd(), self.recorder.as_fd(), self.letter.as_fd(), into.as_fd(), out_of.as_fd()];
+        let given = given.map(|descriptor| descriptor.as_raw_fd());
+        let position = given.into_iter().chain([i32::from(self.again)]);
+        let numbers = position.map(|number| number.to_string()).collect::<Vec<_>>().join(":");
+        let mut position = OsString::from(format!("{numbers}:"));
+        position.push(&self.binary.path);
+        let child = Command::new(format!("/proc/self/fd/{}", self.binary.file.as_raw_fd()))
+            .arg0("gaggled")
+            .args(&self.arguments)
+            .arg("--inherit")
+            .arg(position)
+            // The terminal's interrupt is for the subreaper, which hands it on.
+            .process_group(0)
+            .spawn()?;
+        self.daemon = i32::try_from(child.id()).ok().map(Pid::from_raw);
+        self.again = true;
+        Ok(())
+    }
+
+    /// Takes every child that has ended. What the daemon may want to know is told before the process id is given back.
+    fn reap(&mut self) -> Option<ExitCode> {
+        while let Some((pid, ended)) = host::peek_exited() {
+            let daemon = self.daemon.is_some_and(|daemon| daemon.as_raw() == pid);
+            if !daemon {
+                // A pipe that is full costs a status: nobody has read five thousand of them.
+                let _ = self.tell.write_all(&host::encode_reaped(pid, ended));
+            }
+            host::reap(pid);
+            if daemon && let Some(code) = self.daemon_ended(ended) {
+                return Some(code);
+            }
+        }
+        None
+    }
+
+    /// The daemon has ended: for good, or to be started again.
+    fn daemon_ended(&mut self, ended: ExitStatus) -> Option<ExitCode> {
+        self.daemon = None;
+        let letter = self.letter();
+        let start_kind = letter.status == DaemonStatus::StartKind;
+        // One that ended by itself before it was ever well has said why. One that was killed has not, and programs of a
+        // subreaper before this one may run on, so another follows. And one that cannot even begin does not keep gaggled
+        // from ending.
+        let killed = matches!(ended, ExitStatus::Signal(_) | ExitStatus::Core(_));
+        let over = letter.state.is_empty() && !killed
+            || start_kind && self.stop_signal.is_some() && self.deaths > MAX_FAST_RESTARTS;
+        if letter.status == DaemonStatus::Exiting || over {
+            return Some(code(ended));
+        }
+        if start_kind {
+            // A new binary that was never well: back to the one that was.
+            if let Some(fallback_binary) = self.fallback_binary.take() {
+                self.binary = fallback_binary;
+            }
+        } else if let Ok(next) = Binary::open(letter.binary.clone().into()) {
+            self.fallback_binary = Some(std::mem::replace(&mut self.binary, next));
+        }
+        let (was_well, handed_over) =
+            (letter.status == DaemonStatus::Running, letter.status == DaemonStatus::HandingOver);
+        let next = HandoffFile { binary: String::new(), status: DaemonStatus::StartKind, ..letter };
+        // Memory that cannot be written has the old letter, which is as good.
+        let _ = next.write(&self.letter);
+        self.deaths += u32::from(!handed_over);
+        if self.deaths <= MAX_FAST_RESTARTS {
+            self.start();
+        } else {
+            let doublings = if was_well { 0 } else { (self.deaths - MAX_FAST_RESTARTS - 1).min(5) };
+            alarm::set((1 << doublings).min(MAX_RESTART_DELAY));
+        }
+        None
+    }
+}
+
+/// How the subreaper ends when the daemon has ended so.
+fn code(ended: ExitStatus) -> ExitCode {
+    ExitCode::from(match ended {
+        ExitStatus::Code(code) => u8::try_from(code).unwrap_or(100),
+        ExitStatus::Signal(signal) | ExitStatus::Core(signal) => u8::try_from(128 + signal).unwrap_or(100),
+        ExitStatus::OutOfMemory | ExitStatus::Unknown => 100,
+    })
+}
+
+fn signals() -> SigSet {
+    [Signal::SIGCHLD, Signal::SIGALRM].into_iter().chain(FORWARDED).chain(IGNORED).collect()
+}
+
+/// Makes this process, which was the daemon, the subreaper of the next: its programs stay its children.
+pub fn take_its_place(state: &str) -> io::Error {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let kept = arguments.iter().position(|word| word == "--inherit").unwrap_or(arguments.len());
+    let arguments = arguments.get(..kept).unwrap_or_default();
+    // What comes before the subreaper can take it waits.
+    let _ = signals().thread_block();
+    Command::new("/proc/self/exe").arg0("gaggled").arg("--resume").arg(state).args(arguments).exec()
+}

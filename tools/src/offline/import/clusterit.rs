@@ -1,0 +1,24 @@
+//! A ClusterIt cluster file, for those who want its hosts in the configuration. It can be read as it is, too.
+
+use std::path::Path;
+
+use gaggled_core::{config::OrderedMap, nodes};
+
+use super::{Imported, read};
+
+/// Reads a cluster file.
+pub fn import(path: &Path) -> Result<Imported, String> {
+    let (hosts, sets) = nodes::config_of_cluster(&read(path)?).map_err(|wrong| describe_event(path, wrong))?;
+    let mut imported = Imported::default();
+    imported.config.hosts = hosts;
+    imported.config.nodes = OrderedMap(sets);
+    imported.checked(path)
+}
+
+/// What is wrong, a line each.
+pub fn describe_event(path: &Path, wrong: Vec<nodes::DeclarationError<usize>>) -> String {
+    let line = |wrong: nodes::DeclarationError<usize>| {
+        format!("{}:{}: {}: {}", path.display(), wrong.place, wrong.message, wrong.help)
+    };
+    wrong.into_iter().map(line).collect::<Vec<_>>().join("\n")
+}
