@@ -2,15 +2,12 @@
 
 use actix::{Actor, Addr, AsyncContext, Context, Message, Recipient};
 use gaggled_core::{
-    dependency::DependencyMachine,
+    base::ids::{ActorId, IdVec, ProgramId},
     event::Envelope,
-    graph::ActorId,
-    group::GroupMachine,
-    ids::{IdVec, ProgramId},
     journal::Journal,
-    machine::Machine,
-    program::ProgramMachine,
-    shutdown::ShutdownMachine,
+    machine::{
+        Machine, dependency::DependencyMachine, group::GroupMachine, program::ProgramMachine, shutdown::ShutdownMachine,
+    },
 };
 
 use crate::{

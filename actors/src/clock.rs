@@ -1,6 +1,6 @@
 //! The one place where time is read.
 
-use gaggled_core::time::{Instant, WallTime};
+use gaggled_core::base::time::{Instant, WallTime};
 
 /// A monotonic clock.
 #[derive(Clone, Copy, Debug)]

@@ -20,13 +20,17 @@ use std::{
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture};
 use gaggled_core::{
-    command::{Peer, Role},
+    base::time::{Instant, Millis},
     event::{Cause, Envelope, Event, Handover, SystemEvent},
-    history::{CommandKey, History, LoggedEvent},
-    rules::Refusal,
+    journal::{
+        Refusal,
+        history::{CommandKey, History, LoggedEvent},
+    },
+    protocol::{
+        ErrorCode, Reply, ReplyError, Request,
+        access::{Peer, Role},
+    },
     state::State,
-    time::{Instant, Millis},
-    wire::{ErrorCode, Reply, ReplyError, Request},
 };
 
 use self::{
@@ -151,7 +155,7 @@ struct RequestContext {
 /// The actor of the control channel.
 pub struct ControlActor {
     state: State,
-    names: gaggled_core::wire::ProgramIndex,
+    names: gaggled_core::protocol::ProgramIndex,
     history: History,
     clock: Clock,
     /// When this life of the daemon began.

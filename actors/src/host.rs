@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Message};
 use gaggled_core::{
+    base::ids::{IdVec, ProgramId},
     host::Host,
-    ids::{IdVec, ProgramId},
 };
 
 pub use self::{

@@ -11,16 +11,12 @@ use std::sync::Arc;
 
 use actix::{Actor, Addr, Context, Handler, Message};
 use gaggled_core::{
-    dependency::DependencyMachine,
+    base::ids::{ActorId, DependencyId, GroupId, IdVec, ProgramId},
     event::{Cause, Envelope, Event, SystemEvent},
-    graph::ActorId,
-    group::GroupMachine,
-    ids::{DependencyId, GroupId, IdVec, ProgramId},
-    journal::Journal,
-    machine::Machine,
-    program::ProgramMachine,
-    rules::Refusal,
-    shutdown::ShutdownMachine,
+    journal::{Journal, Refusal},
+    machine::{
+        Machine, dependency::DependencyMachine, group::GroupMachine, program::ProgramMachine, shutdown::ShutdownMachine,
+    },
     state::State,
 };
 
@@ -194,13 +190,13 @@ impl Handler<Panicked> for JournalActor {
         let since = state.seq;
         match actor {
             ActorId::Program(id) => {
-                self.routes.programs[id].do_send(Restore(Box::new(ProgramMachine::new(state, id)), since))
+                self.routes.programs[id].do_send(Restore(Box::new(ProgramMachine::new(state, id)), since));
             }
             ActorId::Dependency(id) => {
                 self.routes.dependencies[id].do_send(Restore(Box::new(DependencyMachine::new(state, id)), since));
             }
             ActorId::Group(id) => {
-                self.routes.groups[id].do_send(Restore(Box::new(GroupMachine::new(state, id)), since))
+                self.routes.groups[id].do_send(Restore(Box::new(GroupMachine::new(state, id)), since));
             }
             ActorId::Shutdown => {
                 let end = || Restore(Box::new(ShutdownMachine::new(state, ())), since);

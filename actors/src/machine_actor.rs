@@ -10,17 +10,17 @@ use std::{
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, Recipient, SpawnHandle};
 use gaggled_core::{
-    dependency::DependencyMachine,
+    base::{
+        ids::{ActorId, Seq},
+        time::Instant,
+    },
     event::{Envelope, Event},
-    graph::ActorId,
-    group::GroupMachine,
     host::{HostCommand, HostReport},
-    ids::Seq,
-    machine::{Input, Machine, Output, Outputs, Timers},
-    program::ProgramMachine,
-    rules::Refusal,
-    shutdown::ShutdownMachine,
-    time::Instant,
+    journal::Refusal,
+    machine::{
+        Input, Machine, Output, Outputs, Timers, dependency::DependencyMachine, group::GroupMachine,
+        program::ProgramMachine, shutdown::ShutdownMachine,
+    },
 };
 
 use crate::{

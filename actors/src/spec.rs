@@ -13,12 +13,10 @@ use std::{
 
 pub use self::cgroups::prepare as prepare_cgroups;
 use gaggled_core::{
-    config::{Config, Diagnostic, LOGGER, ProgramConfig, SpanIndex},
+    base::ids::{IdVec, ProgramId},
+    config::{Config, Diagnostic, LOGGER, ProgramConfig, SpanIndex, log_policy::LogRoute, sandbox::Cgroup},
     graph::Graph,
     host::{LaunchSpec, LogTarget, PidFile},
-    ids::{IdVec, ProgramId},
-    logs::LogRoute,
-    sandbox::Cgroup,
 };
 use nix::unistd::geteuid;
 

@@ -4,10 +4,13 @@
 //! each with the place in the file and the cure.
 
 mod check;
-mod locate;
+pub mod log_policy;
 mod model;
-mod order;
+pub mod node_sets;
+mod ordered_map;
+pub mod sandbox;
 mod settings;
+mod spans;
 
 use std::ops::Range;
 
@@ -15,10 +18,10 @@ use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
     check::{LOGGER, SMTPGATE},
-    locate::SpanIndex,
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
-    order::OrderedMap,
+    ordered_map::OrderedMap,
     settings::{AccessConfig, JournalConfig, Settings, SmtpgateConfig, Tls},
+    spans::SpanIndex,
 };
 
 /// Whether a file with this finding may be used.

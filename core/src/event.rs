@@ -1,7 +1,7 @@
 //! What can have happened, in the past tense, and the envelope that numbers it.
 //!
 //! An event is complete in itself and concerns one program, one dependency, or the system. On the wire it goes by
-//! names; see [`crate::wire`].
+//! names; see [`crate::protocol`].
 
 mod system;
 
@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::system::{Handover, StartKind, SystemEvent};
 use crate::{
-    graph::Level,
-    health::UnhealthyReason,
-    host::{ExitStatus, Signal, SpawnStage, StartTime},
-    ids::{DependencyId, EpochId, GroupId, InstanceId, ProgramId, Seq},
-    time::{Instant, WallTime},
+    base::{
+        ids::{DependencyId, EpochId, GroupId, InstanceId, Level, ProgramId, Seq},
+        time::{Instant, WallTime},
+    },
+    host::probe::UnhealthyReason,
+    process::{ExitStatus, Signal, SpawnStage, StartTime},
 };
 
 /// An event with its number, its time and its cause.
@@ -174,13 +175,13 @@ pub enum ProgramEvent {
     /// Its group lets it run: it is started, or, if it runs, started again.
     #[serde(rename = "LevelStartRequested")]
     LevelStartRequested {
-        /// The event that has requested_by the group so.
+        /// The event that has `requested_by` the group so.
         requested_by: Seq,
     },
     /// Its group goes to a level at which it does not run.
     #[serde(rename = "LevelStopRequested")]
     LevelStopRequested {
-        /// The event that has requested_by the group so.
+        /// The event that has `requested_by` the group so.
         requested_by: Seq,
     },
     /// An operator sent it a signal.
@@ -258,13 +259,13 @@ pub enum GroupEvent {
     /// It is there: what does not run at its level has gone, and what does has been let in.
     #[serde(rename = "GroupLevelReached")]
     LevelReached {
-        /// The event that has requested_by it so.
+        /// The event that has `requested_by` it so.
         requested_by: Seq,
     },
     /// One of its programs that hold back the others did not end well, so that those do not start.
     #[serde(rename = "GroupFailed")]
     Failed {
-        /// The event that has requested_by it so.
+        /// The event that has `requested_by` it so.
         requested_by: Seq,
         /// The program.
         failed_program: Arc<str>,

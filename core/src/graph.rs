@@ -2,7 +2,10 @@
 //!
 //! A graph is built once from a checked configuration. It knows nothing of what runs; that is [`crate::state::State`].
 
+mod health_policy;
+mod levels;
 mod policy;
+mod routing;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,10 +14,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-pub use self::policy::{Backoff, Leaves, Level, Mode, Policy, RESTART, START, STOP, StartLimit};
-use crate::{
-    event::{DependencyEvent, Event, ProgramEvent, SystemEvent},
-    ids::{DependencyId, GroupId, IdVec, ProgramId},
+pub use self::health_policy::{HealthCheck, HealthPolicy, Readiness};
+pub use self::policy::{Backoff, Leaves, Mode, Policy, RESTART, START, STOP, StartLimit};
+use crate::base::{
+    ids::{DependencyId, GroupId, IdVec, Level, ProgramId},
     time::Millis,
 };
 
@@ -106,19 +109,6 @@ pub struct Graph {
     pub killwait: Millis,
 }
 
-/// A receiver of committed events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ActorId {
-    /// The rules of a program.
-    Program(ProgramId),
-    /// The rules of a dependency.
-    Dependency(DependencyId),
-    /// The rules of a group.
-    Group(GroupId),
-    /// The rules of the end.
-    Shutdown,
-}
-
 impl Graph {
     /// A graph without programs.
     pub fn new(killwait: Millis) -> Self {
@@ -179,54 +169,6 @@ impl Graph {
         dependents.chain(self.gated[on].iter().copied()).collect()
     }
 
-    /// Whether a group can be told this level: one of its programs names it, or it is one that every group has.
-    pub fn has_level(&self, group: GroupId, level: &str) -> bool {
-        let group = &self.groups[group];
-        let everywhere = [STOP, &group.default_level].contains(&level);
-        let open = || group.members.iter().any(|member| self.programs[*member].levels.is_empty());
-        let named = || group.members.iter().any(|member| self.programs[*member].names(level));
-        level != RESTART && (everywhere || named() || level == START && open())
-    }
-
-    /// The levels that a group can be told, in the order of their names.
-    pub fn levels(&self, group: GroupId) -> Vec<Level> {
-        let members = self.groups[group].members.iter().flat_map(|member| self.programs[*member].levels.iter());
-        let fixed = [STOP.into(), START.into(), self.groups[group].default_level.clone()];
-        let all: BTreeSet<Level> = members.cloned().chain(fixed).collect();
-        all.into_iter().filter(|level| self.has_level(group, level)).collect()
-    }
-
-    /// The programs of a group in the order in which they are told to leave: dependents first, else the last first.
-    pub fn leave_order(&self, group: GroupId) -> Vec<ProgramId> {
-        let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
-        for member in self.groups[group].members.iter().rev() {
-            self.push_after_dependents(group, *member, &mut seen, &mut order);
-        }
-        order
-    }
-
-    fn push_after_dependents(
-        &self,
-        group: GroupId,
-        program: ProgramId,
-        seen: &mut BTreeSet<ProgramId>,
-        order: &mut Vec<ProgramId>,
-    ) {
-        let mut waiting = vec![(program, false)];
-        while let Some((program, ready)) = waiting.pop() {
-            if ready {
-                order.push(program);
-            } else if self.programs[program].group == Some(group) && seen.insert(program) {
-                waiting.push((program, true));
-                waiting.extend(
-                    self.dependencies_on(program)
-                        .iter()
-                        .map(|dependency| (self.dependencies[*dependency].dependent, false)),
-                );
-            }
-        }
-    }
-
     /// The group of a name.
     pub fn group(&self, name: &str) -> Option<GroupId> {
         self.groups.iter().find(|(_, group)| &*group.name == name).map(|(id, _)| id)
@@ -235,81 +177,5 @@ impl Graph {
     /// All programs by name.
     pub fn names(&self) -> BTreeMap<Arc<str>, ProgramId> {
         self.programs.iter().map(|(id, policy)| (policy.name.clone(), id)).collect()
-    }
-
-    /// The program whose state an event changes, if it changes one.
-    pub fn subject(&self, event: &Event) -> Option<ProgramId> {
-        match event {
-            Event::Program(program, _) => Some(*program),
-            Event::Dependency(dependency, _) => Some(self.dependencies[*dependency].dependent),
-            Event::Group(..) | Event::System(_) => None,
-        }
-    }
-
-    /// Calls `tell` for everyone whose rules depend on the event, in a fixed order, each at most once.
-    ///
-    /// The cost is that of the degree of the program, never that of the number of programs; but for the few events of
-    /// the whole system.
-    pub fn recipients(&self, event: &Event, mut tell: impl FnMut(ActorId)) {
-        match event {
-            Event::Program(program, event) => {
-                tell(ActorId::Program(*program));
-                for dependency in self.dependencies_on(*program) {
-                    tell(ActorId::Dependency(*dependency));
-                }
-                let moves =
-                    matches!(event, ProgramEvent::LevelStartRequested { .. } | ProgramEvent::LevelStopRequested { .. });
-                if moves || event.sets_running().is_some() {
-                    let needed = self
-                        .dependencies_of(*program)
-                        .iter()
-                        .map(|dependency| self.dependencies[*dependency].dependency);
-                    let needed: BTreeSet<_> = needed.chain(self.after_gates[*program].iter().copied()).collect();
-                    for on in needed {
-                        tell(ActorId::Program(on));
-                    }
-                }
-                if event.sets_running().is_some() {
-                    tell(ActorId::Shutdown);
-                }
-                if let Some(group) = self.programs[*program].group {
-                    tell(ActorId::Group(group));
-                }
-            }
-            Event::Group(group, _) => tell(ActorId::Group(*group)),
-            Event::Dependency(dependency, event) => {
-                let of = self.dependencies[*dependency].dependent;
-                tell(ActorId::Program(of));
-                tell(ActorId::Dependency(*dependency));
-                if matches!(event, DependencyEvent::RestartTriggered { .. }) {
-                    for dependency in self.dependencies_on(of) {
-                        tell(ActorId::Dependency(*dependency));
-                    }
-                    if let Some(group) = self.programs[of].group {
-                        tell(ActorId::Group(group));
-                    }
-                }
-            }
-            Event::System(SystemEvent::ShutdownStarted) => {
-                for program in self.programs.ids() {
-                    tell(ActorId::Program(program));
-                }
-                for group in self.groups.ids() {
-                    tell(ActorId::Group(group));
-                }
-                tell(ActorId::Shutdown);
-            }
-            // Committed before there is anybody to hear it.
-            Event::System(
-                SystemEvent::DaemonStarted { .. }
-                | SystemEvent::HandoverStarted { .. }
-                | SystemEvent::ShutdownCompleted { .. }
-                | SystemEvent::JournalDegraded { .. }
-                | SystemEvent::JournalRestored { .. }
-                | SystemEvent::JournalDamaged { .. }
-                | SystemEvent::CommandRefused { .. }
-                | SystemEvent::ActorPanicked { .. },
-            ) => {}
-        }
     }
 }

@@ -1,16 +1,26 @@
 //! The one point that every event passes: admit, number, apply.
 //!
-//! Nothing is numbered anywhere else. The journal decides nothing: [`crate::rules`] says what may be committed.
+//! Nothing is numbered anywhere else. The journal decides nothing: [`crate::journal::admission`] says what may be committed.
+
+mod admission;
+pub mod audit;
+pub mod history;
+pub mod recovery;
+mod refusal;
+pub mod replica;
+pub mod segment;
 
 use std::sync::Arc;
 
+pub use self::refusal::Refusal;
 use crate::{
+    base::{
+        ids::{EpochId, Seq},
+        time::{Instant, WallTime},
+    },
     event::{Cause, Envelope, Event, ProgramEvent},
     graph::Graph,
-    ids::{EpochId, Seq},
-    rules::Refusal,
     state::State,
-    time::{Instant, WallTime},
 };
 
 /// The sequence of events, as far as its last number and its fold.

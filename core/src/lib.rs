@@ -18,33 +18,14 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 #![deny(clippy::wildcard_enum_match_arm)]
 
-pub mod audit;
-pub mod command;
+pub mod base;
 pub mod config;
-pub mod dependency;
-pub mod ensemble;
 pub mod event;
-pub mod forecast;
 pub mod graph;
-pub mod group;
-pub mod health;
-pub mod history;
 pub mod host;
-pub mod ids;
 pub mod journal;
-pub mod logs;
 pub mod machine;
-pub mod mirror;
-pub mod nodes;
-pub mod notifier;
-pub mod plan;
-pub mod program;
-pub mod random;
-pub mod rules;
-pub mod sandbox;
-pub mod segment;
-pub mod shutdown;
+pub mod planning;
+pub mod process;
+pub mod protocol;
 pub mod state;
-pub mod succession;
-pub mod time;
-pub mod wire;

@@ -3,15 +3,24 @@
 //! A machine changes its mind only when it sees a committed envelope. It proposes events and asks for effects; it
 //! never tells another machine what to do and never waits for an answer.
 
+pub mod any;
+pub mod dependency;
+pub mod group;
+mod health_monitor;
+pub mod program;
+pub mod shutdown;
+
 use std::collections::BTreeMap;
 
 use crate::{
+    base::{
+        ids::{InstanceId, Seq},
+        time::Instant,
+    },
     event::{Cause, Envelope, Event},
     host::{HostCommand, HostReport},
-    ids::{InstanceId, Seq},
-    rules::Refusal,
+    journal::Refusal,
     state::State,
-    time::Instant,
 };
 
 /// What a machine hears.

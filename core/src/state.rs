@@ -17,11 +17,13 @@ pub use self::{
     program::{Membership, Outcome, PendingStop, Phase, ProgramState},
 };
 use crate::{
+    base::{
+        ids::{DependencyId, EpochId, GroupId, IdVec, InstanceId, ProgramId, Seq},
+        time::Instant,
+    },
     event::{DependencyEvent, Envelope, Event, Handover, SystemEvent},
     graph::{Dependency, Graph},
-    host::ExitStatus,
-    ids::{DependencyId, EpochId, GroupId, IdVec, InstanceId, ProgramId, Seq},
-    time::Instant,
+    process::ExitStatus,
 };
 
 /// The state of one dependency.
@@ -111,7 +113,7 @@ impl State {
             Event::Group(id, event) => self.groups[*id].apply(envelope.seq, event),
             Event::System(SystemEvent::ShutdownStarted) => self.shutdown = Some(envelope.monotonic),
             Event::System(SystemEvent::ShutdownCompleted { unkillable: survivors }) => {
-                self.unkillable = Some(*survivors)
+                self.unkillable = Some(*survivors);
             }
             Event::System(SystemEvent::HandoverStarted { kind: to }) => self.handover = Some((*to, envelope.seq)),
             Event::System(

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use gaggled_core::{command::Role, config::AccessConfig};
+use gaggled_core::{config::AccessConfig, protocol::access::Role};
 use nix::unistd::{Group, User, geteuid};
 use nng::Pipe;
 use thiserror::Error;

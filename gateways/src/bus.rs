@@ -15,10 +15,9 @@ use std::{
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use gaggled_core::{
-    command::Role,
     event::Envelope,
+    protocol::{Heartbeat, access::Role, encode_message},
     state::State,
-    wire::{Heartbeat, encode_message},
 };
 use nng::{
     Protocol, Socket,

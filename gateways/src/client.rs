@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gaggled_core::wire::{Reply, Request};
+use gaggled_core::protocol::{Reply, Request};
 use nng::{
     Protocol, Socket,
     options::{

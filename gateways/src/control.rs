@@ -11,9 +11,9 @@ use std::{
     time::Duration,
 };
 
-use gaggled_core::{
-    command::{Peer, Role},
-    wire::{ErrorCode, Reply, ReplyError, Request},
+use gaggled_core::protocol::{
+    ErrorCode, Reply, ReplyError, Request,
+    access::{Peer, Role},
 };
 use nng::{
     Aio, AioResult, Context, Message, Pipe, PipeEvent, Protocol, Socket,

@@ -9,11 +9,11 @@ use std::{
 };
 
 use gaggled_core::{
+    base::ids::{EpochId, Seq},
     event::Envelope,
-    ids::{EpochId, Seq},
-    mirror::{FeedResult, StateReplica},
+    journal::replica::{FeedResult, StateReplica},
+    protocol::{Action, BusMessage, EVENT_TOPIC, HEARTBEAT_TOPIC, Request, decode_event},
     state::State,
-    wire::{Action, BusMessage, EVENT_TOPIC, HEARTBEAT_TOPIC, Request, decode_event},
 };
 use nng::{
     Protocol, Socket,

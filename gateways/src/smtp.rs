@@ -1,5 +1,6 @@
 //! Mail: composing it, and getting it delivered by a server that may be slow, down or hostile.
 
+pub mod alert_rules;
 mod mail;
 mod outbox;
 mod spool;

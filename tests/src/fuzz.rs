@@ -10,13 +10,11 @@ use std::{
 
 use gaggled_actors::host::decode_reaped;
 use gaggled_core::{
-    audit::JournalAudit,
+    base::{ids::EpochId, time::Millis},
     config::Config,
-    ids::EpochId,
-    segment::Replay,
+    journal::{audit::JournalAudit, segment::Replay},
+    protocol::{BusMessage, Reply, Request, decode_event},
     state::State,
-    time::Millis,
-    wire::{BusMessage, Reply, Request, decode_event},
 };
 use gaggled_tools::{
     common::time_args,
@@ -109,7 +107,7 @@ fn words(bytes: &[u8]) {
     let text = text(bytes);
     let _ = time_args::parse(&text);
     let _ = Millis::parse(&text);
-    let _ = gaggled_core::host::Signal::parse(&text);
+    let _ = gaggled_core::process::Signal::parse(&text);
     let _ = gaggled_gateways::url::Url::parse(&text, &[]);
 }
 

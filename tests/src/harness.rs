@@ -14,12 +14,12 @@ use std::{
 
 use gaggled_actors::journal::directory::segments;
 use gaggled_core::{
+    base::ids::{Position, Seq},
     config::Config,
     event::{Envelope, Event, ProgramEvent, SystemEvent},
-    ids::{Position, Seq},
-    segment::Replay,
+    journal::segment::Replay,
+    protocol::{Action, Reply, Request, encode_applied},
     state::State,
-    wire::{Action, Reply, Request, encode_applied},
 };
 use gaggled_gateways::{
     client::ControlClient,

@@ -15,10 +15,9 @@
 use std::{collections::BTreeMap, fs, path::Path, str::FromStr, sync::Arc, time::Duration};
 
 use gaggled_core::{
-    command::Selection,
     event::{Event, ProgramEvent},
     graph::Mode,
-    wire::Action,
+    protocol::{Action, Selection},
 };
 use gaggled_tools::offline::import::import_original;
 use nix::sys::signal::Signal;

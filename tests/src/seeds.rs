@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use gaggled_core::{config::Config, time::Millis};
+use gaggled_core::{base::time::Millis, config::Config};
 use tempfile::TempDir;
 
 use crate::harness::{Daemon, Start, binary, directory};

@@ -16,13 +16,15 @@ use gaggled_actors::{
     machine_actor::{ActorContext, Committed, Execute, MachineActor, Restore},
 };
 use gaggled_core::{
+    base::{
+        ids::{ActorId, EpochId, ProgramId, Seq},
+        time::{Instant, Millis, WallTime},
+    },
     event::{Cause, Envelope, Event, SystemEvent},
-    graph::{ActorId, Graph, Policy},
-    ids::{EpochId, ProgramId, Seq},
+    graph::{Graph, Policy},
+    journal::recovery::EpochStart,
     machine::{Input, Machine, Outputs},
     state::State,
-    succession::EpochStart,
-    time::{Instant, Millis, WallTime},
 };
 
 /// A host that does nothing.

@@ -11,7 +11,7 @@ use std::{
 
 use gaggled_core::{
     event::{Event, ProgramEvent},
-    host::ExitStatus,
+    process::ExitStatus,
 };
 use gaggled_tests::{
     harness::{Daemon, Start, binary, directory, exists},

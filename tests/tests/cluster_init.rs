@@ -15,7 +15,8 @@ fn running(directory: &Arc<TempDir>, file: &str) -> Daemon {
 }
 
 fn group(daemon: &Daemon, name: &str) -> String {
-    let status = daemon.must(gaggled_core::wire::Action::Dump { programs: Vec::new(), from: 0, limit: None, at: None });
+    let status =
+        daemon.must(gaggled_core::protocol::Action::Dump { programs: Vec::new(), from: 0, limit: None, at: None });
     let groups = status["groups"].as_array().expect("groups");
     let group = groups.iter().find(|group| group["group"] == name).unwrap_or_else(|| panic!("no group {name}"));
     group["state"].as_str().expect("a word").to_owned()

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, p
 
 use gaggled_core::{
     event::{Event, ProgramEvent},
-    host::SpawnStage,
+    process::SpawnStage,
 };
 use gaggled_tests::harness::{Daemon, Start, binary, directory};
 use nix::sys::signal::Signal;

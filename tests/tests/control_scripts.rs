@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
-use gaggled_core::{command::Selection, wire::Action};
+use gaggled_core::protocol::{Action, Selection};
 use gaggled_tests::{
     harness::{Daemon, directory, exists},
     seeds::{imported, lines, run, tell},

@@ -10,9 +10,8 @@ use std::{
 };
 
 use gaggled_core::{
-    command::Selection,
     event::{Event, ProgramEvent},
-    wire::{Action, ErrorCode, Request},
+    protocol::{Action, ErrorCode, Request, Selection},
 };
 use gaggled_gateways::client::ControlClient;
 use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, code, directory, exists, free_port};

@@ -10,8 +10,8 @@ use std::{
 
 use gaggled_core::{
     event::{Envelope, Event, StartKind, SystemEvent},
+    protocol::Action,
     state::{ProgramState, State},
-    wire::Action,
 };
 use gaggled_tests::{
     faults::{Faults, churner, config, degraded, happened, restored, sleeper},
@@ -41,7 +41,7 @@ fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
                 > before
         });
     }
-    daemon.must(Action::Down(gaggled_core::command::Selection {
+    daemon.must(Action::Down(gaggled_core::protocol::Selection {
         programs: vec!["b".into()],
         wait: true,
         timeout_ms: None,
@@ -132,7 +132,7 @@ fn a_slow_disk_delays_no_start() {
             spaced.monotonic.until(up.monotonic)
         );
         assert!(ended.monotonic <= spaced.monotonic);
-        daemon.must(Action::Up(gaggled_core::command::Selection::default()));
+        daemon.must(Action::Up(gaggled_core::protocol::Selection::default()));
     }
     faults.set("");
 }

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use gaggled_core::{command::Selection, wire::Action};
+use gaggled_core::protocol::{Action, Selection};
 use gaggled_tests::harness::{Daemon, Start, binary, directory};
 use nix::{
     sys::signal::{Signal, kill},

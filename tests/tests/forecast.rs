@@ -3,11 +3,11 @@
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use gaggled_core::{
+    base::time::{Instant, Millis},
     config::Config,
     event::{Envelope, Event, ProgramEvent},
-    forecast::{Fault, Impact, Scenario, Simulation},
     graph::Graph,
-    time::{Instant, Millis},
+    planning::simulate::{Fault, Impact, Scenario, Simulation},
 };
 use gaggled_tests::{
     harness::{Daemon, Start, binary, directory},

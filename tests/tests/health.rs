@@ -3,11 +3,10 @@
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use gaggled_core::{
-    command::Selection,
     event::{Event, ProgramEvent},
-    health::{ProbeError, UnhealthyReason},
+    host::probe::{ProbeError, UnhealthyReason},
+    protocol::{Action, Selection},
     state::ProgramState,
-    wire::Action,
 };
 use gaggled_tests::harness::{Daemon, exists, free_port, now, possible};
 use nix::{
@@ -123,7 +122,7 @@ fn what_is_not_ready_in_time_is_stopped_and_tried_again() {
         ("deaf", UnhealthyReason::ReadinessTimeout(Some(ProbeError::Os(111)))),
         (
             "wrong",
-            UnhealthyReason::ReadinessTimeout(Some(ProbeError::ExitStatus(gaggled_core::host::ExitStatus::Code(3)))),
+            UnhealthyReason::ReadinessTimeout(Some(ProbeError::ExitStatus(gaggled_core::process::ExitStatus::Code(3)))),
         ),
         ("slow", UnhealthyReason::ReadinessTimeout(None)),
         ("nowhere", UnhealthyReason::ReadinessTimeout(Some(ProbeError::Os(2)))),
@@ -135,7 +134,7 @@ fn what_is_not_ready_in_time_is_stopped_and_tried_again() {
     let up = Action::Up(Selection {
         programs: vec!["deaf".to_owned()],
         wait: true,
-        timeout_ms: Some(gaggled_core::time::Millis(500)),
+        timeout_ms: Some(gaggled_core::base::time::Millis(500)),
     });
     let refused = daemon.ask(up).error.expect("it never is").message;
     assert!(refused.contains("deaf"), "{refused}");

@@ -10,9 +10,8 @@ use std::{
 };
 
 use gaggled_core::{
-    command::Selection,
     event::{Event, SystemEvent},
-    wire::Action,
+    protocol::{Action, Selection},
 };
 use gaggled_gateways::client::ControlClient;
 use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, directory, substitute};
@@ -76,7 +75,7 @@ fn a_request_that_is_too_long_is_answered() {
         let programs = vec!["a".repeat(4); count];
         let caller = ControlClient::dial(&daemon.control).expect("gaggled answers");
         let action = Action::Up(Selection { programs, wait: false, timeout_ms: None });
-        let why = match caller.call(&gaggled_core::wire::Request::new("", action), PATIENCE) {
+        let why = match caller.call(&gaggled_core::protocol::Request::new("", action), PATIENCE) {
             Ok(reply) => reply.error.expect("it is refused").message,
             Err(error) => error.to_string(),
         };

@@ -15,11 +15,11 @@ use std::{
 
 use gaggled_actors::safe_path::SafePath;
 use gaggled_core::{
-    command::Selection,
+    base::bytes::Bytes,
+    config::log_policy::{Overflow, Rotate},
     event::{Event, ProgramEvent},
-    host::SpawnStage,
-    logs::{Bytes, Overflow, Rotate},
-    wire::Action,
+    process::SpawnStage,
+    protocol::{Action, Selection},
 };
 use gaggled_tests::harness::{Daemon, Start, binary, directory, substitute};
 use gaggled_tools::logger::{LogFile, Sink};

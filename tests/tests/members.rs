@@ -4,10 +4,9 @@
 use std::{fs, path::Path};
 
 use gaggled_core::{
-    command::Selection,
     event::{Event, ProgramEvent},
+    protocol::{Action, Selection},
     state::ProgramState,
-    wire::Action,
 };
 use gaggled_tests::harness::Daemon;
 

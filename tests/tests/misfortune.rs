@@ -4,9 +4,9 @@ use std::{fs, sync::Arc, time::Duration};
 
 use gaggled_core::{
     event::{Event, ProgramEvent},
-    host::ExitStatus,
+    process::ExitStatus,
+    protocol::Action,
     state::ProgramState,
-    wire::Action,
 };
 use gaggled_tests::{
     faults::{Faults, churner, config, sleeper},
@@ -115,7 +115,7 @@ fn a_follower_goes_on_across_the_death_of_gaggled() {
         daemon.kill("a", Signal::SIGKILL);
         daemon.wait_up("a", run);
     }
-    daemon.must(Action::Down(gaggled_core::command::Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
+    daemon.must(Action::Down(gaggled_core::protocol::Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
     daemon.wait("everything to be down", |_, state| state.running.is_empty());
     let numbers: Vec<u64> = daemon.heard.iter().map(|envelope| envelope.seq.0).collect();
     // A number that is told again, in a later epoch, is one that had not reached the disk.

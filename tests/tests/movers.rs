@@ -3,9 +3,9 @@
 use std::fs;
 
 use gaggled_core::{
+    base::time::Millis,
     config::{Config, ProgramConfig},
     graph::Mode,
-    time::Millis,
 };
 use gaggled_tests::{
     harness::{Daemon, Start, directory},

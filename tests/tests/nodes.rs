@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use gaggled_core::nodes::NodeSets;
+use gaggled_core::config::node_sets::NodeSets;
 use gaggled_tests::{
     harness::{binary, directory},
     seeds::said,

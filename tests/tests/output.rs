@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use gaggled_core::{command::Selection, wire::Action};
+use gaggled_core::protocol::{Action, Selection};
 use gaggled_tests::{
     harness::{Daemon, Start, binary, directory, possible},
     seeds::said,
@@ -172,7 +172,7 @@ fn a_reader_that_stands_still_holds_up_nobody_else() {
     };
     let caller = gaggled_gateways::client::ControlClient::dial_whenever(&control).expect("a url");
     let status = caller
-        .call(&gaggled_core::wire::Request::new("", Action::Status), gaggled_tests::harness::PATIENCE)
+        .call(&gaggled_core::protocol::Request::new("", Action::Status), gaggled_tests::harness::PATIENCE)
         .expect("an answer");
     let status: serde_json::Value = serde_json::from_str(status.body.expect("a body").get()).expect("JSON");
     let core = i32::try_from(status["pid"].as_i64().expect("a number")).expect("a small number");

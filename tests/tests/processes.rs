@@ -3,11 +3,10 @@
 use std::{fs, os::unix::fs::PermissionsExt};
 
 use gaggled_core::{
-    command::Selection,
     event::{Event, ProgramEvent, SystemEvent},
-    host::{ExitStatus, SpawnStage},
+    process::{ExitStatus, SpawnStage},
+    protocol::{Action, Selection},
     state::ProgramState,
-    wire::Action,
 };
 use gaggled_tests::{
     harness::{Daemon, Start, children, code, exists},

@@ -3,16 +3,18 @@
 use std::{fs, path::Path, process::Command, sync::Arc};
 
 use gaggled_core::{
+    base::{
+        ids::{DependencyId, EpochId, GroupId, InstanceId, ProgramId, Seq},
+        time::{Instant, Millis, WallTime},
+    },
     event::{
         Cause, DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StartKind, StopReason, SystemEvent,
     },
     graph::{Condition, Dependency, Graph, Group, Mode, Policy},
-    health::{ProbeError, UnhealthyReason},
-    host::{ExitStatus, Signal, SpawnStage, StartTime},
-    ids::{DependencyId, EpochId, GroupId, InstanceId, ProgramId, Seq},
+    host::probe::{ProbeError, UnhealthyReason},
+    process::{ExitStatus, Signal, SpawnStage, StartTime},
+    protocol::{ErrorCode, Heartbeat, Reply, decode_event, encode_message},
     state::State,
-    time::{Instant, Millis, WallTime},
-    wire::{ErrorCode, Heartbeat, Reply, decode_event, encode_message},
 };
 use gaggled_tests::harness::{Daemon, binary};
 use serde_json::Value;
@@ -228,7 +230,7 @@ fn every_event_is_written_as_it_always_was_and_reads_back() {
 fn every_reply_is_written_as_it_always_was() {
     let (mut state, envelopes) = everything();
     envelopes.iter().take(13).for_each(|envelope| state.apply(envelope));
-    let view = gaggled_core::wire::View::at(&state, Instant::from_micros(4_000_000));
+    let view = gaggled_core::protocol::View::at(&state, Instant::from_micros(4_000_000));
     let done = Reply::done("a1", &view.dump(WallTime(1_795_169_937_570_000), 0, 10)).encode();
     let refused =
         Reply::refused("a2", ErrorCode::NoSuchProgram, "there is no program \"wep\"; did you mean \"web\"?").encode();
@@ -254,7 +256,7 @@ fn any_text_is_refused_without_harm() {
             }
             if let Ok(text) = String::from_utf8(bytes) {
                 let _ = decode_event(&text, &names, &state);
-                let _ = gaggled_core::wire::Request::decode(text.as_bytes());
+                let _ = gaggled_core::protocol::Request::decode(text.as_bytes());
             }
         }
     }
@@ -292,7 +294,7 @@ fn the_description_names_every_event_and_request() {
     }
     let (mut state, envelopes) = everything();
     envelopes.iter().take(6).for_each(|envelope| state.apply(envelope));
-    let view = gaggled_core::wire::View::at(&state, Instant::from_micros(2_000_000)).program(ProgramId(1));
+    let view = gaggled_core::protocol::View::at(&state, Instant::from_micros(2_000_000)).program(ProgramId(1));
     let fields = serde_json::to_value(&view).expect("JSON");
     for field in fields.as_object().into_iter().flat_map(serde_json::Map::keys) {
         assert!(text.contains(&format!("`{field}`")), "{field} is not described");

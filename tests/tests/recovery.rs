@@ -3,11 +3,10 @@
 use std::{collections::BTreeMap, fs, process::Command};
 
 use gaggled_core::{
-    command::Selection,
     event::{Event, ProgramEvent},
-    host::ExitStatus,
+    process::ExitStatus,
+    protocol::{Action, Selection},
     state::ProgramState,
-    wire::Action,
 };
 use gaggled_tests::{
     harness::{Daemon, binary, children, code, exists, parent},

@@ -276,7 +276,7 @@ fn a_process_that_got_the_id_of_a_program_is_not_killed_for_it() {
     daemon.wait_up("victim", 1);
     let pid = daemon.pid_of("victim");
     fs::write(daemon.directory.path().join("pid"), pid.to_string()).expect("a file");
-    daemon.must(gaggled_core::wire::Action::Down(gaggled_core::command::Selection {
+    daemon.must(gaggled_core::protocol::Action::Down(gaggled_core::protocol::Selection {
         programs: vec!["victim".into()],
         wait: true,
         timeout_ms: None,

@@ -9,8 +9,8 @@ use std::{
 };
 
 use gaggled_core::{
+    base::ids::InstanceId,
     event::{Event, ProgramEvent},
-    ids::InstanceId,
 };
 use gaggled_tests::harness::{Daemon, Start, binary, code, directory, free_port};
 use nix::sys::signal::Signal;

@@ -5,10 +5,9 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path, process::Command, thread};
 
 use gaggled_actors::journal::directory::StateDirectory;
 use gaggled_core::{
-    command::Selection,
     event::{Event, ProgramEvent, SystemEvent},
+    protocol::{Action, Selection},
     state::ProgramState,
-    wire::Action,
 };
 use gaggled_tests::{
     harness::{Daemon, binary},
@@ -199,7 +198,7 @@ fn the_state_of_another_configuration_is_taken_only_when_that_is_asked_for() {
     let mut gaggled =
         Command::new(binary("gaggled")).arg("--take-state").arg("-c").arg(&other).spawn().expect("gaggled");
     let caller = gaggled_gateways::client::ControlClient::dial_whenever(&daemon.control).expect("a url");
-    let shutdown = gaggled_core::wire::Request::new("", Action::Shutdown { wait: false, timeout_ms: None });
+    let shutdown = gaggled_core::protocol::Request::new("", Action::Shutdown { wait: false, timeout_ms: None });
     assert!(caller.call(&shutdown, gaggled_tests::harness::PATIENCE).expect("an answer").ok);
     assert!(gaggled.wait().expect("its end").success());
 }

@@ -11,9 +11,9 @@ use std::{
 };
 
 use gaggled_core::{
+    base::ids::{InstanceId, ProgramId},
     event::{Event, ProgramEvent},
     graph::Mode,
-    ids::{InstanceId, ProgramId},
     state::State,
 };
 use gaggled_tests::{

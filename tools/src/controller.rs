@@ -13,8 +13,8 @@ use std::{
 };
 
 use gaggled_core::{
-    time::Millis,
-    wire::{Action, ErrorCode, Reply, ReplyError, Request},
+    base::time::Millis,
+    protocol::{Action, ErrorCode, Reply, ReplyError, Request},
 };
 use gaggled_gateways::client::{CallError, ControlClient};
 use serde::de::DeserializeOwned;

@@ -21,13 +21,14 @@ use gaggled_actors::{
     spec,
 };
 use gaggled_core::{
-    config::{Config, DependsConfig, Diagnostic, LOGGER, Parsed, ProgramConfig, Severity, SpanIndex},
+    config::{
+        Config, DependsConfig, Diagnostic, LOGGER, Parsed, ProgramConfig, Severity, SpanIndex, log_policy::LogRoute,
+    },
     event::Handover,
-    host::ExitStatus,
-    logs::LogRoute,
-    segment::{ConfigSource, SegmentHeader},
+    journal::segment::{ConfigSource, SegmentHeader},
+    process::ExitStatus,
+    protocol::Reply,
     state::State,
-    wire::Reply,
 };
 use gaggled_gateways::{
     access::Access,

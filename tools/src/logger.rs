@@ -22,7 +22,7 @@ use std::{
 };
 
 use gaggled_actors::host;
-use gaggled_core::logs::{LogRoute, Overflow};
+use gaggled_core::config::log_policy::{LogRoute, Overflow};
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{SigSet, Signal},

@@ -4,13 +4,15 @@ use std::time::{Duration, Instant as PointInTime};
 
 use gaggled_actors::clock::Clock;
 use gaggled_core::{
+    base::{
+        ids::{EpochId, Position, ProgramId, Seq},
+        time::{Instant, Millis},
+    },
     config::SmtpgateConfig,
-    ids::{EpochId, Position, ProgramId, Seq},
-    notifier::{Alert, AlertRules, Observation},
+    protocol::View,
     state::State,
-    time::{Instant, Millis},
-    wire::View,
 };
+use gaggled_gateways::smtp::alert_rules::{Alert, AlertRules, Observation};
 use gaggled_gateways::{
     follow::{FollowEvent, Follower},
     smtp::{Composer, DeliveryOutcome, MailError, MailSpool, Outbox, QueuedMail, Report, letters},

@@ -1,13 +1,14 @@
 //! What up, down, restart and tell propose for programs and groups, and what they wait for.
 
 use gaggled_core::{
-    command::{DEFAULT_TIMEOUT, Selection},
+    base::{
+        ids::{GroupId, Level, ProgramId},
+        time::Millis,
+    },
     event::{Event, GroupEvent, ProgramEvent},
-    graph::{Level, RESTART, START, STOP},
-    ids::{GroupId, ProgramId},
+    graph::{RESTART, START, STOP},
+    protocol::{DEFAULT_TIMEOUT, ErrorCode, ReplyError, Selection, WaitState},
     state::{LevelSwitch, ProgramState},
-    time::Millis,
-    wire::{ErrorCode, ReplyError, WaitState},
 };
 
 use super::{ControlActor, Proposal, pending_request::Target, targets::Targets};

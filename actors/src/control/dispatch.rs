@@ -1,12 +1,10 @@
 //! What a request leads to.
 
 use gaggled_core::{
-    command::DEFAULT_TIMEOUT,
+    base::{ids::ProgramId, time::Millis},
     event::{Event, ProgramEvent, SystemEvent},
-    host::Signal,
-    ids::ProgramId,
-    time::Millis,
-    wire::{Action, ErrorCode, Reply, ReplyError, WaitState},
+    process::Signal,
+    protocol::{Action, DEFAULT_TIMEOUT, ErrorCode, Reply, ReplyError, WaitState},
 };
 
 use super::{

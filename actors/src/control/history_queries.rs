@@ -1,10 +1,12 @@
 //! Questions about what is past, which memory answers as far as it goes, and the disk beyond that.
 
 use gaggled_core::{
-    history::{Link, describe_origin, next_cause},
-    ids::{EpochId, Position, Seq},
-    time::WallTime,
-    wire::{ErrorCode, PointInTime, ProgramView, Reply, ReplyError, View},
+    base::{
+        ids::{EpochId, Position, Seq},
+        time::WallTime,
+    },
+    journal::history::{Link, describe_origin, next_cause},
+    protocol::{ErrorCode, PointInTime, ProgramView, Reply, ReplyError, View},
 };
 use globset::{Glob, GlobMatcher};
 use serde::Serialize;

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use actix::SpawnHandle;
 use gaggled_core::{
+    base::ids::{GroupId, InstanceId, ProgramId, Seq},
     event::Cause,
     graph::{Condition, Mode, STOP},
-    ids::{GroupId, InstanceId, ProgramId, Seq},
+    protocol::{Reply, WaitState, describe},
     state::{LevelSwitch, Membership, Outcome, Phase, ProgramState, State},
-    wire::{Reply, WaitState, describe},
 };
 use serde::Serialize;
 
@@ -77,7 +77,7 @@ pub(super) struct PendingRequest {
 /// What a command has done.
 #[derive(Serialize)]
 struct CommandBody<'a> {
-    epoch: gaggled_core::ids::EpochId,
+    epoch: gaggled_core::base::ids::EpochId,
     seq: Seq,
     programs: Vec<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]

@@ -1,9 +1,9 @@
 //! The questions that change nothing, and their answers.
 
 use gaggled_core::{
-    ids::{EpochId, Seq},
+    base::ids::{EpochId, Seq},
+    protocol::{GroupView, Reply, ReplyError, View},
     state::Phase,
-    wire::{GroupView, Reply, ReplyError, View},
 };
 use serde::Serialize;
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use gaggled_core::{
+    base::ids::{GroupId, ProgramId},
     config::LOGGER,
-    ids::{GroupId, ProgramId},
-    wire::{ErrorCode, ReplyError},
+    protocol::{ErrorCode, ReplyError},
 };
 use globset::Glob;
 

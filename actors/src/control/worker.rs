@@ -9,7 +9,7 @@ use actix::{Addr, Message};
 use crossbeam_channel::Sender;
 use gaggled_core::{
     event::Handover,
-    wire::{ErrorCode, Reply},
+    protocol::{ErrorCode, Reply},
 };
 
 use super::{ControlActor, ReplyFn, RequestContext};

@@ -14,7 +14,7 @@ use std::{
 };
 
 use crossbeam_channel::Receiver;
-use gaggled_core::{host::ExitStatus, ids::InstanceId};
+use gaggled_core::{base::ids::InstanceId, process::ExitStatus};
 use inotify::{Inotify, WatchMask};
 use nix::{
     libc::SIGKILL,

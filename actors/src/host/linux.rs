@@ -14,9 +14,10 @@ use std::{
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
-    host::{ExitStatus, Host, HostCommand, HostReport, LaunchSpec, StartTime},
-    ids::{IdVec, InstanceId, ProgramId},
-    sandbox::Rlimit,
+    base::ids::{IdVec, InstanceId, ProgramId},
+    config::sandbox::Rlimit,
+    host::{Host, HostCommand, HostReport, LaunchSpec},
+    process::{ExitStatus, StartTime},
 };
 use nix::{
     sys::resource::{Resource as NofileLimit, getrlimit, setrlimit},
@@ -181,7 +182,7 @@ impl Host for LinuxHost {
                 self.shared.monitor(MonitorCommand::Check(program, instance, check));
             }
             HostCommand::FlushReports { program, instance } => {
-                self.shared.monitor(MonitorCommand::Hear(program, instance))
+                self.shared.monitor(MonitorCommand::Hear(program, instance));
             }
             HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
             HostCommand::Kill { program, instance } => self.shared.kill(program, instance),

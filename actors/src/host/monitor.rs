@@ -10,9 +10,11 @@ mod probes;
 use std::{collections::BTreeMap, fs::File, io, os::unix::net::UnixDatagram, rc::Rc, sync::Arc, thread};
 
 use gaggled_core::{
-    health::{Health, Probe, ProbeError, ProbeKind, ReadinessProbe},
-    host::{HostEvent, LaunchSpec},
-    ids::{IdVec, InstanceId, ProgramId},
+    base::ids::{IdVec, InstanceId, ProgramId},
+    host::{
+        HostEvent, LaunchSpec,
+        probe::{Health, Probe, ProbeError, ProbeKind, ReadinessProbe},
+    },
 };
 use inotify::Inotify;
 use tokio::{

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use gaggled_core::host::StartTime;
+use gaggled_core::process::StartTime;
 use nix::{
     time::{ClockId, clock_gettime},
     unistd::{SysconfVar, sysconf},

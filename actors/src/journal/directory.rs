@@ -11,9 +11,11 @@ use std::{
 
 use crossbeam_channel::bounded;
 use gaggled_core::{
-    history::{History, LoggedEvent},
-    ids::{EpochId, Seq},
-    segment::{ConfigSource, Corruption, Replay, SegmentError, SegmentHeader},
+    base::ids::{EpochId, Seq},
+    journal::{
+        history::{History, LoggedEvent},
+        segment::{ConfigSource, Corruption, Replay, SegmentError, SegmentHeader},
+    },
     state::State,
 };
 use nix::{

@@ -18,11 +18,10 @@ use std::{
 
 use crossbeam_channel::{Sender, TrySendError};
 use gaggled_core::{
+    base::{ids::Seq, time::Millis},
     event::{Envelope, SystemEvent},
-    ids::Seq,
-    segment::{ConfigSource, SegmentHeader},
+    journal::segment::{ConfigSource, SegmentHeader},
     state::State,
-    time::Millis,
 };
 use tokio::sync::oneshot;
 

@@ -5,13 +5,17 @@
 use std::path::{Path, PathBuf};
 
 use gaggled_core::{
+    base::{
+        ids::{Position, Seq},
+        time::WallTime,
+    },
     event::Envelope,
-    history::{Link, describe_event, next_cause},
-    ids::{Position, Seq},
-    segment::{Corruption, Replay, SegmentError},
+    journal::{
+        history::{Link, describe_event, next_cause},
+        segment::{Corruption, Replay, SegmentError},
+    },
+    protocol::{PointInTime, encode_applied},
     state::State,
-    time::WallTime,
-    wire::{PointInTime, encode_applied},
 };
 use globset::GlobMatcher;
 

@@ -13,9 +13,9 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use gaggled_core::{
+    base::ids::Seq,
     event::{Envelope, SystemEvent},
-    ids::Seq,
-    segment::{self, ConfigSource, Kind, Replay, SegmentHeader},
+    journal::segment::{self, ConfigSource, Kind, Replay, SegmentHeader},
     state::State,
 };
 use tokio::sync::oneshot;

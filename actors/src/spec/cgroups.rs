@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeSet, path::Path};
 
-use gaggled_core::{
-    config::{Config, Diagnostic, ProgramConfig, SpanIndex},
-    sandbox::Cgroup,
-};
+use gaggled_core::config::{Config, Diagnostic, ProgramConfig, SpanIndex, sandbox::Cgroup};
 
 use super::settings;
 use crate::host::cgroup;

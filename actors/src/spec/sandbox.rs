@@ -3,8 +3,8 @@
 use std::{ffi::CString, fs, str::FromStr, sync::OnceLock};
 
 use caps::{CapSet, Capability};
-use gaggled_core::{
-    config::ProgramConfig,
+use gaggled_core::config::{
+    ProgramConfig,
     sandbox::{Credentials, Resource, Sandbox},
 };
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist};

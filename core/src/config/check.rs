@@ -13,12 +13,10 @@ mod health;
 mod sandbox;
 
 use crate::{
+    base::time::Millis,
+    config::{log_policy::Rotate, node_sets::NodeSets},
     graph::{Backoff, Condition, Mode, StartLimit},
-    health::ReadinessProbe,
-    host::PidFile,
-    logs::Rotate,
-    nodes::NodeSets,
-    time::Millis,
+    host::{PidFile, probe::ReadinessProbe},
 };
 
 use super::{Config, Diagnostic, NodesPlace, OrderedMap, ProgramConfig, SmtpgateConfig, SpanIndex, Tls};

@@ -6,14 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use super::{OrderedMap, Settings};
 use crate::{
-    graph::{self, Backoff, Condition, Graph, Group, Leaves, Mode, Policy, START, StartLimit},
-    health::{Health, HealthCheck, HealthPolicy, Readiness, ReadinessProbe},
-    host::PidFile,
-    ids::GroupId,
-    logs::Rotate,
-    nodes::{Declaration, Member},
-    sandbox::{Rlimit, Umask},
-    time::Millis,
+    base::{ids::GroupId, time::Millis},
+    config::{
+        log_policy::Rotate,
+        node_sets::{Declaration, Member},
+        sandbox::{Rlimit, Umask},
+    },
+    graph::{
+        self, Backoff, Condition, Graph, Group, HealthCheck, HealthPolicy, Leaves, Mode, Policy, Readiness, START,
+        StartLimit,
+    },
+    host::{
+        PidFile,
+        probe::{Health, ReadinessProbe},
+    },
 };
 
 /// A whole configuration file.

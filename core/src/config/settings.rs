@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{OrderedMap, model::is_default};
 use crate::{
+    base::time::Millis,
     graph::{Backoff, StartLimit},
-    time::Millis,
 };
 
 /// Settings of gaggled itself.

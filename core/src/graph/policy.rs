@@ -4,7 +4,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{health::HealthPolicy, host::ExitStatus, ids::GroupId, time::Millis};
+use crate::{
+    base::{
+        ids::{GroupId, Level},
+        time::Millis,
+    },
+    graph::HealthPolicy,
+    process::ExitStatus,
+};
 
 /// What to do when a program ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,9 +45,6 @@ pub enum Leaves {
     /// They run on, and are none of gaggled's any more.
     Release,
 }
-
-/// The name of a level. A group has one at a time, and with it run the programs that name it.
-pub type Level = Arc<str>;
 
 /// The level at which a group is down: only programs that name it run, usually to clean up.
 pub const STOP: &str = "stop";

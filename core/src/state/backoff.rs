@@ -1,9 +1,11 @@
 //! How the starts of a program that keeps ending are spaced.
 
 use crate::{
+    base::{
+        ids::{EpochId, InstanceId},
+        time::{Instant, Millis},
+    },
     graph::{Backoff, Policy},
-    ids::{EpochId, InstanceId},
-    time::{Instant, Millis},
 };
 
 impl Backoff {
@@ -40,9 +42,9 @@ mod tests {
 
     use super::*;
     use crate::{
+        base::ids::Seq,
         event::ProgramEvent,
-        host::{ExitStatus, StartTime},
-        ids::Seq,
+        process::{ExitStatus, StartTime},
         state::ProgramState,
     };
 

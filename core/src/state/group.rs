@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Membership, ProgramState};
 use crate::{
+    base::ids::{Level, ProgramId, Seq},
     event::GroupEvent,
-    graph::{Group, Level, Policy, RESTART, STOP},
-    ids::{ProgramId, Seq},
+    graph::{Group, Policy, RESTART, STOP},
 };
 
 /// Where a group is on its way to its level.

@@ -15,12 +15,14 @@ mod apply;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    base::{
+        ids::{InstanceId, Seq},
+        time::Instant,
+    },
     event::{ProgramEvent, StopReason},
     graph::{Condition, Policy},
-    health::UnhealthyReason,
-    host::{ExitStatus, SpawnStage, StartTime},
-    ids::{InstanceId, Seq},
-    time::Instant,
+    host::probe::UnhealthyReason,
+    process::{ExitStatus, SpawnStage, StartTime},
 };
 
 /// Where an instance is in its life.

@@ -1,9 +1,7 @@
 //! From statements to a message that any mail reader takes.
 
-use gaggled_core::{
-    config::SmtpgateConfig,
-    notifier::{Alert, batch_subject},
-};
+use crate::smtp::alert_rules::{Alert, batch_subject};
+use gaggled_core::config::SmtpgateConfig;
 use lettre::{
     Message,
     message::{

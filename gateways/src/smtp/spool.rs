@@ -13,7 +13,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use gaggled_core::{ids::Position, notifier::AlertRules};
+use crate::smtp::alert_rules::AlertRules;
+use gaggled_core::base::ids::Position;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -167,7 +168,7 @@ impl MailSpool {
 
 #[cfg(test)]
 mod tests {
-    use gaggled_core::{
+    use gaggled_core::base::{
         ids::{EpochId, Seq},
         time::{Instant, Millis},
     };

@@ -9,14 +9,18 @@ use gaggled_actors::{
     journal::reader::{EventQuery, JournalReader},
 };
 use gaggled_core::{
+    base::{
+        ids::{DenseId, EpochId, InstanceId, Position, ProgramId},
+        time::{Instant, Millis, WallTime},
+    },
     event::{Cause, Envelope, Event, ProgramEvent},
     graph::{Backoff, Graph, Policy},
-    host::{ExitStatus, StartTime},
-    ids::{DenseId, EpochId, InstanceId, Position, ProgramId},
-    journal::Journal,
-    segment::{ConfigSource, FORMAT, SegmentHeader},
+    journal::{
+        Journal,
+        segment::{ConfigSource, FORMAT, SegmentHeader},
+    },
+    process::{ExitStatus, StartTime},
     state::State,
-    time::{Instant, Millis, WallTime},
 };
 use gaggled_tests::harness::now;
 

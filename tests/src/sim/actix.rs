@@ -18,10 +18,12 @@ use gaggled_actors::{
     machine_actor::{Execute, HostReported},
 };
 use gaggled_core::{
+    base::{
+        ids::{IdVec, ProgramId},
+        time::Instant,
+    },
     event::{Cause, Envelope, Event, SystemEvent},
-    ids::{IdVec, ProgramId},
     state::State,
-    time::Instant,
 };
 use tokio::sync::oneshot;
 

@@ -5,13 +5,18 @@
 //! the disk has, looks what really runs, and goes on.
 
 use gaggled_core::{
+    base::{
+        ids::{EpochId, InstanceId, ProgramId},
+        time::{Instant, Millis, WallTime},
+    },
     event::Envelope,
-    host::{ExitStatus, Recovered, StartTime},
-    ids::{EpochId, InstanceId, ProgramId},
-    journal::Journal,
+    host::Recovered,
+    journal::{
+        Journal,
+        recovery::{EpochStart, PreviousEpoch},
+    },
+    process::{ExitStatus, StartTime},
     state::{Phase, State},
-    succession::{EpochStart, PreviousEpoch},
-    time::{Instant, Millis, WallTime},
 };
 
 use super::{

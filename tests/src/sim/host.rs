@@ -3,12 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
+    base::{
+        ids::{DenseId, InstanceId, ProgramId},
+        time::{Instant, Millis},
+    },
     event::{Envelope, Event, ProgramEvent},
-    graph::Leaves,
-    health::{ProbeError, ProbeKind, Readiness, UnhealthyReason},
-    host::{ExitStatus, HostCommand, HostEvent, HostReport, Signal, SpawnStage, StartTime},
-    ids::{DenseId, InstanceId, ProgramId},
-    time::{Instant, Millis},
+    graph::{Leaves, Readiness},
+    host::{
+        HostCommand, HostEvent, HostReport,
+        probe::{ProbeError, ProbeKind, UnhealthyReason},
+    },
+    process::{ExitStatus, Signal, SpawnStage, StartTime},
 };
 
 use super::{

@@ -1,4 +1,4 @@
-//! What must be true of every run: what the journal must show ([`gaggled_core::audit`]), and what only a simulator knows.
+//! What must be true of every run: what the journal must show ([`gaggled_core::journal::audit`]), and what only a simulator knows.
 //!
 //! | | |
 //! |---|---|
@@ -13,11 +13,13 @@
 //! | I21 | a program's state changes only with an event that concerns it |
 
 use gaggled_core::{
-    audit::JournalAudit,
+    base::{
+        ids::{DependencyId, ProgramId, Seq},
+        time::{Instant, Millis},
+    },
     graph::{Condition, Mode},
-    ids::{DependencyId, ProgramId, Seq},
+    journal::audit::JournalAudit,
     state::{LevelSwitch, Membership, Phase, State},
-    time::{Instant, Millis},
 };
 
 use super::{

@@ -1,15 +1,17 @@
 //! Defects on purpose. Each is a mistake that somebody could make in the rules; the invariants must find every one.
 
 use gaggled_core::{
+    base::{
+        ids::{ActorId, InstanceId, ProgramId},
+        time::{Instant, Millis, WallTime},
+    },
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
-    graph::{ActorId, Condition},
-    host::{ExitStatus, HostCommand, HostEvent, HostReport, Recovered},
-    ids::{InstanceId, ProgramId},
-    journal::Journal,
+    graph::Condition,
+    host::{HostCommand, HostEvent, HostReport, Recovered},
+    journal::{Journal, Refusal},
     machine::{Input, Output, Timer},
-    rules::Refusal,
+    process::ExitStatus,
     state::{Phase, State},
-    time::{Instant, Millis, WallTime},
 };
 
 /// A defect.
@@ -159,7 +161,7 @@ impl Mutant {
     ) -> Result<Envelope, (Event, Refusal)> {
         let cause = match cause {
             Cause::Event(seq) if self == Self::NoCause && seq.0 % 7 == 0 => {
-                Cause::Event(gaggled_core::ids::Seq(seq.0 + 1_000_000))
+                Cause::Event(gaggled_core::base::ids::Seq(seq.0 + 1_000_000))
             }
             cause => cause,
         };
@@ -168,7 +170,7 @@ impl Mutant {
                 Ok(journal.commit_unchecked(now, wall, event, cause))
             }
             Ok(envelope) if self == Self::NumberTwice && envelope.seq.0 % 50 == 0 => {
-                Ok(Envelope { seq: gaggled_core::ids::Seq(envelope.seq.0 - 1), ..envelope })
+                Ok(Envelope { seq: gaggled_core::base::ids::Seq(envelope.seq.0 - 1), ..envelope })
             }
             result => result,
         }

@@ -1,6 +1,6 @@
 //! The only randomness there is.
 
-pub use gaggled_core::random::Random;
+pub use gaggled_core::base::random::Random;
 
 /// Choices.
 pub trait Pick {

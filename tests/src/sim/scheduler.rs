@@ -11,16 +11,19 @@ use std::{
 };
 
 use gaggled_core::{
-    ensemble::{AnyMachine, all_actors},
+    base::{
+        ids::{ActorId, EpochId, ProgramId, Seq},
+        time::{Instant, WallTime},
+    },
     event::{Cause, Envelope, Event},
-    graph::{ActorId, Graph},
+    graph::Graph,
     host::{HostCommand, HostReport},
-    ids::{EpochId, ProgramId, Seq},
-    journal::Journal,
-    machine::{Input, Output, Outputs, Timers},
-    rules::Refusal,
+    journal::{Journal, Refusal},
+    machine::{
+        Input, Output, Outputs, Timers,
+        any::{AnyMachine, all_actors},
+    },
     state::State,
-    time::{Instant, WallTime},
 };
 
 use super::{

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use gaggled_core::time::Instant;
+use gaggled_core::base::time::Instant;
 
 /// Each level has 64 slots, each as long as the whole level below.
 const BITS: u32 = 6;

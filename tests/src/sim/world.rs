@@ -1,11 +1,15 @@
 //! A system drawn from a seed: programs, dependencies, how the programs behave, what operators do and when.
 
 use gaggled_core::{
+    base::{
+        ids::{DenseId, GroupId, ProgramId},
+        time::{Instant, Millis},
+    },
     event::{Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::{Backoff, Condition, Dependency, Graph, Group, Leaves, Mode, Policy, RESTART, START, STOP, StartLimit},
-    health::{HealthCheck, HealthPolicy, Readiness},
-    ids::{DenseId, GroupId, ProgramId},
-    time::{Instant, Millis},
+    graph::{
+        Backoff, Condition, Dependency, Graph, Group, HealthCheck, HealthPolicy, Leaves, Mode, Policy, RESTART,
+        Readiness, START, STOP, StartLimit,
+    },
 };
 
 use super::{
@@ -169,8 +173,8 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
                 delay: random.pick(&[Millis(0), Millis(1), Millis(50), Millis(700), Millis(5000)]),
                 propagate: until != Condition::Completed && random.percent(50),
             };
-            let known = graph.dependencies.values().any(|dependency| {
-                dependency.dependent == dependency.dependent && dependency.dependency == dependency.dependency
+            let known = graph.dependencies.values().any(|known| {
+                known.dependent == dependency.dependent && known.dependency == dependency.dependency
             });
             if !known {
                 graph.add_dependency(dependency);

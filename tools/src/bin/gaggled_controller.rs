@@ -4,9 +4,8 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use gaggled_core::{
-    command::Selection,
-    time::Millis,
-    wire::{Action, PointInTime, WaitState},
+    base::time::Millis,
+    protocol::{Action, PointInTime, Selection, WaitState},
 };
 use gaggled_tools::{
     VERSION,

@@ -7,11 +7,13 @@ use std::{
 
 use clap::Parser;
 use gaggled_core::{
+    base::{
+        ids::{EpochId, Seq},
+        time::WallTime,
+    },
     event::Envelope,
-    ids::{EpochId, Seq},
+    protocol::View,
     state::State,
-    time::WallTime,
-    wire::View,
 };
 use gaggled_gateways::follow::{FollowEvent, Follower, StartPosition};
 use gaggled_tools::{

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use gaggled_core::{
+    base::time::WallTime,
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::Graph,
-    history::describe_event,
-    host::ExitStatus,
-    time::WallTime,
+    journal::history::describe_event,
+    process::ExitStatus,
 };
 use owo_colors::{AnsiColors, OwoColorize};
 use serde_json::Value;

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use gaggled_core::{
-    ids::Seq,
-    time::{Millis, WallTime},
-    wire::PointInTime,
+    base::{
+        ids::Seq,
+        time::{Millis, WallTime},
+    },
+    protocol::PointInTime,
 };
 use jiff::{Timestamp, Zoned, civil};
 

@@ -2,7 +2,10 @@
 //!
 //! `wait` is how long it still has to wait, in milliseconds, as gaggled itself says it.
 
-use gaggled_core::{ids::ProgramId, state::State, time::Millis};
+use gaggled_core::{
+    base::{ids::ProgramId, time::Millis},
+    state::State,
+};
 use serde_json::{Value, json};
 
 /// What is told to programs.

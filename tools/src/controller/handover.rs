@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use gaggled_core::{
-    time::Millis,
-    wire::{Action, ErrorCode},
+    base::time::Millis,
+    protocol::{Action, ErrorCode},
 };
 use gaggled_gateways::client::ControlClient;
 use serde_json::Value;

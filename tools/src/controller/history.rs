@@ -1,9 +1,11 @@
 //! What was.
 
 use gaggled_core::{
-    ids::{EpochId, Seq},
-    time::{Millis, WallTime},
-    wire::{Action, PointInTime},
+    base::{
+        ids::{EpochId, Seq},
+        time::{Millis, WallTime},
+    },
+    protocol::{Action, PointInTime},
 };
 use gaggled_gateways::client::ControlClient;
 use serde_json::Value;

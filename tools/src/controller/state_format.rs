@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
 use gaggled_core::{
+    base::time::Millis,
     graph::Condition,
-    plan::{Change, Plan},
+    planning::plan::{Change, Plan},
+    protocol::{DependencyView, GroupStatus, GroupView},
     state::Phase,
-    time::Millis,
-    wire::{DependencyView, GroupStatus, GroupView},
 };
 use serde::Deserialize;
 use termtree::Tree;
@@ -251,11 +251,13 @@ mod tests {
     use std::sync::Arc;
 
     use gaggled_core::{
+        base::{
+            ids::EpochId,
+            time::{Instant, WallTime},
+        },
         config::Config,
-        ids::EpochId,
+        protocol::View,
         state::State,
-        time::{Instant, WallTime},
-        wire::View,
     };
 
     use super::*;

@@ -3,9 +3,9 @@
 use std::{io::IsTerminal, path::Path};
 
 use gaggled_core::{
+    base::time::Millis,
+    protocol::{Action, ErrorCode, GroupView, PointInTime},
     state::State,
-    time::Millis,
-    wire::{Action, ErrorCode, GroupView, PointInTime},
 };
 use gaggled_gateways::client::ControlClient;
 use serde_json::Value;

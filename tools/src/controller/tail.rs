@@ -10,8 +10,8 @@ use std::{
 use flate2::read::GzDecoder;
 use gaggled_actors::safe_path::{SafeDirectory, SafePath};
 use gaggled_core::{
-    logs::{LogRoute, Rotate},
-    time::WallTime,
+    base::time::WallTime,
+    config::log_policy::{LogRoute, Rotate},
 };
 use inotify::{Inotify, WatchMask};
 use nix::libc;

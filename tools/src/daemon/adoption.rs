@@ -9,15 +9,18 @@ use gaggled_actors::{
     spec,
 };
 use gaggled_core::{
+    base::ids::{EpochId, ProgramId},
     config::Config,
     event::{Cause, Envelope, Event, SystemEvent},
-    host::{ExitStatus, Recovered},
-    ids::{EpochId, ProgramId},
-    journal::Journal,
-    plan::Plan,
-    segment::{FORMAT, SegmentHeader},
+    host::Recovered,
+    journal::{
+        Journal,
+        recovery::{EpochStart, PreviousEpoch},
+        segment::{FORMAT, SegmentHeader},
+    },
+    planning::plan::Plan,
+    process::ExitStatus,
     state::State,
-    succession::{EpochStart, PreviousEpoch},
 };
 
 use super::{LoadedConfig, run::Startup};

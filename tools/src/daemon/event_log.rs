@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
     event::{Envelope, Event, GroupEvent, SystemEvent},
     graph::Graph,
-    history::describe_event,
+    journal::history::describe_event,
 };
 use slog::{Drain, Logger, error, info, o, warn};
 
@@ -26,7 +26,6 @@ const CAPACITY: usize = 8192;
 
 enum Entry {
     Event(Arc<Envelope>),
-    Warning(String),
     End,
 }
 
@@ -63,11 +62,6 @@ impl JournalLog {
         self.push(Entry::Event(envelope.clone()));
     }
 
-    /// Writes a warning.
-    pub fn warning(&self, text: impl Into<String>) {
-        self.push(Entry::Warning(text.into()));
-    }
-
     /// Ends the log after what was written so far.
     pub fn end(&self) {
         self.push(Entry::End);
@@ -85,7 +79,6 @@ fn write(graph: &Graph, entries: &Receiver<Entry>, lost: &AtomicU64) {
     for entry in entries {
         match entry {
             Entry::Event(envelope) => log_event(&logger, &envelope, graph),
-            Entry::Warning(text) => warn!(logger, "{}", text),
             Entry::End => return,
         }
         let missing = lost.swap(0, Ordering::Relaxed);

@@ -11,7 +11,7 @@ use gaggled_actors::{
 };
 use gaggled_core::{
     event::{Envelope, Event, Handover, SystemEvent},
-    host::ExitStatus,
+    process::ExitStatus,
 };
 use tokio::sync::oneshot;
 

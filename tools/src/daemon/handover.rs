@@ -19,13 +19,15 @@ use gaggled_actors::{
     spec,
 };
 use gaggled_core::{
-    command::{Peer, Role},
     config::Config,
     event::Handover,
-    plan::{Change, Plan},
-    segment::ConfigSource,
+    journal::segment::ConfigSource,
+    planning::plan::{Change, Plan},
+    protocol::{
+        Action, ErrorCode, Reply, ReplyError, Request,
+        access::{Peer, Role},
+    },
     state::State,
-    wire::{Action, ErrorCode, Reply, ReplyError, Request},
 };
 use serde_json::json;
 

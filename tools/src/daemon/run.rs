@@ -26,11 +26,11 @@ use gaggled_actors::{
     spec,
 };
 use gaggled_core::{
-    config::LOGGER,
+    base::ids::{IdVec, ProgramId},
+    config::{LOGGER, log_policy::LogRoute},
     event::{Cause, Event, Handover, ProgramEvent, SystemEvent},
-    host::{ExitStatus, LaunchSpec},
-    ids::{IdVec, ProgramId},
-    logs::LogRoute,
+    host::LaunchSpec,
+    process::ExitStatus,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},

@@ -21,7 +21,7 @@ use std::{
 };
 
 use gaggled_actors::host;
-use gaggled_core::host::ExitStatus;
+use gaggled_core::process::ExitStatus;
 use nix::{
     fcntl::{FcntlArg, FdFlag, OFlag, fcntl},
     sys::{

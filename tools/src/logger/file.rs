@@ -15,7 +15,7 @@ use std::{
 
 use flate2::{Compression, write::GzEncoder};
 use gaggled_actors::safe_path::{SafeDirectory, SafePath, reopen_for_reading};
-use gaggled_core::logs::{Overflow, Rotate};
+use gaggled_core::config::log_policy::{Overflow, Rotate};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 

@@ -15,7 +15,7 @@ use std::{
 };
 
 use gaggled_actors::{host, journal::directory::known_identity, safe_path::reopen_fifo};
-use gaggled_core::logs::LogRoute;
+use gaggled_core::config::log_policy::LogRoute;
 use nix::{
     errno::Errno,
     libc,

@@ -4,11 +4,13 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use gaggled_core::{
+    base::{
+        ids::EpochId,
+        time::{Millis, WallTime},
+    },
     graph::Condition,
-    ids::EpochId,
+    protocol::{Action, Request, View},
     state::State,
-    time::{Millis, WallTime},
-    wire::{Action, Request, View},
 };
 use gaggled_gateways::client::ControlClient;
 use petgraph::{dot, graph::DiGraph};

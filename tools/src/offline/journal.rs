@@ -9,12 +9,14 @@ use std::{
 use clap::Subcommand;
 use gaggled_actors::journal::directory::{SegmentFile, segments};
 use gaggled_core::{
-    audit::JournalAudit,
+    base::time::{Millis, WallTime},
     event::Envelope,
-    segment::{Corruption, Replay, SegmentError, SegmentHeader},
+    journal::{
+        audit::JournalAudit,
+        segment::{Corruption, Replay, SegmentError, SegmentHeader},
+    },
+    protocol::{View, encode_applied},
     state::State,
-    time::{Millis, WallTime},
-    wire::{View, encode_applied},
 };
 
 use crate::{common::output, controller::state_format};

@@ -7,7 +7,7 @@ use std::{
 };
 
 use clap::Args;
-use gaggled_core::nodes::NodeSets;
+use gaggled_core::config::node_sets::NodeSets;
 
 use crate::{common::diagnostics, common::output, offline::import};
 

@@ -5,13 +5,15 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Args;
 use comfy_table::{ContentArrangement, Table, presets};
 use gaggled_core::{
+    base::{
+        ids::ProgramId,
+        time::{Instant, Millis},
+    },
     event::{Event, SystemEvent},
-    forecast::{Fault, Impact, Scenario, Simulation},
     graph::Graph,
-    history,
-    ids::ProgramId,
-    time::{Instant, Millis},
-    wire::encode_event_with_state,
+    journal::history,
+    planning::simulate::{Fault, Impact, Scenario, Simulation},
+    protocol::encode_event_with_state,
 };
 
 use crate::{common::diagnostics, common::event_format, common::output, common::time_args};

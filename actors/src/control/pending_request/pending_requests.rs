@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use actix::SpawnHandle;
 use gaggled_core::{
+    base::{
+        ids::{GroupId, ProgramId},
+        time::Instant,
+    },
     event::{Cause, Envelope, Event},
-    ids::{GroupId, ProgramId},
-    rules::Refusal,
+    journal::Refusal,
+    protocol::{ErrorCode, Reply, View, WaitState},
     state::State,
-    time::Instant,
-    wire::{ErrorCode, Reply, View, WaitState},
 };
 
 use super::PendingRequest;

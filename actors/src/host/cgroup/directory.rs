@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use gaggled_core::host::SpawnStage;
+use gaggled_core::process::SpawnStage;
 use nix::{
     errno::Errno,
     sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
@@ -50,7 +50,7 @@ pub enum CgroupError {
     Io {
         /// The file or directory.
         path: String,
-        /// What the spawn::sys says.
+        /// What the `spawn::sys` says.
         why: String,
     },
     /// There is no such controller here.
@@ -61,7 +61,7 @@ pub enum CgroupError {
         /// What there is.
         available: String,
     },
-    /// Processes are where the spawn::sys allows none.
+    /// Processes are where the `spawn::sys` allows none.
     #[error(
         "there are processes in a cgroup above {0}, perhaps gaggled itself, and so the spawn::sys limits nothing in it: start gaggled in a cgroup beside it"
     )]
@@ -73,7 +73,7 @@ pub enum CgroupError {
     Closed {
         /// The directory.
         path: String,
-        /// What the spawn::sys says.
+        /// What the `spawn::sys` says.
         why: String,
     },
 }
@@ -115,7 +115,7 @@ pub fn prepare(own: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupErr
     })
 }
 
-/// Whether the spawn::sys takes these settings, tried in a directory that has been prepared.
+/// Whether the `spawn::sys` takes these settings, tried in a directory that has been prepared.
 pub fn try_settings(own: &Path, settings: &[(String, String)]) -> Result<(), CgroupError> {
     in_probe(own, |probe| {
         settings.iter().try_for_each(|(name, value)| {

@@ -17,7 +17,7 @@ use std::{
 };
 
 use futures_util::StreamExt;
-use gaggled_core::ids::{InstanceId, ProgramId};
+use gaggled_core::base::ids::{InstanceId, ProgramId};
 use inotify::{Inotify, WatchDescriptor, WatchMask};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 

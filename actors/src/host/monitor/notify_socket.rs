@@ -28,9 +28,8 @@ use std::{
 };
 
 use gaggled_core::{
-    health::ReadinessProbe,
-    host::{HostEvent, LaunchSpec},
-    ids::{IdVec, InstanceId, ProgramId},
+    base::ids::{IdVec, InstanceId, ProgramId},
+    host::{HostEvent, LaunchSpec, probe::ReadinessProbe},
 };
 use nix::{
     sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt::PassCred},

@@ -3,8 +3,8 @@
 use std::{io, time::Duration};
 
 use gaggled_core::{
-    health::ProbeError,
-    ids::{InstanceId, ProgramId},
+    base::ids::{InstanceId, ProgramId},
+    host::probe::ProbeError,
 };
 use tokio::{net::TcpStream, sync::oneshot, task, time};
 

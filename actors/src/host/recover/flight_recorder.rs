@@ -15,8 +15,8 @@ use std::{
 };
 
 use gaggled_core::{
-    host::ExitStatus,
-    ids::{DenseId, EpochId, InstanceId, ProgramId},
+    base::ids::{DenseId, EpochId, InstanceId, ProgramId},
+    process::ExitStatus,
 };
 
 /// The memory file, or nothing if there is no subreaper to hold one.

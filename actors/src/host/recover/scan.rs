@@ -13,9 +13,10 @@ use std::{
 };
 
 use gaggled_core::{
+    base::ids::{DenseId, InstanceId, ProgramId},
     graph::Leaves,
-    host::{ExitStatus, Recovered, StartTime},
-    ids::{DenseId, InstanceId, ProgramId},
+    host::Recovered,
+    process::{ExitStatus, StartTime},
     state::{Phase, ProgramState, State},
 };
 use nix::{

@@ -12,7 +12,7 @@ use std::{
     path::Path,
 };
 
-use gaggled_core::{health::ProbeError, host::SpawnStage};
+use gaggled_core::{host::probe::ProbeError, process::SpawnStage};
 
 use crate::host::spawn::sys::{PidFilePlan, SpawnError};
 use crate::safe_path::{SafeDirectory, SafePath};

@@ -15,10 +15,10 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
-    health::ReadinessProbe,
-    host::{ExitStatus, HostReport, LaunchSpec, LogTarget, PidFile, SpawnStage},
-    ids::{IdVec, InstanceId, ProgramId},
-    sandbox::Rlimit,
+    base::ids::{IdVec, InstanceId, ProgramId},
+    config::sandbox::Rlimit,
+    host::{HostReport, LaunchSpec, LogTarget, PidFile, probe::ReadinessProbe},
+    process::{ExitStatus, SpawnStage},
 };
 use nix::unistd::mkfifo;
 use nix::{

@@ -19,7 +19,7 @@ use std::{
     sync::atomic::{AtomicI32, Ordering},
 };
 
-use gaggled_core::host::SpawnStage;
+use gaggled_core::process::SpawnStage;
 
 mod sandbox;
 mod wait;

@@ -3,7 +3,7 @@
 //! It is signed with the identity of the journal, which only gaggled can read: a program can show its own token, but
 //! cannot make one for another program or another run.
 
-use gaggled_core::ids::InstanceId;
+use gaggled_core::base::ids::InstanceId;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 

@@ -14,8 +14,8 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use gaggled_core::{
-    host::StartTime,
-    ids::{InstanceId, ProgramId},
+    base::ids::{InstanceId, ProgramId},
+    process::StartTime,
 };
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},

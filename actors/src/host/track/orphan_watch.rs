@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gaggled_core::host::{ExitStatus, StartTime};
+use gaggled_core::process::{ExitStatus, StartTime};
 use nix::{
     errno::Errno,
     fcntl::{OFlag, SpliceFFlags, tee},

@@ -5,9 +5,9 @@
 use std::sync::{PoisonError, atomic::Ordering};
 
 use gaggled_core::{
-    health::ProbeError,
-    host::{HostEvent, StartTime},
-    ids::{InstanceId, ProgramId},
+    base::ids::{InstanceId, ProgramId},
+    host::{HostEvent, probe::ProbeError},
+    process::StartTime,
 };
 use nix::unistd::{geteuid, getpid, getppid};
 

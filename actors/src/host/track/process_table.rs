@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
-    host::{ExitStatus, StartTime},
-    ids::{InstanceId, ProgramId},
+    base::ids::{InstanceId, ProgramId},
+    process::{ExitStatus, StartTime},
 };
 use nix::{
     errno::Errno,

@@ -7,7 +7,8 @@ use std::{
 
 use gaggled_core::{
     graph::Leaves,
-    host::{ExitStatus, HostEvent, HostReport},
+    host::{HostEvent, HostReport},
+    process::ExitStatus,
 };
 use nix::{
     sys::signal::Signal,

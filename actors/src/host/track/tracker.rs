@@ -14,9 +14,10 @@ use std::{
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
+    base::ids::{IdVec, InstanceId, ProgramId},
     graph::Leaves,
-    host::{ExitStatus, HostEvent, HostReport, LaunchSpec, PidFile, Signal},
-    ids::{IdVec, InstanceId, ProgramId},
+    host::{HostEvent, HostReport, LaunchSpec, PidFile},
+    process::{ExitStatus, Signal},
 };
 use nix::{
     sys::signal::Signal::{SIGKILL, SIGTERM},

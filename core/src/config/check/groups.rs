@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
+    base::ids::GroupId,
     graph::{Graph, Mode, RESTART, START, STOP},
-    ids::GroupId,
 };
 
 use super::{Config, Diagnostic, SpanIndex, is_usable};

@@ -1,8 +1,8 @@
 //! Mistakes of sense about how a program shows that it is ready and well.
 
 use crate::{
-    health::{Probe, ReadinessProbe},
-    time::Millis,
+    base::time::Millis,
+    host::probe::{Probe, ReadinessProbe},
 };
 
 use super::{Diagnostic, ProgramConfig, SpanIndex};

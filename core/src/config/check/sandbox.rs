@@ -1,8 +1,8 @@
 //! Mistakes of sense about what the kernel holds a program to, and about its pid file.
 
 use crate::{
+    config::sandbox::{Cgroup, Resource},
     host::PidFile,
-    sandbox::{Cgroup, Resource},
 };
 
 use super::{Diagnostic, ProgramConfig, SpanIndex, nearest_name};

@@ -2,12 +2,14 @@
 
 use super::{Membership, Outcome, PendingStop, Phase, ProgramState};
 use crate::{
+    base::{
+        ids::{EpochId, InstanceId, Seq},
+        time::Instant,
+    },
     event::{DependencyEvent, ProgramEvent, StopReason},
     graph::Policy,
-    host::{ExitStatus, SpawnStage, StartTime},
-    ids::{EpochId, InstanceId, Seq},
+    process::{ExitStatus, SpawnStage, StartTime},
     state::backoff::jitter,
-    time::Instant,
 };
 
 impl ProgramState {
@@ -62,7 +64,7 @@ impl ProgramState {
                 self.stop_event = Some(seq);
             }
             ProgramEvent::Exited { remains: true, status, orphans, .. } => {
-                self.exited_and_remains(*status, *orphans, seq)
+                self.exited_and_remains(*status, *orphans, seq);
             }
             ProgramEvent::Exited { status, .. } => self.exited(*status, policy, epoch, seq, at),
             ProgramEvent::LevelStartRequested { requested_by } => {

@@ -6,9 +6,9 @@ use std::{
 };
 
 use gaggled_core::{
+    base::time::Millis,
     config::{GroupConfig, ProgramConfig},
     graph::{Mode, RESTART, STOP, StartLimit},
-    time::Millis,
 };
 
 use super::{Imported, SourceLocation, counterpart, read, usable};

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use gaggled_core::{config::OrderedMap, nodes};
+use gaggled_core::config::{OrderedMap, node_sets};
 
 use super::{Imported, read};
 
 /// Reads a cluster file.
 pub fn import(path: &Path) -> Result<Imported, String> {
-    let (hosts, sets) = nodes::config_of_cluster(&read(path)?).map_err(|wrong| describe_event(path, wrong))?;
+    let (hosts, sets) = node_sets::config_of_cluster(&read(path)?).map_err(|wrong| describe_event(path, wrong))?;
     let mut imported = Imported::default();
     imported.config.hosts = hosts;
     imported.config.nodes = OrderedMap(sets);
@@ -16,8 +16,8 @@ pub fn import(path: &Path) -> Result<Imported, String> {
 }
 
 /// What is wrong, a line each.
-pub fn describe_event(path: &Path, wrong: Vec<nodes::DeclarationError<usize>>) -> String {
-    let line = |wrong: nodes::DeclarationError<usize>| {
+pub fn describe_event(path: &Path, wrong: Vec<node_sets::DeclarationError<usize>>) -> String {
+    let line = |wrong: node_sets::DeclarationError<usize>| {
         format!("{}:{}: {}: {}", path.display(), wrong.place, wrong.message, wrong.help)
     };
     wrong.into_iter().map(line).collect::<Vec<_>>().join("\n")

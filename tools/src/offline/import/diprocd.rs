@@ -3,11 +3,10 @@
 use std::{collections::BTreeSet, path::Path};
 
 use gaggled_core::{
-    config::{DependsConfig, ProgramConfig},
+    base::time::Millis,
+    config::{DependsConfig, ProgramConfig, sandbox::Umask},
     graph::{Mode, StartLimit},
     host::PidFile,
-    sandbox::Umask,
-    time::Millis,
 };
 use serde_json::{Map, Value};
 

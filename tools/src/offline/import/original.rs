@@ -5,9 +5,9 @@
 use std::{collections::BTreeSet, path::Path};
 
 use gaggled_core::{
+    base::time::Millis,
     config::{Config, DependsConfig, OrderedMap, ProgramConfig, SmtpgateConfig},
     graph::Mode,
-    time::Millis,
 };
 use gaggled_gateways::url::{Url, UrlError};
 

@@ -9,8 +9,8 @@ use std::{
 };
 
 use gaggled_core::{
-    host::SpawnStage,
-    sandbox::{Credentials, Resource, Rlimit, Sandbox},
+    config::sandbox::{Credentials, Resource, Rlimit, Sandbox},
+    process::SpawnStage,
 };
 
 /// What a child gives up, laid out before it is made.

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, OwnedFd},
 };
 
-use gaggled_core::host::ExitStatus;
+use gaggled_core::process::ExitStatus;
 
 /// Waits until any child has ended, and leaves it as it is, so that its process id cannot be used again before
 /// [`reap`]. `None` if there is no child.

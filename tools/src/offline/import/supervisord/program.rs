@@ -1,12 +1,10 @@
 //! One `[program:x]`, as a program of gaggled's.
 
 use gaggled_core::{
-    config::{OrderedMap, ProgramConfig},
+    base::{bytes::Bytes, time::Millis},
+    config::{OrderedMap, ProgramConfig, log_policy::Rotate, sandbox::Umask},
     graph::{Backoff, Mode, StartLimit},
-    host::Signal,
-    logs::{Bytes, Rotate},
-    sandbox::Umask,
-    time::Millis,
+    process::Signal,
 };
 
 use super::values::{Options, truth};

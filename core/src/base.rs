@@ -1,0 +1,6 @@
+//! Ids, times, sizes and the random numbers of the simulator: what every other module may use.
+
+pub mod bytes;
+pub mod ids;
+pub mod random;
+pub mod time;

@@ -1,0 +1,66 @@
+//! When a program is probed, and how long it may take to answer.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::time::Millis;
+
+/// How it is known that a program is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Readiness {
+    /// It says so itself.
+    Notified,
+    /// It is asked until it is.
+    Probed,
+}
+
+/// How a program is looked after once it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// How long after one check the next begins.
+    pub every: Millis,
+    /// How many checks in a row must fail for it to be unhealthy.
+    pub failures: u32,
+}
+
+/// What is asked of a program beyond that it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthPolicy {
+    /// Whether its command leaves a daemon behind, which is the program from then on.
+    #[serde(default)]
+    pub daemonizes: bool,
+    /// How it is known that it is ready; that it runs is enough if there is nothing.
+    #[serde(default)]
+    pub readiness: Option<Readiness>,
+    /// How long it may take to be ready.
+    pub start_timeout: Millis,
+    /// How it is looked after.
+    #[serde(default)]
+    pub check: Option<HealthCheck>,
+    /// How long it may be silent.
+    #[serde(default)]
+    pub watchdog: Option<Millis>,
+    /// How long a run may take that is meant to end by itself.
+    #[serde(default)]
+    pub run_timeout: Option<Millis>,
+}
+
+impl Default for HealthPolicy {
+    fn default() -> Self {
+        Self {
+            daemonizes: false,
+            readiness: None,
+            start_timeout: Millis(60_000),
+            check: None,
+            watchdog: None,
+            run_timeout: None,
+        }
+    }
+}
+
+impl HealthPolicy {
+    /// Whether it is ready as soon as it runs.
+    pub fn ready_on_start(&self) -> bool {
+        !self.daemonizes && self.readiness.is_none()
+    }
+}

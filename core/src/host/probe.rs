@@ -1,0 +1,172 @@
+//! Readiness probes and health checks: what is asked of a program, and what can be wrong with the answer.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{base::time::Millis, process::ExitStatus};
+
+/// How a program shows that it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReadinessProbe {
+    /// It sends `READY=1` to the socket in `$NOTIFY_SOCKET`, as `sd_notify` does.
+    Notify,
+    /// It writes a line to this descriptor, as programs under s6 do.
+    Fd(i32),
+    /// A line of its log has this text in it.
+    LogLine(String),
+    /// A line of shell succeeds.
+    Command(String),
+    /// A connection to this address is accepted.
+    Tcp(String),
+    /// A request for this url is answered well.
+    Http(String),
+}
+
+/// What shows whether a program is well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Probe {
+    /// A line of shell succeeds.
+    Command(String),
+    /// A connection to this address is accepted.
+    Tcp(String),
+    /// A request for this url is answered well.
+    Http(String),
+}
+
+impl ReadinessProbe {
+    /// The descriptor that it writes a line to.
+    pub fn descriptor(&self) -> Option<i32> {
+        match self {
+            Self::Fd(number) => Some(*number),
+            Self::Notify | Self::LogLine(_) | Self::Command(_) | Self::Tcp(_) | Self::Http(_) => None,
+        }
+    }
+
+    /// What is asked, if it does not say so itself.
+    pub fn probe(&self) -> Option<Probe> {
+        match self {
+            Self::Notify | Self::Fd(_) | Self::LogLine(_) => None,
+            Self::Command(line) => Some(Probe::Command(line.clone())),
+            Self::Tcp(address) => Some(Probe::Tcp(address.clone())),
+            Self::Http(url) => Some(Probe::Http(url.clone())),
+        }
+    }
+}
+
+/// How a program is looked after, as a configuration says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "health", deny_unknown_fields)]
+pub struct Health {
+    /// What is asked.
+    pub probe: Probe,
+    /// How long after one check the next begins.
+    #[serde(default = "Health::interval")]
+    pub interval: Millis,
+    /// How long an answer may take.
+    #[serde(default = "Health::timeout")]
+    pub timeout: Millis,
+    /// How many checks in a row must fail for it to be unhealthy.
+    #[serde(default = "Health::failure_threshold")]
+    pub failure_threshold: u32,
+}
+
+impl Health {
+    /// How long it may take to answer whether it is ready.
+    pub const READY_TIMEOUT: Millis = Millis(5000);
+
+    fn interval() -> Millis {
+        Millis(10_000)
+    }
+
+    fn timeout() -> Millis {
+        Self::READY_TIMEOUT
+    }
+
+    fn failure_threshold() -> u32 {
+        3
+    }
+}
+
+/// What a program is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// Whether it is ready.
+    Ready,
+    /// Whether it is well.
+    Health,
+}
+
+/// What was wrong with an answer, or with a pid file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeError {
+    /// A call of the system failed, with this error number.
+    Os(i32),
+    /// There was no answer in time.
+    Timeout,
+    /// The answer had this HTTP status.
+    HttpStatus(u16),
+    /// The name of its host is not known.
+    DnsFailure,
+    /// There is no TLS connection that can be trusted.
+    Tls,
+    /// The answer was not understood.
+    InvalidResponse,
+    /// The command of the check ended like this.
+    ExitStatus(ExitStatus),
+    /// There is no process id in the pid file.
+    PidFileEmpty,
+    /// The process in the pid file is not there.
+    NoSuchProcess(i32),
+    /// The process in the pid file is not one of this program.
+    ForeignProcess(i32),
+}
+
+/// What is wrong with a program that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnhealthyReason {
+    /// It was not ready in time; what was wrong when it was last looked at.
+    ReadinessTimeout(Option<ProbeError>),
+    /// It has failed as many checks as it may; what was wrong with the last.
+    HealthCheckFailed(ProbeError),
+    /// It has said nothing for longer than it may.
+    WatchdogTimeout,
+    /// It is meant to end by itself, and has not in time.
+    RunTimeout,
+}
+
+impl fmt::Display for ProbeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Os(errno) => {
+                let error = std::io::Error::from_raw_os_error(*errno).to_string();
+                f.write_str(&error.split(" (os error").next().unwrap_or_default().to_lowercase())
+            }
+            Self::Timeout => f.write_str("no answer in time"),
+            Self::HttpStatus(status) => write!(f, "HTTP status {status}"),
+            Self::DnsFailure => f.write_str("the name of its host is not known"),
+            Self::Tls => f.write_str("no TLS connection that can be trusted"),
+            Self::InvalidResponse => f.write_str("an answer that is not understood"),
+            Self::ExitStatus(status) => write!(f, "the command {status}"),
+            Self::PidFileEmpty => f.write_str("there is no process id in the pid file"),
+            Self::NoSuchProcess(pid) => write!(f, "the pid file names process {pid}, which is not there"),
+            Self::ForeignProcess(pid) => {
+                write!(f, "the pid file names process {pid}, which is not one of this program")
+            }
+        }
+    }
+}
+
+impl fmt::Display for UnhealthyReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReadinessTimeout(None) => f.write_str("it was not ready in time"),
+            Self::ReadinessTimeout(Some(error)) => write!(f, "it was not ready in time: {error}"),
+            Self::HealthCheckFailed(error) => write!(f, "it has failed its checks: {error}"),
+            Self::WatchdogTimeout => f.write_str("it has been silent for too long"),
+            Self::RunTimeout => f.write_str("it has not ended in time"),
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What may be committed: every precondition, checked against the folded state at the moment of numbering.
+//!
+//! A proposal races with what happens meanwhile: a dependency may die between the moment its edge opens and the moment
+//! the dependent starts. Checked here, at the one point where events are numbered, the rules hold exactly in the order
+//! of the journal. A refusal is not an error; it says what to wait for.
+
+use super::Refusal;
+
+use crate::{
+    base::{
+        ids::{DependencyId, GroupId, InstanceId, ProgramId},
+        time::Instant,
+    },
+    event::{DependencyEvent, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
+    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, State},
+};
+
+impl State {
+    /// Whether an event may be committed now.
+    pub fn admit(&self, now: Instant, event: &Event) -> Result<(), Refusal> {
+        if self.handover.is_some() && !is_observation(event) {
+            return Err(Refusal::HandingOver);
+        }
+        match event {
+            Event::Program(id, event) => self.admit_program(now, *id, event),
+            Event::Dependency(id, event) => self.admit_dependency(now, *id, event),
+            Event::Group(id, event) => self.admit_group(*id, event),
+            Event::System(event) => self.admit_system(event),
+        }
+    }
+
+    fn admit_program(&self, now: Instant, id: ProgramId, event: &ProgramEvent) -> Result<(), Refusal> {
+        let program = &self.programs[id];
+        match event {
+            ProgramEvent::Starting { instance } => self.admit_start(now, id, *instance),
+            ProgramEvent::Started { instance, .. } | ProgramEvent::SpawnFailed { instance, .. } => {
+                let in_stop_command = program.in_stop_command && program.pid.is_none();
+                is_in(program, *instance, if in_stop_command { &[Phase::Stopping] } else { &[Phase::Starting] })
+            }
+            ProgramEvent::Stopping { instance, reason, .. } => {
+                is_in(program, *instance, &[Phase::Up, Phase::ActiveExited])?;
+                let wanted =
+                    program.pending_stop.is_some() || self.shutdown.is_some() && *reason == StopReason::Shutdown;
+                if wanted { Ok(()) } else { Err(Refusal::Stale) }
+            }
+            ProgramEvent::KillRequested { instance } => {
+                is_in(program, *instance, &[Phase::Stopping])?;
+                match program.kill_at {
+                    Some(ready_at) if ready_at > now => Err(Refusal::TooEarly { ready_at }),
+                    Some(_) => Ok(()),
+                    None => Err(Refusal::Stale),
+                }
+            }
+            ProgramEvent::StopCommandFailed { instance, .. } if !program.in_stop_command => {
+                is_in(program, *instance, &[Phase::Stopping])
+            }
+            ProgramEvent::Daemonized { instance, .. } if !program.in_stop_command => {
+                is_in(program, *instance, &[Phase::Up, Phase::Stopping])
+            }
+            ProgramEvent::Ready { instance } if program.ready_since.is_none() && program.pending_stop.is_none() => {
+                is_in(program, *instance, &[Phase::Up])
+            }
+            ProgramEvent::Unhealthy { instance, .. } if program.pending_stop.is_none() => {
+                is_in(program, *instance, &[Phase::Up])
+            }
+            // That a program was adopted is committed only when a life of the daemon begins, without being asked for.
+            ProgramEvent::StopCommandFailed { .. }
+            | ProgramEvent::Daemonized { .. }
+            | ProgramEvent::Ready { .. }
+            | ProgramEvent::Unhealthy { .. }
+            | ProgramEvent::Adopted { .. } => Err(Refusal::Stale),
+            ProgramEvent::Exited { instance, .. } | ProgramEvent::Signalled { instance, .. } => {
+                is_in(program, *instance, &[Phase::Up, Phase::Stopping])
+            }
+            ProgramEvent::StopRequested => Ok(()),
+            ProgramEvent::StartRequested | ProgramEvent::RestartRequested if self.graph.programs[id].unconfigured => {
+                Err(Refusal::Unconfigured)
+            }
+            ProgramEvent::StartRequested | ProgramEvent::RestartRequested => {
+                self.refuse_in_shutdown()?;
+                self.refuse_at_level(id)
+            }
+            ProgramEvent::LevelStartRequested { requested_by } => {
+                let group =
+                    self.group_of(id).filter(|group| group.is_switching() && group.requested_by == *requested_by);
+                let free = group.is_some_and(|group| group.stopping.is_empty()) && !self.waits_for_gate(id);
+                if self.shutdown.is_none() && free { Ok(()) } else { Err(Refusal::Stale) }
+            }
+            ProgramEvent::LevelStopRequested { requested_by } => {
+                let moves =
+                    self.group_of(id).is_some_and(|group| group.is_switching() && group.requested_by == *requested_by);
+                if moves && matches!(program.membership, Membership::Admitted(_)) {
+                    Ok(())
+                } else {
+                    Err(Refusal::Stale)
+                }
+            }
+        }
+    }
+
+    fn group_of(&self, id: ProgramId) -> Option<&GroupState> {
+        self.graph.programs[id].group.map(|group| &self.groups[group])
+    }
+
+    /// Whether one that comes before it in its group and level has to end well first.
+    fn waits_for_gate(&self, id: ProgramId) -> bool {
+        let Some(group) = self.graph.programs[id].group else { return false };
+        let earlier = self.graph.groups[group].gates.iter().take_while(|holder| **holder < id);
+        let mut waits = earlier.filter(|holder| {
+            let program = &self.programs[**holder];
+            let belongs = self.groups[group].has(&self.graph.groups[group], &self.graph.programs[**holder]);
+            program.membership != Membership::Stopped && !program.is_completed() && belongs
+        });
+        waits.next().is_some()
+    }
+
+    /// What its group does not have at its level cannot be asked up.
+    fn refuse_at_level(&self, id: ProgramId) -> Result<(), Refusal> {
+        let policy = &self.graph.programs[id];
+        let Some(group) = policy.group else { return Ok(()) };
+        if self.groups[group].runs(policy) {
+            return Ok(());
+        }
+        let level = &self.groups[group].level;
+        Err(Refusal::NotAtLevel { group: self.graph.groups[group].name.to_string(), level: level.clone() })
+    }
+
+    fn admit_group(&self, id: GroupId, event: &GroupEvent) -> Result<(), Refusal> {
+        self.refuse_in_shutdown()?;
+        let group = &self.groups[id];
+        let timely = match event {
+            GroupEvent::LevelRequested { level } if !self.graph.has_level(id, level) => {
+                return Err(Refusal::NoSuchLevel);
+            }
+            GroupEvent::LevelRequested { .. } | GroupEvent::RestartRequested => true,
+            GroupEvent::LevelReached { requested_by } | GroupEvent::Failed { requested_by, .. } => {
+                group.is_switching() && group.requested_by == *requested_by
+            }
+            GroupEvent::FallbackStarted { .. } => group.level_switch == LevelSwitch::Failed,
+        };
+        if timely { Ok(()) } else { Err(Refusal::Stale) }
+    }
+
+    fn admit_start(&self, now: Instant, id: ProgramId, instance: InstanceId) -> Result<(), Refusal> {
+        let program = &self.programs[id];
+        self.refuse_in_shutdown()?;
+        if program.phase != Phase::Down || instance.0 != program.instance.0 + 1 {
+            return Err(Refusal::Stale);
+        }
+        if !program.start_pending
+            || program.operator_down
+            || program.start_limit_hit
+            || program.membership == Membership::Stopped
+        {
+            return Err(Refusal::NoStartPending);
+        }
+        for dependency in self.graph.dependencies_of(id) {
+            let open = self.dependencies[*dependency].satisfied.is_some()
+                && self.satisfied_at(*dependency).is_some_and(|at| at <= now);
+            if !open {
+                return Err(Refusal::DependencyUnsatisfied { dependency: *dependency });
+            }
+        }
+        match program.not_before {
+            Some(ready_at) if ready_at > now => Err(Refusal::TooEarly { ready_at }),
+            _ => Ok(()),
+        }
+    }
+
+    fn admit_dependency(&self, now: Instant, id: DependencyId, event: &DependencyEvent) -> Result<(), Refusal> {
+        let dependency = &self.dependencies[id];
+        let on = &self.programs[self.graph.dependencies[id].dependency];
+        match event {
+            DependencyEvent::Satisfied { instance } => {
+                if dependency.satisfied.is_some() || on.instance != *instance {
+                    return Err(Refusal::Stale);
+                }
+                match self.satisfied_at(id) {
+                    Some(at) if at <= now => Ok(()),
+                    Some(ready_at) => Err(Refusal::TooEarly { ready_at }),
+                    None => Err(Refusal::Stale),
+                }
+            }
+            DependencyEvent::Broken => {
+                if dependency.satisfied.is_some() {
+                    Ok(())
+                } else {
+                    Err(Refusal::Stale)
+                }
+            }
+            DependencyEvent::RestartTriggered { down_event, .. } => {
+                self.refuse_in_shutdown()?;
+                let news = on.down_event.is_some_and(|last| *down_event <= last)
+                    && dependency.last_down_event < Some(*down_event);
+                if self.graph.dependencies[id].propagate && news { Ok(()) } else { Err(Refusal::Stale) }
+            }
+        }
+    }
+
+    fn admit_system(&self, event: &SystemEvent) -> Result<(), Refusal> {
+        match event {
+            SystemEvent::ShutdownStarted | SystemEvent::HandoverStarted { .. } => self.refuse_in_shutdown(),
+            SystemEvent::ShutdownCompleted { .. } if self.shutdown.is_none() || self.unkillable.is_some() => {
+                Err(Refusal::Stale)
+            }
+            SystemEvent::DaemonStarted { .. }
+            | SystemEvent::ShutdownCompleted { .. }
+            | SystemEvent::JournalDegraded { .. }
+            | SystemEvent::JournalRestored { .. }
+            | SystemEvent::JournalDamaged { .. }
+            | SystemEvent::CommandRefused { .. }
+            | SystemEvent::ActorPanicked { .. } => Ok(()),
+        }
+    }
+
+    fn refuse_in_shutdown(&self) -> Result<(), Refusal> {
+        if self.shutdown.is_some() { Err(Refusal::ShuttingDown) } else { Ok(()) }
+    }
+}
+
+/// Whether an event only tells what has been seen, which is true whoever is to act on it.
+fn is_observation(event: &Event) -> bool {
+    match event {
+        Event::Program(_, event) => matches!(
+            event,
+            ProgramEvent::Started { .. }
+                | ProgramEvent::Daemonized { .. }
+                | ProgramEvent::Ready { .. }
+                | ProgramEvent::SpawnFailed { .. }
+                | ProgramEvent::StopCommandFailed { .. }
+                | ProgramEvent::Exited { .. }
+        ),
+        Event::Dependency(..) | Event::Group(..) | Event::System(_) => false,
+    }
+}
+
+fn is_in(program: &ProgramState, instance: InstanceId, phases: &[Phase]) -> Result<(), Refusal> {
+    if program.instance == instance && phases.contains(&program.phase) { Ok(()) } else { Err(Refusal::Stale) }
+}

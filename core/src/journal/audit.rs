@@ -1,0 +1,322 @@
+//! What must be true of every journal, told from its events alone and not with the rules that are being checked.
+//!
+//! The simulator checks every run with it, and `gaggled journal verify` a journal from real life. A program is known here
+//! by what its events say; the folded state is looked at only where a life of the daemon begins.
+//!
+//! | | |
+//! |---|---|
+//! | I1 | the numbers of events rise by one |
+//! | I2 | each life of the daemon begins where the one before has ended on the disk |
+//! | I7 | a program starts only while each dependency has been up, in one instance, for its delay |
+//! | I8 | nothing starts after the shutdown began, nor while an operator wants it down |
+//! | I9 | a fall of a program is not followed by more than one restart for each dependency on it that propagates |
+//! | I11 | a stopping instance is gone, or being killed, within its killwait |
+//! | I12 | a shutdown takes no longer than the longest killwait |
+//! | I13 | nothing is left alive by a shutdown that was not killed |
+//! | I16 | the starts of a program that keeps ending are spaced |
+//! | I17 | instances are numbered 1, 2, 3 and end once |
+//! | I18 | the event that a cause names came before |
+//! | I22 | in a planned stop dependents go first, unless half of the killwait is over |
+//! | I23 | when an essential program ends by itself, everything is shut down at once |
+//! | I24 | a program that has reached its limit is not started until somebody asks for it |
+//! | I25 | a program of a group starts only where its group has let it in, and it is let in only where the level has it |
+//! | I26 | nothing is let in before everything is gone that has to leave |
+//! | I27 | nothing is let in before those that hold it back have ended well |
+//! | I28 | a group is there only when everything is in that runs at its level |
+//! | I29 | a group is told by nobody but by events: a new life of the daemon begins with the level of the last |
+//! | I30 | what a program has done that ended well stands, if there is a command to undo it, and else does not |
+//! | I31 | an instance is ready once, and one that is not ready in time is found unhealthy |
+//! | I32 | a stop command fails only while its program is being stopped |
+
+mod groups;
+mod programs;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    base::{
+        ids::{DependencyId, GroupId, IdVec, Position, ProgramId, Seq},
+        time::{Instant, Millis},
+    },
+    event::{DependencyEvent, Envelope, Event, GroupEvent, StopReason, SystemEvent},
+    graph::{Condition, Graph, Policy},
+    state::{GroupState, Membership, Phase, ProgramState, State},
+};
+
+/// What is known of a program by its events.
+#[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
+pub struct ProgramTrace {
+    running: bool,
+    up_since: Option<Instant>,
+    /// When it was ready.
+    ready_since: Option<Instant>,
+    /// Whether it was found unhealthy.
+    unhealthy: bool,
+    /// When its last run has ended, if it has ended well.
+    completed: Option<Instant>,
+    /// Whether it is to run again.
+    owed: bool,
+    /// Whether it was told to end.
+    told: bool,
+    /// Decided to be stopped by an operator, since when and by which event.
+    operator_fall: Option<(Seq, Instant)>,
+    /// Told to be replaced since its last start.
+    replaced: bool,
+    /// Whether an operator wants it down.
+    pub operator_down: bool,
+    /// Whether its group has let it in, if it has one.
+    pub is_in: bool,
+    /// Whether there is something of it to stop: a process, or what one has done.
+    exists: bool,
+    /// Whether what it has done is being undone.
+    in_stop_command: bool,
+    instance: u64,
+    stopping: Option<(Instant, Instant)>,
+    escalated: bool,
+    /// The last run that has ended.
+    ended: u64,
+    /// The event of its last start.
+    pub last_start: Seq,
+    unplanned_starts: Vec<Instant>,
+    /// Its starts since somebody has last asked for anything, or it was stopped.
+    own_starts: Vec<Instant>,
+    planned: bool,
+}
+
+/// A journal as it is passed through.
+#[derive(Clone, Debug)]
+pub struct JournalAudit {
+    graph: Arc<Graph>,
+    programs: IdVec<ProgramId, ProgramTrace>,
+    groups: IdVec<GroupId, GroupState>,
+    /// How many restarts have answered each fall.
+    pub falls: BTreeMap<(DependencyId, Seq), u32>,
+    /// Which programs were due to restart, by which event.
+    pub restarts: Vec<(ProgramId, Seq)>,
+    shutdown: Option<Instant>,
+    /// When each life of the daemon but the first began.
+    pub openings: Vec<Instant>,
+    /// The end of an essential program.
+    doomed: Option<(Seq, Instant)>,
+    last: Option<Position>,
+    slack: Millis,
+    /// What is wrong.
+    pub violations: Vec<String>,
+    /// What is not there, because it was never written, as the journal itself says.
+    pub missing: Vec<String>,
+}
+
+impl ProgramTrace {
+    /// What a state tells of a program of which no event was seen.
+    fn of(state: &State, id: ProgramId) -> Self {
+        let known = &state.programs[id];
+        let leaving = known.pending_stop.filter(|_| known.is_running());
+        Self {
+            running: known.is_running() && known.phase != Phase::ActiveExited && !known.in_stop_command,
+            up_since: known.up_since.filter(|_| known.is_running()),
+            ready_since: known.ready_since.filter(|_| known.is_running()),
+            unhealthy: leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy),
+            completed: ProgramState { start_pending: false, ..known.clone() }.satisfied_since(Condition::Completed),
+            owed: known.start_pending && !known.is_running(),
+            told: known.stop_event.is_some(),
+            operator_fall: leaving
+                .filter(|leaving| leaving.dependents_first)
+                .and_then(|leaving| Some((known.down_event?, leaving.since))),
+            replaced: leaving.is_some(),
+            operator_down: known.operator_down,
+            is_in: known.membership != Membership::Stopped,
+            exists: known.is_running(),
+            in_stop_command: known.in_stop_command,
+            instance: known.instance.0,
+            stopping: (known.phase == Phase::Stopping).then_some((state.at, known.kill_at.unwrap_or(state.at))),
+            escalated: known.phase == Phase::Stopping && known.kill_at.is_none(),
+            ended: known.instance.0
+                - u64::from(known.is_running() && known.phase != Phase::ActiveExited && !known.in_stop_command),
+            last_start: Seq(0),
+            unplanned_starts: Vec::new(),
+            own_starts: Vec::new(),
+            planned: true,
+        }
+    }
+}
+
+impl JournalAudit {
+    /// An audit that lets effects be so late.
+    pub fn new(slack: Millis) -> Self {
+        Self {
+            graph: Arc::default(),
+            programs: IdVec::default(),
+            groups: IdVec::default(),
+            falls: BTreeMap::new(),
+            restarts: Vec::new(),
+            shutdown: None,
+            openings: Vec::new(),
+            doomed: None,
+            last: None,
+            slack,
+            violations: Vec::new(),
+            missing: Vec::new(),
+        }
+    }
+
+    /// What is known of a program.
+    pub fn program(&self, id: ProgramId) -> &ProgramTrace {
+        &self.programs[id]
+    }
+
+    /// A segment, or a life of the daemon, begins with this state, and says that so many events before it were missed.
+    pub fn begin(&mut self, start: &State, missed: u64) {
+        let position = Position { epoch: start.epoch, seq: start.seq };
+        let goes_on = self.last.is_some_and(|last| last.epoch == start.epoch && position.seq <= last.seq);
+        match self.last {
+            Some(last) if position.seq > last.seq => {
+                let gap = format!("events {} to {} are missing", last.seq.0 + 1, position.seq);
+                let announced = position.seq.0 - last.seq.0 <= missed;
+                if announced { &mut self.missing } else { &mut self.violations }.push(gap);
+            }
+            Some(last) if position.epoch < last.epoch || position.seq < last.seq => {
+                self.violations.push(format!("I2: epoch {} begins at event {}", start.epoch, start.seq));
+            }
+            Some(_) | None => {}
+        }
+        let known = self.last.filter(|last| position.seq <= last.seq).map(|_| self.graph.names()).unwrap_or_default();
+        let before = std::mem::replace(&mut self.graph, start.graph.clone());
+        let seen = |(id, policy): (ProgramId, &Policy)| match known.get(&policy.name) {
+            None => ProgramTrace::of(start, id),
+            Some(old) => {
+                let mut seen = self.programs[*old].clone();
+                if seen.running && !start.programs[id].is_running() {
+                    // It has ended with the machine.
+                    seen = ProgramTrace {
+                        operator_down: seen.operator_down,
+                        last_start: seen.last_start,
+                        ..ProgramTrace::of(start, id)
+                    };
+                }
+                if before.programs[*old].autostart != policy.autostart {
+                    seen.operator_down = start.programs[id].operator_down;
+                }
+                seen
+            }
+        };
+        self.programs = start.graph.programs.iter().map(seen).collect();
+        if known.is_empty() || *before != *start.graph {
+            self.groups = start.groups.clone();
+        }
+        for (id, group) in start.groups.iter() {
+            if self.groups[id].level != group.level {
+                self.violations.push(format!("I29: epoch {} has forgotten what {id:?} was told", start.epoch));
+            }
+        }
+        self.groups = start.groups.clone();
+        for (id, program) in start.programs.iter() {
+            self.programs[id].is_in = program.membership != Membership::Stopped;
+        }
+        if *before != *start.graph {
+            // Ids mean something else now, and what was owed is not looked for any more.
+            self.falls.clear();
+            self.restarts.clear();
+        }
+        if !goes_on {
+            for id in start.graph.programs.ids() {
+                self.programs[id].owed = start.programs[id].start_pending && !start.programs[id].is_running();
+            }
+            self.shutdown = start.shutdown;
+            self.doomed = self.doomed.filter(|_| start.essential_exit.is_some());
+        }
+        self.last = Some(position);
+    }
+
+    /// Takes the next event.
+    pub fn observe(&mut self, envelope: &Envelope) {
+        let last = self.last.map_or(Seq(0), |last| last.seq);
+        if envelope.seq != Seq(last.0 + 1) {
+            self.violations.push(format!("I1: event {} follows {last}", envelope.seq));
+        }
+        if envelope.cause.event().is_some_and(|cause| cause >= envelope.seq || cause < Seq(1)) {
+            self.violations.push(format!("I18: event {} has the cause {}", envelope.seq, envelope.cause));
+        }
+        self.last = Some(Position { epoch: envelope.epoch, seq: envelope.seq });
+        match &envelope.event {
+            Event::Program(program, event) => {
+                self.moves(*program, event, envelope);
+                self.happens(*program, event, envelope);
+            }
+            Event::Group(id, event) => {
+                if matches!(event, GroupEvent::LevelReached { .. }) {
+                    self.arrives(*id, envelope.seq);
+                }
+                self.groups[*id].apply(envelope.seq, event);
+            }
+            Event::Dependency(dependency, DependencyEvent::RestartTriggered { down_event, before_stop }) => {
+                let of = self.graph.dependencies[*dependency].dependent;
+                if *before_stop {
+                    self.leaves(of, envelope);
+                }
+                *self.falls.entry((*dependency, *down_event)).or_default() += 1;
+                if self.programs[of].is_in {
+                    self.restarts.push((of, envelope.seq));
+                    self.seen(of).owed = true;
+                }
+                self.seen(of).own_starts.clear();
+                self.seen(of).replaced = true;
+                self.seen(of).planned = true;
+            }
+            Event::System(SystemEvent::DaemonStarted { .. }) => self.opens(envelope),
+            Event::System(SystemEvent::ShutdownStarted) => {
+                self.shutdown = Some(envelope.monotonic);
+                self.check_essential(envelope.monotonic);
+            }
+            Event::System(SystemEvent::ShutdownCompleted { .. }) => self.shutdown_ends(envelope),
+            Event::Dependency(..) | Event::System(_) => {}
+        }
+    }
+
+    /// I23: how long everything has gone on without an essential program.
+    fn check_essential(&mut self, until: Instant) {
+        if let Some((end, since)) = self.doomed
+            && until > since.max(self.openings.last().copied().unwrap_or_default()) + self.slack
+        {
+            self.violations
+                .push(format!("I23: an essential program ended with event {end}, and everything else went on"));
+        }
+    }
+
+    /// What was to be done in time while nobody was there is to be done now.
+    fn opens(&mut self, envelope: &Envelope) {
+        let now = envelope.monotonic;
+        self.openings.push(now);
+        for id in self.graph.programs.ids() {
+            if let Some((_, deadline)) = &mut self.programs[id].stopping {
+                *deadline = (*deadline).max(now);
+            }
+        }
+    }
+
+    fn seen(&mut self, program: ProgramId) -> &mut ProgramTrace {
+        &mut self.programs[program]
+    }
+
+    fn shutdown_ends(&mut self, envelope: &Envelope) {
+        let longest = self.graph.programs.values().map(|policy| policy.killwait).max().unwrap_or_default();
+        let bound = longest.max(self.graph.killwait);
+        let begun = self.shutdown.unwrap_or_default();
+        if envelope.monotonic > begun + bound + self.slack + Millis(5000) {
+            self.violations.push(format!("I12: the shutdown took until {} ms", envelope.monotonic.as_millis()));
+        }
+        let spared = self
+            .programs
+            .iter()
+            .filter(|(_, seen)| seen.running && seen.up_since.is_some_and(|since| since <= begun) && !seen.escalated);
+        let spared: Vec<_> = spared.map(|(id, _)| id).collect();
+        if !spared.is_empty() {
+            self.violations.push(format!("I13: {spared:?} were left alive and never killed"));
+        }
+        let remains = self.programs.iter().filter(|(_, seen)| seen.exists && !seen.running && seen.stopping.is_none());
+        let remains: Vec<_> = remains.map(|(id, _)| id).collect();
+        if !remains.is_empty() {
+            self.violations.push(format!("I13: what {remains:?} have done was not undone"));
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! The last events, and the answers that need them: what happened since, and why.
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+use crate::{
+    base::{
+        ids::{Position, ProgramId, Seq},
+        time::WallTime,
+    },
+    event::{Cause, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
+    graph::{Condition, Graph},
+    protocol::{describe, encode_event_with_state},
+    state::{Membership, Outcome, Phase, ProgramState, State},
+};
+
+/// An event, and the state of its program after it.
+#[derive(Clone, Debug)]
+pub struct LoggedEvent {
+    /// The event.
+    pub envelope: Arc<Envelope>,
+    /// The state of the program that it concerns.
+    pub after: Option<ProgramState>,
+    /// What its ids stand for.
+    pub graph: Arc<Graph>,
+}
+
+impl LoggedEvent {
+    /// The program that it concerns, by name.
+    pub fn program(&self) -> Option<&str> {
+        self.graph.subject(&self.envelope.event).map(|id| &*self.graph.programs[id].name)
+    }
+
+    /// What it shows of the command that it was caused by, if that had an id.
+    pub fn trace(&self) -> Option<CommandKey> {
+        let Cause::Operator { who, command } = &self.envelope.cause else { return None };
+        let named = !command.is_empty() && !command.starts_with('#');
+        named.then(|| CommandKey::new(who, command, &self.envelope.event, &self.graph))
+    }
+
+    /// Where it stands among the events of all lives of the daemon.
+    pub fn position(&self) -> Position {
+        Position { epoch: self.envelope.epoch, seq: self.envelope.seq }
+    }
+
+    /// The event as JSON, with the state of its program after it.
+    pub fn encode(&self) -> String {
+        let subject = self.graph.subject(&self.envelope.event);
+        let state = subject.zip(self.after.as_ref());
+        encode_event_with_state(&self.envelope, &self.graph, state)
+    }
+}
+
+/// What a command has done: who gave it, its id, and what came of it for which program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CommandKey {
+    who: String,
+    command: String,
+    event: &'static str,
+    program: Option<Arc<str>>,
+}
+
+impl CommandKey {
+    /// The trace that an event is, or would be.
+    pub fn new(who: &str, command: &str, event: &Event, graph: &Graph) -> Self {
+        let program = graph.subject(event).map(|id| graph.programs[id].name.clone());
+        Self { who: who.to_owned(), command: command.to_owned(), event: event.name(), program }
+    }
+}
+
+/// A link in the chain of causes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The event.
+    pub envelope: Arc<Envelope>,
+    /// What happened, in words.
+    pub words: String,
+}
+
+/// The last events, as many as are kept.
+#[derive(Clone, Debug)]
+pub struct History {
+    entries: VecDeque<LoggedEvent>,
+    capacity: usize,
+}
+
+impl History {
+    /// A history of at most so many events.
+    pub fn new(capacity: usize) -> Self {
+        Self { entries: VecDeque::new(), capacity }
+    }
+
+    /// A history that begins with these events.
+    pub fn with(capacity: usize, entries: Vec<LoggedEvent>) -> Self {
+        let skip = entries.len().saturating_sub(capacity);
+        Self { entries: entries.into_iter().skip(skip).collect(), capacity }
+    }
+
+    /// All that is kept.
+    pub fn into_entries(self) -> Vec<LoggedEvent> {
+        self.entries.into()
+    }
+
+    /// Keeps an event, just after it was applied to `state`.
+    pub fn push(&mut self, envelope: Arc<Envelope>, state: &State) {
+        if self.entries.len() == self.capacity {
+            self.entries.pop_front();
+        }
+        let after = state.graph.subject(&envelope.event).map(|id| state.programs[id].clone());
+        self.entries.push_back(LoggedEvent { envelope, after, graph: state.graph.clone() });
+    }
+
+    /// The events after a position, as far as they are kept.
+    pub fn after(&self, position: Position) -> impl Iterator<Item = &LoggedEvent> {
+        let skip = self.entries.partition_point(|entry| entry.position() <= position);
+        self.entries.iter().skip(skip)
+    }
+
+    /// The programs that events are kept of; one may be named several times.
+    pub fn programs(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().filter_map(LoggedEvent::program)
+    }
+
+    /// Whether the first event that is kept came after a time.
+    pub fn starts_after(&self, time: WallTime) -> bool {
+        self.entries.front().is_none_or(|entry| entry.envelope.time.0 > time.0)
+    }
+
+    /// Where the first event that is kept stands.
+    pub fn first(&self) -> Option<Position> {
+        self.entries.front().map(LoggedEvent::position)
+    }
+
+    /// An event by its number, if it is kept: the last of that number, should a crash have lost some.
+    pub fn get(&self, seq: Seq) -> Option<&LoggedEvent> {
+        self.entries.iter().rfind(|entry| entry.envelope.seq <= seq).filter(|entry| entry.envelope.seq == seq)
+    }
+
+    /// The chains of causes that made a program what it is: how it came to its phase, and before that, if it is up
+    /// again, how it went down. Each begins with what happened to the program and goes back to where it came from.
+    pub fn why(&self, state: &State, program: ProgramId) -> Vec<Vec<Link>> {
+        let now = &state.programs[program];
+        let mut chains = Vec::new();
+        let last = if now.phase == Phase::Down && now.operator_down { now.last_seq } else { now.phase_event };
+        let last = if last == Seq(0) { now.last_seq } else { last };
+        chains.push(self.chain(last));
+        if matches!(now.phase, Phase::Up | Phase::Starting) && now.instance.0 > 1 {
+            let name = &*state.graph.programs[program].name;
+            let end = self.entries.iter().rev().find(|entry| {
+                let ends = matches!(
+                    &entry.envelope.event,
+                    Event::Program(_, ProgramEvent::Exited { .. } | ProgramEvent::SpawnFailed { .. })
+                );
+                ends && entry.program() == Some(name)
+            });
+            chains.extend(end.map(|end| self.chain(end.envelope.seq)));
+        }
+        if now.phase == Phase::Down && now.start_pending {
+            // What it waits for is why it is down.
+            let unsatisfied = state
+                .graph
+                .dependencies_of(program)
+                .iter()
+                .find(|dependency| state.dependencies[**dependency].satisfied.is_none());
+            let on = unsatisfied.map(|dependency| state.graph.dependencies[*dependency].dependency);
+            chains.extend(on.into_iter().flat_map(|on| self.why(state, on).into_iter().take(1)));
+        }
+        if now.phase == Phase::Down && now.membership == Membership::Stopped {
+            chains.extend(self.move_of(state, program).map(|seq| self.chain(seq)));
+        }
+        let mut told = BTreeSet::new();
+        chains.retain(|chain| {
+            let is_new = chain.first().is_some_and(|link| !told.contains(&link.envelope.seq));
+            told.extend(chain.iter().map(|link| link.envelope.seq));
+            is_new
+        });
+        chains
+    }
+
+    /// The last event that has moved the group of a program to another level.
+    fn move_of(&self, state: &State, program: ProgramId) -> Option<Seq> {
+        let group = &state.graph.groups[state.graph.programs[program].group?].name;
+        let moved = self.entries.iter().rev().find(|entry| match &entry.envelope.event {
+            Event::Group(id, GroupEvent::LevelRequested { .. } | GroupEvent::FallbackStarted { .. }) => {
+                entry.graph.groups[*id].name == *group
+            }
+            Event::Group(..) | Event::Program(..) | Event::Dependency(..) | Event::System(_) => false,
+        });
+        moved.map(|entry| entry.envelope.seq)
+    }
+
+    /// An event and what led to it, as far as that is kept.
+    pub fn chain(&self, from: Seq) -> Vec<Link> {
+        let mut links = Vec::new();
+        let mut next = Some(from);
+        while let Some(entry) = next.and_then(|seq| self.get(seq)) {
+            links.push(Link { envelope: entry.envelope.clone(), words: describe_event(&entry.envelope, &entry.graph) });
+            next = next_cause(&links);
+        }
+        links
+    }
+}
+
+/// The event with which a chain goes on, if it does: what is started again and again is told of twice.
+pub fn next_cause(chain: &[Link]) -> Option<Seq> {
+    let last = &chain.last()?.envelope;
+    let start = |envelope: &Envelope| match envelope.event {
+        Event::Program(program, ProgramEvent::Starting { .. }) => Some(program),
+        Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => None,
+    };
+    let goes_round = |program| chain.iter().filter(|link| start(&link.envelope) == Some(program)).count() > 1;
+    last.cause.event().filter(|_| !start(last).is_some_and(goes_round))
+}
+
+/// What happened, in words, without its cause.
+pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
+    let name = |id: ProgramId| &graph.programs[id].name;
+    match &envelope.event {
+        Event::Program(id, event) => {
+            let program = name(*id);
+            match event {
+                ProgramEvent::Starting { instance } => format!("{program} is being started (run {instance})"),
+                ProgramEvent::Started { pid, .. } => format!("{program} came up with pid {pid}"),
+                ProgramEvent::Adopted { pid, .. } => format!("{program} was found running with pid {pid}"),
+                ProgramEvent::Daemonized { pid, .. } => format!("{program} has left a daemon with pid {pid}"),
+                ProgramEvent::Ready { .. } => format!("{program} is ready"),
+                ProgramEvent::Unhealthy { reason: unhealthy_reason, .. } => {
+                    format!("{program} is unhealthy: {unhealthy_reason}")
+                }
+                ProgramEvent::SpawnFailed { stage, errno, .. } => {
+                    format!(
+                        "{program} could not be started: {}",
+                        describe(Outcome::SpawnFailed { stage: *stage, errno: *errno })
+                    )
+                }
+                ProgramEvent::Stopping { reason, .. } => format!("{program} was told to stop, because {reason}"),
+                ProgramEvent::StopCommandFailed { status, .. } => format!("the stop command of {program} {status}"),
+                ProgramEvent::KillRequested { .. } => format!("{program} did not stop in time and was killed"),
+                ProgramEvent::Exited { status, orphans: 0, .. } => format!("{program} {status}"),
+                ProgramEvent::Exited { status, orphans: 1, .. } => {
+                    format!("{program} {status}, and a process that it left behind was killed")
+                }
+                ProgramEvent::Exited { status, orphans, .. } => {
+                    format!("{program} {status}, and {orphans} processes that it left behind were killed")
+                }
+                ProgramEvent::LevelStartRequested { .. } => format!("{program} was let in by its group"),
+                ProgramEvent::LevelStopRequested { .. } => format!("{program} has to leave with its group"),
+                ProgramEvent::Signalled { signal, .. } => format!("{program} was sent {signal}"),
+                ProgramEvent::StopRequested => format!("{program} was put down"),
+                ProgramEvent::StartRequested => format!("{program} was asked up"),
+                ProgramEvent::RestartRequested => format!("{program} was asked to restart"),
+            }
+        }
+        Event::Dependency(id, event) => dependency_in_words(graph, *id, event),
+        Event::Group(id, event) => group_in_words(&graph.groups[*id].name, event),
+        Event::System(event) => match event {
+            SystemEvent::DaemonStarted { version, programs, start_kind, adopted, exited_meanwhile } => {
+                let found = match (adopted, exited_meanwhile) {
+                    (0, 0) => String::new(),
+                    (adopted, 0) => format!(", {adopted} of them still running"),
+                    (0, ended) => format!(", {ended} of them ended meanwhile"),
+                    (adopted, ended) => format!(", {adopted} of them still running and {ended} ended meanwhile"),
+                };
+                let noun = if *programs == 1 { "program" } else { "programs" };
+                format!("gaggled {version} began{start_kind} with {programs} {noun}{found}")
+            }
+            SystemEvent::HandoverStarted { kind: to } => format!("gaggled hands over to its next life, for {to}"),
+            SystemEvent::JournalDegraded { reason: why } => format!("the journal is not written: {why}"),
+            SystemEvent::JournalRestored { lost_events: missed } => {
+                format!("the journal is written again; {missed} events are missing in it")
+            }
+            SystemEvent::JournalDamaged { file, reason: why } => format!("{file} was put aside, because {why}"),
+            SystemEvent::ShutdownStarted => "gaggled was asked to shut down".to_owned(),
+            SystemEvent::ShutdownCompleted { unkillable: 0 } => "everything has stopped".to_owned(),
+            SystemEvent::ShutdownCompleted { unkillable: 1 } => "1 program could not be stopped".to_owned(),
+            SystemEvent::ShutdownCompleted { unkillable: survivors } => {
+                format!("{survivors} programs could not be stopped")
+            }
+            SystemEvent::CommandRefused { reason: why, .. } => format!("a command was refused: {why}"),
+            SystemEvent::ActorPanicked { actor, message } => format!("bug in gaggled: {actor} panicked: {message}"),
+        },
+    }
+}
+
+fn group_in_words(group: &str, event: &GroupEvent) -> String {
+    match event {
+        GroupEvent::LevelRequested { level } => format!("group {group} was told to go to level {level}"),
+        GroupEvent::RestartRequested => format!("group {group} was asked to restart"),
+        GroupEvent::LevelReached { .. } => format!("group {group} has arrived"),
+        GroupEvent::Failed { failed_program: by, .. } => format!("group {group} failed, because {by} did not end well"),
+        GroupEvent::FallbackStarted { level } => format!("group {group} went to level {level} for that"),
+    }
+}
+
+fn dependency_in_words(
+    graph: &Graph,
+    id: crate::base::ids::DependencyId,
+    event: &crate::event::DependencyEvent,
+) -> String {
+    use crate::event::DependencyEvent::{Broken, RestartTriggered, Satisfied};
+    let dependency = &graph.dependencies[id];
+    let (of, on) = (&graph.programs[dependency.dependent].name, &graph.programs[dependency.dependency].name);
+    match event {
+        Satisfied { .. } if dependency.condition == Condition::Completed => {
+            format!("{on} had completed, as {of} needs")
+        }
+        Satisfied { .. } => {
+            let what = if dependency.condition == Condition::Ready { "ready" } else { "up" };
+            match dependency.delay.0 {
+                0 => format!("{on} was {what}, as {of} needs"),
+                _ => format!("{on} had been {what} for {}, as {of} needs", dependency.delay),
+            }
+        }
+        Broken => format!("{of} can no longer count on {on}"),
+        RestartTriggered { .. } => format!("{of} has to restart, because {on} went down"),
+    }
+}
+
+/// Where a chain of causes ends, in words.
+pub fn describe_origin(cause: &Cause) -> String {
+    match cause {
+        Cause::DaemonStart => "gaggled was started".to_owned(),
+        Cause::Operator { who, .. } => format!("{who} asked for it"),
+        Cause::Kernel => "the operating system reported it".to_owned(),
+        Cause::Event(seq) | Cause::Timer(seq) => format!("event {seq} is no longer kept"),
+    }
+}

@@ -1,0 +1,60 @@
+//! Why a proposal is refused.
+
+use std::fmt;
+
+use crate::base::{
+    ids::{DependencyId, Level},
+    time::Instant,
+};
+
+/// Why a proposal is not true, or not yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The instance it speaks of is not the one there is, or not in that phase: the proposal is stale.
+    Stale,
+    /// No start is owed, or an operator wants the program down.
+    NoStartPending,
+    /// This dependency is not satisfied.
+    DependencyUnsatisfied {
+        /// Which.
+        dependency: DependencyId,
+    },
+    /// It is too early.
+    TooEarly {
+        /// When to ask again.
+        ready_at: Instant,
+    },
+    /// The configuration no longer has the program.
+    Unconfigured,
+    /// The level of its group does not have the program.
+    NotAtLevel {
+        /// The group.
+        group: String,
+        /// The level it is at.
+        level: Level,
+    },
+    /// The group has no such level.
+    NoSuchLevel,
+    /// Everything is being stopped.
+    ShuttingDown,
+    /// This life of the daemon gives everything to the next, and only takes down what it still sees.
+    HandingOver,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stale => f.write_str("that instance is no longer in that phase"),
+            Self::NoStartPending => f.write_str("the program is not wanted"),
+            Self::DependencyUnsatisfied { dependency } => write!(f, "dependency {dependency} is not satisfied"),
+            Self::TooEarly { ready_at } => write!(f, "too early, ready at {} ms", ready_at.as_millis()),
+            Self::Unconfigured => f.write_str("the configuration no longer has the program"),
+            Self::NotAtLevel { group, level } => {
+                write!(f, "group {group} is at level {level}, at which the program does not run: tell it another")
+            }
+            Self::NoSuchLevel => f.write_str("the group has no such level"),
+            Self::ShuttingDown => f.write_str("gaggled is shutting down"),
+            Self::HandingOver => f.write_str("gaggled is handing over to its next life: ask again"),
+        }
+    }
+}

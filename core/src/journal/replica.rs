@@ -1,0 +1,74 @@
+//! A follower's copy of the state: fed with what arrives, it says whether something is missing.
+//!
+//! A follower subscribes first and asks for a snapshot then. What it hears before the snapshot is dropped by number;
+//! what is missing is asked for by number. The heartbeat tells of the loss even of the last event.
+
+use crate::{
+    base::ids::{EpochId, Seq},
+    event::Envelope,
+    protocol::{Heartbeat, ProgramIndex, decode_event},
+    state::State,
+};
+
+/// A copy of the state.
+#[derive(Clone, Debug, Default)]
+pub struct StateReplica {
+    state: Option<State>,
+    names: ProgramIndex,
+}
+
+/// What came of feeding a mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FeedResult {
+    /// It was the next event.
+    Applied(Box<Envelope>),
+    /// It was known.
+    Duplicate,
+    /// Events are missing after this one: ask for them.
+    Gap(EpochId, Seq),
+    /// There is no state yet, or it is that of an earlier life of the daemon: ask for a snapshot.
+    NeedSnapshot,
+}
+
+impl StateReplica {
+    /// The state, once there is one.
+    pub fn state(&self) -> Option<&State> {
+        self.state.as_ref()
+    }
+
+    /// Takes a snapshot. What is older than the state there is is ignored.
+    pub fn restore(&mut self, snapshot: State) {
+        let newer = |state: &State| (snapshot.epoch, snapshot.seq) > (state.epoch, state.seq);
+        if self.state.as_ref().is_none_or(newer) {
+            self.names = snapshot.graph.names();
+            self.state = Some(snapshot);
+        }
+    }
+
+    /// Takes an event as JSON. An error is an event that cannot be read.
+    pub fn feed(&mut self, event: &str) -> Result<FeedResult, String> {
+        let Some(state) = &mut self.state else { return Ok(FeedResult::NeedSnapshot) };
+        let number: Heartbeat = serde_json::from_str(event).map_err(|why| format!("event is not understood: {why}"))?;
+        if number.epoch != state.epoch {
+            return Ok(if number.epoch > state.epoch { FeedResult::NeedSnapshot } else { FeedResult::Duplicate });
+        }
+        if number.seq <= state.seq {
+            return Ok(FeedResult::Duplicate);
+        }
+        if number.seq.0 > state.seq.0 + 1 {
+            return Ok(FeedResult::Gap(state.epoch, state.seq));
+        }
+        let envelope = decode_event(event, &self.names, state)?;
+        state.apply(&envelope);
+        Ok(FeedResult::Applied(Box::new(envelope)))
+    }
+
+    /// Takes a heartbeat.
+    pub fn beat(&self, beat: Heartbeat) -> FeedResult {
+        match &self.state {
+            Some(state) if state.epoch == beat.epoch && state.seq < beat.seq => FeedResult::Gap(state.epoch, state.seq),
+            Some(state) if state.epoch >= beat.epoch => FeedResult::Duplicate,
+            Some(_) | None => FeedResult::NeedSnapshot,
+        }
+    }
+}

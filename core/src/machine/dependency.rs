@@ -1,0 +1,148 @@
+//! The rules of one dependency `of -> on`: when it is open, and what a fall of `on` means for `of`.
+//!
+//! It is open while `on` has been up, or ready, for the delay, in one instance, and nobody has decided to stop it; or, if it waits
+//! for that, while `on` has run to its end and is not to run again. If it
+//! propagates, each fall of `on` is followed by exactly one restart of `of`.
+
+use crate::{
+    base::{
+        ids::{DependencyId, EpochId, Seq},
+        time::Instant,
+    },
+    event::{Cause, DependencyEvent, Envelope, Event, ProgramEvent},
+    graph::{self, Policy},
+    journal::Refusal,
+    machine::{Input, Machine, Outputs, Timer, restored_cause},
+    state::{DependencyState, ProgramState, State},
+};
+
+/// The machine of one dependency.
+#[derive(Clone, Debug)]
+pub struct DependencyMachine {
+    id: DependencyId,
+    epoch: EpochId,
+    definition: graph::Dependency,
+    policy: Policy,
+    dependency: ProgramState,
+    state: DependencyState,
+    /// The last fall for which a restart was proposed.
+    answered: Option<Seq>,
+    /// Whether opening or closing was proposed and has not been answered.
+    pending_proposal: bool,
+    /// The event after which the delay was begun.
+    armed_by: Seq,
+}
+
+impl DependencyMachine {
+    fn committed(&mut self, envelope: &Envelope) {
+        match &envelope.event {
+            Event::Program(program, event) if *program == self.definition.dependency => {
+                self.dependency.apply(&self.policy, self.epoch, envelope.seq, envelope.monotonic, event);
+                if matches!(
+                    event,
+                    ProgramEvent::Started { .. }
+                        | ProgramEvent::Daemonized { .. }
+                        | ProgramEvent::Ready { .. }
+                        | ProgramEvent::Exited { .. }
+                ) {
+                    self.armed_by = envelope.seq;
+                }
+            }
+            Event::Dependency(dependency, event) if *dependency == self.id => self.own_event(event),
+            Event::Dependency(_, event) => self.dependency.apply_dependency(envelope.seq, envelope.monotonic, event),
+            Event::Program(..) | Event::Group(..) | Event::System(_) => {}
+        }
+    }
+
+    fn own_event(&mut self, event: &DependencyEvent) {
+        match event {
+            DependencyEvent::Satisfied { instance } => {
+                self.state.satisfied = Some(*instance);
+                self.pending_proposal = false;
+            }
+            DependencyEvent::Broken => {
+                self.state.satisfied = None;
+                self.pending_proposal = false;
+            }
+            DependencyEvent::RestartTriggered { down_event, .. } => self.state.last_down_event = Some(*down_event),
+        }
+    }
+
+    fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
+        self.propagate_down(&cause, out);
+        if self.pending_proposal {
+            return;
+        }
+        match (self.state.satisfied, self.satisfied_at()) {
+            (None, Some(at)) if at > now => out.set_timer(Timer::DependencyDelay, at),
+            (None, Some(_)) => {
+                let instance = self.dependency.instance;
+                self.propose(DependencyEvent::Satisfied { instance }, cause, out);
+            }
+            (Some(_), None) => self.propose(DependencyEvent::Broken, cause, out),
+            (None, None) | (Some(_), Some(_)) => {}
+        }
+    }
+
+    /// A fall is answered at once, and each by an event of its own, however quickly they follow each other.
+    fn propagate_down(&mut self, cause: &Cause, out: &mut Outputs) {
+        if self.definition.propagate && self.dependency.down_event > self.answered {
+            self.answered = self.dependency.down_event;
+            if let Some(down_event) = self.dependency.down_event {
+                let planned = self.dependency.pending_stop.is_some_and(|leaving| leaving.dependents_first);
+                let due = DependencyEvent::RestartTriggered { down_event, before_stop: planned };
+                out.propose(Event::Dependency(self.id, due), cause.clone());
+            }
+        }
+    }
+
+    fn satisfied_at(&self) -> Option<Instant> {
+        Some(self.dependency.satisfied_since(self.definition.condition)? + self.definition.delay)
+    }
+
+    fn propose(&mut self, event: DependencyEvent, cause: Cause, out: &mut Outputs) {
+        self.pending_proposal = true;
+        out.propose(Event::Dependency(self.id, event), cause);
+    }
+
+    fn refused(&mut self, event: &Event, refusal: &Refusal, out: &mut Outputs) {
+        if let Event::Dependency(_, DependencyEvent::Satisfied { .. } | DependencyEvent::Broken) = event {
+            self.pending_proposal = false;
+            if let Refusal::TooEarly { ready_at } = refusal {
+                out.set_timer(Timer::DependencyDelay, *ready_at);
+            }
+        }
+    }
+}
+
+impl Machine for DependencyMachine {
+    type Id = DependencyId;
+
+    fn new(state: &State, id: DependencyId) -> Self {
+        let (dependency, edge_state) = state.dependency(id);
+        Self {
+            id,
+            epoch: state.epoch,
+            definition: *dependency,
+            policy: state.graph.programs[dependency.dependency].clone(),
+            dependency: state.programs[dependency.dependency].clone(),
+            state: *edge_state,
+            answered: edge_state.last_down_event,
+            pending_proposal: false,
+            armed_by: state.programs[dependency.dependency].last_seq,
+        }
+    }
+
+    fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
+        match input {
+            Input::Committed(envelope) => {
+                self.committed(envelope);
+                self.decide(now, Cause::Event(envelope.seq), out);
+            }
+            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.armed_by), out),
+            Input::Refused(event, refusal) => self.refused(event, refusal, out),
+            Input::Restored(since) => self.decide(now, restored_cause(self.dependency.last_seq, *since), out),
+            Input::HostReported(_) => {}
+        }
+    }
+}

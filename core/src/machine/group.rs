@@ -1,0 +1,237 @@
+//! The rules of one group: on its way to a level, what goes and what comes, in which order, and what that waits for.
+//!
+//! What does not run at the new level goes first, dependents before what they depend on, else the last of the
+//! configuration first. Only when all that is gone is the first let in that runs there. A program that runs at both
+//! levels is not touched. A program of mode `Wait` or `Test` holds back those that come after it in the configuration,
+//! until it has ended well; if it does not, the group has failed and those never start. (The levels are those of System V
+//! `init`, the order that of `Cluster::Init` 0.215, which let the rest run all the same when a test had failed.)
+
+use std::sync::Arc;
+
+use crate::{
+    base::{
+        ids::{EpochId, GroupId, ProgramId, Seq},
+        time::Instant,
+    },
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
+    graph::{Graph, Policy, RESTART},
+    journal::Refusal,
+    machine::{Input, Machine, Outputs, restored_cause},
+    state::{GroupState, LevelSwitch, Membership, ProgramState, State},
+};
+
+/// The machine of one group.
+#[derive(Clone, Debug)]
+pub struct GroupMachine {
+    id: GroupId,
+    epoch: EpochId,
+    graph: Arc<Graph>,
+    state: GroupState,
+    /// The programs of the group, in the order of the configuration.
+    members: Vec<Member>,
+    /// The places in that order, as they are told to leave.
+    leave_order: Vec<usize>,
+    /// How many have been seen to on the way out, and on the way in.
+    next_to_leave: usize,
+    next_to_enter: usize,
+    shutdown: bool,
+    /// The last event that it has heard.
+    last_event: Seq,
+    /// The proposal that has not been answered.
+    pending_proposal: Option<Event>,
+}
+
+#[derive(Clone, Debug)]
+struct Member {
+    id: ProgramId,
+    state: ProgramState,
+}
+
+impl GroupMachine {
+    fn policy(&self, member: &Member) -> &Policy {
+        &self.graph.programs[member.id]
+    }
+
+    fn committed(&mut self, envelope: &Envelope) {
+        if self.pending_proposal.as_ref() == Some(&envelope.event) {
+            self.pending_proposal = None;
+        }
+        match &envelope.event {
+            Event::Program(program, event) => self.member(*program, envelope, event),
+            Event::Dependency(dependency, DependencyEvent::RestartTriggered { .. }) => {
+                let of = self.graph.dependencies[*dependency].dependent;
+                if let (Some(at), Event::Dependency(_, event)) = (self.position(of), &envelope.event) {
+                    self.members[at].state.apply_dependency(envelope.seq, envelope.monotonic, event);
+                    self.next_to_enter = self.next_to_enter.min(at);
+                }
+            }
+            Event::Group(_, event) => {
+                self.state.apply(envelope.seq, event);
+                (self.next_to_leave, self.next_to_enter) = (0, 0);
+            }
+            Event::System(SystemEvent::ShutdownStarted) => self.shutdown = true,
+            Event::Dependency(..) | Event::System(_) => {}
+        }
+    }
+
+    fn position(&self, program: ProgramId) -> Option<usize> {
+        self.members.binary_search_by_key(&program, |member| member.id).ok()
+    }
+
+    fn member(&mut self, program: ProgramId, envelope: &Envelope, event: &ProgramEvent) {
+        let (epoch, graph) = (self.epoch, self.graph.clone());
+        let Some(at) = self.position(program) else { return };
+        let member = &mut self.members[at];
+        member.state.apply(&graph.programs[program], epoch, envelope.seq, envelope.monotonic, event);
+        self.state.update_member(program, &member.state);
+        // It may hold back what comes after it anew.
+        self.next_to_enter = self.next_to_enter.min(at);
+    }
+
+    fn decide(&mut self, cause: Cause, out: &mut Outputs) {
+        if self.pending_proposal.is_some() || self.shutdown {
+            return;
+        }
+        if self.state.level_switch == LevelSwitch::Failed {
+            if let Some(level) = self.graph.groups[self.id].fallback.clone().filter(|level| *level != self.state.level)
+            {
+                self.propose(Event::Group(self.id, GroupEvent::FallbackStarted { level }), cause, out);
+            }
+            return;
+        }
+        if !self.state.is_switching()
+            || self.leave(&cause, out)
+            || !self.state.stopping.is_empty()
+            || self.enter(&cause, out)
+        {
+            return;
+        }
+        self.propose(
+            Event::Group(self.id, GroupEvent::LevelReached { requested_by: self.state.requested_by }),
+            cause,
+            out,
+        );
+    }
+
+    /// Tells the next one to leave that has to; whether there was one.
+    fn leave(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
+        let requested_by = self.state.requested_by;
+        while let Some(member) = self.leave_order.get(self.next_to_leave).map(|at| &self.members[*at]) {
+            if self.must_leave(member) {
+                let event = Event::Program(member.id, ProgramEvent::LevelStopRequested { requested_by });
+                self.propose(event, cause.clone(), out);
+                return true;
+            }
+            self.next_to_leave += 1;
+        }
+        false
+    }
+
+    /// Lets the next one in that has to come; whether there is anything left to wait for.
+    fn enter(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
+        let requested_by = self.state.requested_by;
+        while let Some(member) = self.members.get(self.next_to_enter) {
+            if self.must_enter(member) {
+                let event = Event::Program(member.id, ProgramEvent::LevelStartRequested { requested_by });
+                self.propose(event, cause.clone(), out);
+                return true;
+            }
+            if self.holds_back(member) {
+                if member.state.has_failed() {
+                    let by = self.policy(member).name.clone();
+                    self.propose(
+                        Event::Group(self.id, GroupEvent::Failed { requested_by, failed_program: by }),
+                        cause.clone(),
+                        out,
+                    );
+                }
+                return true;
+            }
+            self.next_to_enter += 1;
+        }
+        false
+    }
+
+    fn propose(&mut self, event: Event, cause: Cause, out: &mut Outputs) {
+        self.pending_proposal = Some(event.clone());
+        out.propose(event, cause);
+    }
+
+    fn belongs(&self, member: &Member) -> bool {
+        self.state.has(&self.graph.groups[self.id], self.policy(member))
+    }
+
+    /// Whether what its programs have for a restart is run now.
+    fn runs_restart(&self) -> bool {
+        self.state.runs_restart(&self.graph.groups[self.id])
+    }
+
+    fn must_leave(&self, member: &Member) -> bool {
+        let Membership::Admitted(since) = member.state.membership else { return false };
+        let everything = self.state.level_switch == LevelSwitch::Restarting && !self.runs_restart();
+        !self.belongs(member) || everything && since < self.state.requested_by
+    }
+
+    fn must_enter(&self, member: &Member) -> bool {
+        if !self.policy(member).autostart || member.state.operator_down || !self.belongs(member) {
+            return false;
+        }
+        match member.state.membership {
+            Membership::Ungrouped => false,
+            Membership::Stopped => true,
+            Membership::Admitted(since) if since >= self.state.requested_by => false,
+            Membership::Admitted(_) => {
+                let again = self.policy(member).mode.is_gate() && member.state.has_failed();
+                again || self.runs_restart() && self.policy(member).names(RESTART)
+            }
+        }
+    }
+
+    /// Whether those after it have to wait.
+    fn holds_back(&self, member: &Member) -> bool {
+        let is_in = matches!(member.state.membership, Membership::Admitted(_));
+        is_in && self.belongs(member) && self.policy(member).mode.is_gate() && !member.state.is_completed()
+    }
+}
+
+impl Machine for GroupMachine {
+    type Id = GroupId;
+
+    fn new(state: &State, id: GroupId) -> Self {
+        let graph = state.graph.clone();
+        let ids = &graph.groups[id].members;
+        let members: Vec<Member> =
+            ids.iter().map(|id| Member { id: *id, state: state.programs[*id].clone() }).collect();
+        let place = |program: ProgramId| ids.binary_search(&program).ok();
+        Self {
+            id,
+            epoch: state.epoch,
+            state: state.groups[id].clone(),
+            leave_order: graph.leave_order(id).into_iter().filter_map(place).collect(),
+            next_to_leave: 0,
+            next_to_enter: 0,
+            shutdown: state.shutdown.is_some(),
+            last_event: state.seq,
+            pending_proposal: None,
+            members,
+            graph,
+        }
+    }
+
+    fn step(&mut self, _: Instant, input: &Input<'_>, out: &mut Outputs) {
+        match input {
+            Input::Committed(envelope) => {
+                self.last_event = envelope.seq;
+                self.committed(envelope);
+                self.decide(Cause::Event(envelope.seq), out);
+            }
+            Input::Restored(since) => self.decide(restored_cause(self.state.requested_by, *since), out),
+            // What made it out of date has been heard of meanwhile.
+            Input::Refused(_, Refusal::Stale) => {
+                self.pending_proposal = None;
+                self.decide(Cause::Event(self.last_event), out);
+            }
+            Input::Refused(..) | Input::HostReported(_) | Input::TimerFired(_) => {}
+        }
+    }
+}

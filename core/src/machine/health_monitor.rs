@@ -1,0 +1,199 @@
+//! Readiness, health checks and watchdog of a program that runs: when it is probed, and what follows from the answer.
+//!
+//! A program that is not ready in time, fails as many checks as its threshold, or sends no watchdog message in time, is
+//! stopped as if it had failed.
+
+use crate::{
+    base::{
+        ids::ProgramId,
+        time::{Instant, Millis},
+    },
+    event::{Cause, Event, ProgramEvent},
+    graph::{HealthPolicy, Policy, Readiness},
+    host::{
+        HostCommand, HostEvent,
+        probe::{ProbeError, ProbeKind, UnhealthyReason},
+    },
+    machine::{Outputs, Timer},
+    state::{Phase, ProgramState},
+};
+
+/// How soon a program that is not ready is asked again, at first and at most.
+const PROBE_RETRY_DELAY: (Millis, Millis) = (Millis(50), Millis(1000));
+
+/// The part of the rules of a program that watches over it.
+#[derive(Clone, Debug)]
+pub(crate) struct HealthMonitor {
+    program: ProgramId,
+    policy: HealthPolicy,
+    /// What was wrong when it was last looked at.
+    last: Option<ProbeError>,
+    /// How many checks have failed in a row.
+    failures: u32,
+    /// How soon it is asked again.
+    retry_after: Millis,
+    /// Whether it has said that it is ready before its daemon was known.
+    ready_before_daemon: bool,
+    /// The time limit that is over, while the host is asked whether the program has spoken in time after all.
+    overdue: Option<Timer>,
+}
+
+impl HealthMonitor {
+    pub(crate) fn new(program: ProgramId, policy: &Policy) -> Self {
+        Self {
+            program,
+            policy: policy.health,
+            last: None,
+            failures: 0,
+            retry_after: PROBE_RETRY_DELAY.0,
+            ready_before_daemon: false,
+            overdue: None,
+        }
+    }
+
+    /// A run begins: nothing is known of it.
+    pub(crate) fn reset(&mut self) {
+        (self.last, self.failures, self.retry_after, self.ready_before_daemon, self.overdue) =
+            (None, 0, PROBE_RETRY_DELAY.0, false, None);
+    }
+
+    /// It runs, or is ready: from now on something else is watched.
+    ///
+    /// It has to be ready so long after `since`: whoever has just begun to look gives it all of its time.
+    pub(crate) fn begin(&self, now: Instant, since: Instant, state: &ProgramState, out: &mut Outputs) {
+        if !is_watched(state) {
+            return;
+        }
+        if state.ready_since.is_none() {
+            out.set_timer(Timer::StartTimeout(state.instance), since + self.policy.start_timeout);
+            if self.ready_before_daemon && state.daemonized {
+                let instance = state.instance;
+                self.propose(ProgramEvent::Ready { instance }, Cause::Kernel, out);
+            }
+            if self.policy.readiness == Some(Readiness::Probed) && (state.daemonized || !self.policy.daemonizes) {
+                self.probe(state, out);
+            }
+            return;
+        }
+        if let Some(check) = self.policy.check {
+            out.set_timer(Timer::Probe, now + check.every);
+        }
+        if let Some(limit) = self.policy.run_timeout {
+            out.set_timer(Timer::StartTimeout(state.instance), since + limit);
+        }
+        self.on_watchdog_ping(now, state, out);
+    }
+
+    /// It has said that it is alive.
+    pub(crate) fn on_watchdog_ping(&self, now: Instant, state: &ProgramState, out: &mut Outputs) {
+        if let Some(span) = self.policy.watchdog.filter(|_| state.ready_since.is_some()) {
+            out.set_timer(Timer::Watchdog(state.instance), now + span);
+        }
+    }
+
+    fn probe(&self, state: &ProgramState, out: &mut Outputs) {
+        let check = if state.ready_since.is_some() { ProbeKind::Health } else { ProbeKind::Ready };
+        out.execute(HostCommand::Probe { program: self.program, instance: state.instance, kind: check });
+    }
+
+    /// The host has seen something of the run that there is.
+    pub(crate) fn host_reported(&mut self, now: Instant, state: &ProgramState, event: HostEvent, out: &mut Outputs) {
+        let instance = state.instance;
+        let ready = ProgramEvent::Ready { instance };
+        match event {
+            HostEvent::ProbeResult(_) if !is_watched(state) => {}
+            HostEvent::Ready if self.policy.daemonizes && !state.daemonized => self.ready_before_daemon = true,
+            // That it was started may have been seen just before, and not be committed yet.
+            HostEvent::Ready | HostEvent::ProbeResult(Ok(())) if state.ready_since.is_none() => {
+                self.overdue.take_if(|timer| *timer == Timer::StartTimeout(instance));
+                self.propose(ready, Cause::Kernel, out);
+            }
+            HostEvent::ProbeResult(Ok(())) => {
+                self.failures = 0;
+                self.set_check_timer(now, out);
+            }
+            HostEvent::ProbeResult(Err(error)) if state.ready_since.is_none() => {
+                self.last = Some(error);
+                out.set_timer(Timer::Probe, now + self.retry_after);
+                self.retry_after = Millis(self.retry_after.0 * 2).min(PROBE_RETRY_DELAY.1);
+            }
+            HostEvent::ProbeResult(Err(error)) => {
+                self.failures += 1;
+                if self.policy.check.is_some_and(|check| self.failures >= check.failures) {
+                    let unhealthy_reason = UnhealthyReason::HealthCheckFailed(error);
+                    self.propose(ProgramEvent::Unhealthy { instance, reason: unhealthy_reason }, Cause::Kernel, out);
+                } else {
+                    self.set_check_timer(now, out);
+                }
+            }
+            HostEvent::NotReadyYet(error) => self.last = Some(error),
+            HostEvent::WatchdogPing => {
+                self.overdue.take_if(|timer| *timer == Timer::Watchdog(instance));
+                self.on_watchdog_ping(now, state, out);
+            }
+            HostEvent::ReportsFlushed => {
+                if let Some(unhealthy_reason) = self.overdue.take().and_then(|timer| self.missed(state, timer)) {
+                    let unhealthy = ProgramEvent::Unhealthy { instance, reason: unhealthy_reason };
+                    self.propose(unhealthy, Cause::Timer(state.phase_event), out);
+                }
+            }
+            HostEvent::Ready
+            | HostEvent::Daemonized { .. }
+            | HostEvent::Spawned { .. }
+            | HostEvent::SpawnFailed { .. }
+            | HostEvent::StopCommandFailed { .. }
+            | HostEvent::Exited { .. } => {}
+        }
+    }
+
+    /// A timer of this part has come. A program may have spoken in time and not have been heard because gaggled, or the
+    /// machine, stood still: what it has said is heard before anything follows from its silence.
+    pub(crate) fn timer_fired(&mut self, state: &ProgramState, timer: Timer, out: &mut Outputs) {
+        if !is_watched(state) {
+            return;
+        }
+        if timer == Timer::Probe {
+            self.probe(state, out);
+        } else if self.missed(state, timer).is_some() {
+            self.overdue = Some(timer);
+            out.execute(HostCommand::FlushReports { program: self.program, instance: state.instance });
+        }
+    }
+
+    /// What is wrong with a run that has not kept this time limit, if it still has not.
+    fn missed(&self, state: &ProgramState, timer: Timer) -> Option<UnhealthyReason> {
+        match timer {
+            _ if !is_watched(state) => None,
+            Timer::StartTimeout(instance) if instance == state.instance && state.ready_since.is_none() => {
+                Some(UnhealthyReason::ReadinessTimeout(self.last))
+            }
+            Timer::StartTimeout(instance) if instance == state.instance => {
+                self.policy.run_timeout.map(|_| UnhealthyReason::RunTimeout)
+            }
+            Timer::Watchdog(instance) if instance == state.instance => Some(UnhealthyReason::WatchdogTimeout),
+            Timer::StartTimeout(_)
+            | Timer::Watchdog(_)
+            | Timer::Probe
+            | Timer::Backoff
+            | Timer::DependentsGrace
+            | Timer::KillTimeout(_)
+            | Timer::DependencyDelay
+            | Timer::ShutdownTimeout => None,
+        }
+    }
+
+    fn set_check_timer(&self, now: Instant, out: &mut Outputs) {
+        if let Some(check) = self.policy.check {
+            out.set_timer(Timer::Probe, now + check.every);
+        }
+    }
+
+    fn propose(&self, event: ProgramEvent, cause: Cause, out: &mut Outputs) {
+        out.propose(Event::Program(self.program, event), cause);
+    }
+}
+
+/// Whether there is a run that nobody has decided to stop.
+fn is_watched(state: &ProgramState) -> bool {
+    state.phase == Phase::Up && state.pending_stop.is_none()
+}

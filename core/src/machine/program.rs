@@ -1,0 +1,373 @@
+//! The rules of one program: when to start it, when to stop it, when to kill it.
+//!
+//! There are two rules, and both look only at the folded state:
+//!
+//! - **start** when a start is owed, nobody wants it down, every dependency is satisfied, and the space between starts
+//!   is over;
+//! - **stop** when it is leaving or everything is; an operator's stop, a change of level and a shutdown let the
+//!   dependents go first, but for no longer than half of the killwait. What a program has done that has ended is stopped
+//!   by `in_stop_command` it.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    base::{
+        ids::{EpochId, InstanceId, ProgramId, Seq},
+        time::{Instant, Millis},
+    },
+    event::{Cause, Envelope, Event, ProgramEvent, StopReason, SystemEvent},
+    graph::{Leaves, Policy},
+    host::{HostCommand, HostEvent, HostReport},
+    journal::Refusal,
+    machine::{Input, Machine, Outputs, Timer, health_monitor::HealthMonitor, restored_cause},
+    process::{ExitStatus, Signal},
+    state::{Membership, Phase, ProgramState, State},
+};
+
+/// The machine of one program.
+#[derive(Clone, Debug)]
+pub struct ProgramMachine {
+    id: ProgramId,
+    epoch: EpochId,
+    policy: Policy,
+    state: ProgramState,
+    /// Programs that depend on this one, or build on what it has done, and of which there is something to stop.
+    dependents: BTreeSet<ProgramId>,
+    /// Those of them that leave their level.
+    leaving_level: BTreeSet<ProgramId>,
+    /// Those that follow it down, by a dependency that propagates.
+    propagating_dependents: BTreeSet<ProgramId>,
+    shutdown: Option<Instant>,
+    shutdown_killwait: Millis,
+    /// What an operator has last sent to a run to end it, and when.
+    signalled: Option<(InstanceId, Signal, Instant)>,
+    /// Whether a proposal of `decide` has not been answered.
+    pending_proposal: bool,
+    /// The event after which the timer of `decide` was armed.
+    armed_by: Seq,
+    health: HealthMonitor,
+}
+
+impl ProgramMachine {
+    fn committed(&mut self, envelope: &Envelope, out: &mut Outputs) {
+        match &envelope.event {
+            Event::Program(program, event) if *program == self.id => self.own_event(envelope, event, out),
+            Event::Program(dependent, event) => self.dependent_event(*dependent, event),
+            Event::Dependency(_, event) => self.state.apply_dependency(envelope.seq, envelope.monotonic, event),
+            Event::System(SystemEvent::ShutdownStarted) => self.shutdown = Some(envelope.monotonic),
+            Event::Group(..) | Event::System(_) => {}
+        }
+    }
+
+    fn dependent_event(&mut self, dependent: ProgramId, event: &ProgramEvent) {
+        match event.sets_running() {
+            Some(true) => drop(self.dependents.insert(dependent)),
+            Some(false) => drop(self.dependents.remove(&dependent)),
+            None if matches!(event, ProgramEvent::LevelStopRequested { .. }) => {
+                self.leaving_level.insert(dependent);
+            }
+            None => drop(self.leaving_level.remove(&dependent)),
+        }
+    }
+
+    fn own_event(&mut self, envelope: &Envelope, event: &ProgramEvent, out: &mut Outputs) {
+        if self.policy.essential && self.shutdown.is_none() && self.state.essential_exit(event).is_some() {
+            out.propose(Event::System(SystemEvent::ShutdownStarted), Cause::Event(envelope.seq));
+        }
+        self.state.apply(&self.policy, self.epoch, envelope.seq, envelope.monotonic, event);
+        let program = self.id;
+        match event {
+            ProgramEvent::Starting { instance } => {
+                self.pending_proposal = false;
+                self.health.reset();
+                out.execute(HostCommand::Spawn { program, instance: *instance });
+            }
+            ProgramEvent::Stopping { instance, kill_at: deadline, .. } => {
+                self.pending_proposal = false;
+                let instance = *instance;
+                out.execute(if self.state.in_stop_command {
+                    HostCommand::RunStopCommand { program, instance }
+                } else {
+                    HostCommand::Stop { program, instance }
+                });
+                out.set_timer(Timer::KillTimeout(instance), *deadline);
+            }
+            ProgramEvent::KillRequested { instance } => {
+                out.execute(HostCommand::Kill { program, instance: *instance });
+            }
+            ProgramEvent::Signalled { instance, signal } => {
+                if signal.asks_to_end() {
+                    self.signalled = Some((*instance, *signal, envelope.monotonic));
+                }
+                out.execute(HostCommand::Signal { program, instance: *instance, signal: *signal });
+            }
+            ProgramEvent::Exited { instance, orphans, remains, .. } => {
+                self.pending_proposal = false;
+                // It was asked to end when it had just ended by itself: nothing of it is wanted.
+                if self.policy.leaves == Leaves::Keep && *orphans > 0 && !remains {
+                    out.execute(HostCommand::Kill { program, instance: *instance });
+                }
+            }
+            ProgramEvent::Started { .. } | ProgramEvent::Daemonized { .. } | ProgramEvent::Ready { .. } => {
+                let since = self.state.up_since.unwrap_or(envelope.monotonic);
+                self.health.begin(envelope.monotonic, since, &self.state, out);
+            }
+            ProgramEvent::Adopted { .. }
+            | ProgramEvent::Unhealthy { .. }
+            | ProgramEvent::SpawnFailed { .. }
+            | ProgramEvent::StopCommandFailed { .. }
+            | ProgramEvent::LevelStartRequested { .. }
+            | ProgramEvent::LevelStopRequested { .. }
+            | ProgramEvent::StopRequested
+            | ProgramEvent::StartRequested
+            | ProgramEvent::RestartRequested => {}
+        }
+    }
+
+    /// Applies the two rules.
+    fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
+        if self.pending_proposal {
+            return;
+        }
+        match self.state.phase {
+            Phase::Down if self.may_start() => match self.state.not_before {
+                Some(at) if at > now => self.set_timer(Timer::Backoff, at, &cause, out),
+                _ => {
+                    let instance = InstanceId(self.state.instance.0 + 1);
+                    self.propose(ProgramEvent::Starting { instance }, cause, out);
+                }
+            },
+            Phase::Up | Phase::ActiveExited => {
+                if let Some(reason) = self.stop_reason() {
+                    match self.stop_after(reason).filter(|until| *until > now) {
+                        Some(until) => self.set_timer(Timer::DependentsGrace, until, &cause, out),
+                        None => self.stop(now, reason, cause, out),
+                    }
+                }
+            }
+            Phase::Down | Phase::Starting | Phase::Stopping => {}
+        }
+    }
+
+    fn may_start(&self) -> bool {
+        self.state.start_pending
+            && !self.state.operator_down
+            && !self.state.start_limit_hit
+            && self.state.membership != Membership::Stopped
+            && self.state.unsatisfied == 0
+            && self.shutdown.is_none()
+    }
+
+    fn stop_reason(&self) -> Option<StopReason> {
+        match self.shutdown {
+            Some(_) => Some(StopReason::Shutdown),
+            None => self.state.pending_stop.map(|leaving| leaving.reason),
+        }
+    }
+
+    /// Until when the dependents that go first are waited for.
+    fn stop_after(&self, reason: StopReason) -> Option<Instant> {
+        match reason {
+            StopReason::Unhealthy => None,
+            StopReason::DependencyDown if !self.dependents_first() => None,
+            StopReason::DependencyDown | StopReason::Operator => {
+                (self.dependents.intersection(&self.propagating_dependents).next().is_some())
+                    .then(|| self.stop_pending_since() + self.policy.killwait.half())
+            }
+            StopReason::Level => {
+                let goes_first = |dependent| {
+                    self.propagating_dependents.contains(dependent) || self.leaving_level.contains(dependent)
+                };
+                let waits = self.dependents.iter().any(goes_first);
+                waits.then(|| self.stop_pending_since() + self.policy.killwait.half())
+            }
+            StopReason::Shutdown => {
+                (!self.dependents.is_empty()).then(|| self.counted_from(self.shutdown) + self.shutdown_killwait.half())
+            }
+        }
+    }
+
+    fn stop(&mut self, now: Instant, reason: StopReason, cause: Cause, out: &mut Outputs) {
+        let killwait = self.policy.killwait;
+        let bound = match reason {
+            StopReason::Shutdown => self.counted_from(self.shutdown) + self.shutdown_killwait.max(killwait),
+            _ if self.dependents_first() => self.stop_pending_since() + killwait,
+            StopReason::Operator | StopReason::DependencyDown | StopReason::Level | StopReason::Unhealthy => {
+                now + killwait
+            }
+        };
+        let deadline = bound.min(now + killwait);
+        let instance = self.state.instance;
+        self.propose(ProgramEvent::Stopping { instance, reason, kill_at: deadline }, cause, out);
+    }
+
+    /// Whether it is stopped because an operator wants it, or something it follows, down: nothing has failed yet.
+    fn dependents_first(&self) -> bool {
+        self.state.pending_stop.is_some_and(|leaving| leaving.dependents_first)
+    }
+
+    /// From when on the killwait counts: what was decided while it was starting counts from when it was up.
+    fn stop_pending_since(&self) -> Instant {
+        self.counted_from(self.state.pending_stop.map(|leaving| leaving.since))
+    }
+
+    fn counted_from(&self, decided: Option<Instant>) -> Instant {
+        decided.max(self.state.up_since).unwrap_or_default()
+    }
+
+    fn propose(&mut self, event: ProgramEvent, cause: Cause, out: &mut Outputs) {
+        self.pending_proposal = true;
+        out.propose(Event::Program(self.id, event), cause);
+    }
+
+    fn set_timer(&mut self, timer: Timer, at: Instant, cause: &Cause, out: &mut Outputs) {
+        self.armed_by = cause.event().unwrap_or(self.armed_by);
+        out.set_timer(timer, at);
+    }
+
+    fn host_reported(&mut self, now: Instant, report: HostReport, out: &mut Outputs) {
+        let instance = report.instance;
+        let event = match report.event {
+            HostEvent::Spawned { pid, start_time } => ProgramEvent::Started { instance, pid, start_time },
+            HostEvent::Daemonized { pid, start_time } => {
+                let again = self.state.daemonized && self.state.pid == Some(pid) && self.state.start_time == start_time;
+                if again {
+                    return;
+                }
+                ProgramEvent::Daemonized { instance, pid, start_time }
+            }
+            HostEvent::Ready
+            | HostEvent::ProbeResult(_)
+            | HostEvent::NotReadyYet(_)
+            | HostEvent::WatchdogPing
+            | HostEvent::ReportsFlushed => {
+                if self.state.instance == instance {
+                    self.health.host_reported(now, &self.state, report.event, out);
+                }
+                return;
+            }
+            HostEvent::SpawnFailed { stage, errno } => ProgramEvent::SpawnFailed { instance, stage, errno },
+            HostEvent::StopCommandFailed { status } => ProgramEvent::StopCommandFailed { instance, status },
+            HostEvent::Exited { status, orphans } => {
+                let remains = self.remains(status, orphans);
+                ProgramEvent::Exited { instance, status, orphans, remains }
+            }
+        };
+        let stopping = self.state.phase == Phase::Stopping && self.state.instance == instance;
+        let signalled = self.signalled.is_some_and(|(run, signal, at)| {
+            let by_it =
+                matches!(report.event, HostEvent::Exited { status: ExitStatus::Signal(number), .. } if number == signal.0);
+            // A program may take its time, but what happens long after was not that.
+            run == instance && (by_it || now <= at + self.policy.killwait)
+        });
+        let cause = match report.event {
+            HostEvent::Exited { .. } if !stopping && !signalled => Cause::Kernel,
+            // The journal knows what was done for it last.
+            HostEvent::Exited { .. }
+            | HostEvent::Spawned { .. }
+            | HostEvent::SpawnFailed { .. }
+            | HostEvent::StopCommandFailed { .. }
+            | HostEvent::Daemonized { .. }
+            | HostEvent::Ready
+            | HostEvent::ProbeResult(_)
+            | HostEvent::NotReadyYet(_)
+            | HostEvent::WatchdogPing
+            | HostEvent::ReportsFlushed => Cause::Event(self.state.phase_event),
+        };
+        out.propose(Event::Program(self.id, event), cause);
+    }
+
+    /// Whether what it has done stands when it ends like that.
+    fn remains(&self, status: ExitStatus, orphans: u16) -> bool {
+        // That it was started may have been seen just before, and not be committed yet.
+        let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && self.state.stop_event.is_none();
+        by_itself && self.policy.remains(status, orphans)
+    }
+
+    fn kill(&self, instance: InstanceId, out: &mut Outputs) {
+        if self.state.phase == Phase::Stopping && self.state.instance == instance {
+            let cause = Cause::Timer(self.state.phase_event);
+            out.propose(Event::Program(self.id, ProgramEvent::KillRequested { instance }), cause);
+        }
+    }
+
+    fn refused(&mut self, event: &Event, refusal: &Refusal, out: &mut Outputs) {
+        let timer = match event {
+            Event::Program(_, ProgramEvent::KillRequested { instance }) => Timer::KillTimeout(*instance),
+            Event::Program(_, ProgramEvent::Starting { .. } | ProgramEvent::Stopping { .. }) => {
+                self.pending_proposal = false;
+                Timer::Backoff
+            }
+            Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => return,
+        };
+        if let Refusal::TooEarly { ready_at } = refusal {
+            out.set_timer(timer, *ready_at);
+        }
+    }
+
+    /// An effect may have been lost with the life before, and it does no harm to ask for it twice: a stop.
+    fn restored(&mut self, now: Instant, since: Seq, out: &mut Outputs) {
+        let (program, instance) = (self.id, self.state.instance);
+        if self.state.phase == Phase::Stopping {
+            match self.state.kill_at {
+                Some(deadline) => {
+                    match (self.state.in_stop_command, self.state.pid) {
+                        (false, _) => out.execute(HostCommand::Stop { program, instance }),
+                        (true, None) => out.execute(HostCommand::RunStopCommand { program, instance }),
+                        (true, Some(_)) => {}
+                    }
+                    out.set_timer(Timer::KillTimeout(instance), deadline);
+                }
+                None => out.execute(HostCommand::Kill { program, instance }),
+            }
+        }
+        self.health.begin(now, now, &self.state, out);
+        self.decide(now, restored_cause(self.state.last_seq, since), out);
+    }
+}
+
+impl Machine for ProgramMachine {
+    type Id = ProgramId;
+
+    fn new(state: &State, id: ProgramId) -> Self {
+        let dependencies =
+            || state.graph.dependencies_on(id).iter().map(|dependency| &state.graph.dependencies[*dependency]);
+        let dependents = state.graph.dependents(id);
+        let leaves = |of: &ProgramId| state.programs[*of].membership == Membership::Stopped;
+        Self {
+            id,
+            epoch: state.epoch,
+            policy: state.graph.programs[id].clone(),
+            state: state.programs[id].clone(),
+            leaving_level: dependents.iter().copied().filter(leaves).collect(),
+            dependents: dependents.into_iter().filter(|of| state.programs[*of].is_running()).collect(),
+            propagating_dependents: dependencies()
+                .filter(|dependency| dependency.propagate)
+                .map(|dependency| dependency.dependent)
+                .collect(),
+            shutdown: state.shutdown,
+            shutdown_killwait: state.graph.killwait,
+            signalled: None,
+            pending_proposal: false,
+            armed_by: state.programs[id].last_seq,
+            health: HealthMonitor::new(id, &state.graph.programs[id]),
+        }
+    }
+
+    fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
+        match input {
+            Input::Committed(envelope) => {
+                self.committed(envelope, out);
+                self.decide(now, Cause::Event(envelope.seq), out);
+            }
+            Input::HostReported(report) => self.host_reported(now, *report, out),
+            Input::TimerFired(Timer::KillTimeout(instance)) => self.kill(*instance, out),
+            Input::TimerFired(timer @ (Timer::Probe | Timer::StartTimeout(_) | Timer::Watchdog(_))) => {
+                self.health.timer_fired(&self.state, *timer, out);
+            }
+            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.armed_by), out),
+            Input::Refused(event, refusal) => self.refused(event, refusal, out),
+            Input::Restored(since) => self.restored(now, *since, out),
+        }
+    }
+}

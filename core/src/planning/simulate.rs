@@ -1,0 +1,425 @@
+//! What a system would do if something failed: its own rules, in virtual time, on programs that are made up.
+//!
+//! The programs behave well, but for what is asked: they start at once, are ready within two seconds, run until they are
+//! told to stop, and stop within half a second; what is to run to its end does so within five. How long each takes is
+//! drawn from the seed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::OccupiedEntry},
+    sync::Arc,
+};
+
+use crate::{
+    base::{
+        ids::{ActorId, EpochId, IdVec, InstanceId, ProgramId, Seq},
+        random::Random,
+        time::{Instant, Millis, WallTime},
+    },
+    event::{Cause, Envelope, Event, ProgramEvent},
+    graph::{Condition, Graph, Mode, Readiness},
+    host::{HostCommand, HostEvent, HostReport},
+    journal::{Journal, recovery::EpochStart},
+    machine::{
+        Input, Output, Outputs, Timers,
+        any::{AnyMachine, all_actors},
+    },
+    process::{ExitStatus, StartTime},
+    state::State,
+};
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The program is killed at this moment.
+    Fail(ProgramId, Instant),
+    /// From the one moment to the other every run of the program ends at once.
+    Broken(ProgramId, Instant, Instant),
+}
+
+impl Fault {
+    /// The program and the moment.
+    pub fn begins(self) -> (ProgramId, Instant) {
+        let (Self::Fail(program, at) | Self::Broken(program, at, _)) = self;
+        (program, at)
+    }
+}
+
+/// What is assumed.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// When to stop looking.
+    pub until: Instant,
+    /// What everything that is not said is drawn from.
+    pub seed: u64,
+}
+
+/// What would happen.
+#[derive(Clone, Debug)]
+pub struct Simulation {
+    /// The state before the first event.
+    pub start: State,
+    /// The events.
+    pub envelopes: Vec<Envelope>,
+}
+
+/// What faults mean for a program: how often it is started, and for how long it cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Impact {
+    /// The program.
+    pub program: ProgramId,
+    /// How often it was started from the first fault on.
+    pub starts: u32,
+    /// For how much less time it was ready, or had completed.
+    pub out: Millis,
+    /// Since when it has been ready, or has completed, at the end, if it is.
+    pub back: Option<Instant>,
+}
+
+impl Simulation {
+    /// Runs a system. The most that is told is [`Forecast::MOST`] events.
+    pub fn new(graph: &Graph, assumptions: &Scenario) -> Self {
+        let mut graph = graph.clone();
+        for program in graph.programs.ids().collect::<Vec<_>>() {
+            // Who is always well need not be looked at.
+            let health = &mut graph.programs[program].health;
+            (health.check, health.watchdog) = (None, None);
+        }
+        let epoch = EpochId(assumptions.seed);
+        let opening = EpochStart::new(None, &graph, epoch, Instant::default(), WallTime(0));
+        let start = opening.state.clone();
+        let (journal, envelopes) = opening.commit("a forecast", Vec::new(), Vec::new());
+        let mut driver = Driver::new(journal, envelopes, assumptions);
+        driver.run();
+        Self { start, envelopes: driver.envelopes }
+    }
+
+    /// How many events are told at most: a system that starts something again and again would go on for ever.
+    pub const MOST: usize = 100_000;
+
+    /// What the faults have meant, for each program to which things happened otherwise than in a run without any; in the
+    /// order of the configuration.
+    pub fn impacts(&self, well: &Self, assumptions: &Scenario) -> Vec<Impact> {
+        let Some(first) = assumptions.faults.iter().map(|fault| fault.begins().1).min() else { return Vec::new() };
+        // As far as both are told.
+        let until = assumptions.until.min(self.reaches(assumptions)).min(well.reaches(assumptions));
+        let (here, there) = (self.courses(first, until), well.courses(first, until));
+        let impact = |(program, here): (ProgramId, &Availability)| {
+            let there = &there[program];
+            let out = Millis(there.usable.0.saturating_sub(here.usable.0));
+            let touched = here.starts != there.starts || here.usable != there.usable || here.since != there.since;
+            touched.then_some(Impact { program, starts: here.starts, out, back: here.since })
+        };
+        here.iter().filter_map(impact).collect()
+    }
+
+    /// Up to when it is told.
+    fn reaches(&self, assumptions: &Scenario) -> Instant {
+        let last = self.envelopes.last().filter(|_| self.envelopes.len() >= Self::MOST);
+        last.map_or(assumptions.until, |envelope| envelope.monotonic)
+    }
+
+    /// How every program fares between two moments.
+    fn courses(&self, from: Instant, until: Instant) -> IdVec<ProgramId, Availability> {
+        let mut state = self.start.clone();
+        let mut courses: IdVec<ProgramId, Availability> =
+            state.programs.values().map(|_| Availability::default()).collect();
+        for envelope in self.envelopes.iter().take_while(|envelope| envelope.monotonic <= until) {
+            let subject = state.graph.subject(&envelope.event);
+            state.apply(envelope);
+            let Some(program) = subject else { continue };
+            let starts = matches!(envelope.event, Event::Program(_, ProgramEvent::Starting { .. }));
+            let (course, program) = (&mut courses[program], &state.programs[program]);
+            course.starts += u32::from(starts && envelope.monotonic >= from);
+            course.goes_on(program.is_ready() || program.is_completed(), envelope.monotonic, from);
+        }
+        for program in state.graph.programs.ids() {
+            courses[program].count(until, from);
+        }
+        courses
+    }
+}
+
+/// How a program fares.
+#[derive(Clone, Copy, Debug, Default)]
+struct Availability {
+    starts: u32,
+    /// For how long it could be used.
+    usable: Millis,
+    /// Since when it can be, if it can.
+    since: Option<Instant>,
+}
+
+impl Availability {
+    /// From now on it can be used, or cannot; what was before a moment is not counted.
+    fn goes_on(&mut self, usable: bool, now: Instant, from: Instant) {
+        if usable {
+            self.since = self.since.or(Some(now));
+        } else {
+            self.count(now, from);
+            self.since = None;
+        }
+    }
+
+    /// Counts for how long it has been usable now, if it is.
+    fn count(&mut self, now: Instant, from: Instant) {
+        let span = self.since.map_or(Millis(0), |since| since.max(from).until(now.max(from)));
+        self.usable.0 += span.0;
+    }
+}
+
+enum Message {
+    Propose(ActorId, Event, Cause),
+    Committed(ActorId, Arc<Envelope>),
+    Refused(ActorId, Event, crate::journal::Refusal),
+    HostReport(HostReport),
+    Begin(ActorId, Seq),
+}
+
+/// What will happen to a made-up process.
+#[derive(Clone, Copy)]
+enum ScheduledEvent {
+    Report(HostReport),
+    End(ProgramId, InstanceId, ExitStatus),
+    Kill(ProgramId),
+}
+
+struct Driver<'a> {
+    assumptions: &'a Scenario,
+    graph: Arc<Graph>,
+    journal: Journal,
+    envelopes: Vec<Envelope>,
+    rules: BTreeMap<ActorId, (AnyMachine, Timers)>,
+    messages: VecDeque<Message>,
+    /// Whose timers come when.
+    alarms: BTreeSet<(Instant, ActorId)>,
+    fates: BTreeMap<(Instant, u64), ScheduledEvent>,
+    created: u64,
+    /// The runs that there are, and when they began.
+    living: BTreeMap<ProgramId, (InstanceId, Instant)>,
+    now: Instant,
+}
+
+impl<'a> Driver<'a> {
+    fn new(journal: Journal, envelopes: Vec<Envelope>, assumptions: &'a Scenario) -> Self {
+        let graph = journal.state().graph.clone();
+        let all_actors = all_actors(&graph);
+        let rules =
+            all_actors.iter().map(|actor| (*actor, (AnyMachine::new(journal.state(), *actor), Timers::default())));
+        let since = Seq(1);
+        let mut driver = Self {
+            assumptions,
+            rules: rules.collect(),
+            graph,
+            journal,
+            envelopes,
+            messages: all_actors.iter().map(|actor| Message::Begin(*actor, since)).collect(),
+            alarms: BTreeSet::new(),
+            fates: BTreeMap::new(),
+            created: 0,
+            living: BTreeMap::new(),
+            now: Instant::default(),
+        };
+        for fault in &assumptions.faults {
+            let (program, at) = fault.begins();
+            driver.expect(at, ScheduledEvent::Kill(program));
+        }
+        driver
+    }
+
+    fn run(&mut self) {
+        while self.envelopes.len() < Simulation::MOST {
+            if let Some(message) = self.messages.pop_front() {
+                self.deliver(message);
+                continue;
+            }
+            let next = [self.alarms.first().map(|(at, _)| *at), self.fates.keys().next().map(|(at, _)| *at)];
+            let Some(next) = next.into_iter().flatten().min().filter(|at| *at <= self.assumptions.until) else {
+                return;
+            };
+            self.now = self.now.max(next);
+            self.pass();
+        }
+    }
+
+    /// Whatever is due now.
+    fn pass(&mut self) {
+        while let Some((_, fate)) =
+            self.fates.first_entry().filter(|entry| entry.key().0 <= self.now).map(OccupiedEntry::remove_entry)
+        {
+            self.handle(fate);
+        }
+        while let Some((at, actor)) = self.alarms.first().copied().filter(|(at, _)| *at <= self.now) {
+            self.alarms.remove(&(at, actor));
+            let due = self.rules.get_mut(&actor).map(|(_, timers)| timers.take_due(self.now)).unwrap_or_default();
+            for timer in due {
+                self.step(actor, &Input::TimerFired(timer));
+            }
+        }
+    }
+
+    fn deliver(&mut self, message: Message) {
+        match message {
+            Message::Propose(from, event, cause) => self.commit(from, event, cause),
+            Message::Committed(to, envelope) => self.step(to, &Input::Committed(&envelope)),
+            Message::Refused(to, event, refusal) => self.step(to, &Input::Refused(&event, &refusal)),
+            Message::HostReport(report) => self.step(ActorId::Program(report.program), &Input::HostReported(report)),
+            Message::Begin(actor, since) => self.step(actor, &Input::Restored(since)),
+        }
+    }
+
+    fn commit(&mut self, from: ActorId, event: Event, cause: Cause) {
+        let wall = WallTime(i64::try_from(self.now.as_micros()).unwrap_or(i64::MAX));
+        match self.journal.commit(self.now, wall, event, cause) {
+            Ok(envelope) => {
+                let envelope = Arc::new(envelope);
+                let messages = &mut self.messages;
+                self.graph.recipients(&envelope.event, |actor| {
+                    messages.push_back(Message::Committed(actor, envelope.clone()));
+                });
+                self.envelopes.push((*envelope).clone());
+            }
+            Err((event, refusal)) => self.messages.push_back(Message::Refused(from, event, refusal)),
+        }
+    }
+
+    fn step(&mut self, actor: ActorId, input: &Input<'_>) {
+        let Some((rules, timers)) = self.rules.get_mut(&actor) else { return };
+        let before = timers.next();
+        let mut out = Outputs::default();
+        rules.step(self.now, input, &mut out);
+        let mut commands = Vec::new();
+        for output in out.drain() {
+            match output {
+                Output::Propose(event, cause) => self.messages.push_back(Message::Propose(actor, event, cause)),
+                Output::Execute(command) => commands.push(command),
+                Output::SetTimer(timer, at) => timers.set(timer, at),
+            }
+        }
+        if let Some(at) = before {
+            self.alarms.remove(&(at, actor));
+        }
+        if let Some(at) = timers.next() {
+            self.alarms.insert((at, actor));
+        }
+        for command in commands {
+            self.perform(command);
+        }
+    }
+
+    fn expect(&mut self, at: Instant, fate: ScheduledEvent) {
+        self.created += 1;
+        self.fates.insert((at, self.created), fate);
+    }
+
+    fn report(&mut self, after: Millis, program: ProgramId, instance: InstanceId, event: HostEvent) {
+        self.expect(self.now + after, ScheduledEvent::Report(HostReport { program, instance, event }));
+    }
+
+    fn handle(&mut self, fate: ScheduledEvent) {
+        match fate {
+            ScheduledEvent::Report(report) => {
+                let alive = self.living.get(&report.program).is_some_and(|(run, _)| *run == report.instance);
+                if alive {
+                    self.messages.push_back(Message::HostReport(report));
+                }
+            }
+            ScheduledEvent::End(program, instance, status) => {
+                if self.living.get(&program).is_some_and(|(run, _)| *run == instance) {
+                    self.living.remove(&program);
+                    let event = HostEvent::Exited { status, orphans: 0 };
+                    self.messages.push_back(Message::HostReport(HostReport { program, instance, event }));
+                }
+            }
+            ScheduledEvent::Kill(program) => {
+                let run = self.living.get(&program).copied();
+                if run.is_some_and(|(_, since)| since == self.now) {
+                    // Nobody knows yet that it runs.
+                    self.expect(self.now + Millis(1), ScheduledEvent::Kill(program));
+                } else if let Some((instance, _)) = run {
+                    self.handle(ScheduledEvent::End(program, instance, ExitStatus::Signal(9)));
+                }
+            }
+        }
+    }
+
+    fn perform(&mut self, command: HostCommand) {
+        match command {
+            HostCommand::Spawn { program, instance } => self.spawn(program, instance),
+            HostCommand::RunStopCommand { program, instance } => {
+                self.living.insert(program, (instance, self.now));
+                self.report(Millis(0), program, instance, spawned(program, instance));
+                self.expect(self.now + Millis(100), ScheduledEvent::End(program, instance, ExitStatus::Code(0)));
+            }
+            HostCommand::Probe { program, instance, .. } => {
+                let since = self.living.get(&program).map_or(self.now, |(_, since)| *since);
+                let ready = since + self.draw(program, instance).ready;
+                let event = HostEvent::ProbeResult(Ok(()));
+                let after = if ready > self.now { self.now.until(ready) } else { Millis(0) };
+                self.report(after, program, instance, event);
+            }
+            HostCommand::Stop { program, instance } => {
+                let after = self.draw(program, instance).stop;
+                self.expect(self.now + after, ScheduledEvent::End(program, instance, ExitStatus::Signal(15)));
+            }
+            HostCommand::Kill { program, instance } => {
+                self.expect(self.now + Millis(1), ScheduledEvent::End(program, instance, ExitStatus::Signal(9)));
+            }
+            HostCommand::FlushReports { program, instance } => {
+                self.report(Millis(0), program, instance, HostEvent::ReportsFlushed);
+            }
+            HostCommand::Signal { .. } => {}
+        }
+    }
+
+    fn spawn(&mut self, program: ProgramId, instance: InstanceId) {
+        self.living.insert(program, (instance, self.now));
+        self.report(Millis(0), program, instance, spawned(program, instance));
+        let broken = self.assumptions.faults.iter().any(|fault| match fault {
+            Fault::Broken(of, from, to) => *of == program && (*from..*to).contains(&self.now),
+            Fault::Fail(..) => false,
+        });
+        if broken {
+            return self.expect(self.now + Millis(1), ScheduledEvent::End(program, instance, ExitStatus::Code(1)));
+        }
+        let (drawn, health) = (self.draw(program, instance), self.graph.programs[program].health);
+        if health.daemonizes {
+            let HostEvent::Spawned { pid, start_time } = spawned(program, instance) else { return };
+            self.report(drawn.ready, program, instance, HostEvent::Daemonized { pid, start_time });
+        }
+        if health.readiness == Some(Readiness::Notified) {
+            self.report(drawn.ready, program, instance, HostEvent::Ready);
+        }
+        let mode = self.graph.programs[program].mode;
+        let awaited = self
+            .graph
+            .dependencies_on(program)
+            .iter()
+            .any(|dependency| self.graph.dependencies[*dependency].condition == Condition::Completed);
+        if mode.is_gate() || mode == Mode::Once && awaited {
+            self.expect(self.now + drawn.lasts, ScheduledEvent::End(program, instance, ExitStatus::Code(0)));
+        }
+    }
+
+    fn draw(&self, program: ProgramId, instance: InstanceId) -> Durations {
+        let mut random = Random::new(self.assumptions.seed ^ (u64::from(program.0) << 40) ^ instance.0);
+        Durations {
+            ready: Millis(200 + random.below(1800)),
+            stop: Millis(20 + random.below(480)),
+            lasts: Millis(1000 + random.below(4000)),
+        }
+    }
+}
+
+/// How long what a run does takes.
+struct Durations {
+    ready: Millis,
+    stop: Millis,
+    lasts: Millis,
+}
+
+fn spawned(program: ProgramId, instance: InstanceId) -> HostEvent {
+    let pid = i32::try_from(1000 + u64::from(program.0)).unwrap_or(i32::MAX);
+    HostEvent::Spawned { pid, start_time: StartTime(instance.0) }
+}

@@ -1,0 +1,26 @@
+//! The public interface: what goes over the channels, as JSON.
+//!
+//! `contrib/protocol.md` describes it for writers of clients. It has a version, and is never changed in silence.
+
+pub mod access;
+mod event;
+mod request;
+mod state;
+
+pub use self::{
+    event::{
+        BusMessage, Heartbeat, ProgramIndex, decode_event, encode_applied, encode_event, encode_event_with_state,
+        encode_message,
+    },
+    request::{Action, DEFAULT_TIMEOUT, ErrorCode, PointInTime, Reply, ReplyError, Request, Selection, WaitState},
+    state::{DependencyView, Dump, GroupStatus, GroupView, ProgramView, View, describe},
+};
+
+/// The version of everything that goes over the channels.
+pub const VERSION: u32 = 1;
+
+/// The topic of the heartbeat.
+pub const HEARTBEAT_TOPIC: &str = "heartbeat";
+
+/// The beginning of the topic of every event; the name of the program follows, if it concerns one.
+pub const EVENT_TOPIC: &str = "event/";

@@ -1,0 +1,296 @@
+//! Requests to the control channel, and its replies: one JSON each.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::VERSION;
+use crate::{
+    base::{
+        ids::{EpochId, Seq},
+        time::{Millis, WallTime},
+    },
+    protocol::access::Role,
+};
+
+/// Programs and groups that a command is for, and whether its sender waits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// Names of programs or groups, or patterns such as `web-*`; everything if there is none.
+    #[serde(default)]
+    pub programs: Vec<String>,
+    /// Whether to answer when it is done, rather than when it is accepted.
+    #[serde(default)]
+    pub wait: bool,
+    /// How long to wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<Millis>,
+}
+
+/// How long a command waits if its sender does not say.
+pub const DEFAULT_TIMEOUT: Millis = Millis(30_000);
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// The version of the protocol.
+    #[serde(default = "version")]
+    pub v: u32,
+    /// The client's name for it. A request with an id that was seen before is answered again and not done again.
+    #[serde(default)]
+    pub id: String,
+    /// What is asked.
+    #[serde(flatten)]
+    pub action: Action,
+}
+
+fn version() -> u32 {
+    VERSION
+}
+
+/// What can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Action {
+    /// Programs are wanted up.
+    Up(Selection),
+    /// Programs are wanted down.
+    Down(Selection),
+    /// Programs are to be stopped and started.
+    Restart(Selection),
+    /// A group is to go to a level.
+    Tell {
+        /// Which.
+        group: String,
+        /// The level; `restart` restarts it.
+        level: String,
+        /// Whether to answer when it is there, rather than when it is accepted.
+        #[serde(default)]
+        wait: bool,
+        /// How long to wait.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<Millis>,
+    },
+    /// Programs are to get a signal.
+    Signal {
+        /// Which.
+        programs: Vec<String>,
+        /// A name or a number.
+        signal: String,
+    },
+    /// Answers when programs have reached a state.
+    Wait {
+        /// Which.
+        programs: Vec<String>,
+        /// What to wait for.
+        #[serde(default, rename = "for")]
+        goal: WaitState,
+        /// For how long.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<Millis>,
+    },
+    /// The state of programs.
+    Dump {
+        /// Which; all if there is none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        programs: Vec<String>,
+        /// Where to begin, counted in programs.
+        #[serde(default)]
+        from: usize,
+        /// How many at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<usize>,
+        /// As it was at a moment of the past, without pages; as it is if this is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<PointInTime>,
+    },
+    /// Why a program is as it is.
+    Why {
+        /// Which.
+        program: String,
+        /// Why it was as it was at a moment of the past.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<PointInTime>,
+    },
+    /// Events after a number.
+    Events {
+        /// The life of the daemon that the number belongs to; whichever it is if this is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<EpochId>,
+        /// The last one known; 0 for all that there are.
+        #[serde(default)]
+        since: Seq,
+        /// How many at most.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<usize>,
+        /// Only those of one program.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        program: Option<String>,
+        /// Only those from this time on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<WallTime>,
+        /// Only those up to this time.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<WallTime>,
+    },
+    /// The whole fold, for followers that go on from it.
+    Snapshot,
+    /// What gaggled itself is and does.
+    Status,
+    /// What another configuration would change.
+    Plan {
+        /// The file, as gaggled would read it; the one it was started with if this is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+    },
+    /// Another configuration is to be taken.
+    Reload {
+        /// The file, as for the plan.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
+    },
+    /// Another version of gaggled is to go on.
+    Upgrade {
+        /// The binary; the one that stands where this one was started from if it is not given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binary: Option<String>,
+    },
+    /// Everything is to be stopped, and gaggled to end.
+    Shutdown {
+        /// Whether to answer when everything has stopped, rather than when it is accepted.
+        #[serde(default)]
+        wait: bool,
+        /// How long to wait.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_ms: Option<Millis>,
+    },
+}
+
+/// A moment of the past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PointInTime {
+    /// Just after this event.
+    Seq(Seq),
+    /// At this time.
+    Time(WallTime),
+}
+
+/// What to wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitState {
+    /// That it is up.
+    #[default]
+    Up,
+    /// That it has no process.
+    Down,
+}
+
+/// A reply. `body` is what was asked for, as it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reply {
+    /// The version of the protocol.
+    pub v: u32,
+    /// The id of the request.
+    pub id: String,
+    /// Whether it was done.
+    pub ok: bool,
+    /// What was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<Box<RawValue>>,
+    /// Why it was not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ReplyError>,
+    /// `false` if the journal could not be written: what was done is forgotten if gaggled dies before it can be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durable: Option<bool>,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyError {
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}
+
+/// Why a request was not done, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// The request is not JSON, or not one of these.
+    BadRequest,
+    /// The version of the protocol is not spoken here.
+    BadVersion,
+    /// There is no such program.
+    NoSuchProgram,
+    /// There is no such group.
+    NoSuchGroup,
+    /// The group has no such level.
+    NoSuchLevel,
+    /// The peer may not ask this.
+    Forbidden,
+    /// Everything is being stopped.
+    ShuttingDown,
+    /// The program did not reach the state.
+    Failed,
+    /// The program did not reach the state in time.
+    TimedOut,
+    /// Too much is asked at once.
+    Busy,
+}
+
+impl Request {
+    /// A request of this version.
+    pub fn new(id: impl Into<String>, action: Action) -> Self {
+        Self { v: VERSION, id: id.into(), action }
+    }
+
+    /// Reads a request.
+    pub fn decode(text: &[u8]) -> Result<Self, ReplyError> {
+        let wrong = |message: String| ReplyError { code: ErrorCode::BadRequest, message };
+        let request: Self =
+            serde_json::from_slice(text).map_err(|why| wrong(format!("request is not understood: {why}")))?;
+        if request.v != VERSION {
+            let message = format!("request has version {}, this gaggled speaks version {VERSION}", request.v);
+            return Err(ReplyError { code: ErrorCode::BadVersion, message });
+        }
+        Ok(request)
+    }
+}
+
+impl Reply {
+    /// A reply that it was done.
+    pub fn done<T: Serialize>(id: &str, body: &T) -> Self {
+        let body = serde_json::value::to_raw_value(body).ok();
+        Self { v: VERSION, id: id.to_owned(), ok: true, body, error: None, durable: None }
+    }
+
+    /// A reply that it was not done.
+    pub fn refused(id: &str, code: ErrorCode, message: impl Into<String>) -> Self {
+        let error = Some(ReplyError { code, message: message.into() });
+        Self { v: VERSION, id: id.to_owned(), ok: false, body: None, error, durable: None }
+    }
+
+    /// The reply as it goes over the channel.
+    pub fn encode(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+impl Action {
+    /// The least role that may ask this.
+    pub fn role(&self) -> Role {
+        match self {
+            Self::Dump { .. }
+            | Self::Why { .. }
+            | Self::Events { .. }
+            | Self::Snapshot
+            | Self::Status
+            | Self::Wait { .. } => Role::Observe,
+            Self::Up(_) | Self::Down(_) | Self::Restart(_) | Self::Tell { .. } | Self::Signal { .. } => Role::Operate,
+            Self::Plan { .. } | Self::Reload { .. } | Self::Upgrade { .. } | Self::Shutdown { .. } => Role::Admin,
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Why a program, or a group, is as it is, in words.
+
+use super::{GroupStatus, View};
+use crate::{
+    base::{ids::ProgramId, time::Millis},
+    event::StopReason,
+    graph::{Condition, Dependency, Mode, Policy, STOP},
+    state::{GroupState, LevelSwitch, Membership, Outcome, Phase, ProgramState},
+};
+
+impl View<'_> {
+    pub(super) fn group_word(self, group: &GroupState, members: &[ProgramId]) -> (GroupStatus, String) {
+        let program = |id: &ProgramId| (&self.state.graph.programs[*id], &self.state.programs[*id]);
+        let all = || members.iter().map(program);
+        let placed = || all().filter(|(_, program)| matches!(program.membership, Membership::Admitted(_)));
+        let says = |what: &str, policy: &Policy, program: &ProgramState| {
+            let how = program.outcome.map(|outcome| format!(": {}", describe(outcome))).unwrap_or_default();
+            format!("{} {what}{how}", policy.name)
+        };
+        if let Some(by) = &group.failed_program {
+            let member = all().find(|(policy, _)| policy.name == *by);
+            return (
+                GroupStatus::Failed,
+                member.map_or_else(String::new, |(policy, program)| says("did not end well", policy, program)),
+            );
+        }
+        if group.is_switching() || self.state.shutdown.is_some() {
+            let going = all().find(|(_, program)| program.membership == Membership::Stopped && program.is_running());
+            if let Some((policy, _)) = going {
+                return (GroupStatus::Stopping, format!("waiting for {} to stop", policy.name));
+            }
+            let held = placed().find(|(policy, program)| policy.mode.is_gate() && !program.is_completed());
+            return (
+                GroupStatus::Starting,
+                held.map_or_else(String::new, |(policy, _)| format!("waiting for {} to end", policy.name)),
+            );
+        }
+        let down = |(policy, program): &(&Policy, &ProgramState)| match policy.mode {
+            Mode::Respawn => program.phase != Phase::Up,
+            Mode::Once => program.has_failed(),
+            Mode::Wait | Mode::Test => !program.is_completed(),
+        };
+        if let Some((policy, program)) = placed().find(down) {
+            return (GroupStatus::Degraded, says("is not up", policy, program));
+        }
+        let unready = |(_, program): &(&Policy, &ProgramState)| program.is_running_and_wanted() && !program.is_ready();
+        if let Some((policy, _)) = placed().find(unready) {
+            return (GroupStatus::Starting, format!("waiting for {} to be ready", policy.name));
+        }
+        let runs = placed().any(|(_, program)| program.is_running());
+        let tests = placed().all(|(policy, _)| policy.mode == Mode::Test);
+        let word = match (runs, placed().next().is_some()) {
+            (true, _) => GroupStatus::Up,
+            (false, _) if &*group.level == STOP => GroupStatus::Stopped,
+            (false, true) if tests => GroupStatus::Passed,
+            (false, true) => GroupStatus::Done,
+            (false, false) => GroupStatus::Stopped,
+        };
+        (word, String::new())
+    }
+
+    /// Why a program is as it is, and for how much longer if that is known.
+    pub(super) fn reason(self, id: ProgramId, program: &ProgramState) -> (String, Option<Millis>) {
+        let policy = &self.state.graph.programs[id];
+        match program.phase {
+            Phase::Starting => ("starting".to_owned(), None),
+            Phase::Stopping if policy.unconfigured => {
+                let wait = program.kill_at.map(|deadline| self.now.until(deadline));
+                ("stopping: no longer configured".to_owned(), wait)
+            }
+            Phase::Stopping => {
+                let why = program.pending_stop.map_or_else(String::new, |leaving| match program.unhealthy_reason {
+                    Some(unhealthy_reason) if leaving.reason == StopReason::Unhealthy => {
+                        format!(": {unhealthy_reason}")
+                    }
+                    Some(_) | None => format!(": {}", leaving.reason),
+                });
+                let wait = program.kill_at.map(|deadline| self.now.until(deadline));
+                (format!("stopping{why}"), wait)
+            }
+            Phase::Up if program.pending_stop.is_some() => ("to be stopped, its dependents go first".to_owned(), None),
+            Phase::Up if !program.is_ready() => ("not ready yet".to_owned(), None),
+            Phase::Up => (String::new(), None),
+            Phase::ActiveExited if program.pending_stop.is_some() => {
+                ("to be undone, what builds on it goes first".to_owned(), None)
+            }
+            Phase::ActiveExited => {
+                let kept = match program.kept {
+                    0 => String::new(),
+                    1 => ", with 1 process".to_owned(),
+                    kept => format!(", with {kept} processes"),
+                };
+                (format!("what it has done stands{kept}"), None)
+            }
+            Phase::Down if policy.unconfigured => ("no longer configured".to_owned(), None),
+            Phase::Down if program.operator_down => {
+                let by =
+                    if policy.autostart || program.revision > 1 { "put down by an operator" } else { "never asked up" };
+                (by.to_owned(), None)
+            }
+            Phase::Down if program.membership == Membership::Stopped => (self.out(policy), None),
+            Phase::Down if self.state.shutdown.is_some() => ("gaggled shuts down".to_owned(), None),
+            Phase::Down if program.start_limit_hit => (start_limit_hit(program, policy), None),
+            Phase::Down if !program.start_pending => (finished(program, policy.mode), None),
+            Phase::Down => self.waiting(id, program),
+        }
+    }
+
+    /// Why its group does not let a program run, in words.
+    fn out(self, policy: &Policy) -> String {
+        let Some(id) = policy.group else { return String::new() };
+        let (name, group) = (&self.state.graph.groups[id].name, &self.state.groups[id]);
+        match (group.runs(policy), group.level_switch) {
+            (false, _) => {
+                let why = group
+                    .failed_program
+                    .as_ref()
+                    .map_or_else(String::new, |by| format!(", because {by} did not end well"));
+                format!("group {name} is at level {}{why}", group.level)
+            }
+            (true, LevelSwitch::Failed) => format!("group {name} has failed"),
+            (true, _) => format!("group {name} has not come to it yet"),
+        }
+    }
+
+    /// Why what a dependency waits for will not come about by itself, in words to be added; nothing if it may.
+    fn in_vain(self, dependency: &Dependency) -> String {
+        let on = &self.state.programs[dependency.dependency];
+        let once = self.state.graph.programs[dependency.dependency].mode != Mode::Respawn;
+        if on.start_limit_hit {
+            return ", which is given up: ask it up".to_owned();
+        }
+        if !once || on.phase != Phase::Down || on.start_pending {
+            return match dependency.condition {
+                Condition::Completed => " to complete".to_owned(),
+                Condition::Ready if on.phase == Phase::Up => " to be ready".to_owned(),
+                Condition::Ready | Condition::Started => String::new(),
+            };
+        }
+        match (on.outcome, dependency.condition) {
+            (Some(outcome), Condition::Completed) => format!(", which has failed ({}): ask it up", describe(outcome)),
+            (Some(_), Condition::Started | Condition::Ready) => ", which has run once: ask it up".to_owned(),
+            (None, _) => String::new(),
+        }
+    }
+
+    /// What the start of a program waits for.
+    fn waiting(self, id: ProgramId, program: &ProgramState) -> (String, Option<Millis>) {
+        let mut dependencies = self.state.graph.dependencies_of(id).iter();
+        if let Some(unsatisfied) = dependencies.find(|id| self.state.dependencies[**id].satisfied.is_none()) {
+            let dependency = &self.state.graph.dependencies[*unsatisfied];
+            let on = &self.state.graph.programs[dependency.dependency].name;
+            return match self.state.satisfied_at(*unsatisfied) {
+                Some(at) if dependency.delay.0 > 0 => {
+                    let wait = self.now.until(at).min(dependency.delay);
+                    let passed = dependency.delay.0 - wait.0;
+                    (format!("waiting for {on}: {passed} ms of {} ms", dependency.delay.0), Some(wait))
+                }
+                _ => (format!("waiting for {on}{}", self.in_vain(dependency)), None),
+            };
+        }
+        let last = last_run(program).map_or_else(String::new, |last| format!(": {last}"));
+        match program.not_before {
+            Some(at) if at > self.now => {
+                let wait = self.now.until(at);
+                (format!("starts again in {wait}{last}"), Some(wait))
+            }
+            _ => ("about to start".to_owned(), None),
+        }
+    }
+}
+
+/// Why a program that has ended too often is left down, in words.
+fn start_limit_hit(program: &ProgramState, policy: &Policy) -> String {
+    let last = last_run(program).unwrap_or_default();
+    let often = policy.start_limit.map_or_else(String::new, |limit| {
+        let starts = if limit.burst == 1 { "start" } else { "starts" };
+        format!(" after {} {starts} within {}", limit.burst, limit.interval)
+    });
+    format!("given up{often} ({last}): ask it up")
+}
+
+/// Why a program is left down, in words.
+fn finished(program: &ProgramState, mode: Mode) -> String {
+    match (last_run(program), mode) {
+        (Some(last), Mode::Once | Mode::Wait | Mode::Test) => format!("ran once: {last}"),
+        (Some(last), Mode::Respawn) => last,
+        (None, _) => "not wanted".to_owned(),
+    }
+}
+
+/// How the last run of a program ended, in words; nothing if there was none.
+pub fn last_run(program: &ProgramState) -> Option<String> {
+    let how = describe(program.outcome?);
+    Some(program.unhealthy_reason.map_or(how.clone(), |unhealthy_reason| format!("{how}, because {unhealthy_reason}")))
+}
+
+/// How a run ended, in words.
+pub fn describe(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Exited(status) => status.to_string(),
+        Outcome::SpawnFailed { stage, errno } => {
+            let error = std::io::Error::from_raw_os_error(errno).to_string();
+            let error = error.split(" (os error").next().unwrap_or_default().to_lowercase();
+            format!("{stage} failed: {error}")
+        }
+    }
+}
