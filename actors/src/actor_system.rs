@@ -1,25 +1,14 @@
 //! Builds the actors of a graph and connects them.
 
-use actix::{Actor, Addr, AsyncContext, Context, Message, Recipient};
-use gaggled_core::{
-    base::ids::{ActorId, IdVec, ProgramId},
-    event::Envelope,
-    journal::Journal,
-    machine::{
-        Machine, dependency::DependencyMachine, group::GroupMachine, program::ProgramMachine, shutdown::ShutdownMachine,
-    },
-};
+use actix::{Addr, AsyncContext, Context, Recipient};
+use gaggled_core::{event::Envelope, journal::Journal};
 
 use crate::{
     clock::Clock,
-    journal::{ActorTable, JournalActor, OpenJournal, RefusalHandler, Sink},
-    machine_actor::{ActorContext, Execute, HostReported, MachineActor},
+    journal::{JournalActor, OpenJournal, RefusalHandler, Sink},
+    machine_actor::{ActorContext, ActorTable},
+    messages::{Connect, Execute},
 };
-
-/// To the host: where to tell what it sees of each program.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Connect(pub IdVec<ProgramId, Recipient<HostReported>>);
 
 /// A host, as the actors see it.
 #[derive(Clone, Debug)]
@@ -30,13 +19,13 @@ pub struct HostAddress {
     pub connect: Recipient<Connect>,
 }
 
-/// All actors of a life of the daemon.
+/// The journal and the machines.
 #[derive(Clone, Debug)]
 pub struct Actors {
     /// The journal.
     pub journal: Addr<JournalActor>,
-    /// Everybody else.
-    pub routes: ActorTable,
+    /// The machines.
+    pub machines: ActorTable,
 }
 
 /// Starts all actors; nothing happens before [`open`].
@@ -47,32 +36,20 @@ pub fn start(
     sinks: Vec<Sink>,
     decline: RefusalHandler,
 ) -> Actors {
-    let mut made = ActorTable::default();
-    let actor = JournalActor::create(|ctx: &mut Context<JournalActor>| {
-        let wiring = ActorContext { clock, journal: ctx.address(), host: host.perform.clone() };
-        let routes = shells(&journal, &wiring);
-        made = routes.clone();
-        host.connect.do_send(Connect(routes.programs.values().map(|program| program.clone().recipient()).collect()));
-        JournalActor::new((journal, opening), clock, routes, sinks, decline)
-    });
-    Actors { journal: actor, routes: made }
+    let ctx = Context::new();
+    let context = ActorContext {
+        clock,
+        proposals: AsyncContext::<JournalActor>::address(&ctx).recipient(),
+        panics: AsyncContext::<JournalActor>::address(&ctx).recipient(),
+        host: host.perform.clone(),
+    };
+    let machines = ActorTable::start(journal.state(), &context);
+    host.connect.do_send(Connect(machines.programs().map(|program| program.clone().recipient()).collect()));
+    let journal = ctx.run(JournalActor::new((journal, opening), clock, machines.clone(), sinks, decline));
+    Actors { journal, machines }
 }
 
 /// Lets everything begin: what is wanted comes up, and what was under way goes on.
 pub fn open(journal: &Addr<JournalActor>) {
     journal.do_send(OpenJournal);
-}
-
-fn shells(journal: &Journal, wiring: &ActorContext) -> ActorTable {
-    let state = journal.state();
-    let program = |id| MachineActor::new(ActorId::Program(id), ProgramMachine::new(state, id), wiring.clone()).start();
-    let dependency =
-        |id| MachineActor::new(ActorId::Dependency(id), DependencyMachine::new(state, id), wiring.clone()).start();
-    let group = |id| MachineActor::new(ActorId::Group(id), GroupMachine::new(state, id), wiring.clone()).start();
-    ActorTable {
-        programs: state.graph.programs.ids().map(program).collect(),
-        dependencies: state.graph.dependencies.ids().map(dependency).collect(),
-        groups: state.graph.groups.ids().map(group).collect(),
-        shutdown: Some(MachineActor::new(ActorId::Shutdown, ShutdownMachine::new(state, ()), wiring.clone()).start()),
-    }
 }

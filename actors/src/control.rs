@@ -41,9 +41,9 @@ use self::{
 };
 use crate::{
     clock::Clock,
-    journal::reader::JournalReader,
-    journal::{JournalActor, Propose, file::JournalWriterHandle},
-    machine_actor::{Committed, panic_message},
+    journal::{JournalActor, file::JournalWriterHandle, reader::JournalReader},
+    machine_actor::panic_message,
+    messages::{Committed, Propose},
 };
 
 /// Sends the answer to a request. It may be called at any time, from any thread, once.

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 mod linux;
+mod messages;
 mod monitor;
 mod procfs;
 mod recover;
@@ -20,10 +21,8 @@ use gaggled_core::{
 };
 
 pub use self::{
-    linux::{
-        DESCRIPTORS_MIN, Environment, LinuxHost, SurvivingProcess, TakeoverState, become_subreaper, close_on_exec,
-        raise_descriptors,
-    },
+    linux::{DESCRIPTORS_MIN, LinuxHost, TakeoverState, become_subreaper, close_on_exec, raise_descriptors},
+    messages::{Environment, SurvivingProcess},
     monitor::notify_directory,
     recover::{
         flight_recorder::Recorder,
@@ -33,10 +32,7 @@ pub use self::{
     spawn::sys::{ignore_file_limit, ignore_interrupts, inherited, peek_exited, reap},
     track::orphan_watch::{ExitPipe, decode_reaped, encode_reaped},
 };
-use crate::{
-    actor_system::Connect,
-    machine_actor::{Execute, HostReported},
-};
+use crate::messages::{Connect, Execute, HostReported};
 
 /// The actor that owns processes.
 pub struct HostActor<P> {

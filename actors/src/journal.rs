@@ -1,6 +1,7 @@
 //! The journal actor: every event passes here, is admitted, numbered and applied, and then sent on.
 
 pub mod directory;
+pub mod entry;
 pub mod file;
 mod fsync;
 mod place;
@@ -9,58 +10,20 @@ mod writer;
 
 use std::sync::Arc;
 
-use actix::{Actor, Addr, Context, Handler, Message};
+use actix::{Actor, Context, Handler, Message};
 use gaggled_core::{
-    base::ids::{ActorId, DependencyId, GroupId, IdVec, ProgramId},
+    base::ids::ActorId,
     event::{Cause, Envelope, Event, SystemEvent},
     journal::{Journal, Refusal},
-    machine::{
-        Machine, dependency::DependencyMachine, group::GroupMachine, program::ProgramMachine, shutdown::ShutdownMachine,
-    },
+    machine::any::AnyMachine,
     state::State,
 };
 
 use crate::{
     clock::Clock,
-    machine_actor::{
-        Committed, DependencyActor, Flush, GroupActor, ProgramActor, Refused, Restore, ShutdownActor, StartMachine,
-    },
+    machine_actor::ActorTable,
+    messages::{Committed, Flush, Panicked, Propose, Refused, Restore, StartMachine},
 };
-
-/// A fact that somebody takes for the next one.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Propose {
-    /// Who is to be told if it is refused.
-    pub from: Option<ActorId>,
-    /// The fact.
-    pub event: Event,
-    /// Why.
-    pub cause: Cause,
-}
-
-/// A machine panicked and has to be built anew.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Panicked {
-    /// Whose.
-    pub actor: ActorId,
-    /// What the panic said.
-    pub message: String,
-}
-
-/// The addresses of all shells.
-#[derive(Clone, Debug, Default)]
-pub struct ActorTable {
-    /// The programs.
-    pub programs: IdVec<ProgramId, Addr<ProgramActor>>,
-    /// The dependencies.
-    pub dependencies: IdVec<DependencyId, Addr<DependencyActor>>,
-    /// The groups.
-    pub groups: IdVec<GroupId, Addr<GroupActor>>,
-    /// The end.
-    pub shutdown: Option<Addr<ShutdownActor>>,
-}
 
 /// The life of the daemon may begin.
 #[derive(Clone, Copy, Debug, Message)]
@@ -99,50 +62,25 @@ impl JournalActor {
     fn commit(&mut self, event: Event, cause: Cause, from: Option<ActorId>) {
         match self.journal.commit(self.clock.now(), self.clock.wall(), event, cause.clone()) {
             Ok(envelope) => self.send_on(Arc::new(envelope)),
-            Err((event, refusal)) => {
-                let refused = Refused(event, refusal);
-                match from {
-                    Some(ActorId::Program(id)) => self.routes.programs[id].do_send(refused),
-                    Some(ActorId::Dependency(id)) => self.routes.dependencies[id].do_send(refused),
-                    Some(ActorId::Group(id)) => self.routes.groups[id].do_send(refused),
-                    Some(ActorId::Shutdown) => self
-                        .routes
-                        .shutdown
-                        .iter()
-                        .for_each(|end| end.do_send(Refused(refused.0.clone(), refused.1.clone()))),
-                    None => (self.decline)(&cause, &refused.1),
+            Err((event, refusal)) => match from {
+                Some(actor) => {
+                    if let Some(actor) = self.routes.get(actor) {
+                        actor.do_send(Refused(event, refusal));
+                    }
                 }
-            }
+                None => (self.decline)(&cause, &refusal),
+            },
         }
     }
 
     fn send_on(&mut self, envelope: Arc<Envelope>) {
         self.journal.state().graph.recipients(&envelope.event, |actor| {
-            let committed = Committed(envelope.clone());
-            match actor {
-                ActorId::Program(id) => self.routes.programs[id].do_send(committed),
-                ActorId::Dependency(id) => self.routes.dependencies[id].do_send(committed),
-                ActorId::Group(id) => self.routes.groups[id].do_send(committed),
-                ActorId::Shutdown => self.routes.shutdown.iter().for_each(|end| end.do_send(committed.clone())),
+            if let Some(actor) = self.routes.get(actor) {
+                actor.do_send(Committed(envelope.clone()));
             }
         });
         for sink in &mut self.sinks {
             sink(&envelope, self.journal.state());
-        }
-    }
-}
-
-impl ActorTable {
-    /// Waits until every shell has handled what was sent to it so far.
-    pub async fn flush(&self) {
-        for program in self.programs.values() {
-            let _ = program.send(Flush).await;
-        }
-        for dependency in self.dependencies.values() {
-            let _ = dependency.send(Flush).await;
-        }
-        for group in self.groups.values() {
-            let _ = group.send(Flush).await;
         }
     }
 }
@@ -161,11 +99,7 @@ impl Handler<OpenJournal> for JournalActor {
                 sink(&envelope, self.journal.state());
             }
         }
-        let begin = StartMachine(first);
-        self.routes.programs.values().for_each(|program| program.do_send(begin));
-        self.routes.dependencies.values().for_each(|dependency| dependency.do_send(begin));
-        self.routes.groups.values().for_each(|group| group.do_send(begin));
-        self.routes.shutdown.iter().for_each(|end| end.do_send(begin));
+        self.routes.iter().for_each(|actor| actor.do_send(StartMachine(first)));
     }
 }
 
@@ -187,21 +121,8 @@ impl Handler<Panicked> for JournalActor {
         let event = SystemEvent::ActorPanicked { actor: format!("{actor:?}"), message };
         self.commit(Event::System(event), Cause::Kernel, None);
         let state = self.journal.state();
-        let since = state.seq;
-        match actor {
-            ActorId::Program(id) => {
-                self.routes.programs[id].do_send(Restore(Box::new(ProgramMachine::new(state, id)), since));
-            }
-            ActorId::Dependency(id) => {
-                self.routes.dependencies[id].do_send(Restore(Box::new(DependencyMachine::new(state, id)), since));
-            }
-            ActorId::Group(id) => {
-                self.routes.groups[id].do_send(Restore(Box::new(GroupMachine::new(state, id)), since));
-            }
-            ActorId::Shutdown => {
-                let end = || Restore(Box::new(ShutdownMachine::new(state, ())), since);
-                self.routes.shutdown.iter().for_each(|actor| actor.do_send(end()));
-            }
+        if let Some(address) = self.routes.get(actor) {
+            address.do_send(Restore(AnyMachine::new(state, actor), state.seq));
         }
     }
 }

@@ -13,5 +13,6 @@ pub mod control;
 pub mod host;
 pub mod journal;
 pub mod machine_actor;
+pub mod messages;
 pub mod safe_path;
 pub mod spec;

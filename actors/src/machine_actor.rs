@@ -1,113 +1,116 @@
-//! The actor around a machine: it hears, takes a step, and does what the machine wants. It decides nothing.
+//! The actor around a machine: it passes inputs to the machine and carries out its outputs. It decides nothing.
 //!
-//! A panic costs one actor: it is caught, committed as an event, and the machine is built anew from the fold.
+//! A panic costs one actor: it is caught, committed as an event, and the machine is restored from the state.
 
 use std::{
     fmt::Debug,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, Recipient, SpawnHandle};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Recipient, SpawnHandle};
 use gaggled_core::{
     base::{
-        ids::{ActorId, Seq},
+        ids::{ActorId, DenseId},
         time::Instant,
     },
-    event::{Envelope, Event},
-    host::{HostCommand, HostReport},
-    journal::Refusal,
+    host::HostReport,
     machine::{
-        Input, Machine, Output, Outputs, Timers, dependency::DependencyMachine, group::GroupMachine,
-        program::ProgramMachine, shutdown::ShutdownMachine,
+        Input, Output, Outputs, Timers,
+        any::{AnyMachine, all_actors},
     },
+    state::State,
 };
 
 use crate::{
     clock::Clock,
-    journal::{JournalActor, Panicked, Propose},
+    messages::{Committed, Execute, Flush, HostReported, Panicked, Propose, Refused, Restore, StartMachine},
 };
 
-/// The actor of a program.
-pub type ProgramActor = MachineActor<ProgramMachine>;
-/// The actor of a dependency.
-pub type DependencyActor = MachineActor<DependencyMachine>;
-/// The actor of a group.
-pub type GroupActor = MachineActor<GroupMachine>;
-/// The actor of the end.
-pub type ShutdownActor = MachineActor<ShutdownMachine>;
-
-/// Rules that panic more often than this are left alone, so that they cannot keep the others from working.
+/// A machine that panics more often than this is not restored again, so that it cannot keep the others from working.
 const PANICS_MAX: u32 = 100;
 
-/// An event was committed.
-#[derive(Clone, Debug, Message)]
-#[rtype(result = "()")]
-pub struct Committed(pub Arc<Envelope>);
-
-/// A proposal was not.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Refused(pub Event, pub Refusal);
-
-/// The host saw something.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct HostReported(pub HostReport);
-
-/// The host is to do something.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct Execute(pub HostCommand);
-
-/// The machine may begin to want something, because of this event.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct StartMachine(pub Seq);
-
-/// A machine built anew after a panic, which is this event.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Restore<M>(pub Box<M>, pub Seq);
-
-/// Answered when everything that was sent before has been handled.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct Flush;
-
-/// What every shell is connected to.
+/// What every machine actor is connected to.
 #[derive(Clone, Debug)]
 pub struct ActorContext {
     /// The time.
     pub clock: Clock,
     /// Where events are proposed.
-    pub journal: Addr<JournalActor>,
+    pub proposals: Recipient<Propose>,
+    /// Where panics are reported.
+    pub panics: Recipient<Panicked>,
     /// Where effects are asked for.
     pub host: Recipient<Execute>,
 }
 
+/// The actors of all machines, in the order of [`all_actors`].
+#[derive(Clone, Debug)]
+pub struct ActorTable {
+    actors: Vec<Addr<MachineActor>>,
+    programs: usize,
+    dependencies: usize,
+}
+
+impl ActorTable {
+    /// Starts the actors of all machines of a state.
+    pub fn start(state: &State, context: &ActorContext) -> Self {
+        let actor = |id| MachineActor::new(id, AnyMachine::new(state, id), context.clone()).start();
+        Self {
+            actors: all_actors(&state.graph).into_iter().map(actor).collect(),
+            programs: state.graph.programs.len(),
+            dependencies: state.graph.dependencies.len(),
+        }
+    }
+
+    /// The actor of a machine.
+    pub fn get(&self, id: ActorId) -> Option<&Addr<MachineActor>> {
+        self.actors.get(match id {
+            ActorId::Program(id) => id.index(),
+            ActorId::Dependency(id) => self.programs + id.index(),
+            ActorId::Group(id) => self.programs + self.dependencies + id.index(),
+            ActorId::Shutdown => self.actors.len() - 1,
+        })
+    }
+
+    /// All actors, in the order in which they start.
+    pub fn iter(&self) -> impl Iterator<Item = &Addr<MachineActor>> {
+        self.actors.iter()
+    }
+
+    /// The actors of the programs.
+    pub fn programs(&self) -> impl Iterator<Item = &Addr<MachineActor>> {
+        self.actors.iter().take(self.programs)
+    }
+
+    /// Waits until every actor has handled what was sent to it so far.
+    pub async fn flush(&self) {
+        for actor in &self.actors {
+            let _ = actor.send(Flush).await;
+        }
+    }
+}
+
 /// An actor around a machine.
-pub struct MachineActor<M> {
+pub struct MachineActor {
     id: ActorId,
-    /// None after a panic, until it has been built anew.
-    machine: Option<M>,
-    /// What the host saw meanwhile: nobody will say it again.
+    /// None after a panic, until it is restored.
+    machine: Option<AnyMachine>,
+    /// Reports of the host meanwhile: the host does not repeat them.
     buffered: Vec<HostReport>,
     panics: u32,
     timers: Timers,
     alarm: Option<(Instant, SpawnHandle)>,
-    wiring: ActorContext,
+    context: ActorContext,
 }
 
-impl<M> Debug for MachineActor<M> {
+impl Debug for MachineActor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shell").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("MachineActor").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-impl<M: Machine + Unpin + 'static> MachineActor<M> {
-    /// The shell of a machine.
-    pub fn new(id: ActorId, machine: M, wiring: ActorContext) -> Self {
+impl MachineActor {
+    /// The actor around a machine.
+    pub fn new(id: ActorId, machine: AnyMachine, context: ActorContext) -> Self {
         Self {
             id,
             machine: Some(machine),
@@ -115,13 +118,13 @@ impl<M: Machine + Unpin + 'static> MachineActor<M> {
             panics: 0,
             timers: Timers::default(),
             alarm: None,
-            wiring,
+            context,
         }
     }
 
     fn step(&mut self, input: &Input<'_>, ctx: &mut Context<Self>) {
         let Some(machine) = &mut self.machine else { return };
-        let now = self.wiring.clock.now();
+        let now = self.context.clock.now();
         let mut out = Outputs::default();
         let stepped = catch_unwind(AssertUnwindSafe(|| machine.step(now, input, &mut out)));
         if let Err(panic) = stepped {
@@ -129,7 +132,7 @@ impl<M: Machine + Unpin + 'static> MachineActor<M> {
             self.panics += 1;
             self.timers = Timers::default();
             let message = panic_message(panic.as_ref());
-            self.wiring.journal.do_send(Panicked { actor: self.id, message });
+            self.context.panics.do_send(Panicked { actor: self.id, message });
         } else {
             self.perform(&mut out);
         }
@@ -140,9 +143,9 @@ impl<M: Machine + Unpin + 'static> MachineActor<M> {
         for output in out.drain() {
             match output {
                 Output::Propose(event, cause) => {
-                    self.wiring.journal.do_send(Propose { from: Some(self.id), event, cause });
+                    self.context.proposals.do_send(Propose { from: Some(self.id), event, cause });
                 }
-                Output::Execute(command) => self.wiring.host.do_send(Execute(command)),
+                Output::Execute(command) => self.context.host.do_send(Execute(command)),
                 Output::SetTimer(timer, at) => self.timers.set(timer, at),
             }
         }
@@ -166,7 +169,7 @@ impl<M: Machine + Unpin + 'static> MachineActor<M> {
 
     fn ring(&mut self, ctx: &mut Context<Self>) {
         self.alarm = None;
-        let now = self.wiring.clock.now();
+        let now = self.context.clock.now();
         for timer in self.timers.take_due(now) {
             self.step(&Input::TimerFired(timer), ctx);
         }
@@ -174,32 +177,32 @@ impl<M: Machine + Unpin + 'static> MachineActor<M> {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("no message").to_owned()
 }
 
-impl<M: Machine + Unpin + 'static> Actor for MachineActor<M> {
+impl Actor for MachineActor {
     type Context = Context<Self>;
 }
 
-impl<M: Machine + Unpin + 'static> Handler<Committed> for MachineActor<M> {
+impl Handler<Committed> for MachineActor {
     type Result = ();
     fn handle(&mut self, Committed(envelope): Committed, ctx: &mut Context<Self>) {
         self.step(&Input::Committed(&envelope), ctx);
     }
 }
 
-impl<M: Machine + Unpin + 'static> Handler<Refused> for MachineActor<M> {
+impl Handler<Refused> for MachineActor {
     type Result = ();
     fn handle(&mut self, Refused(event, refusal): Refused, ctx: &mut Context<Self>) {
         self.step(&Input::Refused(&event, &refusal), ctx);
     }
 }
 
-impl<M: Machine + Unpin + 'static> Handler<HostReported> for MachineActor<M> {
+impl Handler<HostReported> for MachineActor {
     type Result = ();
     fn handle(&mut self, HostReported(report): HostReported, ctx: &mut Context<Self>) {
         if self.machine.is_none() {
@@ -209,25 +212,25 @@ impl<M: Machine + Unpin + 'static> Handler<HostReported> for MachineActor<M> {
     }
 }
 
-impl<M: Machine + Unpin + 'static> Handler<StartMachine> for MachineActor<M> {
+impl Handler<StartMachine> for MachineActor {
     type Result = ();
     fn handle(&mut self, StartMachine(since): StartMachine, ctx: &mut Context<Self>) {
         self.step(&Input::Restored(since), ctx);
     }
 }
 
-impl<M: Machine + Unpin + 'static> Handler<Flush> for MachineActor<M> {
+impl Handler<Flush> for MachineActor {
     type Result = ();
     fn handle(&mut self, _: Flush, _: &mut Context<Self>) {}
 }
 
-impl<M: Machine + Unpin + 'static> Handler<Restore<M>> for MachineActor<M> {
+impl Handler<Restore> for MachineActor {
     type Result = ();
-    fn handle(&mut self, Restore(machine, since): Restore<M>, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Restore(machine, since): Restore, ctx: &mut Context<Self>) {
         if self.panics > PANICS_MAX {
             return;
         }
-        self.machine = Some(*machine);
+        self.machine = Some(machine);
         self.step(&Input::Restored(since), ctx);
         for report in std::mem::take(&mut self.buffered) {
             self.step(&Input::HostReported(report), ctx);

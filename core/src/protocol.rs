@@ -24,3 +24,8 @@ pub const HEARTBEAT_TOPIC: &str = "heartbeat";
 
 /// The beginning of the topic of every event; the name of the program follows, if it concerns one.
 pub const EVENT_TOPIC: &str = "event/";
+
+/// The largest request, in bytes.
+pub const REQUEST_MAX: usize = 64 * 1024;
+/// The largest that is answered with an error; nng ends the connection of anything larger.
+pub const ANSWERED_MAX: usize = 1024 * 1024;

@@ -3,6 +3,12 @@
 //! A thread of its own folds, encodes and publishes, so that neither costs the actors anything. A subscriber that is
 //! too slow loses messages, the oldest first, and learns of it by their numbers; nobody waits for it.
 
+use crate::{
+    access::{Access, Peers},
+    listen::{ListenError, listen, notice},
+    nng_ffi::LocalPeer,
+    url::Url,
+};
 use std::{
     io,
     sync::{
@@ -21,14 +27,7 @@ use gaggled_core::{
 };
 use nng::{
     Protocol, Socket,
-    options::{Options, SendBufferSize, transport::ipc::Permissions},
-};
-
-use crate::{
-    access::{Access, Peers},
-    control::{ListenError, notice},
-    nng_ffi::LocalPeer,
-    url::Url,
+    options::{Options, SendBufferSize},
 };
 
 /// How often the heartbeat comes.
@@ -100,14 +99,4 @@ impl Publisher {
 #[expect(clippy::disallowed_methods, reason = "the heartbeat is real time")]
 fn deadline(span: Duration) -> Instant {
     Instant::now() + span
-}
-
-/// Listens on a url. A local socket is for its owner alone, unless each peer is looked at.
-pub(crate) fn listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), ListenError> {
-    let failed = |error| ListenError::new(url, error);
-    let builder = nng::ListenerBuilder::new(socket, &url.text()).map_err(failed)?;
-    if matches!(url, Url::Ipc(_)) {
-        builder.set_opt::<Permissions>(if is_open { 0o666 } else { 0o600 }).map_err(failed)?;
-    }
-    builder.start().map(|_| ()).map_err(|(_, error)| failed(error))
 }

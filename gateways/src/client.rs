@@ -1,5 +1,7 @@
 //! The client of the control channel: one request, one answer, with a limit on everything.
 
+use gaggled_core::protocol::ANSWERED_MAX;
+use gaggled_core::protocol::REQUEST_MAX;
 use std::time::Duration;
 
 use gaggled_core::protocol::{Reply, Request};
@@ -11,8 +13,6 @@ use nng::{
     },
 };
 use thiserror::Error;
-
-use crate::control::{ANSWERED_MAX, REQUEST_MAX};
 
 /// Why there is no answer.
 #[derive(Debug, Error)]

@@ -3,6 +3,15 @@
 //! A request may be answered much later, when programs have reached a state, so each has a context of its own, and
 //! there is always one more that listens.
 
+use crate::{
+    access::{Access, Peers},
+    client::CallError,
+    listen::{ListenError, listen, notice},
+    nng_ffi::{self, local_peer},
+    url::Url,
+};
+use gaggled_core::protocol::ANSWERED_MAX;
+use gaggled_core::protocol::REQUEST_MAX;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -16,54 +25,15 @@ use gaggled_core::protocol::{
     access::{Peer, Role},
 };
 use nng::{
-    Aio, AioResult, Context, Message, Pipe, PipeEvent, Protocol, Socket,
+    Aio, AioResult, Context, Message, Protocol, Socket,
     options::{Options, RecvMaxSize},
 };
-use thiserror::Error;
-
-use crate::{
-    access::{Access, Peers},
-    bus::listen,
-    client::CallError,
-    nng_ffi::{self, LocalPeer, local_peer},
-    url::Url,
-};
-
-/// The largest request, in bytes.
-pub const REQUEST_MAX: usize = 64 * 1024;
-/// The largest that is answered with an error; nng ends the connection of anything larger.
-pub const ANSWERED_MAX: usize = 1024 * 1024;
 
 /// How long a client may take to take an answer: until then the answer holds a context.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// How many requests may be under way at once.
 const CONTEXTS: usize = 4096;
-
-/// Why a url cannot be listened on.
-#[derive(Debug, Error)]
-pub enum ListenError {
-    /// Somebody else does.
-    #[error("{0} is in use: another gaggled, or another program, listens there; stop it, or use another url")]
-    InUse(String),
-    /// Anything else.
-    #[error("cannot listen on {url}: {error}")]
-    Other {
-        /// The url.
-        url: String,
-        /// Why.
-        error: nng::Error,
-    },
-}
-
-impl ListenError {
-    pub(crate) fn new(url: &Url, error: nng::Error) -> Self {
-        match error {
-            nng::Error::AddressInUse => Self::InUse(url.text()),
-            error => Self::Other { url: url.text(), error },
-        }
-    }
-}
 
 /// Sends the one answer to a request. If it is dropped without, the client is told that nobody answered.
 #[derive(Debug)]
@@ -113,16 +83,6 @@ pub struct Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("url", &self.url).finish_non_exhaustive()
-    }
-}
-
-/// Keeps count of the connections of a socket, and ends those that are too many or not allowed.
-pub(crate) fn notice(peers: &Peers, pipe: Pipe, event: PipeEvent, may: impl Fn(Option<LocalPeer>) -> bool) {
-    let id = nng_ffi::pipe_id(pipe);
-    match event {
-        PipeEvent::AddPre if !may(local_peer(pipe)) || !peers.admit(pipe, id) => pipe.close(),
-        PipeEvent::RemovePost => peers.forget(id),
-        _ => {}
     }
 }
 

@@ -5,6 +5,7 @@ pub mod bus;
 pub mod client;
 pub mod control;
 pub mod follow;
+pub mod listen;
 mod nng_ffi;
 pub mod smtp;
 pub mod url;

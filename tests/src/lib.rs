@@ -3,6 +3,7 @@
 pub mod faults;
 pub mod fuzz;
 pub mod harness;
+pub mod modules;
 pub mod script;
 pub mod seeds;
 pub mod sim;

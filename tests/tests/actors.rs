@@ -1,29 +1,21 @@
-//! The shells around the rules, in virtual time.
+//! The actors around the machines, in virtual time.
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use actix::{Actor, Context, Handler};
 use gaggled_actors::{
-    actor_system::{self, Connect, HostAddress},
+    actor_system::{self, HostAddress},
     clock::Clock,
-    machine_actor::{ActorContext, Committed, Execute, MachineActor, Restore},
+    messages::{Committed, Connect, Execute, Flush, Panicked},
 };
 use gaggled_core::{
     base::{
-        ids::{ActorId, EpochId, ProgramId, Seq},
+        ids::{ActorId, DependencyId, EpochId, Seq},
         time::{Instant, Millis, WallTime},
     },
-    event::{Cause, Envelope, Event, SystemEvent},
-    graph::{Graph, Policy},
+    event::{Cause, DependencyEvent, Envelope, Event, SystemEvent},
+    graph::{Graph, Group, Policy, START},
     journal::recovery::EpochStart,
-    machine::{Input, Machine, Outputs},
     state::State,
 };
 
@@ -42,42 +34,29 @@ impl Handler<Connect> for Nobody {
     fn handle(&mut self, _: Connect, _: &mut Context<Self>) {}
 }
 
-/// Rules with a bug: they panic at the first event, and count those after.
-#[derive(Default)]
-struct Faulty {
-    heard: Arc<AtomicU32>,
-    sound: bool,
-}
-
-impl Machine for Faulty {
-    type Id = ();
-    fn new(_: &State, (): ()) -> Self {
-        Self::default()
-    }
-    fn step(&mut self, _: Instant, _: &Input<'_>, _: &mut Outputs) {
-        assert!(self.sound, "a bug on purpose");
-        self.heard.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn start_kind() -> Committed {
+/// An event of a dependency that is not there: the machine of a group panics over it.
+fn impossible() -> Committed {
     Committed(Arc::new(Envelope {
         seq: Seq(1),
         epoch: EpochId(1),
         monotonic: Instant::default(),
         time: WallTime(0),
         cause: Cause::DaemonStart,
-        event: Event::System(SystemEvent::ShutdownStarted),
+        event: Event::Dependency(
+            DependencyId(99),
+            DependencyEvent::RestartTriggered { down_event: Seq(1), before_stop: false },
+        ),
     }))
 }
 
 #[test]
-fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
+fn a_panic_costs_one_actor_is_an_event_and_the_machine_is_restored() {
     let runtime =
         || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
     actix::System::with_tokio_rt(runtime).block_on(async {
         let mut graph = Graph::new(Millis(1000));
-        graph.add_program(Policy { killwait: Millis(1000), ..Policy::new("a") });
+        let group = graph.add_group(Group::new("g", START, None));
+        graph.add_program(Policy { killwait: Millis(1000), group: Some(group), ..Policy::new("a") });
         let envelopes: Rc<RefCell<Vec<Envelope>>> = Rc::default();
         let seen = envelopes.clone();
         let host = Nobody.start();
@@ -86,33 +65,25 @@ fn a_panic_costs_one_actor_is_an_event_and_the_actor_is_rebuilt() {
         let sink = Box::new(move |envelope: &Arc<Envelope>, _: &State| seen.borrow_mut().push((**envelope).clone()));
         let opening = EpochStart::new(None, &graph, EpochId(1), clock.now(), clock.wall());
         let committed = opening.commit("test", Vec::new(), Vec::new());
-        let journal = actor_system::start(committed, clock, &address, vec![sink], Box::new(|_, _| {})).journal;
+        let actors = actor_system::start(committed, clock, &address, vec![sink], Box::new(|_, _| {}));
 
-        let wiring = ActorContext { clock, journal: journal.clone(), host: host.recipient() };
-        let faulty = MachineActor::new(ActorId::Program(ProgramId(0)), Faulty::default(), wiring).start();
-        faulty.send(start_kind()).await.expect("the actor lives on");
-        let heard: Arc<AtomicU32> = Arc::default();
-        faulty.send(start_kind()).await.expect("it hears nothing until it is rebuilt");
-        faulty
-            .send(Restore(Box::new(Faulty { heard: heard.clone(), sound: true }), Seq(1)))
-            .await
-            .expect("the actor lives on");
-        faulty.send(start_kind()).await.expect("the actor lives on");
-        assert_eq!(heard.load(Ordering::Relaxed), 2, "the rebuilding and one event");
+        let actor = actors.machines.get(ActorId::Group(group)).expect("the actor of the group");
+        actor.send(impossible()).await.expect("the actor lives on");
+        // The journal has restored the machine when it has answered, and the machine has proposed what it wants when its
+        // actor has.
+        actors.journal.send(Flush).await.expect("the journal");
+        actor.send(Flush).await.expect("the actor lives on");
+        actors.journal.send(Flush).await.expect("the journal");
+        let names = || envelopes.borrow().iter().map(|envelope| envelope.event.name()).collect::<Vec<_>>();
+        assert!(names().starts_with(&["ActorPanicked", "LevelStartRequested"]), "{:?}", names());
 
-        actor_system::open(&journal);
-        journal
-            .send(gaggled_actors::journal::Panicked { actor: ActorId::Shutdown, message: "again".into() })
-            .await
-            .expect("the journal");
-        let names: Vec<&str> = envelopes.borrow().iter().map(|envelope| envelope.event.name()).collect();
-        assert_eq!(
-            names,
-            ["ActorPanicked", "ProgramStarting", "DaemonStarted", "ActorPanicked"],
-            "what was rebuilt goes on"
-        );
+        actor_system::open(&actors.journal);
+        actors.journal.send(Panicked { actor: ActorId::Shutdown, message: "again".into() }).await.expect("the journal");
+        assert!(names().contains(&"DaemonStarted"), "{:?}", names());
+        assert_eq!(names().iter().filter(|name| **name == "ActorPanicked").count(), 2);
         let first = envelopes.borrow()[0].event.clone();
         let Event::System(SystemEvent::ActorPanicked { actor, message }) = first else { panic!("{first:?}") };
-        assert_eq!((actor.as_str(), message.as_str()), ("Program(ProgramId(0))", "a bug on purpose"));
+        assert_eq!(actor, "Group(GroupId(0))");
+        assert!(message.contains("out of bounds"), "{message}");
     });
 }

@@ -1,8 +1,17 @@
 //! Who may import whom, read from what cargo knows.
 
-use std::{collections::BTreeSet, path::Path, process::Command};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::Command,
+};
 
+use gaggled_tests::modules::{circles, sources};
 use serde_json::Value;
+use syn::{
+    UseTree,
+    visit::{self, Visit},
+};
 
 /// The names of a crate's normal dependencies.
 fn dependencies(metadata: &Value, name: &str) -> BTreeSet<String> {
@@ -70,15 +79,165 @@ fn the_core_touches_no_world() {
     }
 }
 
+/// How many unsafe blocks, functions and implementations each source has.
 #[test]
-fn unsafe_code_is_in_two_files() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+fn unsafe_code_is_in_the_modules_that_the_kernel_and_nng_force_it_into() {
+    let root = root();
     let sources = ["core", "actors", "gateways", "tools"].iter().flat_map(|name| sources(&root.join(name).join("src")));
-    let with_unsafe: BTreeSet<String> = sources
-        .filter(|path| std::fs::read_to_string(path).expect("a source").contains("unsafe_code"))
-        .map(|path| path.file_name().expect("a name").to_string_lossy().into_owned())
-        .collect();
-    assert_eq!(with_unsafe, ["kernel.rs", "nng_ffi.rs"].map(str::to_owned).into());
+    let mut found = BTreeSet::new();
+    for path in sources {
+        let mut count = Unsafe::default();
+        count.visit_file(&parse(&path));
+        if count.0 > 0 {
+            found.insert(path.strip_prefix(&root).expect("below").display().to_string());
+        }
+    }
+    let allowed = [
+        "actors/src/host/spawn/sys.rs",
+        "actors/src/host/spawn/sys/sandbox.rs",
+        "actors/src/host/spawn/sys/wait.rs",
+        "gateways/src/nng_ffi.rs",
+    ];
+    assert_eq!(found, allowed.map(str::to_owned).into());
+}
+
+#[derive(Default)]
+struct Unsafe(usize);
+
+impl<'a> Visit<'a> for Unsafe {
+    fn visit_expr_unsafe(&mut self, block: &'a syn::ExprUnsafe) {
+        self.0 += 1;
+        visit::visit_expr_unsafe(self, block);
+    }
+    fn visit_signature(&mut self, signature: &'a syn::Signature) {
+        self.0 += usize::from(signature.unsafety.is_some());
+        visit::visit_signature(self, signature);
+    }
+    fn visit_item_impl(&mut self, item: &'a syn::ItemImpl) {
+        self.0 += usize::from(item.unsafety.is_some());
+        visit::visit_item_impl(self, item);
+    }
+}
+
+/// A file may use another that does not use it, however indirectly. What a file re-exports it does not use by that.
+#[test]
+fn no_file_of_the_core_the_host_or_the_gateways_is_in_a_circle() {
+    for (name, below) in [("core", ""), ("actors", "host::"), ("gateways", "")] {
+        let mut graph = uses(&root().join(name).join("src"));
+        graph.retain(|module, _| module.starts_with(below));
+        let found = circles(&graph);
+        assert!(found.is_empty(), "{name}: {found:#?}");
+    }
+}
+
+/// The files of a crate by their modules, and which other files of it each uses.
+fn uses(directory: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let mut files = BTreeMap::new();
+    for path in sources(directory) {
+        let name = path.strip_prefix(directory).expect("below").with_extension("").display().to_string();
+        let name = if name == "lib" { String::new() } else { name.replace('/', "::") };
+        files.insert(name, parse(&path));
+    }
+    let mut exports = BTreeMap::new();
+    let mut collected = BTreeMap::new();
+    for (module, file) in &files {
+        let mut paths =
+            Paths { module: module.clone(), exports: BTreeMap::new(), used: BTreeSet::new(), words: BTreeSet::new() };
+        paths.visit_file(file);
+        exports.insert(module.clone(), paths.exports.clone());
+        collected.insert(module.clone(), paths);
+    }
+    let target = |path: &[String]| resolve(path, &files, &exports, 0);
+    let edges = |(module, paths): (&String, &Paths)| {
+        // A name that is re-exported is used if it stands in the file besides.
+        let exported = paths.exports.iter().filter(|(name, _)| paths.words.contains(*name)).map(|(_, path)| path);
+        let all = paths.used.iter().chain(exported).filter_map(|path| target(path));
+        (module.clone(), all.filter(|to| to != module).collect())
+    };
+    collected.iter().map(edges).collect()
+}
+
+/// The file that a path leads to, through what is re-exported.
+fn resolve(
+    path: &[String],
+    files: &BTreeMap<String, syn::File>,
+    exports: &BTreeMap<String, BTreeMap<String, Vec<String>>>,
+    depth: usize,
+) -> Option<String> {
+    let length = (0..=path.len()).rev().find(|length| files.contains_key(&path[..*length].join("::")))?;
+    let module = path[..length].join("::");
+    match path.get(length).and_then(|name| exports[&module].get(name)) {
+        Some(exported) if depth < 8 => resolve(exported, files, exports, depth + 1),
+        _ => Some(module),
+    }
+}
+
+/// The paths in a file that begin in its own crate.
+struct Paths {
+    module: String,
+    /// What it re-exports, by name.
+    exports: BTreeMap<String, Vec<String>>,
+    used: BTreeSet<Vec<String>>,
+    /// Every word outside `use`.
+    words: BTreeSet<String>,
+}
+
+impl Paths {
+    fn absolute(&self, path: &[String]) -> Option<Vec<String>> {
+        let own: Vec<String> = self.module.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect();
+        let (first, rest) = path.split_first()?;
+        match first.as_str() {
+            "crate" => Some(rest.to_vec()),
+            "self" => Some([&own, rest].concat()),
+            "super" => {
+                let ups = path.iter().take_while(|part| *part == "super").count();
+                Some([&own[..own.len().saturating_sub(ups)], &path[ups..]].concat())
+            }
+            _ => None,
+        }
+    }
+
+    fn tree(&mut self, begun: &[String], tree: &UseTree, exported: bool) {
+        let (name, shown) = match tree {
+            UseTree::Path(path) => {
+                return self.tree(&[begun, &[path.ident.to_string()]].concat(), &path.tree, exported);
+            }
+            UseTree::Group(group) => return group.items.iter().for_each(|tree| self.tree(begun, tree, exported)),
+            UseTree::Name(name) if name.ident == "self" => (None, begun.last().cloned()),
+            UseTree::Name(name) => (Some(name.ident.to_string()), Some(name.ident.to_string())),
+            UseTree::Rename(rename) => (Some(rename.ident.to_string()), Some(rename.rename.to_string())),
+            UseTree::Glob(_) => (None, None),
+        };
+        let path: Vec<String> = begun.iter().cloned().chain(name).collect();
+        match (self.absolute(&path), shown) {
+            (Some(path), Some(shown)) if exported => drop(self.exports.insert(shown, path)),
+            (Some(path), _) => drop(self.used.insert(path)),
+            (None, _) => {}
+        }
+    }
+}
+
+impl<'a> Visit<'a> for Paths {
+    fn visit_item_use(&mut self, item: &'a syn::ItemUse) {
+        self.tree(&[], &item.tree, !matches!(item.vis, syn::Visibility::Inherited));
+    }
+    fn visit_item_mod(&mut self, item: &'a syn::ItemMod) {
+        // What the tests in a source use is their own affair.
+        if !item.attrs.iter().any(|attribute| attribute.path().is_ident("cfg")) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+    fn visit_visibility(&mut self, _: &'a syn::Visibility) {}
+    fn visit_path(&mut self, path: &'a syn::Path) {
+        let parts: Vec<String> = path.segments.iter().map(|segment| segment.ident.to_string()).collect();
+        self.words.extend(parts.iter().cloned());
+        if parts.len() > 1
+            && let Some(path) = self.absolute(&parts)
+        {
+            self.used.insert(path);
+        }
+        visit::visit_path(self, path);
+    }
 }
 
 /// What opens, makes, renames or removes a file by its path.
@@ -104,34 +263,34 @@ const FILE_CALLS: [&str; 16] = [
 /// The sources that may do so, and whose files those are. The files of a program are opened in `safe_path` only.
 const FILE_OWNERS: [(&str, &str); 24] = [
     ("actors/src/safe_path.rs", "the files of programs"),
-    ("actors/src/host/attendant/notify.rs", "the notify sockets in a directory of gaggled's own"),
+    ("actors/src/host/monitor/notify_socket.rs", "the notify sockets in a directory of gaggled's own"),
     ("actors/src/host/cgroup.rs", "the kernel's cgroup tree"),
     ("actors/src/host/cgroup/directory.rs", "the kernel's cgroup tree"),
-    ("actors/src/host/proc.rs", "/proc"),
-    ("actors/src/host/starter.rs", "/dev/null, memory files, and the pipes in the state directory"),
+    ("actors/src/host/procfs.rs", "/proc"),
+    ("actors/src/host/spawn/spawner.rs", "/dev/null, memory files, and the pipes in the state directory"),
     ("actors/src/journal/writer.rs", "the state directory"),
-    ("actors/src/launch/confines.rs", "/proc/self"),
-    ("actors/src/state_directory.rs", "the state directory"),
-    ("gateways/src/smtp/ledger.rs", "the state directory"),
+    ("actors/src/spec/sandbox.rs", "/proc/self"),
+    ("actors/src/journal/directory.rs", "the state directory"),
+    ("gateways/src/smtp/spool.rs", "the state directory"),
     ("gateways/src/smtp/outbox.rs", "the password and the certificate that the configuration names"),
     ("tools/src/daemon.rs", "the sockets of gaggled"),
-    ("tools/src/daemon/life.rs", "the descriptors from the subreaper"),
-    ("tools/src/daemon/takeover.rs", "the kernel's cgroup tree"),
-    ("tools/src/diagnostics.rs", "the configuration"),
-    ("tools/src/import.rs", "what an operator gives to be imported"),
-    ("tools/src/import/info.rs", "what an operator gives to be imported"),
-    ("tools/src/import/procfile.rs", "what an operator gives to be imported"),
-    ("tools/src/journal_tool.rs", "what an operator gives to be read"),
-    ("tools/src/subreaper.rs", "/proc/self and the binary of gaggled"),
+    ("tools/src/daemon/run.rs", "the descriptors from the subreaper"),
+    ("tools/src/daemon/adoption.rs", "the kernel's cgroup tree"),
+    ("tools/src/common/diagnostics.rs", "the configuration"),
+    ("tools/src/offline/import.rs", "what an operator gives to be imported"),
+    ("tools/src/offline/import/info.rs", "what an operator gives to be imported"),
+    ("tools/src/offline/import/procfile.rs", "what an operator gives to be imported"),
+    ("tools/src/offline/journal.rs", "what an operator gives to be read"),
+    ("tools/src/daemon/subreaper.rs", "/proc/self and the binary of gaggled"),
     ("tools/src/logger.rs", "the list of logs and the pipes in the state directory"),
     ("tools/src/logger/pipes.rs", "the pipes in the state directory"),
-    ("tools/src/nodes.rs", "what an operator gives to be read"),
+    ("tools/src/offline/nodes.rs", "what an operator gives to be read"),
     ("gateways/src/url.rs", "the sockets of gaggled"),
 ];
 
 #[test]
 fn files_of_programs_are_opened_in_one_module() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let root = root();
     let all = ["actors", "gateways", "tools"].iter().flat_map(|name| sources(&root.join(name).join("src")));
     for path in all {
         let text = std::fs::read_to_string(&path).expect("a source");
@@ -144,15 +303,10 @@ fn files_of_programs_are_opened_in_one_module() {
     }
 }
 
-fn sources(directory: &Path) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(directory).expect("a directory").flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            found.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-    found
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn parse(path: &Path) -> syn::File {
+    syn::parse_file(&std::fs::read_to_string(path).expect("a source")).expect("it compiles")
 }

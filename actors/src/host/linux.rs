@@ -3,56 +3,33 @@
 //! Threads do what may wait: one starts processes, one waits for their end, one asks how they are. Signals are sent at
 //! once.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    io,
-    path::PathBuf,
-    sync::Arc,
-    thread,
-    time::Duration,
+use crate::host::{
+    cgroup::{self, Cgroup},
+    messages::{Environment, HostReportFn, MonitorCommand, SpawnRequest, SurvivingProcess},
+    monitor::Monitor,
+    recover::{flight_recorder::Recorder, stash::Stash},
+    spawn::{
+        spawner::{self, Spawner},
+        sys,
+    },
+    track::{
+        orphan_watch::{ExitPipe, OrphanWatch},
+        tracker::ProcessTracker,
+    },
 };
+use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
-    base::ids::{IdVec, InstanceId, ProgramId},
+    base::ids::{IdVec, ProgramId},
     config::sandbox::Rlimit,
-    host::{Host, HostCommand, HostReport, LaunchSpec},
-    process::{ExitStatus, StartTime},
+    host::{Host, HostCommand, LaunchSpec},
+    process::ExitStatus,
 };
 use nix::{
     sys::resource::{Resource as NofileLimit, getrlimit, setrlimit},
     unistd::getppid,
 };
-
-use crate::host::{
-    cgroup::{self, Cgroup},
-    monitor::{Monitor, MonitorCommand},
-    recover::flight_recorder::Recorder,
-    recover::stash::Stash,
-    spawn::spawner::{self, SpawnRequest, Spawner},
-    spawn::sys,
-    track::orphan_watch::{ExitPipe, OrphanWatch},
-    track::tracker::ProcessTracker,
-};
-
-/// What every program gets.
-#[derive(Clone, Debug, Default)]
-pub struct Environment {
-    /// The variables, over which those of the program go.
-    pub variables: BTreeMap<String, String>,
-    /// Those of them that only programs of gaggled's own user get: they change what any program does that is started.
-    pub withheld: BTreeSet<String>,
-    /// The limit of descriptors that programs have, if it is not that of gaggled.
-    pub descriptors: Option<Rlimit>,
-    /// The directories in which a command without a slash is looked for.
-    pub search: Vec<String>,
-    /// The id of the journal, for the token that each instance carries.
-    pub journal: String,
-    /// Where the notify sockets of programs are.
-    pub notify_directory: PathBuf,
-    /// Signals that programs ignore as the daemon does.
-    pub keep_ignored: Vec<i32>,
-}
 
 /// What a life of the daemon has from the one before and from its subreaper.
 pub struct TakeoverState {
@@ -78,25 +55,6 @@ impl std::fmt::Debug for TakeoverState {
     }
 }
 
-/// A program that was found running.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SurvivingProcess {
-    /// The program.
-    pub program: ProgramId,
-    /// Its run.
-    pub instance: InstanceId,
-    /// Its process id.
-    pub pid: i32,
-    /// When it began.
-    pub start_time: StartTime,
-    /// Whose child it was when it was found.
-    pub parent: i32,
-    /// Whether it is the daemon that its command has left.
-    pub is_daemon: bool,
-    /// Its cgroup, if it has one to itself.
-    pub(crate) cgroup: Option<Cgroup>,
-}
-
 /// The processes of this machine.
 #[derive(Debug)]
 pub struct LinuxHost {
@@ -105,9 +63,6 @@ pub struct LinuxHost {
     /// What is taken over as soon as there is somebody to report to.
     inheritance: Option<TakeoverState>,
 }
-
-/// Takes what the host sees.
-pub type HostReportFn = Box<dyn Fn(HostReport) + Send + Sync>;
 
 impl LinuxHost {
     /// Starts the threads that start and reap.

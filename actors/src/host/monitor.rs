@@ -7,7 +7,13 @@ mod file_watch;
 mod notify_socket;
 mod probes;
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::net::UnixDatagram, rc::Rc, sync::Arc, thread};
+use crate::host::{
+    messages::{Environment, MonitorCommand, ReadinessChannel},
+    recover::stash::Stash,
+    spawn::pid_file,
+    track::tracker::ProcessTracker,
+};
+use std::{collections::BTreeMap, io, rc::Rc, sync::Arc, thread};
 
 use gaggled_core::{
     base::ids::{IdVec, InstanceId, ProgramId},
@@ -29,37 +35,6 @@ use self::{
     file_watch::{FileWatches, Pattern},
     notify_socket::{NotifyReader, Sockets},
 };
-use crate::host::{linux::Environment, recover::stash::Stash, spawn::pid_file, track::tracker::ProcessTracker};
-
-/// What a run was given to say something with, beyond its notify socket.
-#[derive(Debug, Default)]
-pub(crate) struct ReadinessChannel {
-    /// What it writes to, if it is ready by a descriptor.
-    pub descriptor: Option<File>,
-    /// How long its log was when it began, if it is ready by a line of that.
-    pub log_from: Option<u64>,
-    /// Its notify socket, if that could not be made before.
-    pub notify_socket: Option<UnixDatagram>,
-}
-
-/// What the attendant is to do.
-#[derive(Debug)]
-pub(crate) enum MonitorCommand {
-    /// Listen to a run that has begun, or was taken over.
-    Begin { program: ProgramId, instance: InstanceId, pid: i32, hearing: ReadinessChannel },
-    /// Listen to what programs say: what has survived is known.
-    Listen,
-    /// Report everything that a run has said so far, and then that it was heard.
-    Hear(ProgramId, InstanceId),
-    /// Ask a run.
-    Check(ProgramId, InstanceId, ProbeKind),
-    /// The command of a run has ended well: find the daemon that it has left.
-    AwaitDaemon { program: ProgramId, instance: InstanceId, path: String },
-    /// A process that belongs to nobody has ended: what was its child may be ours now.
-    RecheckPidFiles,
-    /// The run of a program has ended.
-    End(ProgramId),
-}
 
 /// How many checks are carried out at once.
 const AT_ONCE: usize = 64;

@@ -4,5 +4,6 @@ pub(crate) mod members;
 pub(crate) mod orphan_watch;
 pub(crate) mod ownership;
 pub(crate) mod process_table;
+pub(crate) mod process_tree;
 pub(crate) mod reaper;
 pub(crate) mod tracker;

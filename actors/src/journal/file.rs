@@ -5,6 +5,7 @@
 //! says so; a new segment, which begins with a snapshot, heals that. A file that could not be synchronised is never
 //! written again, because the kernel may have dropped what it could not write.
 
+use crate::journal::entry::{JournalStatusFn, Retention, WriterCommand, WriterInit};
 use std::{
     io,
     path::PathBuf,
@@ -17,12 +18,7 @@ use std::{
 };
 
 use crossbeam_channel::{Sender, TrySendError};
-use gaggled_core::{
-    base::{ids::Seq, time::Millis},
-    event::{Envelope, SystemEvent},
-    journal::segment::{ConfigSource, SegmentHeader},
-    state::State,
-};
+use gaggled_core::{base::ids::Seq, event::SystemEvent, journal::segment::ConfigSource};
 use tokio::sync::oneshot;
 
 pub use super::place::Healed;
@@ -30,39 +26,6 @@ use super::{Sink, writer::Writer};
 
 /// How many events may wait for the disk.
 const CAPACITY: usize = 32_768;
-
-/// How much is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
-    /// In bytes, of all segments together.
-    pub bytes: u64,
-    /// How old a segment may become.
-    pub age: Millis,
-}
-
-impl Retention {
-    /// The size at which a new segment is begun.
-    pub(super) fn segment(self) -> u64 {
-        (self.bytes / 16).clamp(64 << 10, 16 << 20)
-    }
-}
-
-pub(super) enum WriterCommand {
-    Event(Arc<Envelope>),
-    /// Events were lost on the way; this is the state after them.
-    Snapshot(Box<State>),
-    Config(ConfigSource),
-    /// Say when everything has been written, or that it cannot be.
-    Mark(oneshot::Sender<bool>),
-    /// Write everything, synchronise it if that is asked for, and say whether that has worked.
-    Flush {
-        synchronise: bool,
-        reply: Sender<Result<(), String>>,
-    },
-}
-
-/// Is told what becomes of the journal.
-pub type JournalStatusFn = Arc<dyn Fn(SystemEvent) + Send + Sync>;
 
 /// The way to the thread.
 #[derive(Clone)]
@@ -72,17 +35,6 @@ pub struct JournalWriterHandle {
     /// The last event that the thread has been given when it was started.
     opened: Seq,
     behind: Arc<AtomicBool>,
-}
-
-/// What is written before the events that come.
-#[derive(Clone, Debug)]
-pub struct WriterInit {
-    /// Whose segments they are.
-    pub head: SegmentHeader,
-    /// The state before the opening.
-    pub state: State,
-    /// What was committed before there was anybody to hear it.
-    pub opening: Vec<Envelope>,
 }
 
 impl std::fmt::Debug for JournalWriterHandle {

@@ -21,7 +21,7 @@ use gaggled_core::{
 use tokio::sync::oneshot;
 
 use super::{
-    file::{JournalStatusFn, Retention, WriterCommand, WriterInit},
+    entry::{JournalStatusFn, Retention, WriterCommand, WriterInit},
     fsync::FsyncThread,
     place::{Healed, Place},
 };

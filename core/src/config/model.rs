@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{OrderedMap, Settings};
+use super::{OrderedMap, Settings, settings::is_default};
 use crate::{
     base::{ids::GroupId, time::Millis},
     config::{
@@ -387,10 +387,6 @@ impl Config {
         }
         graph
     }
-}
-
-pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

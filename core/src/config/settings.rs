@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{OrderedMap, model::is_default};
+use super::OrderedMap;
 use crate::{
     base::time::Millis,
     graph::{Backoff, StartLimit},
@@ -208,4 +208,8 @@ impl AccessConfig {
     pub fn is_empty(&self) -> bool {
         self.operate.is_empty() && self.observe.is_empty()
     }
+}
+
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

@@ -26,7 +26,7 @@ const MISTAKES: &[(&str, &str)] = &[
         r#"(programs: {"a": (command: "x", depends: {"b": (condition: Completed, propagate: true)}), "b": (command: "x", mode: Once)})"#,
         "nothing to propagate",
     ),
-    (r#"(programs: {"a": (command: "x", depends: {"b": (until: Ended)})})"#, "Ended"),
+    (r#"(programs: {"a": (command: "x", depends: {"b": (condition: Ended)})})"#, "Ended"),
     (r#"(programs: {"a": (command: "x", start_limit: (burst: 0, interval: "1m"))})"#, "allows 0 starts"),
     (r#"(programs: {"a": (command: "x", start_limit: (burst: 3, interval: 0))})"#, "a time of 0"),
     (r"(gaggled: (start_limit: (burst: 99999, interval: 1)))", "allows 99999 starts"),

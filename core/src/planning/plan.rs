@@ -314,13 +314,13 @@ mod tests {
         assert_eq!(
             told,
             [
-                "web Update depends changed, which needs no restart",
-                "same Keep ",
+                "web ApplyLive depends changed, which needs no restart",
+                "same Unchanged ",
                 "moved Restart wd changed",
-                "slower Update killwait changed, which needs no restart",
+                "slower ApplyLive killwait changed, which needs no restart",
                 "off Stop it is no longer enabled",
                 "new Start it is new",
-                "spare Update it is new, and starts when it is asked up",
+                "spare ApplyLive it is new, and starts when it is asked up",
                 "gone Stop it is no longer configured",
             ]
         );
@@ -353,10 +353,10 @@ mod tests {
         assert_eq!(
             told,
             [
-                "stays Keep ",
+                "stays Unchanged ",
                 "goes Stop its group is at level 2",
                 "comes Start its group is at level 2",
-                "new Update it is new, and its group is at level 2",
+                "new ApplyLive it is new, and its group is at level 2",
             ]
         );
         assert!(plan.wishes(&state, &Cause::DaemonStart).is_empty(), "the group sees to all of it");

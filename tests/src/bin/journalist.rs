@@ -3,10 +3,11 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use gaggled_actors::{
-    journal::directory::{StateDirectory, boot, segments},
-    journal::file::{JournalWriterHandle, Retention, WriterInit},
-    journal::reader::{EventQuery, JournalReader},
+use gaggled_actors::journal::{
+    directory::{StateDirectory, boot, segments},
+    entry::{Retention, WriterInit},
+    file::JournalWriterHandle,
+    reader::{EventQuery, JournalReader},
 };
 use gaggled_core::{
     base::{

@@ -12,10 +12,10 @@ use std::{
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Recipient, SpawnHandle};
 use gaggled_actors::{
-    actor_system::{self, Connect, HostAddress},
+    actor_system::{self, HostAddress},
     clock::Clock,
-    journal::{JournalActor, Propose},
-    machine_actor::{Execute, HostReported},
+    journal::JournalActor,
+    messages::{Connect, Execute, HostReported, Propose},
 };
 use gaggled_core::{
     base::{

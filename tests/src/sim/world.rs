@@ -173,9 +173,10 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
                 delay: random.pick(&[Millis(0), Millis(1), Millis(50), Millis(700), Millis(5000)]),
                 propagate: until != Condition::Completed && random.percent(50),
             };
-            let known = graph.dependencies.values().any(|known| {
-                known.dependent == dependency.dependent && known.dependency == dependency.dependency
-            });
+            let known = graph
+                .dependencies
+                .values()
+                .any(|known| known.dependent == dependency.dependent && known.dependency == dependency.dependency);
             if !known {
                 graph.add_dependency(dependency);
             }

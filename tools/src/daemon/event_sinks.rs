@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 use gaggled_actors::{
     control::{ControlActor, ProposalRefused},
     journal::{RefusalHandler, Sink},
-    machine_actor::Committed,
+    messages::Committed,
 };
 use gaggled_core::{
     event::{Envelope, Event, Handover, SystemEvent},

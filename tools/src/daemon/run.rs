@@ -16,13 +16,14 @@ use gaggled_actors::{
     clock::Clock,
     control::{ControlActor, ControlRequest, ControlServices, DaemonInfo, DrainReplies},
     host::{self, Environment, HandOver, HostActor, LinuxHost, Recorder, Stash, TakeoverState},
-    journal::directory::{RecoveredState, StateDirectory},
-    journal::reader::JournalReader,
     journal::{
-        JournalActor, Propose,
-        file::{Healed, JournalStatusFn, JournalWriterHandle, Retention, WriterInit},
+        JournalActor,
+        directory::{RecoveredState, StateDirectory},
+        entry::{JournalStatusFn, Retention, WriterInit},
+        file::{Healed, JournalWriterHandle},
+        reader::JournalReader,
     },
-    machine_actor::{Flush, HostReported},
+    messages::{Flush, HostReported, Propose},
     spec,
 };
 use gaggled_core::{
@@ -267,7 +268,7 @@ impl RunningDaemon {
             }
             LastEvent::HandedOver(to) => {
                 let _ = self.host.send(HandOver(STARTS_TIMEOUT)).await;
-                self.actors.routes.flush().await;
+                self.actors.machines.flush().await;
                 let _ = self.actors.journal.send(Flush).await;
                 let binary = self.renewer.next_binary().filter(|_| to == Handover::Upgrade).unwrap_or_default();
                 self.stand(DaemonStatus::HandingOver, &binary);

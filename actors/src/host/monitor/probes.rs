@@ -8,7 +8,7 @@ use gaggled_core::{
 };
 use tokio::{net::TcpStream, sync::oneshot, task, time};
 
-use crate::host::{spawn::spawner::SpawnRequest, track::tracker::ProcessTracker};
+use crate::host::{messages::SpawnRequest, track::tracker::ProcessTracker};
 
 type Answer = Result<(), ProbeError>;
 

@@ -27,13 +27,13 @@ use nix::{
 
 use crate::host::{
     cgroup::Cgroup,
-    linux::SurvivingProcess,
+    messages::SurvivingProcess,
     procfs::{self, Stat},
     recover::flight_recorder::RunSlot,
-    spawn::pid_file,
-    spawn::spawner,
-    spawn::sys,
-    spawn::token::{Token, VARIABLE},
+    spawn::{
+        pid_file, spawner, sys,
+        token::{Token, VARIABLE},
+    },
 };
 
 /// What is seen of an instance.

@@ -1,5 +1,20 @@
 //! Starts processes, one after the other, in a thread of its own.
 
+use crate::{
+    host::{
+        cgroup::Cgroup,
+        messages::{Environment, ReadinessChannel, SpawnRequest, Spawned},
+        monitor::Addresses,
+        recover::flight_recorder::RunSlot,
+        spawn::{
+            pid_file,
+            sys::{self, PreparedSandbox, SpawnError, SpawnPlan, Stack},
+            token::{self, Token},
+        },
+        track::tracker::ProcessTracker,
+    },
+    safe_path::SafePath,
+};
 use std::{
     collections::BTreeSet,
     ffi::{CStr, CString},
@@ -13,11 +28,11 @@ use std::{
     sync::Arc,
 };
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
 use gaggled_core::{
     base::ids::{IdVec, InstanceId, ProgramId},
     config::sandbox::Rlimit,
-    host::{HostReport, LaunchSpec, LogTarget, PidFile, probe::ReadinessProbe},
+    host::{LaunchSpec, LogTarget, PidFile, probe::ReadinessProbe},
     process::{ExitStatus, SpawnStage},
 };
 use nix::unistd::mkfifo;
@@ -31,42 +46,8 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-use crate::host::{
-    cgroup::Cgroup,
-    linux::Environment,
-    monitor::{Addresses, ReadinessChannel},
-    recover::flight_recorder::RunSlot,
-    spawn::pid_file,
-    spawn::sys::{self, PreparedSandbox, SpawnError, SpawnPlan, Stack},
-    spawn::token::{self, Token},
-    track::tracker::ProcessTracker,
-};
-use crate::safe_path::SafePath;
-
 /// The name of the thread; a child has it, too, until it executes its command.
 pub(crate) const THREAD: &str = "starter";
-
-/// What the thread is to do.
-pub(crate) enum SpawnRequest {
-    /// Start this run of a program.
-    Start(ProgramId, InstanceId),
-    /// Run the stop command of a program as the process of this run, which has ended.
-    Undo(ProgramId, InstanceId),
-    /// Run the stop command of a program beside this run, whose main process has this id.
-    Help(ProgramId, InstanceId, i32),
-    /// Run a command that checks a run of a program, and tell how it ends.
-    Check {
-        program: ProgramId,
-        instance: InstanceId,
-        /// A line of shell.
-        line: String,
-        answer: oneshot::Sender<ExitStatus>,
-    },
-    /// Remove a pid file if it still names this process, and then report that it has ended.
-    RemovePidFile { path: String, pid: i32, ended: HostReport },
-    /// Say that everything before this has been done.
-    Mark(Sender<()>),
-}
 
 /// What is started of a program.
 #[derive(Clone, Copy)]
@@ -78,15 +59,6 @@ enum ChildKind<'a> {
     Help(i32),
     /// A line of shell that checks it, beside its main process of this id.
     Check(&'a str, i32),
-}
-
-/// A process that was started.
-pub(crate) struct Spawned {
-    pub(crate) pid: i32,
-    /// What it shows that it is ready with.
-    pub(crate) hearing: ReadinessChannel,
-    /// Its cgroup, if it has one.
-    pub(crate) cgroup: Option<Cgroup>,
 }
 
 /// Starts processes.

@@ -4,10 +4,20 @@
 //! it is over. They are found as descendants of the group, by the token that they carry when their parents have gone, and
 //! in the cgroup of the run if it has one.
 
+use crate::host::{
+    cgroup::Cgroup,
+    messages::Emptied,
+    procfs::{self, Stat},
+    spawn::token::Token,
+    track::{
+        process_table::{Ending, Process, ProcessTable},
+        process_tree::{Held, descendants, kill_tree, wait_for},
+        tracker::ProcessTracker,
+    },
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     iter,
-    os::fd::{AsFd, OwnedFd},
     sync::Arc,
     thread,
 };
@@ -17,49 +27,7 @@ use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
     process::StartTime,
 };
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    unistd::{getpid, getppid},
-};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-
-use crate::host::{
-    cgroup::Cgroup,
-    procfs::{self, Stat},
-    spawn::token::Token,
-    track::process_table::{Ending, Process, ProcessTable},
-    track::tracker::ProcessTracker,
-};
-
-/// A process that cannot be mistaken for another that gets its id later.
-pub(crate) struct Held {
-    pid: i32,
-    start_time: StartTime,
-    process: OwnedFd,
-}
-
-impl Held {
-    /// Holds a process that was seen, if it is still there.
-    fn new(pid: i32, stat: &Stat) -> Option<Self> {
-        let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        let is_same = procfs::stat(pid).is_some_and(|now| now.start_time == stat.start_time && !now.is_zombie());
-        is_same.then_some(Self { pid, start_time: stat.start_time, process })
-    }
-
-    /// Asks it to end. One that stands still could not hear that.
-    pub(crate) fn terminate(&self) {
-        let _ = pidfd_send_signal(&self.process, Signal::TERM);
-        let _ = pidfd_send_signal(&self.process, Signal::CONT);
-    }
-
-    /// Kills it, if it is still there.
-    pub(crate) fn kill(&self) {
-        let _ = pidfd_send_signal(&self.process, Signal::KILL);
-    }
-}
-
-/// A run of which everything in its group is gone: its main process, and which run it is.
-pub(crate) type Emptied = (i32, InstanceId);
+use nix::unistd::{getpid, getppid};
 
 /// Processes that carry tokens and have lost their parents, with everything below them, by program and run.
 type Bearers = BTreeMap<(String, InstanceId), BTreeMap<i32, Stat>>;
@@ -291,41 +259,5 @@ impl ProcessTracker {
             !known && Token::of_helper(*child, &self.journal).is_some_and(|token| token.program == *name) && !of_other()
         };
         procfs::children(own, own).into_iter().filter(is_stray).for_each(kill_tree);
-    }
-}
-
-/// Everything below a process, without what has lost its parent.
-fn descendants(root: i32, found: &mut BTreeMap<i32, Stat>) {
-    let mut pending = vec![root];
-    let mut seen = BTreeSet::new();
-    while let Some(parent) = pending.pop() {
-        for child in procfs::all_children(parent) {
-            if seen.insert(child)
-                && let Some(stat) = procfs::stat(child)
-            {
-                found.insert(child, stat);
-                pending.push(child);
-            }
-        }
-    }
-}
-
-/// Waits until all of these have ended.
-fn wait_for(left: &[Held]) {
-    for held in left {
-        let mut waits = [PollFd::new(held.process.as_fd(), PollFlags::POLLIN)];
-        while poll(&mut waits, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
-    }
-}
-
-/// Kills a process of gaggled's own that checks or stops a program, with everything that it has started.
-pub(crate) fn kill_tree(root: i32) {
-    let mut found = BTreeMap::new();
-    descendants(root, &mut found);
-    crate::host::track::process_table::kill_group(root);
-    for (pid, stat) in found {
-        if let Some(held) = Held::new(pid, &stat) {
-            held.kill();
-        }
     }
 }

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gaggled_core::process::{ExitStatus, StartTime};
+use gaggled_core::process::ExitStatus;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, SpliceFFlags, tee},
@@ -109,13 +109,6 @@ const BATCH_MAX: usize = 1 << 20;
 
 /// The token of the pipe among those of the orphans.
 const PIPE: u64 = 0;
-
-/// Holds a process, so that its id is not mistaken for that of another. It may have ended, and its id been given away,
-/// before that.
-pub(crate) fn hold(pid: i32, start_time: StartTime) -> Option<OwnedFd> {
-    let held = rustix::process::pidfd_open(rustix::process::Pid::from_raw(pid)?, rustix::process::PidfdFlags::empty());
-    held.ok().filter(|_| procfs::start_time(pid) == start_time)
-}
 
 /// What is watched.
 #[derive(Debug, Default)]

@@ -14,11 +14,16 @@ use nix::unistd::{geteuid, getpid, getppid};
 use crate::host::{
     procfs,
     recover::flight_recorder::RunSlot,
-    spawn::pid_file,
-    spawn::token::{self, Token},
-    track::orphan_watch::{OrphanWatch, hold},
-    track::process_table::{MainProcess, Process},
-    track::tracker::ProcessTracker,
+    spawn::{
+        pid_file,
+        token::{self, Token},
+    },
+    track::{
+        orphan_watch::OrphanWatch,
+        process_table::{MainProcess, Process},
+        process_tree::hold,
+        tracker::ProcessTracker,
+    },
 };
 
 impl ProcessTracker {

@@ -224,8 +224,3 @@ impl ProcessTable {
         Some((pid, process))
     }
 }
-
-/// Kills what is left of the group of a helper, whose number nobody else has as long as anything is.
-pub(crate) fn kill_group(pid: i32) {
-    let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-}

@@ -16,14 +16,15 @@ use nix::{
 };
 
 use crate::host::{
-    monitor::MonitorCommand,
+    messages::{MonitorCommand, SpawnRequest},
     procfs,
     recover::flight_recorder::RunSlot,
-    spawn::spawner::SpawnRequest,
     spawn::sys,
-    track::members::kill_tree,
-    track::process_table::{Ending, Helper, MainProcess, Process, ProcessTable},
-    track::tracker::ProcessTracker,
+    track::{
+        process_table::{Ending, Helper, MainProcess, Process, ProcessTable},
+        process_tree::kill_tree,
+        tracker::ProcessTracker,
+    },
 };
 
 impl ProcessTracker {

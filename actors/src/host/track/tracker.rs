@@ -27,15 +27,14 @@ use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
 use crate::host::{
     cgroup::Cgroup,
-    linux::{HostReportFn, SurvivingProcess},
-    monitor::{MonitorCommand, ReadinessChannel},
+    messages::{Emptied, HostReportFn, MonitorCommand, ReadinessChannel, SpawnRequest, Spawned, SurvivingProcess},
     procfs,
     recover::flight_recorder::Recorder,
-    spawn::spawner::{SpawnRequest, Spawned},
     spawn::sys::{self, SpawnError},
-    track::members::{Emptied, kill_tree},
-    track::orphan_watch::hold,
-    track::process_table::{Ending, Helper, MainProcess, Process, ProcessTable},
+    track::{
+        process_table::{Ending, Helper, MainProcess, Process, ProcessTable},
+        process_tree::{hold, kill_tree},
+    },
 };
 
 pub(crate) struct ProcessTracker {

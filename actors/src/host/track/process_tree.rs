@@ -1,0 +1,87 @@
+//! Processes by their ancestry, held by descriptors so that no signal reaches another that gets their id later.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use gaggled_core::process::StartTime;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+
+use crate::host::procfs::{self, Stat};
+
+/// A process that cannot be mistaken for another that gets its id later.
+pub(crate) struct Held {
+    pub(crate) pid: i32,
+    pub(crate) start_time: StartTime,
+    process: OwnedFd,
+}
+
+impl Held {
+    /// Holds a process that was seen, if it is still there.
+    pub(crate) fn new(pid: i32, stat: &Stat) -> Option<Self> {
+        let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+        let is_same = procfs::stat(pid).is_some_and(|now| now.start_time == stat.start_time && !now.is_zombie());
+        is_same.then_some(Self { pid, start_time: stat.start_time, process })
+    }
+
+    /// Asks it to end. One that stands still could not hear that.
+    pub(crate) fn terminate(&self) {
+        let _ = pidfd_send_signal(&self.process, Signal::TERM);
+        let _ = pidfd_send_signal(&self.process, Signal::CONT);
+    }
+
+    /// Kills it, if it is still there.
+    pub(crate) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.process, Signal::KILL);
+    }
+}
+
+/// Holds a process, so that its id is not mistaken for that of another. It may have ended, and its id been given away,
+/// before that.
+pub(crate) fn hold(pid: i32, start_time: StartTime) -> Option<OwnedFd> {
+    let held = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty());
+    held.ok().filter(|_| procfs::start_time(pid) == start_time)
+}
+
+/// Everything below a process, without what has lost its parent.
+pub(crate) fn descendants(root: i32, found: &mut BTreeMap<i32, Stat>) {
+    let mut pending = vec![root];
+    let mut seen = BTreeSet::new();
+    while let Some(parent) = pending.pop() {
+        for child in procfs::all_children(parent) {
+            if seen.insert(child)
+                && let Some(stat) = procfs::stat(child)
+            {
+                found.insert(child, stat);
+                pending.push(child);
+            }
+        }
+    }
+}
+
+/// Waits until all of these have ended.
+pub(crate) fn wait_for(left: &[Held]) {
+    for held in left {
+        let mut waits = [PollFd::new(held.process.as_fd(), PollFlags::POLLIN)];
+        while poll(&mut waits, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
+    }
+}
+
+/// Kills a process of gaggled's own that checks or stops a program, with everything that it has started.
+pub(crate) fn kill_tree(root: i32) {
+    let mut found = BTreeMap::new();
+    descendants(root, &mut found);
+    kill_group(root);
+    for (pid, stat) in found {
+        if let Some(held) = Held::new(pid, &stat) {
+            held.kill();
+        }
+    }
+}
+
+/// Kills what is left of the group of a helper, whose number nobody else has as long as anything is.
+pub(crate) fn kill_group(pid: i32) {
+    let _ = Pid::from_raw(pid).map(|group| kill_process_group(group, Signal::KILL));
+}

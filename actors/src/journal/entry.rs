@@ -1,0 +1,57 @@
+//! What the journal's thread is given.
+
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use gaggled_core::{
+    base::time::Millis,
+    event::{Envelope, SystemEvent},
+    journal::segment::{ConfigSource, SegmentHeader},
+    state::State,
+};
+use tokio::sync::oneshot;
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// In bytes, of all segments together.
+    pub bytes: u64,
+    /// How old a segment may become.
+    pub age: Millis,
+}
+
+impl Retention {
+    /// The size at which a new segment is begun.
+    pub(super) fn segment(self) -> u64 {
+        (self.bytes / 16).clamp(64 << 10, 16 << 20)
+    }
+}
+
+/// To the thread.
+pub(super) enum WriterCommand {
+    Event(Arc<Envelope>),
+    /// Events were lost on the way; this is the state after them.
+    Snapshot(Box<State>),
+    Config(ConfigSource),
+    /// Say when everything has been written, or that it cannot be.
+    Mark(oneshot::Sender<bool>),
+    /// Write everything, synchronise it if that is asked for, and say whether that has worked.
+    Flush {
+        synchronise: bool,
+        reply: Sender<Result<(), String>>,
+    },
+}
+
+/// Is told what becomes of the journal.
+pub type JournalStatusFn = Arc<dyn Fn(SystemEvent) + Send + Sync>;
+
+/// What is written before the events that come.
+#[derive(Clone, Debug)]
+pub struct WriterInit {
+    /// Whose segments they are.
+    pub head: SegmentHeader,
+    /// The state before the opening.
+    pub state: State,
+    /// What was committed before there was anybody to hear it.
+    pub opening: Vec<Envelope>,
+}
