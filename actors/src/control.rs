@@ -3,13 +3,11 @@
 //! It keeps a fold of its own, so that a question never waits for the journal, and the last events, so that it can say
 //! why. A command is answered when its events are committed, or, if its sender waits, when the programs are there.
 
-mod commands;
 mod dispatch;
 mod history_queries;
 mod pending_request;
 mod queries;
 mod reply_gate;
-mod targets;
 mod worker;
 
 use std::{
@@ -21,21 +19,22 @@ use std::{
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture};
 use gaggled_core::{
     base::time::{Instant, Millis},
+    control::{Operator, Proposal, Wait},
     event::{Cause, Envelope, Event, Handover, SystemEvent},
     journal::{
         Refusal,
         history::{CommandKey, History, LoggedEvent},
     },
     protocol::{
-        ErrorCode, Reply, ReplyError, Request,
+        DEFAULT_TIMEOUT, ErrorCode, Reply, ReplyError, Request,
         access::{Peer, Role},
     },
     state::State,
 };
 
 use self::{
-    dispatch::{Dispatch, Proposal},
-    pending_request::{PendingRequest, Waiters},
+    dispatch::Dispatch,
+    pending_request::{PendingRequest, PendingRequests},
     reply_gate::ReplyGate,
     worker::{BlockingWorker, JobFinished, JobResult},
 };
@@ -161,7 +160,7 @@ pub struct ControlActor {
     /// When this life of the daemon began.
     began: Instant,
     journal: Addr<JournalActor>,
-    pending: Waiters,
+    pending: PendingRequests,
     durable: ReplyGate,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
@@ -205,7 +204,7 @@ impl ControlActor {
             state,
             clock,
             journal,
-            pending: Waiters::default(),
+            pending: PendingRequests::default(),
             durable: ReplyGate::new(file),
             answered: VecDeque::new(),
             taken: entries.iter().filter_map(LoggedEvent::trace).collect(),
@@ -218,6 +217,10 @@ impl ControlActor {
             renewal,
             about,
         }
+    }
+
+    fn operator(&self) -> Operator<'_> {
+        Operator { state: &self.state, names: &self.names }
     }
 
     fn ask(&mut self, ControlRequest { peer, request, answer }: ControlRequest, ctx: &mut Context<Self>) {
@@ -246,14 +249,14 @@ impl ControlActor {
             }
         }
         let is_command = role != Role::Observe;
-        match self.course(&id, action) {
-            Ok(Dispatch::ReplyFn(reply)) => answer(reply),
+        match self.dispatch(&id, action) {
+            Ok(Dispatch::Reply(reply)) => answer(reply),
             Ok(Dispatch::Wait(target, timeout)) if self.pending.len() < Self::WATCHERS => {
-                self.wait(PendingRequest::new(&id, String::new(), Some(target), answer), timeout, ctx);
+                self.wait(PendingRequest::new(&id, String::new(), Wait::new(Some(target)), answer), timeout, ctx);
             }
             Ok(Dispatch::Propose(proposal)) if self.pending.len() < Self::WAITERS => {
                 let answer = self.durable.hold(answer);
-                self.propose(&RequestContext { peer, id, key, is_command }, proposal, answer, ctx);
+                self.propose(&RequestContext { peer, id, key, is_command }, (proposal, None), answer, ctx);
             }
             Ok(Dispatch::Offload(job)) => {
                 let thread = if role == Role::Observe { &self.worker } else { &self.renewer };
@@ -267,9 +270,16 @@ impl ControlActor {
         }
     }
 
-    fn propose(&mut self, asked: &RequestContext, proposal: Proposal, answer: ReplyFn, ctx: &mut Context<Self>) {
+    /// Proposes the events of a command. `body` is the body of the reply, if it is not that of a command to programs.
+    fn propose(
+        &mut self,
+        asked: &RequestContext,
+        (proposal, body): (Proposal, Option<serde_json::Value>),
+        answer: ReplyFn,
+        ctx: &mut Context<Self>,
+    ) {
         let RequestContext { peer, id, key, .. } = asked;
-        let Proposal { mut events, mut target, timeout, body } = proposal;
+        let Proposal { mut events, mut target, timeout } = proposal;
         let before = events.len();
         events.retain(|event| !self.taken.contains(&CommandKey::new(&peer.who, id, event, &self.state.graph)));
         if events.len() < before {
@@ -279,9 +289,9 @@ impl ControlActor {
         self.commands += 1;
         let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.as_str().into() };
         let cause = Cause::Operator { who: peer.who.as_str().into(), command };
-        let mut waiter = PendingRequest::new(id, key.clone(), target, answer);
-        (waiter.body, waiter.is_command) = (body, true);
-        waiter.expect(cause.clone(), events.len());
+        let wait = Wait::after_commit(target, cause.clone(), events.len());
+        let mut waiter = PendingRequest::new(id, key.clone(), wait, answer);
+        waiter.body = body;
         for event in events {
             self.journal.do_send(Propose { from: None, event, cause: cause.clone() });
         }
@@ -378,7 +388,7 @@ impl Handler<JobFinished> for ControlActor {
     type Result = ();
     fn handle(&mut self, JobFinished { asked, concluded, answer }: JobFinished, ctx: &mut Context<Self>) {
         match concluded {
-            JobResult::ReplyFn(reply) => {
+            JobResult::Reply(reply) => {
                 if let Some(error) = reply.error.as_ref().filter(|_| asked.is_command) {
                     // Not everybody hears the answer: whoever has sent a SIGHUP does not.
                     self.log_refusal(&asked.peer, &asked.id, error.code, &error.message);
@@ -387,7 +397,8 @@ impl Handler<JobFinished> for ControlActor {
             }
             JobResult::Handover(to, body) => {
                 let events = vec![Event::System(SystemEvent::HandoverStarted { kind: to })];
-                self.propose(&asked, Proposal { events, body: Some(body), ..Proposal::default() }, answer, ctx);
+                let proposal = Proposal { events, target: None, timeout: DEFAULT_TIMEOUT };
+                self.propose(&asked, (proposal, Some(body)), answer, ctx);
             }
         }
     }

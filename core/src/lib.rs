@@ -20,6 +20,7 @@
 
 pub mod base;
 pub mod config;
+pub mod control;
 pub mod event;
 pub mod graph;
 pub mod host;

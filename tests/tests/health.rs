@@ -303,13 +303,13 @@ fn a_hostile_pid_file_harms_nobody() {
     let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().expect("a bystander");
     let table = [
         ("first", "1".to_owned(), "Foreign(1)"),
-        ("bystander", bystander.id().to_string(), "Foreign"),
-        ("neighbour", "@NEIGHBOUR@".to_owned(), "Foreign"),
-        ("zero", "0".to_owned(), "NoPid"),
-        ("negative", "-1".to_owned(), "NoPid"),
-        ("huge", "99999999999999".to_owned(), "NoPid"),
-        ("garbage", "postmaster".to_owned(), "NoPid"),
-        ("nobody", "4194300".to_owned(), "NoProcess"),
+        ("bystander", bystander.id().to_string(), "ForeignProcess"),
+        ("neighbour", "@NEIGHBOUR@".to_owned(), "ForeignProcess"),
+        ("zero", "0".to_owned(), "PidFileEmpty"),
+        ("negative", "-1".to_owned(), "PidFileEmpty"),
+        ("huge", "99999999999999".to_owned(), "PidFileEmpty"),
+        ("garbage", "postmaster".to_owned(), "PidFileEmpty"),
+        ("nobody", "4194300".to_owned(), "NoSuchProcess"),
     ];
     let mut programs =
         puppet("neighbour-itself", &format!("sleep {FOR_EVER}"), "pid_file: Write(\"@DIR@/neighbour.pid\")");
@@ -331,8 +331,10 @@ fn a_hostile_pid_file_harms_nobody() {
         daemon.wait_up("neighbour-itself", 1);
         daemon.pid_of("neighbour-itself")
     };
-    let expected =
-        table.iter().map(|(name, _, found)| (*name, *found)).chain([("link", "Foreign"), ("folder", "NoPid")]);
+    let expected = table
+        .iter()
+        .map(|(name, _, found)| (*name, *found))
+        .chain([("link", "ForeignProcess"), ("folder", "PidFileEmpty")]);
     for (name, found) in expected {
         let unhealthy_reason = format!("{:?}", wait_unhealthy(&mut daemon, name));
         assert!(unhealthy_reason.contains(found), "{name}: {unhealthy_reason}");

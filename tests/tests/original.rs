@@ -410,7 +410,7 @@ fn s34_wd_and_exec_failures() {
         no badwd+1
         no badfmt+1
         no noshebang+1
-        dump 1 badwd failed_stage wd
+        dump 1 badwd failed_stage working_directory
         dump 1 badwd errno 2
         dump 1 badfmt failed_stage exec
         dump 1 badfmt errno 8

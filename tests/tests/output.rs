@@ -121,7 +121,7 @@ fn a_log_is_followed_while_it_is_begun_anew() {
 #[test]
 fn output_is_merged_with_the_names_of_programs() {
     let directory = Arc::new(directory());
-    let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", merge: true), programs: {\
+    let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", prefix_output: true), programs: {\
                 \"a\": (shell: \"printf 'half a '; sleep 0.2; echo line; exec sleep 100000\"), \
                 \"longer\": (shell: \"echo out; echo err >&2; exec sleep 100000\"), })";
     let mut daemon = Daemon::with(text, directory.clone(), &Start::default());
@@ -147,7 +147,7 @@ fn a_reader_that_stands_still_holds_up_nobody_else() {
     let dir = directory.path().display();
     let config = directory.path().join("system.ron");
     let text = format!(
-        "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\", state: \"{dir}/state\"), programs: {{\
+        "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\", state_directory: \"{dir}/state\"), programs: {{\
          \"noisy\": (command: \"head\", argv: [\"-c\", \"1073741824\", \"/dev/zero\"], mode: Once), \
          \"quiet\": (command: \"sleep\", argv: [\"100000\"]), }})"
     );

@@ -288,11 +288,11 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
 #[test]
 fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
     let mut daemon = Daemon::new(
-        "\"bad\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), limit: (starts: 3, within: \"1m\")), \
+        "\"bad\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), start_limit: (burst: 3, interval: \"1m\")), \
          \"again\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), \
-            limit: (starts: 3, within: \"1m\", retry: 200)), \
+            start_limit: (burst: 3, interval: \"1m\", retry_after: 200)), \
          \"lasts\": (command: \"@PUPPET@\", argv: [\"exit\", \"60\", \"3\"], backoff: (initial: 0, max: 0), \
-            limit: (starts: 3, within: \"1m\", reset: 50)), \
+            start_limit: (burst: 3, interval: \"1m\", reset: 50)), \
          \"web\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], depends: {\"bad\": (delay: 5000)}),",
     );
     daemon.wait_down("bad", 3);

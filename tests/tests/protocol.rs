@@ -20,6 +20,7 @@ use gaggled_tests::harness::{Daemon, binary};
 use serde_json::Value;
 
 /// A small system in which everything that can happen happens once.
+#[expect(clippy::too_many_lines, reason = "a table of all events")]
 fn everything() -> (State, Vec<Envelope>) {
     let mut graph = Graph::new(Millis(3000));
     let policy = |name: &str, mode| Policy { mode, killwait: Millis(3000), ..Policy::new(name) };

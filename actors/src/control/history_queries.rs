@@ -73,7 +73,7 @@ impl ControlActor {
         let matcher = glob.compile_matcher();
         let known = self.names.keys().any(|name| matcher.is_match(&**name));
         if !known && !self.history.programs().any(|name| matcher.is_match(name)) {
-            self.select(&[word])?;
+            self.operator().select(&[word])?;
         }
         Ok(Some(matcher))
     }
@@ -110,14 +110,14 @@ impl ControlActor {
         let early = after < first && after.seq.0 + 1 < first.seq.0 && first.seq > Seq(1);
         let before = filter.from.is_some_and(|from| self.history.starts_after(from));
         if !early && (filter.from.is_none() || !before || first.seq <= Seq(1)) {
-            return Dispatch::ReplyFn(self.recent_events(id, after, last, limit, &filter));
+            return Dispatch::Reply(self.recent_events(id, after, last, limit, &filter));
         }
         let Filter { program, from, until } = filter;
         let wanted = EventQuery { after, from, until, program, limit };
         let archive = self.archive.clone();
         let exact = epoch.is_some();
         let known = MemoryRange { first, last };
-        Dispatch::Offload(Box::new(move |id| JobResult::ReplyFn(archived_events(id, &archive, &wanted, known, exact))))
+        Dispatch::Offload(Box::new(move |id| JobResult::Reply(archived_events(id, &archive, &wanted, known, exact))))
     }
 
     /// The last position of a number, whichever the epoch.
@@ -161,7 +161,7 @@ impl ControlActor {
     pub(super) fn past_dump(&self, at: PointInTime, programs: Vec<String>) -> Dispatch {
         let archive = self.archive.clone();
         Dispatch::Offload(Box::new(move |id| {
-            JobResult::ReplyFn(match archive.state_at(at) {
+            JobResult::Reply(match archive.state_at(at) {
                 Some((state, wall)) => {
                     let mut dump = View::at(&state, state.at).dump(wall, 0, usize::MAX);
                     dump.programs
@@ -177,9 +177,9 @@ impl ControlActor {
         let archive = self.archive.clone();
         if let Some(at) = at {
             let program = program.to_owned();
-            return Ok(Dispatch::Offload(Box::new(move |id| JobResult::ReplyFn(past_why(id, &archive, &program, at)))));
+            return Ok(Dispatch::Offload(Box::new(move |id| JobResult::Reply(past_why(id, &archive, &program, at)))));
         }
-        let &[program] = self.select(&[program.to_owned()])?.as_slice() else {
+        let &[program] = self.operator().select(&[program.to_owned()])?.as_slice() else {
             let message = format!("{program:?} means several programs: ask for one");
             return Err(ReplyError { code: ErrorCode::BadRequest, message });
         };
@@ -187,12 +187,12 @@ impl ControlActor {
         let now = self.clock.now();
         let whole = |chain: &Vec<Link>| next_cause(chain).is_none();
         if chains.iter().all(whole) {
-            return Ok(Dispatch::ReplyFn(explain(id, View::at(&self.state, now).program(program), &chains)));
+            return Ok(Dispatch::Reply(explain(id, View::at(&self.state, now).program(program), &chains)));
         }
         let state = self.state.clone();
         Ok(Dispatch::Offload(Box::new(move |id| {
             let chains: Vec<_> = chains.into_iter().map(|chain| completed(chain, &archive)).collect();
-            JobResult::ReplyFn(explain(id, View::at(&state, now).program(program), &chains))
+            JobResult::Reply(explain(id, View::at(&state, now).program(program), &chains))
         })))
     }
 }

@@ -44,9 +44,9 @@ impl ControlActor {
         let view = View::at(&self.state, self.clock.now());
         let mut dump = view.dump(self.clock.wall(), from, limit);
         if !programs.is_empty() {
-            let chosen = self.choose(programs)?;
+            let chosen = self.operator().choose(programs)?;
             dump.groups = chosen.groups.iter().map(|id| view.group(*id)).collect();
-            let chosen = self.with_members(&chosen);
+            let chosen = self.operator().with_members(&chosen);
             dump.programs = chosen.iter().map(|id| view.program(*id)).collect();
             dump.dependencies = chosen.iter().flat_map(|id| view.dependencies(*id)).collect();
             dump.next = None;

@@ -23,7 +23,7 @@ pub(super) type Job = Box<dyn FnOnce(&str) -> JobResult + Send>;
 
 /// What came of a job.
 pub(super) enum JobResult {
-    ReplyFn(Reply),
+    Reply(Reply),
     /// Everything has been left for the next life, which is to begin for this; and what is then answered.
     Handover(Handover, serde_json::Value),
 }
@@ -67,7 +67,7 @@ impl QueuedJob {
         let Self { asked, job, answer, control } = self;
         let concluded = catch_unwind(AssertUnwindSafe(|| job(&asked.id))).unwrap_or_else(|panic| {
             let why = format!("a bug in gaggled: {}", panic_message(panic.as_ref()));
-            JobResult::ReplyFn(Reply::refused(&asked.id, ErrorCode::Failed, why))
+            JobResult::Reply(Reply::refused(&asked.id, ErrorCode::Failed, why))
         });
         control.do_send(JobFinished { asked, concluded, answer });
     }

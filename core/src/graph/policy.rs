@@ -77,7 +77,7 @@ impl Default for Backoff {
 /// When a program that keeps ending is given up: after so many starts within such a time. What somebody has asked for, or
 /// what follows another program, is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename = "limit", deny_unknown_fields)]
+#[serde(rename = "start_limit", deny_unknown_fields)]
 pub struct StartLimit {
     /// How many starts, at least 1 and at most [`Limit::MOST`].
     pub burst: u32,

@@ -318,10 +318,10 @@ mod tests {
                 "same Unchanged ",
                 "moved Restart wd changed",
                 "slower ApplyLive killwait changed, which needs no restart",
-                "off Stop it is no longer enabled",
                 "new Start it is new",
                 "spare ApplyLive it is new, and starts when it is asked up",
                 "gone Stop it is no longer configured",
+                "off Stop it is disabled now",
             ]
         );
     }

@@ -1,20 +1,22 @@
-//! Which programs are meant by names and patterns.
+//! Which programs and groups names and patterns select.
 
 use std::collections::BTreeSet;
 
-use gaggled_core::{
+use globset::Glob;
+
+use super::Operator;
+use crate::{
     base::ids::{GroupId, ProgramId},
     config::LOGGER,
     protocol::{ErrorCode, ReplyError},
 };
-use globset::Glob;
 
-use super::ControlActor;
-
-/// What a command is for.
-#[derive(Debug, Default)]
-pub(super) struct Targets {
+/// The programs and groups that a command is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Programs that were selected by name or pattern, or, if nothing was, those that are in no group.
     pub programs: BTreeSet<ProgramId>,
+    /// Groups.
     pub groups: BTreeSet<GroupId>,
 }
 
@@ -23,27 +25,33 @@ const WORD_MAX: usize = 128;
 /// How many patterns may be looked for at once.
 const PATTERNS_MAX: usize = 64;
 
-impl ControlActor {
-    /// The programs that are meant, those of groups among them, in the order of the configuration; all for none.
-    pub(super) fn select(&self, wanted: &[String]) -> Result<Vec<ProgramId>, ReplyError> {
+impl Operator<'_> {
+    /// The selected programs and the members of the selected groups, in the order of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Operator::choose`].
+    pub fn select(&self, wanted: &[String]) -> Result<Vec<ProgramId>, ReplyError> {
         Ok(self.with_members(&self.choose(wanted)?))
     }
 
-    /// What was chosen, with what belongs to the groups.
-    pub(super) fn with_members(&self, chosen: &Targets) -> Vec<ProgramId> {
+    /// The programs of a selection and the members of its groups, in the order of the configuration.
+    pub fn with_members(&self, chosen: &Targets) -> Vec<ProgramId> {
         let members = chosen.groups.iter().flat_map(|group| &self.state.graph.groups[*group].members);
         let all: BTreeSet<ProgramId> = chosen.programs.iter().chain(members).copied().collect();
         all.into_iter().collect()
     }
 
-    /// The programs and groups that are meant; for none, all groups and the programs that are in none, but for the one that
-    /// writes logs.
+    /// The programs and groups that these words select. Without words: all groups, and all programs that are in no group
+    /// except the logger.
     ///
-    /// Each name and each pattern must mean at least one.
-    pub(super) fn choose(&self, wanted: &[String]) -> Result<Targets, ReplyError> {
+    /// # Errors
+    ///
+    /// A word that selects nothing, a pattern that is not valid, or too many patterns.
+    pub fn choose(&self, wanted: &[String]) -> Result<Targets, ReplyError> {
         let graph = &self.state.graph;
         if wanted.is_empty() {
-            // Who writes for others goes when nobody does any more, and not because everybody is to stop.
+            // The logger stops when no program writes to it any more, not because every program is to stop.
             let serves = |id: ProgramId| *graph.programs[id].name == *LOGGER;
             let free = |id: &ProgramId| !self.is_retired(*id) && graph.programs[*id].group.is_none() && !serves(*id);
             return Ok(Targets {
@@ -73,7 +81,11 @@ impl ControlActor {
     }
 
     /// The group of this name.
-    pub(super) fn find_group(&self, name: &str) -> Result<GroupId, ReplyError> {
+    ///
+    /// # Errors
+    ///
+    /// There is no such group.
+    pub fn find_group(&self, name: &str) -> Result<GroupId, ReplyError> {
         let graph = &self.state.graph;
         graph.group(name).ok_or_else(|| {
             let known = graph.groups.values().map(|group| &*group.name);

@@ -1,0 +1,308 @@
+//! When a command is done, and when it never will be.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Targets;
+use crate::{
+    base::{
+        ids::{GroupId, InstanceId, ProgramId, Seq},
+        time::Instant,
+    },
+    event::{Cause, Envelope},
+    graph::{Condition, Mode, STOP},
+    protocol::{View, WaitState, describe},
+    state::{LevelSwitch, Membership, Outcome, Phase, ProgramState, State},
+};
+
+/// The programs and groups that have to reach a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The programs, each with the last of its runs that does not count.
+    pub programs: BTreeMap<ProgramId, u64>,
+    /// The groups, each with the last level request that does not count.
+    pub groups: BTreeMap<GroupId, Seq>,
+    /// The state.
+    pub goal: WaitState,
+    /// Whether they were asked for by name: what runs once is then waited for until it has ended.
+    pub is_named: bool,
+}
+
+impl Target {
+    /// A target for which every run counts.
+    pub fn new(Targets { programs, groups }: Targets, goal: WaitState) -> Self {
+        let programs = programs.into_iter().map(|id| (id, 0)).collect();
+        Self { programs, groups: groups.into_iter().map(|id| (id, Seq(0))).collect(), goal, is_named: false }
+    }
+
+    /// The same, selected by these words.
+    #[must_use]
+    pub fn named(self, words: &[String]) -> Self {
+        Self { is_named: !words.is_empty(), ..self }
+    }
+
+    /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
+    #[must_use]
+    pub fn after(mut self, state: &State, good: impl Fn(&ProgramState) -> bool) -> Self {
+        for (program, run) in &mut self.programs {
+            let now = &state.programs[*program];
+            *run = if good(now) { 0 } else { now.instance.0 };
+        }
+        for (group, requested) in &mut self.groups {
+            *requested = state.groups[*group].requested_by;
+        }
+        self
+    }
+}
+
+/// How far a command has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It is not done yet.
+    Pending,
+    /// It is done.
+    Done,
+    /// It will not come about by itself; why, in words.
+    Failed(String),
+}
+
+/// What a command, or a `wait` request, waits for: first that its events are committed, then for its target.
+#[derive(Clone, Debug, Default)]
+pub struct Wait {
+    target: Option<Target>,
+    /// Programs and groups of the target that have not reached the state.
+    programs: BTreeSet<ProgramId>,
+    groups: BTreeSet<GroupId>,
+    /// The cause of the proposed events that are not committed, and how many of them there are.
+    uncommitted: Option<(Cause, usize)>,
+    is_command: bool,
+}
+
+impl Wait {
+    /// Waits for a target.
+    pub fn new(target: Option<Target>) -> Self {
+        Self {
+            programs: target.iter().flat_map(|target| target.programs.keys().copied()).collect(),
+            groups: target.iter().flat_map(|target| target.groups.keys().copied()).collect(),
+            target,
+            ..Self::default()
+        }
+    }
+
+    /// Waits until so many events of this cause, which a command has proposed, are committed, and then for a target.
+    pub fn after_commit(target: Option<Target>, cause: Cause, events: usize) -> Self {
+        Self { uncommitted: (events > 0).then_some((cause, events)), is_command: true, ..Self::new(target) }
+    }
+
+    /// What is waited for.
+    pub fn target(&self) -> Option<&Target> {
+        self.target.as_ref()
+    }
+
+    /// Whether events that it has proposed are not committed yet.
+    pub fn is_uncommitted(&self) -> bool {
+        self.uncommitted.is_some()
+    }
+
+    /// Whether it has proposed events with this cause that are not committed yet.
+    pub fn has_proposed(&self, cause: &Cause) -> bool {
+        self.uncommitted.as_ref().is_some_and(|(own, _)| own == cause)
+    }
+
+    /// The programs that have not reached the state.
+    pub fn programs(&self) -> &BTreeSet<ProgramId> {
+        &self.programs
+    }
+
+    /// The groups that have not reached the state.
+    pub fn groups(&self) -> &BTreeSet<GroupId> {
+        &self.groups
+    }
+
+    /// An event was committed; whether it was the last of those that were proposed.
+    pub fn committed(&mut self, envelope: &Envelope) -> bool {
+        match &mut self.uncommitted {
+            Some((cause, left)) if *cause == envelope.cause => {
+                *left -= 1;
+                let is_last = *left == 0;
+                if is_last {
+                    self.uncommitted = None;
+                }
+                is_last
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// How far it has come, after an event of this program, or, without one, whatever has happened.
+    pub fn look(&mut self, changed: Option<ProgramId>, state: &State) -> Progress {
+        if self.is_uncommitted() {
+            return Progress::Pending;
+        }
+        let candidates: Vec<ProgramId> = changed.map_or_else(|| self.programs.iter().copied().collect(), |id| vec![id]);
+        for program in candidates {
+            match self.program_done(program, state) {
+                Ok(false) => drop(self.programs.insert(program)),
+                Ok(true) => drop(self.programs.remove(&program)),
+                Err(why) => return Progress::Failed(why),
+            }
+        }
+        if changed.is_none() || self.programs.is_empty() { self.look_at_groups(state) } else { Progress::Pending }
+    }
+
+    /// How far it has come, after an event of one of its groups.
+    pub fn look_at_groups(&mut self, state: &State) -> Progress {
+        if self.is_uncommitted() {
+            return Progress::Pending;
+        }
+        for group in self.groups.clone() {
+            match self.group_done(group, state) {
+                Ok(true) => drop(self.groups.remove(&group)),
+                Ok(false) => {}
+                Err(why) => return Progress::Failed(why),
+            }
+        }
+        if self.programs.is_empty() && self.groups.is_empty() { Progress::Done } else { Progress::Pending }
+    }
+
+    /// Why it is not done, in words, when its time is over.
+    pub fn late(&self, state: &State, now: Instant) -> String {
+        const SHOWN_MAX: usize = 5;
+        let view = View::at(state, now);
+        let with_reason =
+            |name: &str, reason: &str| if reason.is_empty() { name.to_owned() } else { format!("{name} ({reason})") };
+        let mut late: Vec<String> = (self.programs.iter().take(SHOWN_MAX))
+            .map(|id| view.program(*id))
+            .map(|program| with_reason(program.program, &program.reason))
+            .collect();
+        late.extend(self.groups.iter().take(SHOWN_MAX).map(|group| {
+            let group = view.group(*group);
+            with_reason(&format!("group {}", group.group), &group.reason)
+        }));
+        if self.programs.len() > late.len() {
+            late.push(format!("and {} more", self.programs.len() - late.len()));
+        }
+        let is_down = self.target.as_ref().is_some_and(|target| target.goal == WaitState::Down);
+        format!("not {} in time: {}", if is_down { "down" } else { "up" }, late.join(", "))
+    }
+
+    fn program_done(&self, program: ProgramId, state: &State) -> Result<bool, String> {
+        let Some(target) = &self.target else { return Ok(true) };
+        let after = target.programs.get(&program).copied().unwrap_or(0);
+        let now = &state.programs[program];
+        let policy = &state.graph.programs[program];
+        let name = &policy.name;
+        match target.goal {
+            WaitState::Down => Ok(now.phase == Phase::Down),
+            WaitState::Up if now.phase == Phase::Up => {
+                let is_up = now.is_ready() && now.instance > InstanceId(after);
+                Ok(is_up && !(target.is_named && policy.ends_by_itself()))
+            }
+            WaitState::Up if now.phase == Phase::ActiveExited => {
+                Ok(now.pending_stop.is_none() && now.instance > InstanceId(after))
+            }
+            WaitState::Up if now.phase != Phase::Down => Ok(false),
+            WaitState::Up if now.start_limit_hit => Err(format!(
+                "{name} has ended too often and is given up: {}",
+                now.outcome.map(describe).unwrap_or_default()
+            )),
+            WaitState::Up if now.operator_down && policy.autostart => {
+                Err(format!("{name} was put down by an operator"))
+            }
+            WaitState::Up if now.operator_down => {
+                Err(format!("{name} has autostart: false, and is down until it is asked up"))
+            }
+            WaitState::Up if self.is_command && self.blocked_reason(program, state).is_some() => {
+                Err(self.blocked_reason(program, state).unwrap_or_default())
+            }
+            WaitState::Up if state.shutdown.is_some() => {
+                Err(format!("{name} cannot come up: gaggled is shutting down"))
+            }
+            WaitState::Up => match now.outcome {
+                // An operator who starts a program is told what has come of that; one that is tried again may come up yet,
+                // and is waited for.
+                Some(Outcome::SpawnFailed { stage, errno })
+                    if now.instance.0 > after
+                        && (!now.start_pending || self.is_command && !stage.is_transient(errno)) =>
+                {
+                    Err(format!("{name} could not be started: {}", now.outcome.map(describe).unwrap_or_default()))
+                }
+                Some(outcome @ Outcome::Exited(status))
+                    if policy.mode != Mode::Respawn && !now.start_pending && now.instance.0 > after =>
+                {
+                    if policy.succeeds(status) { Ok(true) } else { Err(format!("{name} {}", describe(outcome))) }
+                }
+                _ => Ok(false),
+            },
+        }
+    }
+
+    /// That a program waits for what does not come about unless somebody asks for that, too.
+    fn blocked_reason(&self, program: ProgramId, state: &State) -> Option<String> {
+        let asked = |on: ProgramId| self.target.as_ref().is_some_and(|target| target.programs.contains_key(&on));
+        let of = &state.graph.programs[program].name;
+        state.graph.dependencies_of(program).iter().map(|dependency| state.graph.dependencies[*dependency]).find_map(
+            |dependency| {
+                let (on, name) =
+                    (&state.programs[dependency.dependency], &state.graph.programs[dependency.dependency].name);
+                if asked(dependency.dependency) {
+                    return None;
+                }
+                let failed =
+                    dependency.condition == Condition::Completed && on.phase == Phase::Down && !on.start_pending;
+                match on.outcome {
+                    _ if on.start_limit_hit => {
+                        Some(format!("{of} waits for {name}, which is given up: ask that up, too"))
+                    }
+                    Some(outcome) if failed && on.satisfied_since(dependency.condition).is_none() => Some(format!(
+                        "{of} waits for {name}, which has failed ({}): ask that up, too",
+                        describe(outcome)
+                    )),
+                    _ if on.operator_down && on.satisfied_since(dependency.condition).is_none() => {
+                        Some(format!("{of} waits for {name}, which is put down: ask that up, too"))
+                    }
+                    _ => None,
+                }
+            },
+        )
+    }
+
+    /// Whether a group has arrived, and with it what should run.
+    fn group_done(&self, id: GroupId, state: &State) -> Result<bool, String> {
+        let Some(target) = &self.target else { return Ok(true) };
+        let (group, name) = (&state.groups[id], &state.graph.groups[id].name);
+        let after = target.groups.get(&id).copied().unwrap_or_default();
+        if group.requested_by < after {
+            return Ok(false);
+        }
+        let members = || state.graph.groups[id].members.iter().copied();
+        if target.goal == WaitState::Down {
+            let stopped = *group.level == *STOP && group.level_switch == LevelSwitch::Settled;
+            return Ok(state.shutdown.is_some() && members().all(|id| !state.programs[id].is_running()) || stopped);
+        }
+        if state.shutdown.is_some() {
+            return Err(format!("group {name} cannot get there: gaggled is shutting down"));
+        }
+        if let Some(by) = group.failed_program.as_ref().filter(|_| !group.is_switching()) {
+            let by = members().find(|id| state.graph.programs[*id].name == *by);
+            let how = by.map(|id| (&state.graph.programs[id].name, state.programs[id].outcome));
+            let how = how.map(|(by, outcome)| format!(": {by} {}", outcome.map(describe).unwrap_or_default()));
+            return Err(format!("group {name} has failed{}", how.unwrap_or_default()));
+        }
+        if group.is_switching() {
+            return Ok(false);
+        }
+        for id in members().filter(|id| matches!(state.programs[*id].membership, Membership::Admitted(_))) {
+            let (policy, now) = (&state.graph.programs[id], &state.programs[id]);
+            match policy.mode {
+                _ if now.operator_down => {}
+                Mode::Respawn | Mode::Once if now.start_limit_hit => {
+                    return Err(format!("{} of group {name} has ended too often and is given up", policy.name));
+                }
+                Mode::Respawn if !now.is_ready() => return Ok(false),
+                Mode::Once if now.start_pending || now.phase == Phase::Starting => return Ok(false),
+                Mode::Respawn | Mode::Once | Mode::Wait | Mode::Test => {}
+            }
+        }
+        Ok(true)
+    }
+}
