@@ -5,7 +5,7 @@
 
 mod dispatch;
 mod history_queries;
-mod pending_request;
+mod pending_requests;
 mod queries;
 mod reply_gate;
 mod worker;
@@ -34,7 +34,7 @@ use gaggled_core::{
 
 use self::{
     dispatch::Dispatch,
-    pending_request::{PendingRequest, PendingRequests},
+    pending_requests::{PendingRequest, PendingRequests},
     reply_gate::ReplyGate,
     worker::{BlockingWorker, JobFinished, JobResult},
 };
@@ -244,15 +244,16 @@ impl ControlActor {
             if let Some((_, reply)) = self.answered.iter().find(|(known, _)| *known == key) {
                 return answer(reply.clone());
             }
-            if let Some(waiter) = self.pending.by_key(&key) {
-                return waiter.answers.push(self.durable.hold(answer));
+            if let Some(request) = self.pending.by_key(&key) {
+                return request.replies.push(self.durable.hold(answer));
             }
         }
         let is_command = role != Role::Observe;
         match self.dispatch(&id, action) {
             Ok(Dispatch::Reply(reply)) => answer(reply),
             Ok(Dispatch::Wait(target, timeout)) if self.pending.len() < Self::WATCHERS => {
-                self.wait(PendingRequest::new(&id, String::new(), Wait::new(Some(target)), answer), timeout, ctx);
+                let request = PendingRequest::new(&id, String::new(), answer);
+                self.wait(request, Wait::new(Some(target)), timeout, ctx);
             }
             Ok(Dispatch::Propose(proposal)) if self.pending.len() < Self::WAITERS => {
                 let answer = self.durable.hold(answer);
@@ -290,27 +291,26 @@ impl ControlActor {
         let command: Arc<str> = if id.is_empty() { format!("#{}", self.commands).into() } else { id.as_str().into() };
         let cause = Cause::Operator { who: peer.who.as_str().into(), command };
         let wait = Wait::after_commit(target, cause.clone(), events.len());
-        let mut waiter = PendingRequest::new(id, key.clone(), wait, answer);
-        waiter.body = body;
+        let request = PendingRequest { body, ..PendingRequest::new(id, key.clone(), answer) };
         for event in events {
             self.journal.do_send(Propose { from: None, event, cause: cause.clone() });
         }
-        self.wait(waiter, timeout, ctx);
+        self.wait(request, wait, timeout, ctx);
     }
 
-    fn wait(&mut self, waiter: PendingRequest, timeout: Millis, ctx: &mut Context<Self>) {
-        let number = self.pending.add(waiter, &self.state);
+    fn wait(&mut self, request: PendingRequest, wait: Wait, timeout: Millis, ctx: &mut Context<Self>) {
+        let number = self.pending.add(request, wait, &self.state);
         self.settle();
-        if self.pending.is_waiting(number) {
+        if let Some(number) = number {
             let handle = ctx.run_later(timeout.min(Self::WAIT_MAX).as_duration(), move |act, _| {
                 act.pending.time_out(number, &act.state, act.clock.now());
                 act.settle();
             });
-            self.pending.set_alarm(number, handle);
+            self.pending.set_timeout(number, handle);
         }
     }
 
-    /// Sends the answers that have become due, and remembers those to commands.
+    /// Remembers the replies to commands that were sent, for requests that are sent again.
     fn settle(&mut self) {
         for (key, reply) in self.pending.take_answered() {
             if !key.is_empty() {
@@ -343,9 +343,9 @@ impl ControlActor {
 
     fn committed(&mut self, envelope: Arc<Envelope>, ctx: &mut Context<Self>) {
         self.state.apply(&envelope);
-        self.pending.hear(&envelope, &self.state);
+        self.pending.committed(&envelope, &self.state);
         self.history.push(envelope, &self.state);
-        for handle in self.pending.take_alarms() {
+        for handle in self.pending.take_timeouts() {
             ctx.cancel_future(handle);
         }
         self.settle();
@@ -407,7 +407,7 @@ impl Handler<JobFinished> for ControlActor {
 impl Handler<ProposalRefused> for ControlActor {
     type Result = ();
     fn handle(&mut self, ProposalRefused { cause, refusal }: ProposalRefused, _: &mut Context<Self>) {
-        self.pending.decline(&cause, &refusal);
+        self.pending.refused(&cause, &refusal);
         self.settle();
     }
 }

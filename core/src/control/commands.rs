@@ -1,6 +1,9 @@
 //! Which events a command proposes, and what it waits for.
 
-use super::{Operator, Proposal, Target, Targets};
+use super::{
+    operator::{Operator, Proposal},
+    target::{Target, Targets},
+};
 use crate::{
     base::{
         ids::{GroupId, Level, ProgramId},
@@ -112,7 +115,7 @@ impl Operator<'_> {
             events.extend(self.group_up(*group)?);
         }
         let target = Target::new(Targets { programs, groups }, WaitState::Up).named(&selection.programs);
-        Ok(proposal(selection, events, target.after(self.state, ProgramState::is_ready)))
+        Ok(proposal(selection, events, target.after(self.state, goes_on)))
     }
 
     fn down(&self, selection: &Selection) -> Result<Proposal, ReplyError> {
@@ -211,4 +214,9 @@ fn level_requested(group: GroupId, level: Level) -> Event {
 fn proposal(selection: &Selection, events: Vec<Event>, target: Target) -> Proposal {
     let timeout = selection.timeout_ms.unwrap_or(DEFAULT_TIMEOUT);
     Proposal { events, target: selection.wait.then_some(target), timeout }
+}
+
+/// Whether a program has a run that a start leaves as it is: the command waits for that run, and not for another.
+fn goes_on(program: &ProgramState) -> bool {
+    program.is_running() && program.pending_stop.is_none()
 }

@@ -1,58 +1,18 @@
 //! When a command is done, and when it never will be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::Targets;
+use super::target::Target;
 use crate::{
     base::{
-        ids::{GroupId, InstanceId, ProgramId, Seq},
+        ids::{GroupId, InstanceId, ProgramId},
         time::Instant,
     },
     event::{Cause, Envelope},
     graph::{Condition, Mode, STOP},
     protocol::{View, WaitState, describe},
-    state::{LevelSwitch, Membership, Outcome, Phase, ProgramState, State},
+    state::{LevelSwitch, Membership, Outcome, Phase, State},
 };
-
-/// The programs and groups that have to reach a state.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// The programs, each with the last of its runs that does not count.
-    pub programs: BTreeMap<ProgramId, u64>,
-    /// The groups, each with the last level request that does not count.
-    pub groups: BTreeMap<GroupId, Seq>,
-    /// The state.
-    pub goal: WaitState,
-    /// Whether they were asked for by name: what runs once is then waited for until it has ended.
-    pub is_named: bool,
-}
-
-impl Target {
-    /// A target for which every run counts.
-    pub fn new(Targets { programs, groups }: Targets, goal: WaitState) -> Self {
-        let programs = programs.into_iter().map(|id| (id, 0)).collect();
-        Self { programs, groups: groups.into_iter().map(|id| (id, Seq(0))).collect(), goal, is_named: false }
-    }
-
-    /// The same, selected by these words.
-    #[must_use]
-    pub fn named(self, words: &[String]) -> Self {
-        Self { is_named: !words.is_empty(), ..self }
-    }
-
-    /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
-    #[must_use]
-    pub fn after(mut self, state: &State, good: impl Fn(&ProgramState) -> bool) -> Self {
-        for (program, run) in &mut self.programs {
-            let now = &state.programs[*program];
-            *run = if good(now) { 0 } else { now.instance.0 };
-        }
-        for (group, requested) in &mut self.groups {
-            *requested = state.groups[*group].requested_by;
-        }
-        self
-    }
-}
 
 /// How far a command has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,10 +114,12 @@ impl Wait {
         if self.is_uncommitted() {
             return Progress::Pending;
         }
-        for group in self.groups.clone() {
+        let all: Vec<GroupId> = self.target.iter().flat_map(|target| target.groups.keys().copied()).collect();
+        for group in all {
+            // A group that was there may have left again while the others were waited for.
             match self.group_done(group, state) {
                 Ok(true) => drop(self.groups.remove(&group)),
-                Ok(false) => {}
+                Ok(false) => drop(self.groups.insert(group)),
                 Err(why) => return Progress::Failed(why),
             }
         }
@@ -211,13 +173,17 @@ impl Wait {
             WaitState::Up if now.operator_down => {
                 Err(format!("{name} has autostart: false, and is down until it is asked up"))
             }
-            WaitState::Up if self.is_command && self.blocked_reason(program, state).is_some() => {
-                Err(self.blocked_reason(program, state).unwrap_or_default())
-            }
             WaitState::Up if state.shutdown.is_some() => {
                 Err(format!("{name} cannot come up: gaggled is shutting down"))
             }
+            // What does not run again waits for no dependency.
             WaitState::Up => match now.outcome {
+                _ if self.is_command
+                    && now.start_pending
+                    && let Some(reason) = self.blocked_reason(program, state) =>
+                {
+                    Err(reason)
+                }
                 // An operator who starts a program is told what has come of that; one that is tried again may come up yet,
                 // and is waited for.
                 Some(Outcome::SpawnFailed { stage, errno })

@@ -2,6 +2,7 @@
 //!
 //! A run must give the same journal as [`super::scheduler`] under [`super::scheduler::Policy::Fifo`].
 
+use gaggled_core::protocol::Action;
 use std::{
     cell::RefCell,
     cmp::Reverse,
@@ -30,6 +31,7 @@ use tokio::sync::oneshot;
 use super::{
     crash::Life,
     host::{Fate, SimHost},
+    operators,
     scheduler::epoch_of,
     world::World,
 };
@@ -48,7 +50,11 @@ async fn live(world: &World) -> Vec<Envelope> {
     let (ended, end) = oneshot::channel();
     let mut ended = Some(ended);
     let seen = envelopes.clone();
-    let sink = move |envelope: &std::sync::Arc<Envelope>, _: &State| {
+    let (_, journal, opening) = Life::first(world, epoch_of(world));
+    let folded = Rc::new(RefCell::new(journal.state().clone()));
+    let after = folded.clone();
+    let sink = move |envelope: &std::sync::Arc<Envelope>, state: &State| {
+        after.replace(state.clone());
         // What is committed after the end, in the same moment, nobody waits for.
         if ended.is_some() {
             seen.borrow_mut().push((**envelope).clone());
@@ -67,14 +73,10 @@ async fn live(world: &World) -> Vec<Envelope> {
     };
     let host = host.start();
     let address = HostAddress { perform: host.clone().recipient(), connect: host.recipient() };
-    let (_, journal, opening) = Life::first(world, epoch_of(world));
     let actors = actor_system::start((journal, opening), clock, &address, vec![Box::new(sink)], Box::new(|_, _| {}));
     let journal = actors.journal;
     actor_system::open(&journal);
-    let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
-    wishes.push((world.shutdown_at, World::shutdown()));
-    wishes.sort_by_key(|(at, _)| *at);
-    Operators { wishes: wishes.into(), clock, journal }.start();
+    Operators { commands: world.commands(), given: 0, state: folded, clock, journal }.start();
     end.await.expect("the end");
     envelopes.take()
 }
@@ -166,27 +168,34 @@ impl Handler<Execute> for Host {
     }
 }
 
-/// The operators: they wish what the world says, when it says so.
+/// The operators: they give the commands of the world.
 struct Operators {
-    wishes: VecDeque<(Instant, Event)>,
+    commands: VecDeque<(Instant, Action)>,
+    given: u64,
+    /// The state after the last event.
+    state: Rc<RefCell<State>>,
     clock: Clock,
     journal: Addr<JournalActor>,
 }
 
 impl Operators {
-    fn wish(&mut self, ctx: &mut Context<Self>) {
+    fn give(&mut self, ctx: &mut Context<Self>) {
         let now = self.clock.now();
-        while self.wishes.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, event)) = self.wishes.pop_front() else { break };
-            let cause = Cause::Operator { who: "simulated".into(), command: "".into() };
-            self.journal.do_send(Propose { from: None, event, cause });
+        while self.commands.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, action)) = self.commands.pop_front() else { break };
+            self.given += 1;
+            let cause = Cause::Operator { who: "simulated".into(), command: format!("c{}", self.given).into() };
+            let state = self.state.borrow();
+            for event in operators::events(&action, &state, &operators::names(&state)) {
+                self.journal.do_send(Propose { from: None, event, cause: cause.clone() });
+            }
         }
         self.rearm(ctx);
     }
 
     fn rearm(&self, ctx: &mut Context<Self>) {
-        if let Some((at, _)) = self.wishes.front() {
-            ctx.run_later(span(&self.clock, *at), Self::wish);
+        if let Some((at, _)) = self.commands.front() {
+            ctx.run_later(span(&self.clock, *at), Self::give);
         }
     }
 }

@@ -107,7 +107,10 @@ impl Checker {
                 policy.retry && program.outcome.is_some() && !program.succeeded && program.stop_event.is_none();
             let finished =
                 policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.start_pending && !gives_up;
+            // A group refuses to start what does not run at its level, and what an operator has stopped stays so.
+            let stopped = program.operator_down && policy.group.is_some();
             let excused = finished
+                || stopped
                 || program.start_limit_hit
                 || kept_out(world, settled, id)
                 || waits_for_finished(world, settled, id);
@@ -202,7 +205,7 @@ fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool 
         let once = world.graph.programs[dependency.dependency].mode != Mode::Respawn;
         let over = once && (on.phase == Phase::ActiveExited || on.phase == Phase::Down && !on.start_pending);
         match dependency.condition {
-            _ if on.start_limit_hit || kept_out(world, state, dependency.dependency) => true,
+            _ if on.start_limit_hit || on.operator_down || kept_out(world, state, dependency.dependency) => true,
             Condition::Started | Condition::Ready => over || waits_for_finished(world, state, dependency.dependency),
             Condition::Completed => on.satisfied_since(Condition::Completed).is_none(),
         }

@@ -2,13 +2,14 @@
 //!
 //! [`world`] draws a system, its misfortunes and its operators from a seed. [`scheduler`] runs the machines of the core
 //! on it, in any order that the real actors could see; [`actix`] runs the real actors on it. [`crash`] lets the daemon die. [`invariants`] watches
-//! both, without using the code that it checks. [`mutants`] are defects on purpose, which the invariants must find.
+//! both, and [`operators`] their commands, without using the code that it checks. [`mutants`] are defects on purpose, which the invariants must find.
 
 pub mod actix;
 pub mod crash;
 pub mod host;
 pub mod invariants;
 pub mod mutants;
+pub mod operators;
 pub mod random;
 pub mod scheduler;
 pub mod wheel;

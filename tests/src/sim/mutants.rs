@@ -5,12 +5,14 @@ use gaggled_core::{
         ids::{ActorId, InstanceId, ProgramId},
         time::{Instant, Millis, WallTime},
     },
+    control::Proposal,
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
-    graph::Condition,
+    graph::{Condition, START},
     host::{HostCommand, HostEvent, HostReport, Recovered},
     journal::{Journal, Refusal},
     machine::{Input, Output, Timer},
     process::ExitStatus,
+    protocol::{Action, Selection},
     state::{Phase, State},
 };
 
@@ -99,11 +101,29 @@ pub enum Mutant {
     LeaveTheUnhealthy,
     /// What a program has said in time, but was heard late, is not heard at all.
     TakeLatenessForSilence,
+    /// A restart of everything also starts what an operator has stopped.
+    RestartTheStopped,
+    /// A start of everything also starts what is to start only when it is named.
+    StartTheManual,
+    /// The last event of a command is lost on its way to the journal.
+    LoseProposedEvent,
+    /// A command is done as soon as its events are committed.
+    DoneWhenCommitted,
+    /// A command is never answered.
+    ForgetCommand,
+    /// A stop of a group asks for its level `start`.
+    StartInsteadOfStop,
+    /// A command is done when the first of its programs has reached the state.
+    DoneWhenOneIsThere,
+    /// A pattern selects only the first program that matches.
+    SelectOnlyTheFirst,
+    /// A stop of everything leaves the groups alone.
+    LeaveGroupsAlone,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 41] = [
+    pub const ALL: [Self; 50] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -145,7 +165,50 @@ impl Mutant {
         Self::WaitForReadinessForEver,
         Self::LeaveTheUnhealthy,
         Self::TakeLatenessForSilence,
+        Self::RestartTheStopped,
+        Self::StartTheManual,
+        Self::LoseProposedEvent,
+        Self::DoneWhenCommitted,
+        Self::ForgetCommand,
+        Self::StartInsteadOfStop,
+        Self::DoneWhenOneIsThere,
+        Self::SelectOnlyTheFirst,
+        Self::LeaveGroupsAlone,
     ];
+
+    /// What a command proposes instead.
+    pub fn proposal(self, action: &Action, state: &State, mut proposal: Proposal) -> Proposal {
+        let everything = |selection: &Selection| selection.programs.is_empty();
+        let free = || state.graph.programs.iter().filter(|(_, policy)| policy.group.is_none());
+        match (self, action) {
+            (Self::RestartTheStopped, Action::Restart(selection)) if everything(selection) => {
+                let stopped = free().filter(|(id, _)| state.programs[*id].operator_down);
+                proposal.events.extend(stopped.map(|(id, _)| Event::Program(id, ProgramEvent::RestartRequested)));
+            }
+            (Self::StartTheManual, Action::Up(selection)) if everything(selection) => {
+                let manual = free().filter(|(_, policy)| !policy.autostart);
+                proposal.events.extend(manual.map(|(id, _)| Event::Program(id, ProgramEvent::StartRequested)));
+            }
+            (Self::StartInsteadOfStop, Action::Down(_)) => {
+                for event in &mut proposal.events {
+                    if let Event::Group(_, GroupEvent::LevelRequested { level }) = event {
+                        *level = START.into();
+                    }
+                }
+            }
+            (Self::LeaveGroupsAlone, Action::Down(selection)) if everything(selection) => {
+                proposal.events.retain(|event| !matches!(event, Event::Group(..)));
+            }
+            (
+                Self::SelectOnlyTheFirst,
+                Action::Up(selection) | Action::Down(selection) | Action::Restart(selection),
+            ) if selection.programs.iter().any(|word| word.ends_with('*')) => {
+                proposal.events.truncate(1);
+            }
+            _ => {}
+        }
+        proposal
+    }
 
     /// The journal with the defect.
     ///

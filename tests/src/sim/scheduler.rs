@@ -23,6 +23,7 @@ use gaggled_core::{
         Input, Output, Outputs, Timers,
         any::{AnyMachine, all_actors},
     },
+    protocol::Action,
     state::State,
 };
 
@@ -30,6 +31,7 @@ use super::{
     crash::{self, Life, Plan},
     host::{Fate, SimHost},
     mutants::Mutant,
+    operators::Operators,
     random::{Pick, Random},
     wheel::Wheel,
     world::World,
@@ -67,6 +69,13 @@ enum Party {
     Actor(ActorId),
     Host,
     World,
+}
+
+/// What operators want.
+#[derive(Clone, Debug)]
+enum Wanted {
+    Command(Action),
+    Event(Event),
 }
 
 #[derive(Clone, Debug)]
@@ -117,7 +126,9 @@ pub struct Simulation {
     /// One alarm for each party.
     alarms: Wheel<Party>,
     created: u64,
-    wishes: VecDeque<(Instant, Event)>,
+    /// Commands that operators give, and events that were lost with a daemon and are asked for again.
+    wishes: VecDeque<(Instant, Wanted)>,
+    operators: Operators,
     favourites: BTreeMap<Party, u64>,
     refused_in_a_row: BTreeMap<Party, (Event, u32)>,
     steps_since_commit: u64,
@@ -134,9 +145,7 @@ impl Simulation {
     pub fn new(world: &World, policy: Policy, mutant: Option<Mutant>) -> Self {
         let (life, journal, opening) = Life::first(world, epoch_of(world));
         let state = journal.state();
-        let mut wishes: Vec<_> = world.wishes.iter().map(|wish| (wish.at, wish.event.clone())).collect();
-        wishes.push((world.shutdown_at, World::shutdown()));
-        wishes.sort_by_key(|(at, _)| *at);
+        let wishes = world.commands().into_iter().map(|(at, action)| (at, Wanted::Command(action))).collect();
         let run = Run {
             envelopes: opening,
             lives: vec![life],
@@ -163,7 +172,8 @@ impl Simulation {
             due: BTreeSet::new(),
             alarms: Wheel::new(),
             created: 0,
-            wishes: wishes.into(),
+            wishes,
+            operators: Operators::new(mutant),
             favourites: BTreeMap::new(),
             refused_in_a_row: BTreeMap::new(),
             steps_since_commit: 0,
@@ -196,7 +206,17 @@ impl Simulation {
                 self.run.violations.push("everything stands still before the shutdown is complete".into());
             }
         }
+        if let Some(unkillable) = self.run.state.unkillable {
+            // What the journal has not read when everything has stopped is not done any more.
+            for (from, message) in self.mailboxes.remove(&Party::Journal).unwrap_or_default() {
+                if let (Party::World, Message::Propose(_, cause)) = (from, message) {
+                    self.operators.refused(&cause);
+                }
+            }
+            self.operators.end(unkillable);
+        }
         self.run.violations.append(&mut self.host.violations);
+        self.run.violations.append(&mut self.operators.violations);
         self.run.state = self.journal.state().clone();
         self.run.left_alive = self.host.living();
         self.run.envelopes = self.run.lives.iter().flat_map(|life| life.envelopes.clone()).collect();
@@ -229,7 +249,8 @@ impl Simulation {
         });
         let forgotten = lost.into_iter().filter(|envelope| matches!(envelope.cause, Cause::Operator { .. }));
         let again = forgotten.map(|envelope| envelope.event).chain(proposed).collect::<Vec<_>>();
-        again.into_iter().rev().for_each(|event| self.wishes.push_front((self.now, event)));
+        again.into_iter().rev().for_each(|event| self.wishes.push_front((self.now, Wanted::Event(event))));
+        self.operators.forget();
         self.set_alarm(Party::World, self.wishes.front().map(|(at, _)| *at));
         if !plan.subreaper {
             self.host.forget();
@@ -373,14 +394,15 @@ impl Simulation {
     fn commit(&mut self, from: Party, event: Event, cause: Cause) {
         let wall = WallTime(i64::try_from(self.now.as_micros()).unwrap_or(i64::MAX));
         let admitted = match self.mutant {
-            Some(mutant) => mutant.commit(&mut self.journal, self.now, wall, event, cause),
-            None => self.journal.commit(self.now, wall, event, cause),
+            Some(mutant) => mutant.commit(&mut self.journal, self.now, wall, event, cause.clone()),
+            None => self.journal.commit(self.now, wall, event, cause.clone()),
         };
         match admitted {
             Ok(envelope) => {
                 self.steps_since_commit = 0;
                 self.run.state.unkillable = self.journal.state().unkillable;
                 self.host.committed(&envelope);
+                self.operators.committed(&envelope, self.journal.state());
                 let envelope = Rc::new(envelope);
                 let graph = self.graph.clone();
                 graph.recipients(&envelope.event, |actor| {
@@ -390,6 +412,9 @@ impl Simulation {
                 self.life().envelopes.push((*envelope).clone());
             }
             Err((event, refusal)) => {
+                if from == Party::World {
+                    self.operators.refused(&cause);
+                }
                 let row = self.refused_in_a_row.entry(from).or_insert_with(|| (event.clone(), 0));
                 row.1 = if row.0 == event { row.1 + 1 } else { 1 };
                 row.0 = event.clone();
@@ -507,9 +532,16 @@ impl Simulation {
             if *at > self.now {
                 break;
             }
-            let (_, event) = self.wishes.pop_front().expect("there is one");
-            let cause = Cause::Operator { who: "simulated".into(), command: "".into() };
-            self.post(Party::World, Party::Journal, Message::Propose(event, cause));
+            let (_, wanted) = self.wishes.pop_front().expect("there is one");
+            let (events, cause) = match wanted {
+                Wanted::Command(action) => self.operators.give(&action, self.journal.state()),
+                Wanted::Event(event) => {
+                    (vec![event], Cause::Operator { who: "simulated".into(), command: "again".into() })
+                }
+            };
+            for event in events {
+                self.post(Party::World, Party::Journal, Message::Propose(event, cause.clone()));
+            }
         }
         let next = self.wishes.front().map(|(at, _)| *at);
         self.set_alarm(Party::World, next);

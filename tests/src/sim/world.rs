@@ -1,15 +1,18 @@
 //! A system drawn from a seed: programs, dependencies, how the programs behave, what operators do and when.
 
+use std::collections::VecDeque;
+
 use gaggled_core::{
     base::{
         ids::{DenseId, GroupId, ProgramId},
         time::{Instant, Millis},
     },
-    event::{Event, GroupEvent, ProgramEvent, SystemEvent},
+    event::{Event, SystemEvent},
     graph::{
         Backoff, Condition, Dependency, Graph, Group, HealthCheck, HealthPolicy, Leaves, Mode, Policy, RESTART,
         Readiness, START, STOP, StartLimit,
     },
+    protocol::{Action, Selection},
 };
 
 use super::{
@@ -45,8 +48,8 @@ pub struct Behaviour {
 pub struct Wish {
     /// When.
     pub at: Instant,
-    /// What.
-    pub event: Event,
+    /// The command.
+    pub action: Action,
 }
 
 /// A system with its fate.
@@ -100,9 +103,17 @@ impl World {
         Self { crashes: Vec::new(), ..self }
     }
 
-    /// The wish that ends everything.
+    /// The event that ends everything.
     pub fn shutdown() -> Event {
         Event::System(SystemEvent::ShutdownStarted)
+    }
+
+    /// All commands, in the order of time; the last one ends everything.
+    pub fn commands(&self) -> VecDeque<(Instant, Action)> {
+        let mut commands: Vec<_> = self.wishes.iter().map(|wish| (wish.at, wish.action.clone())).collect();
+        commands.push((self.shutdown_at, Action::Shutdown { wait: false, timeout_ms: None }));
+        commands.sort_by_key(|(at, _)| *at);
+        commands.into()
     }
 }
 
@@ -223,15 +234,43 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
     }
 }
 
-fn draw_told(random: &mut Random, graph: &Graph) -> Event {
-    let group = GroupId::at(usize::try_from(random.below(graph.groups.len() as u64)).expect("a small number"));
-    let level = random.pick(&[STOP, START, "1", "2", RESTART]);
-    let told = if level == RESTART {
-        GroupEvent::RestartRequested
-    } else {
-        GroupEvent::LevelRequested { level: level.into() }
+fn tell(graph: &Graph, group: GroupId, level: &str, wait: bool) -> Action {
+    Action::Tell { group: graph.groups[group].name.to_string(), level: level.to_owned(), wait, timeout_ms: None }
+}
+
+fn selection(programs: Vec<String>, wait: bool) -> Selection {
+    Selection { programs, wait, timeout_ms: None }
+}
+
+/// What a command is for: mostly one program, now and then a group, a pattern or everything.
+fn draw_selection(random: &mut Random, graph: &Graph) -> Selection {
+    let name = |random: &mut Random| {
+        let id = usize::try_from(random.below(graph.programs.len() as u64)).expect("a small number");
+        graph.programs[ProgramId::at(id)].name.to_string()
     };
-    Event::Group(group, told)
+    let programs = match random.below(20) {
+        0 => Vec::new(),
+        1 => vec!["p1*".to_owned()],
+        2 => vec!["p*".to_owned()],
+        3 => vec![name(random), name(random)],
+        4 | 5 if !graph.groups.is_empty() => vec!["g0".to_owned()],
+        _ => vec![name(random)],
+    };
+    selection(programs, random.percent(50))
+}
+
+fn draw_command(random: &mut Random, graph: &Graph) -> Action {
+    if !graph.groups.is_empty() && random.percent(30) {
+        let group = GroupId::at(usize::try_from(random.below(graph.groups.len() as u64)).expect("a small number"));
+        let level = random.pick(&[STOP, START, "1", "2", RESTART]);
+        return tell(graph, group, level, random.percent(50));
+    }
+    let selection = draw_selection(random, graph);
+    match random.pick(&[0, 1, 2]) {
+        0 => Action::Down(selection),
+        1 => Action::Up(selection),
+        _ => Action::Restart(selection),
+    }
 }
 
 fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> {
@@ -239,35 +278,23 @@ fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> 
     let mut at = Instant::default();
     let mut wishes: Vec<Wish> = (0..count)
         .map(|_| {
-            // In bursts, so that wishes meet each other within the same few milliseconds.
+            // In bursts, so that commands meet each other within the same few milliseconds.
             at = if random.percent(50) {
                 at + Millis(random.below(5))
             } else {
                 at + Millis(random.below(until.as_millis() / 20))
             };
-            let program =
-                ProgramId::at(usize::try_from(random.below(graph.programs.len() as u64)).expect("a small number"));
-            if !graph.groups.is_empty() && random.percent(30) {
-                return Wish { at: at.clamp(FIRST_WISH, until), event: draw_told(random, graph) };
-            }
-            let event = random.pick(&[0, 1, 2]);
-            let event = [ProgramEvent::StopRequested, ProgramEvent::StartRequested, ProgramEvent::RestartRequested]
-                [event]
-                .clone();
-            Wish { at: at.clamp(FIRST_WISH, until), event: Event::Program(program, event) }
+            Wish { at: at.clamp(FIRST_WISH, until), action: draw_command(random, graph) }
         })
         .collect();
     for group in graph.groups.ids().filter(|group| graph.has_level(*group, START)) {
-        wishes.push(Wish { at: until, event: Event::Group(group, GroupEvent::LevelRequested { level: START.into() }) });
+        wishes.push(Wish { at: until, action: tell(graph, group, START, false) });
     }
-    // In the end nobody wants anything down, so that everything must come up, or come back, by itself.
-    for (id, policy) in graph.programs.iter() {
-        // A group may have refused what was wished after that.
-        let put_down = Event::Program(id, ProgramEvent::StopRequested);
-        let down = !policy.autostart || wishes.iter().any(|wish| wish.event == put_down);
-        if down {
-            wishes.push(Wish { at: until, event: Event::Program(id, ProgramEvent::StartRequested) });
-        }
+    // In the end no operator wants anything down, so that everything must come up, or come back, by itself.
+    let is_down = |wish: &Wish| matches!(wish.action, Action::Down(_));
+    let any_down = wishes.iter().any(is_down);
+    for policy in graph.programs.values().filter(|policy| any_down || !policy.autostart) {
+        wishes.push(Wish { at: until, action: Action::Up(selection(vec![policy.name.to_string()], true)) });
     }
     wishes
 }

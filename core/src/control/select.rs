@@ -4,21 +4,12 @@ use std::collections::BTreeSet;
 
 use globset::Glob;
 
-use super::Operator;
+use super::{operator::Operator, target::Targets};
 use crate::{
     base::ids::{GroupId, ProgramId},
     config::LOGGER,
     protocol::{ErrorCode, ReplyError},
 };
-
-/// The programs and groups that a command is for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Targets {
-    /// Programs that were selected by name or pattern, or, if nothing was, those that are in no group.
-    pub programs: BTreeSet<ProgramId>,
-    /// Groups.
-    pub groups: BTreeSet<GroupId>,
-}
 
 /// Longer words mean nothing: no name is so long, and a pattern costs by its length.
 const WORD_MAX: usize = 128;

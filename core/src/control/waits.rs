@@ -1,0 +1,132 @@
+//! All commands and `wait` requests that are not done, by what they wait for.
+//!
+//! The cost of an event is that of the waits for its program and its group, however many others there are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::wait::{Progress, Wait};
+use crate::{
+    base::ids::{GroupId, ProgramId},
+    event::{Cause, Envelope, Event, SystemEvent},
+    state::State,
+};
+
+/// Waits that are not done, each under a number.
+#[derive(Clone, Debug, Default)]
+pub struct Waits {
+    next: u64,
+    waits: BTreeMap<u64, Wait>,
+    by_program: BTreeMap<ProgramId, BTreeSet<u64>>,
+    by_group: BTreeMap<GroupId, BTreeSet<u64>>,
+    /// Those whose proposed events are not all committed.
+    uncommitted: BTreeSet<u64>,
+}
+
+impl Waits {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.waits.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.waits.is_empty()
+    }
+
+    /// One of them.
+    pub fn get(&self, number: u64) -> Option<&Wait> {
+        self.waits.get(&number)
+    }
+
+    /// All of them, with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Wait)> {
+        self.waits.iter().map(|(number, wait)| (*number, wait))
+    }
+
+    /// Adds one; how far it has come already.
+    pub fn add(&mut self, mut wait: Wait, state: &State) -> (u64, Progress) {
+        self.next += 1;
+        let number = self.next;
+        if wait.is_uncommitted() {
+            self.uncommitted.insert(number);
+        }
+        for program in wait.programs() {
+            self.by_program.entry(*program).or_default().insert(number);
+        }
+        for group in wait.groups() {
+            self.by_group.entry(*group).or_default().insert(number);
+        }
+        let progress = wait.look(None, state);
+        self.waits.insert(number, wait);
+        (number, progress)
+    }
+
+    /// An event was committed and applied. Returns the waits that are done now, or never will be.
+    pub fn committed(&mut self, envelope: &Envelope, state: &State) -> Vec<(u64, Progress)> {
+        let mut settled = BTreeMap::new();
+        let mut look = |waits: &mut BTreeMap<u64, Wait>, number: u64, look: &dyn Fn(&mut Wait) -> Progress| {
+            if !settled.contains_key(&number)
+                && let Some(progress) =
+                    waits.get_mut(&number).map(look).filter(|progress| *progress != Progress::Pending)
+            {
+                settled.insert(number, progress);
+            }
+        };
+        if matches!(envelope.cause, Cause::Operator { .. }) {
+            let waits = &mut self.waits;
+            let is_last = |number: &u64| waits.get_mut(number).is_some_and(|wait| wait.committed(envelope));
+            let accepted: Vec<u64> = self.uncommitted.iter().copied().filter(is_last).collect();
+            for number in accepted {
+                self.uncommitted.remove(&number);
+                look(&mut self.waits, number, &|wait| wait.look(None, state));
+            }
+        }
+        if envelope.event == Event::System(SystemEvent::ShutdownStarted) {
+            // Nothing is started any more, which is no event of what is waited for.
+            let all: Vec<u64> = self.waits.keys().copied().collect();
+            all.into_iter().for_each(|number| look(&mut self.waits, number, &|wait| wait.look(None, state)));
+        }
+        let group = match &envelope.event {
+            Event::Group(group, _) => Some(*group),
+            Event::Program(program, _) => state.graph.programs[*program].group,
+            Event::Dependency(..) | Event::System(_) => None,
+        };
+        for number in group.and_then(|group| self.by_group.get(&group)).into_iter().flatten() {
+            look(&mut self.waits, *number, &|wait| wait.look_at_groups(state));
+        }
+        let subject = state.graph.subject(&envelope.event);
+        for number in subject.and_then(|program| self.by_program.get(&program)).into_iter().flatten() {
+            look(&mut self.waits, *number, &|wait| wait.look(subject, state));
+        }
+        settled.into_iter().collect()
+    }
+
+    /// The command that has proposed events with this cause, one of which was refused.
+    pub fn refused(&self, cause: &Cause) -> Option<u64> {
+        let has_proposed = |number: &u64| self.waits.get(number).is_some_and(|wait| wait.has_proposed(cause));
+        self.uncommitted.iter().copied().find(has_proposed)
+    }
+
+    /// Takes one out: it is answered.
+    pub fn remove(&mut self, number: u64) -> Option<Wait> {
+        let wait = self.waits.remove(&number)?;
+        self.uncommitted.remove(&number);
+        let target = wait.target();
+        for program in target.into_iter().flat_map(|target| target.programs.keys()) {
+            remove_from(&mut self.by_program, program, number);
+        }
+        for group in target.into_iter().flat_map(|target| target.groups.keys()) {
+            remove_from(&mut self.by_group, group, number);
+        }
+        Some(wait)
+    }
+}
+
+fn remove_from<K: Ord>(index: &mut BTreeMap<K, BTreeSet<u64>>, key: &K, number: u64) {
+    if let Some(numbers) = index.get_mut(key) {
+        numbers.remove(&number);
+        if numbers.is_empty() {
+            index.remove(key);
+        }
+    }
+}
