@@ -367,11 +367,11 @@ impl Cause {
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::DaemonStart => f.write_str("boot"),
+            Self::DaemonStart => f.write_str("daemon start"),
             Self::Operator { who, .. } => write!(f, "operator {who}"),
             Self::Event(seq) => write!(f, "event {seq}"),
             Self::Timer(seq) => write!(f, "timer of event {seq}"),
-            Self::Kernel => f.write_str("operating system"),
+            Self::Kernel => f.write_str("kernel"),
         }
     }
 }

@@ -69,7 +69,7 @@ fn d4_a_crash_loop_is_given_up_and_can_be_asked_up() {
     daemon.wait("the end of it", |_, state| state.programs.values().all(|program| program.start_limit_hit));
     assert_eq!(lines(&directory, "starts").len(), 5);
     let reason = daemon.dump()["crash"]["reason"].as_str().expect("a text").to_owned();
-    assert!(reason.contains("given up after 5 starts within 1m"), "{reason}");
+    assert!(reason.contains("start limit reached after 5 starts within 1m"), "{reason}");
     let _ = daemon.tool("gaggled_controller", &["up", "crash", "--no-wait"]);
     daemon.wait("another chance", |_, state| state.programs.values().all(|program| program.instance.0 > 5));
 }

@@ -126,6 +126,53 @@ fn the_dependencies_are_drawn_with_and_without_state() {
     daemon.wait_up("b", 1);
     assert_eq!(gaggled(&["graph"], &directory.path().join("system.ron")), (0, "a [up]\n└── b [up]\n".to_owned()));
     let backoff = said(&daemon.tool("gaggled_controller", &["backoff", "b"]));
-    assert!(backoff.0 == 0 && backoff.1.contains("it is never given up\nnothing holds it back"), "{backoff:?}");
+    assert!(backoff.0 == 0 && backoff.1.contains("it has no start limit\nnothing holds it back"), "{backoff:?}");
     assert_eq!(said(&daemon.tool("gaggled_controller", &["backoff", "c"])).0, 3);
+}
+
+/// What is drawn is what runs, with the programs that gaggled adds; and the state of a running gaggled is found for it.
+#[test]
+fn programs_that_gaggled_adds_are_drawn_too() {
+    let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", \
+                state_directory: \"@DIR@/state\"), \
+                programs: {\"a\": (command: \"sleep\", argv: [\"1000\"], log: \"@DIR@/a.log\", rotate: ())})";
+    let directory = Arc::new(directory());
+    let file = directory.path().join("cold.ron");
+    fs::write(&file, text.replace("@DIR@", &directory.path().display().to_string())).expect("a file");
+    assert_eq!(gaggled(&["graph"], &file), (0, "logger (added by gaggled)\n└── a\n".to_owned()));
+    let (code, timeline) = gaggled(&["simulate", "--until", "1s"], &file);
+    assert!(code == 0 && timeline.contains("logger is being started"), "{timeline}");
+    let mut daemon = Daemon::with(text, directory.clone(), &Start::default());
+    daemon.wait_up("a", 1);
+    let drawn = gaggled(&["graph"], &directory.path().join("system.ron"));
+    assert_eq!(drawn, (0, "logger (added by gaggled) [up]\n└── a [up]\n".to_owned()));
+}
+
+/// A dump of the past takes the same names and patterns as one of now, and refuses the same.
+#[test]
+fn a_dump_of_the_past_takes_names_groups_and_patterns() {
+    let mut daemon = Daemon::new(
+        "\"db\": (command: \"sleep\", argv: [\"1000\"], group: \"g\"), \
+         \"web\": (command: \"sleep\", argv: [\"1000\"], depends: {\"db\": ()}), \
+         \"cron\": (command: \"sleep\", argv: [\"1000\"]),",
+    );
+    daemon.wait_up("web", 1);
+    let dump = |words: &[&str], at: bool| {
+        let past: &[&str] = if at { &["--at", "3"] } else { &[] };
+        let output = daemon.tool("gaggled_controller", &[&["--json", "dump"], words, past].concat());
+        let (code, text) = said(&output);
+        let body: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        let names = |list: &str, field: &str| -> Vec<String> {
+            let all = body[list].as_array().into_iter().flatten();
+            all.map(|one| one[field].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        (code, names("programs", "program"), names("dependencies", "dependent"), names("groups", "group"), text)
+    };
+    for words in [&["web"][..], &["g"], &["*b"], &["web", "g"], &[]] {
+        let (now, past) = (dump(words, false), dump(words, true));
+        assert_eq!((now.0, &now.1, &now.2, &now.3), (past.0, &past.1, &past.2, &past.3), "{words:?}");
+    }
+    assert_eq!(dump(&["w*"], true).1, ["web"]);
+    let (code, .., text) = dump(&["wep"], true);
+    assert_eq!((code, text.contains("did you mean \"web\"?")), (3, true), "{text}");
 }

@@ -302,7 +302,7 @@ fn a_daemon_that_moves_after_it_was_found_leaves_nobody_behind() {
 fn a_hostile_pid_file_harms_nobody() {
     let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().expect("a bystander");
     let table = [
-        ("first", "1".to_owned(), "Foreign(1)"),
+        ("first", "1".to_owned(), "ForeignProcess(1)"),
         ("bystander", bystander.id().to_string(), "ForeignProcess"),
         ("neighbour", "@NEIGHBOUR@".to_owned(), "ForeignProcess"),
         ("zero", "0".to_owned(), "PidFileEmpty"),

@@ -254,7 +254,7 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
     let hopeless = daemon.tool("gaggled_controller", &["up", "app"]);
     assert_eq!(hopeless.status.code(), Some(1));
     assert!(
-        String::from_utf8_lossy(&hopeless.stderr).contains("which has failed (exited with code 1): ask that up, too")
+        String::from_utf8_lossy(&hopeless.stderr).contains("which has failed (exited with code 1): start that, too")
     );
     fs::write(daemon.directory.path().join("code"), "0").expect("a file");
     daemon.must(Action::Up(Selection { programs: vec!["migrate".to_owned()], wait: true, timeout_ms: None }));
@@ -300,8 +300,8 @@ fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
     daemon.wait_down("lasts", 7);
     let dump = daemon.dump();
     assert_eq!((&dump["bad"]["start_limit_hit"], &dump["bad"]["instance"]), (&true.into(), &3.into()));
-    assert_eq!(dump["bad"]["reason"], "given up after 3 starts within 1m (exited with code 3): ask it up");
-    assert_eq!(dump["web"]["reason"], "waiting for bad, which is given up: ask it up");
+    assert_eq!(dump["bad"]["reason"], "start limit reached after 3 starts within 1m (exited with code 3): start it");
+    assert_eq!(dump["web"]["reason"], "waiting for bad, which has reached its start limit: start it");
     daemon.kill_core();
     assert_eq!(daemon.dump()["bad"]["instance"], 3, "that is remembered");
     let asked = daemon.tool("gaggled_controller", &["up", "bad", "--no-wait"]);

@@ -4,6 +4,7 @@ mod adoption;
 mod event_log;
 mod event_sinks;
 mod handover;
+pub mod own_programs;
 mod run;
 pub mod subreaper;
 
@@ -21,9 +22,7 @@ use gaggled_actors::{
     spec,
 };
 use gaggled_core::{
-    config::{
-        Config, DependsConfig, Diagnostic, LOGGER, Parsed, ProgramConfig, Severity, SpanIndex, log_policy::LogRoute,
-    },
+    config::{Config, Diagnostic, Parsed, Severity, SpanIndex, log_policy::LogRoute},
     event::Handover,
     journal::segment::{ConfigSource, SegmentHeader},
     process::ExitStatus,
@@ -45,7 +44,6 @@ use crate::{
     VERSION,
     common::diagnostics,
     common::endpoints::{self, Urls},
-    logger,
 };
 
 /// Exit status: the configuration cannot be used.
@@ -148,10 +146,7 @@ impl LoadedConfig {
                 Diagnostic::error("eventurl and controlurl are the same").at(at).help("give each a url of its own"),
             );
         }
-        add_gate(&mut config, Path::new(&text.path));
-        // That there is no place for the journal is said when it is opened.
-        let state = state.map(Path::to_owned).or_else(|| endpoints::state_directory(&config.gaggled).ok());
-        let outlets = state.map_or_else(Vec::new, |state| add_logger(&mut config, &state));
+        let outlets = own_programs::add(&mut config, Path::new(&text.path), state);
         (Self { config, text, urls, search, outlets, ignore_interrupts }, found)
     }
 
@@ -409,39 +404,4 @@ fn check_gate(config: &Config, locator: &SpanIndex) -> Option<Diagnostic> {
     let gate = config.gaggled.smtpgate.as_ref()?;
     let error = gaggled_gateways::smtp::check(gate).err()?;
     Some(Diagnostic::error(error.to_string()).at(locator.find(&["gaggled", "smtpgate"])))
-}
-
-/// Adds the program that writes logs which are rotated or merged, and lets everybody who writes to it go before it. It is
-/// told what to write by a file; that it is told something else starts it again.
-fn add_logger(config: &mut Config, state: &Path) -> Vec<LogRoute> {
-    let mut outlets = spec::outlets(config, &logger::pipes(state));
-    if !config.needs_logger() {
-        return outlets;
-    }
-    for (name, program) in &mut config.programs.0 {
-        if outlets.iter().any(|outlet| outlet.program == *name && outlet.pipe.is_some()) {
-            program.depends.0.push((LOGGER.to_owned(), DependsConfig::default()));
-        }
-    }
-    let own = std::env::current_exe().map_or_else(|_| "gaggled".to_owned(), |own| own.display().to_string());
-    let own = own.trim_end_matches(" (deleted)").to_owned();
-    let argv = vec!["logger".to_owned(), state.display().to_string(), logger::fingerprint(&outlets)];
-    let program = ProgramConfig { command: Some(own), argv, ..ProgramConfig::default() };
-    config.programs.0.push((LOGGER.to_owned(), program));
-    outlets.push(LogRoute { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
-    outlets
-}
-
-/// Adds the program that `smtpgate: (auto: true)` asks for.
-fn add_gate(config: &mut Config, path: &Path) {
-    if !config.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto) {
-        return;
-    }
-    let beside =
-        std::env::current_exe().ok().map(|own| own.with_file_name("gaggled_smtpgate")).filter(|gate| gate.is_file());
-    let command = beside.unwrap_or_else(|| PathBuf::from("gaggled_smtpgate")).display().to_string();
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
-    let program =
-        ProgramConfig { command: Some(command), argv: vec!["-c".to_owned(), path], ..ProgramConfig::default() };
-    config.programs.0.push(("smtpgate".to_owned(), program));
 }

@@ -1,5 +1,10 @@
 //! Questions about what is past, which memory answers as far as it goes, and the disk beyond that.
 
+use crate::{
+    control::queries::selected,
+    journal::reader::{EventQuery, JournalReader},
+};
+use gaggled_core::control::Operator;
 use gaggled_core::{
     base::{
         ids::{EpochId, Position, Seq},
@@ -13,7 +18,6 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{ControlActor, Dispatch, worker::JobResult};
-use crate::journal::reader::{EventQuery, JournalReader};
 
 /// The most events in one answer.
 const EVENTS_PAGE: usize = 5_000;
@@ -163,10 +167,13 @@ impl ControlActor {
         Dispatch::Offload(Box::new(move |id| {
             JobResult::Reply(match archive.state_at(at) {
                 Some((state, wall)) => {
-                    let mut dump = View::at(&state, state.at).dump(wall, 0, usize::MAX);
-                    dump.programs
-                        .retain(|program| programs.is_empty() || programs.iter().any(|name| name == program.program));
-                    Reply::done(id, &dump)
+                    let view = View::at(&state, state.at);
+                    let names = state.graph.names();
+                    let operator = Operator { state: &state, names: &names };
+                    match selected(&operator, view.dump(wall, 0, usize::MAX), view, &programs) {
+                        Ok(dump) => Reply::done(id, &dump),
+                        Err(error) => Reply::refused(id, error.code, error.message),
+                    }
                 }
                 None => too_early(id, &archive),
             })

@@ -1,5 +1,7 @@
 //! The questions that change nothing, and their answers.
 
+use gaggled_core::control::Operator;
+use gaggled_core::protocol::Dump;
 use gaggled_core::{
     base::ids::{EpochId, Seq},
     protocol::{GroupView, Reply, ReplyError, View},
@@ -42,15 +44,7 @@ impl ControlActor {
     ) -> Result<Reply, ReplyError> {
         let limit = limit.unwrap_or(DUMP_PAGE).min(DUMP_PAGE);
         let view = View::at(&self.state, self.clock.now());
-        let mut dump = view.dump(self.clock.wall(), from, limit);
-        if !programs.is_empty() {
-            let chosen = self.operator().choose(programs)?;
-            dump.groups = chosen.groups.iter().map(|id| view.group(*id)).collect();
-            let chosen = self.operator().with_members(&chosen);
-            dump.programs = chosen.iter().map(|id| view.program(*id)).collect();
-            dump.dependencies = chosen.iter().flat_map(|id| view.dependencies(*id)).collect();
-            dump.next = None;
-        }
+        let dump = selected(&self.operator(), view.dump(self.clock.wall(), from, limit), view, programs)?;
         Ok(Reply::done(id, &dump))
     }
 
@@ -73,4 +67,22 @@ impl ControlActor {
         };
         Reply::done(id, &status)
     }
+}
+
+/// A dump of what these words select, or of everything.
+pub(super) fn selected<'a>(
+    operator: &Operator<'_>,
+    mut dump: Dump<'a>,
+    view: View<'a>,
+    words: &[String],
+) -> Result<Dump<'a>, ReplyError> {
+    if !words.is_empty() {
+        let targets = operator.choose(words)?;
+        let programs = operator.with_members(&targets);
+        dump.groups = targets.groups.iter().map(|id| view.group(*id)).collect();
+        dump.programs = programs.iter().map(|id| view.program(*id)).collect();
+        dump.dependencies = programs.iter().flat_map(|id| view.dependencies(*id)).collect();
+        dump.next = None;
+    }
+    Ok(dump)
 }

@@ -153,6 +153,9 @@ impl Wait {
         let now = &state.programs[program];
         let policy = &state.graph.programs[program];
         let name = &policy.name;
+        // What does not run again waits for no dependency.
+        let waits = self.is_command && now.start_pending;
+        let blocked = waits.then(|| self.blocked_reason(program, state)).flatten();
         match target.goal {
             WaitState::Down => Ok(now.phase == Phase::Down),
             WaitState::Up if now.phase == Phase::Up => {
@@ -163,27 +166,18 @@ impl Wait {
                 Ok(now.pending_stop.is_none() && now.instance > InstanceId(after))
             }
             WaitState::Up if now.phase != Phase::Down => Ok(false),
-            WaitState::Up if now.start_limit_hit => Err(format!(
-                "{name} has ended too often and is given up: {}",
-                now.outcome.map(describe).unwrap_or_default()
-            )),
-            WaitState::Up if now.operator_down && policy.autostart => {
-                Err(format!("{name} was put down by an operator"))
+            WaitState::Up if now.start_limit_hit => {
+                Err(format!("{name} has reached its start limit: {}", now.outcome.map(describe).unwrap_or_default()))
             }
+            WaitState::Up if now.operator_down && policy.autostart => Err(format!("{name} was stopped by an operator")),
             WaitState::Up if now.operator_down => {
-                Err(format!("{name} has autostart: false, and is down until it is asked up"))
+                Err(format!("{name} has autostart: false, and waits for an operator to start it"))
             }
             WaitState::Up if state.shutdown.is_some() => {
                 Err(format!("{name} cannot come up: gaggled is shutting down"))
             }
-            // What does not run again waits for no dependency.
             WaitState::Up => match now.outcome {
-                _ if self.is_command
-                    && now.start_pending
-                    && let Some(reason) = self.blocked_reason(program, state) =>
-                {
-                    Err(reason)
-                }
+                _ if blocked.is_some() => Err(blocked.unwrap_or_default()),
                 // An operator who starts a program is told what has come of that; one that is tried again may come up yet,
                 // and is waited for.
                 Some(Outcome::SpawnFailed { stage, errno })
@@ -217,14 +211,14 @@ impl Wait {
                     dependency.condition == Condition::Completed && on.phase == Phase::Down && !on.start_pending;
                 match on.outcome {
                     _ if on.start_limit_hit => {
-                        Some(format!("{of} waits for {name}, which is given up: ask that up, too"))
+                        Some(format!("{of} waits for {name}, which has reached its start limit: start that, too"))
                     }
                     Some(outcome) if failed && on.satisfied_since(dependency.condition).is_none() => Some(format!(
-                        "{of} waits for {name}, which has failed ({}): ask that up, too",
+                        "{of} waits for {name}, which has failed ({}): start that, too",
                         describe(outcome)
                     )),
                     _ if on.operator_down && on.satisfied_since(dependency.condition).is_none() => {
-                        Some(format!("{of} waits for {name}, which is put down: ask that up, too"))
+                        Some(format!("{of} waits for {name}, which an operator has stopped: start that, too"))
                     }
                     _ => None,
                 }
@@ -262,7 +256,7 @@ impl Wait {
             match policy.mode {
                 _ if now.operator_down => {}
                 Mode::Respawn | Mode::Once if now.start_limit_hit => {
-                    return Err(format!("{} of group {name} has ended too often and is given up", policy.name));
+                    return Err(format!("{} of group {name} has reached its start limit", policy.name));
                 }
                 Mode::Respawn if !now.is_ready() => return Ok(false),
                 Mode::Once if now.start_pending || now.phase == Phase::Starting => return Ok(false),

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Waits {
     next: u64,
-    waits: BTreeMap<u64, Wait>,
+    by_number: BTreeMap<u64, Wait>,
     by_program: BTreeMap<ProgramId, BTreeSet<u64>>,
     by_group: BTreeMap<GroupId, BTreeSet<u64>>,
     /// Those whose proposed events are not all committed.
@@ -25,22 +25,22 @@ pub struct Waits {
 impl Waits {
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.waits.len()
+        self.by_number.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.waits.is_empty()
+        self.by_number.is_empty()
     }
 
     /// One of them.
     pub fn get(&self, number: u64) -> Option<&Wait> {
-        self.waits.get(&number)
+        self.by_number.get(&number)
     }
 
     /// All of them, with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Wait)> {
-        self.waits.iter().map(|(number, wait)| (*number, wait))
+        self.by_number.iter().map(|(number, wait)| (*number, wait))
     }
 
     /// Adds one; how far it has come already.
@@ -57,7 +57,7 @@ impl Waits {
             self.by_group.entry(*group).or_default().insert(number);
         }
         let progress = wait.look(None, state);
-        self.waits.insert(number, wait);
+        self.by_number.insert(number, wait);
         (number, progress)
     }
 
@@ -73,18 +73,20 @@ impl Waits {
             }
         };
         if matches!(envelope.cause, Cause::Operator { .. }) {
-            let waits = &mut self.waits;
+            let waits = &mut self.by_number;
             let is_last = |number: &u64| waits.get_mut(number).is_some_and(|wait| wait.committed(envelope));
             let accepted: Vec<u64> = self.uncommitted.iter().copied().filter(is_last).collect();
             for number in accepted {
                 self.uncommitted.remove(&number);
-                look(&mut self.waits, number, &|wait| wait.look(None, state));
+                look(&mut self.by_number, number, &|wait| wait.look(None, state));
             }
         }
         if envelope.event == Event::System(SystemEvent::ShutdownStarted) {
             // Nothing is started any more, which is no event of what is waited for.
-            let all: Vec<u64> = self.waits.keys().copied().collect();
-            all.into_iter().for_each(|number| look(&mut self.waits, number, &|wait| wait.look(None, state)));
+            let all: Vec<u64> = self.by_number.keys().copied().collect();
+            for number in all {
+                look(&mut self.by_number, number, &|wait| wait.look(None, state));
+            }
         }
         let group = match &envelope.event {
             Event::Group(group, _) => Some(*group),
@@ -92,24 +94,24 @@ impl Waits {
             Event::Dependency(..) | Event::System(_) => None,
         };
         for number in group.and_then(|group| self.by_group.get(&group)).into_iter().flatten() {
-            look(&mut self.waits, *number, &|wait| wait.look_at_groups(state));
+            look(&mut self.by_number, *number, &|wait| wait.look_at_groups(state));
         }
         let subject = state.graph.subject(&envelope.event);
         for number in subject.and_then(|program| self.by_program.get(&program)).into_iter().flatten() {
-            look(&mut self.waits, *number, &|wait| wait.look(subject, state));
+            look(&mut self.by_number, *number, &|wait| wait.look(subject, state));
         }
         settled.into_iter().collect()
     }
 
     /// The command that has proposed events with this cause, one of which was refused.
     pub fn refused(&self, cause: &Cause) -> Option<u64> {
-        let has_proposed = |number: &u64| self.waits.get(number).is_some_and(|wait| wait.has_proposed(cause));
+        let has_proposed = |number: &u64| self.by_number.get(number).is_some_and(|wait| wait.has_proposed(cause));
         self.uncommitted.iter().copied().find(has_proposed)
     }
 
     /// Takes one out: it is answered.
     pub fn remove(&mut self, number: u64) -> Option<Wait> {
-        let wait = self.waits.remove(&number)?;
+        let wait = self.by_number.remove(&number)?;
         self.uncommitted.remove(&number);
         let target = wait.target();
         for program in target.into_iter().flat_map(|target| target.programs.keys()) {

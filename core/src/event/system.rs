@@ -110,10 +110,10 @@ impl fmt::Display for StartKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::First | Self::CleanShutdown => Ok(()),
-            Self::Crash => f.write_str(" again after it had died"),
-            Self::Reboot => f.write_str(" after a boot of the machine"),
+            Self::Crash => f.write_str(" again after a crash"),
+            Self::Reboot => f.write_str(" after a reboot"),
             Self::CopiedState => f.write_str(" with a copy of the journal of another"),
-            Self::Handover(to) => write!(f, " its next life, for {to},"),
+            Self::Handover(to) => write!(f, " as the next daemon, for {to},"),
         }
     }
 }

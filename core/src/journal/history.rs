@@ -222,7 +222,7 @@ pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
             let program = name(*id);
             match event {
                 ProgramEvent::Starting { instance } => format!("{program} is being started (run {instance})"),
-                ProgramEvent::Started { pid, .. } => format!("{program} came up with pid {pid}"),
+                ProgramEvent::Started { pid, .. } => format!("{program} started with pid {pid}"),
                 ProgramEvent::Adopted { pid, .. } => format!("{program} was found running with pid {pid}"),
                 ProgramEvent::Daemonized { pid, .. } => format!("{program} has left a daemon with pid {pid}"),
                 ProgramEvent::Ready { .. } => format!("{program} is ready"),
@@ -235,7 +235,7 @@ pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
                         describe(Outcome::SpawnFailed { stage: *stage, errno: *errno })
                     )
                 }
-                ProgramEvent::Stopping { reason, .. } => format!("{program} was told to stop, because {reason}"),
+                ProgramEvent::Stopping { reason, .. } => format!("{program} is being stopped, because {reason}"),
                 ProgramEvent::StopCommandFailed { status, .. } => format!("the stop command of {program} {status}"),
                 ProgramEvent::KillRequested { .. } => format!("{program} did not stop in time and was killed"),
                 ProgramEvent::Exited { status, orphans: 0, .. } => format!("{program} {status}"),
@@ -245,11 +245,11 @@ pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
                 ProgramEvent::Exited { status, orphans, .. } => {
                     format!("{program} {status}, and {orphans} processes that it left behind were killed")
                 }
-                ProgramEvent::LevelStartRequested { .. } => format!("{program} was let in by its group"),
-                ProgramEvent::LevelStopRequested { .. } => format!("{program} has to leave with its group"),
+                ProgramEvent::LevelStartRequested { .. } => format!("{program} was started by its group"),
+                ProgramEvent::LevelStopRequested { .. } => format!("{program} is stopped by its group"),
                 ProgramEvent::Signalled { signal, .. } => format!("{program} was sent {signal}"),
-                ProgramEvent::StopRequested => format!("{program} was put down"),
-                ProgramEvent::StartRequested => format!("{program} was asked up"),
+                ProgramEvent::StopRequested => format!("stop of {program} was requested"),
+                ProgramEvent::StartRequested => format!("start of {program} was requested"),
                 ProgramEvent::RestartRequested => format!("{program} was asked to restart"),
             }
         }
@@ -264,14 +264,14 @@ pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
                     (adopted, ended) => format!(", {adopted} of them still running and {ended} ended meanwhile"),
                 };
                 let noun = if *programs == 1 { "program" } else { "programs" };
-                format!("gaggled {version} began{start_kind} with {programs} {noun}{found}")
+                format!("gaggled {version} started{start_kind} with {programs} {noun}{found}")
             }
-            SystemEvent::HandoverStarted { kind: to } => format!("gaggled hands over to its next life, for {to}"),
+            SystemEvent::HandoverStarted { kind: to } => format!("gaggled hands over to the next daemon, for {to}"),
             SystemEvent::JournalDegraded { reason: why } => format!("the journal is not written: {why}"),
             SystemEvent::JournalRestored { lost_events: missed } => {
                 format!("the journal is written again; {missed} events are missing in it")
             }
-            SystemEvent::JournalDamaged { file, reason: why } => format!("{file} was put aside, because {why}"),
+            SystemEvent::JournalDamaged { file, reason: why } => format!("{file} was quarantined, because {why}"),
             SystemEvent::ShutdownStarted => "gaggled was asked to shut down".to_owned(),
             SystemEvent::ShutdownCompleted { unkillable: 0 } => "everything has stopped".to_owned(),
             SystemEvent::ShutdownCompleted { unkillable: 1 } => "1 program could not be stopped".to_owned(),
@@ -286,9 +286,9 @@ pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
 
 fn group_in_words(group: &str, event: &GroupEvent) -> String {
     match event {
-        GroupEvent::LevelRequested { level } => format!("group {group} was told to go to level {level}"),
+        GroupEvent::LevelRequested { level } => format!("group {group} was asked to go to level {level}"),
         GroupEvent::RestartRequested => format!("group {group} was asked to restart"),
-        GroupEvent::LevelReached { .. } => format!("group {group} has arrived"),
+        GroupEvent::LevelReached { .. } => format!("group {group} has reached its level"),
         GroupEvent::Failed { failed_program: by, .. } => format!("group {group} failed, because {by} did not end well"),
         GroupEvent::FallbackStarted { level } => format!("group {group} went to level {level} for that"),
     }

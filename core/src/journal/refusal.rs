@@ -54,7 +54,7 @@ impl fmt::Display for Refusal {
             }
             Self::NoSuchLevel => f.write_str("the group has no such level"),
             Self::ShuttingDown => f.write_str("gaggled is shutting down"),
-            Self::HandingOver => f.write_str("gaggled is handing over to its next life: ask again"),
+            Self::HandingOver => f.write_str("gaggled is handing over to the next daemon: ask again"),
         }
     }
 }

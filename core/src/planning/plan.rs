@@ -76,7 +76,7 @@ impl Plan {
                     match out {
                         Some(at) => (Change::ApplyLive, format!("{new}, and its group is at level {}", at.level)),
                         None if program.autostart => (Change::Start, new.to_owned()),
-                        None => (Change::ApplyLive, format!("{new}, and starts when it is asked up")),
+                        None => (Change::ApplyLive, format!("{new}, and starts when an operator starts it")),
                     }
                 }
                 Some(_) if name == SMTPGATE && gate_changed(old, new) => {
@@ -319,7 +319,7 @@ mod tests {
                 "moved Restart wd changed",
                 "slower ApplyLive killwait changed, which needs no restart",
                 "new Start it is new",
-                "spare ApplyLive it is new, and starts when it is asked up",
+                "spare ApplyLive it is new, and starts when an operator starts it",
                 "gone Stop it is no longer configured",
                 "off Stop it is disabled now",
             ]

@@ -369,7 +369,7 @@ impl Simulation {
 
     fn receive(&mut self, party: Party, from: Party, message: Message) {
         match (party, message) {
-            (Party::Journal, Message::Propose(event, cause)) => self.commit(from, event, cause),
+            (Party::Journal, Message::Propose(event, cause)) => self.commit(from, event, &cause),
             (Party::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
             (Party::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
             (Party::Actor(actor), Message::HostReport(report)) => self.step(actor, &Input::HostReported(report)),
@@ -391,7 +391,7 @@ impl Simulation {
         self.rearm_host();
     }
 
-    fn commit(&mut self, from: Party, event: Event, cause: Cause) {
+    fn commit(&mut self, from: Party, event: Event, cause: &Cause) {
         let wall = WallTime(i64::try_from(self.now.as_micros()).unwrap_or(i64::MAX));
         let admitted = match self.mutant {
             Some(mutant) => mutant.commit(&mut self.journal, self.now, wall, event, cause.clone()),
@@ -413,7 +413,7 @@ impl Simulation {
             }
             Err((event, refusal)) => {
                 if from == Party::World {
-                    self.operators.refused(&cause);
+                    self.operators.refused(cause);
                 }
                 let row = self.refused_in_a_row.entry(from).or_insert_with(|| (event.clone(), 0));
                 row.1 = if row.0 == event { row.1 + 1 } else { 1 };

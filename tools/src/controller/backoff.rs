@@ -31,10 +31,11 @@ pub fn describe_event(state: &State, id: ProgramId, wait: Option<u64>) -> String
         policy.name, backoff.initial, backoff.max, backoff.reset
     )];
     lines.push(match policy.start_limit {
-        None => "it is never given up".to_owned(),
+        None => "it has no start limit".to_owned(),
         Some(limit) => {
-            let retry =
-                limit.retry_after.map_or_else(|| "until it is asked up".to_owned(), |retry| format!("for {retry}"));
+            let retry = limit
+                .retry_after
+                .map_or_else(|| "until an operator starts it".to_owned(), |retry| format!("for {retry}"));
             let counted = counted(state, id);
             let reset = limit.reset.map_or_else(String::new, |reset| format!(", none of which was up for {reset}"));
             format!(
@@ -44,7 +45,7 @@ pub fn describe_event(state: &State, id: ProgramId, wait: Option<u64>) -> String
         }
     });
     lines.push(match (program.start_limit_hit, wait, program.attempts) {
-        (true, ..) => "it is given up: ask it up".to_owned(),
+        (true, ..) => "it has reached its start limit: start it".to_owned(),
         (false, Some(wait), attempts) => {
             format!("after {attempts} starts in a row it starts again in {}", Millis(wait))
         }

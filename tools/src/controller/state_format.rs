@@ -54,7 +54,7 @@ impl Row {
             Phase::ActiveExited => "done",
             Phase::Starting => "starting",
             Phase::Stopping => "stopping",
-            Phase::Down if self.operator_down => "put down",
+            Phase::Down if self.operator_down => "stopped",
             Phase::Down => "down",
         }
     }
@@ -165,7 +165,7 @@ pub fn summary(dump: &Dump) -> String {
     for row in &dump.programs {
         *counts.entry(row.state()).or_default() += 1;
     }
-    let parts = ["up", "done", "starting", "stopping", "down", "put down"];
+    let parts = ["up", "done", "starting", "stopping", "down", "stopped"];
     let parts: Vec<String> =
         parts.into_iter().filter_map(|state| counts.get(state).map(|count| format!("{count} {state}"))).collect();
     if parts.is_empty() { "no programs".to_owned() } else { parts.join(", ") }

@@ -1,5 +1,11 @@
 //! `gaggled graph`: the dependencies of a configuration, for people and for Graphviz; with their state if a gaggled runs.
 
+use crate::{
+    common::{diagnostics, endpoints, output},
+    controller::state_format::{self, Dump, Row},
+    daemon::own_programs,
+};
+use gaggled_core::config::Config;
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
@@ -14,13 +20,6 @@ use gaggled_core::{
 };
 use gaggled_gateways::client::ControlClient;
 use petgraph::{dot, graph::DiGraph};
-
-use crate::{
-    common::diagnostics,
-    common::endpoints,
-    common::output,
-    controller::state_format::{self, Dump, Row},
-};
 
 /// What is drawn.
 #[derive(Debug, Args)]
@@ -38,7 +37,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Draws it.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let Ok((parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
+    let Ok((mut parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
+    own_programs::add(&mut parsed.config, &arguments.config, None);
     let url = endpoints::of_settings(&parsed.config.gaggled).ok().map(|urls| urls.control);
     let running = url.and_then(|url| state_of(&url));
     let graph = parsed.config.graph();
@@ -48,6 +48,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     let state = running.unwrap_or_else(|| State::new(Arc::new(graph), EpochId(0)));
     let view = View::at(&state, state.at).dump(WallTime(0), 0, usize::MAX);
     let dump = serde_json::to_value(view).and_then(serde_json::from_value::<Dump>);
+    let dump = dump.map(|dump| mark_own(dump, &parsed.config));
     match dump {
         Ok(dump) if arguments.dot => output::end(output::line(&to_dot(&dump, has_state))),
         Ok(dump) => output::end(output::line(&state_format::tree(&dump, has_state))),
@@ -90,4 +91,14 @@ fn to_dot(dump: &Dump, has_state: bool) -> String {
     let nothing = [dot::Config::NodeNoLabel, dot::Config::EdgeNoLabel];
     let drawn = dot::Dot::with_attr_getters(&graph, &nothing, &of_edge, &of_node);
     format!("{drawn:?}").trim_end().to_owned()
+}
+
+/// Says beside their names which programs gaggled has added.
+fn mark_own(mut dump: Dump, config: &Config) -> Dump {
+    let programs = dump.programs.iter_mut().map(|row| &mut row.program);
+    let dependencies = dump.dependencies.iter_mut().flat_map(|one| [&mut one.dependent, &mut one.dependency]);
+    for name in programs.chain(dependencies).filter(|name| own_programs::is_own(config, name)) {
+        name.push_str(" (added by gaggled)");
+    }
+    dump
 }

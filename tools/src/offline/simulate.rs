@@ -1,5 +1,9 @@
 //! `gaggled simulate`: what would happen to a system if something failed, before it does.
 
+use crate::{
+    common::{diagnostics, event_format, output, time_args},
+    daemon::own_programs,
+};
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
@@ -15,8 +19,6 @@ use gaggled_core::{
     planning::simulate::{Fault, Impact, Scenario, Simulation},
     protocol::encode_event_with_state,
 };
-
-use crate::{common::diagnostics, common::event_format, common::output, common::time_args};
 
 /// What is assumed.
 #[derive(Debug, Args)]
@@ -48,7 +50,8 @@ const USAGE: u8 = 2;
 
 /// Prints the timeline, and what the faults have meant.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let Ok((parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
+    let Ok((mut parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
+    own_programs::add(&mut parsed.config, &arguments.config, None);
     let graph = parsed.config.graph();
     let assumptions = match assumptions(arguments, &graph) {
         Ok(assumptions) => assumptions,

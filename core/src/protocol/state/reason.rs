@@ -90,12 +90,15 @@ impl View<'_> {
                     1 => ", with 1 process".to_owned(),
                     kept => format!(", with {kept} processes"),
                 };
-                (format!("what it has done stands{kept}"), None)
+                (format!("exited, still active{kept}"), None)
             }
             Phase::Down if policy.unconfigured => ("no longer configured".to_owned(), None),
             Phase::Down if program.operator_down => {
-                let by =
-                    if policy.autostart || program.revision > 1 { "put down by an operator" } else { "never asked up" };
+                let by = if policy.autostart || program.revision > 1 {
+                    "stopped by an operator"
+                } else {
+                    "not started: autostart is false"
+                };
                 (by.to_owned(), None)
             }
             Phase::Down if program.membership == Membership::Stopped => (self.out(policy), None),
@@ -128,7 +131,7 @@ impl View<'_> {
         let on = &self.state.programs[dependency.dependency];
         let once = self.state.graph.programs[dependency.dependency].mode != Mode::Respawn;
         if on.start_limit_hit {
-            return ", which is given up: ask it up".to_owned();
+            return ", which has reached its start limit: start it".to_owned();
         }
         if !once || on.phase != Phase::Down || on.start_pending {
             return match dependency.condition {
@@ -138,8 +141,8 @@ impl View<'_> {
             };
         }
         match (on.outcome, dependency.condition) {
-            (Some(outcome), Condition::Completed) => format!(", which has failed ({}): ask it up", describe(outcome)),
-            (Some(_), Condition::Started | Condition::Ready) => ", which has run once: ask it up".to_owned(),
+            (Some(outcome), Condition::Completed) => format!(", which has failed ({}): start it", describe(outcome)),
+            (Some(_), Condition::Started | Condition::Ready) => ", which has run once: start it".to_owned(),
             (None, _) => String::new(),
         }
     }
@@ -177,7 +180,7 @@ fn start_limit_hit(program: &ProgramState, policy: &Policy) -> String {
         let starts = if limit.burst == 1 { "start" } else { "starts" };
         format!(" after {} {starts} within {}", limit.burst, limit.interval)
     });
-    format!("given up{often} ({last}): ask it up")
+    format!("start limit reached{often} ({last}): start it")
 }
 
 /// Why a program is left down, in words.

@@ -1,0 +1,58 @@
+//! The programs that gaggled adds to a configuration: the logger and the mail gate.
+
+use std::path::{Path, PathBuf};
+
+use gaggled_actors::spec;
+use gaggled_core::config::{Config, DependsConfig, LOGGER, ProgramConfig, SMTPGATE, log_policy::LogRoute};
+
+use crate::{common::endpoints, logger};
+
+/// Adds them, and returns where the output of each program goes. `path` is the file of the configuration, and `state` the
+/// state directory if it is not the one that the configuration names.
+pub fn add(config: &mut Config, path: &Path, state: Option<&Path>) -> Vec<LogRoute> {
+    add_gate(config, path);
+    // That there is no place for the journal is said when it is opened.
+    let state = state.map(Path::to_owned).or_else(|| endpoints::state_directory(&config.gaggled).ok());
+    state.map_or_else(Vec::new, |state| add_logger(config, &state))
+}
+
+/// Whether this is the name of a program that gaggled has added.
+pub fn is_own(config: &Config, name: &str) -> bool {
+    name == LOGGER && config.needs_logger()
+        || name == SMTPGATE && config.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto)
+}
+
+/// Adds the program that writes logs which are rotated or prefixed, and makes every program that writes to it depend on
+/// it. A file says what it writes; the fingerprint of that file is an argument, so that a change restarts it.
+fn add_logger(config: &mut Config, state: &Path) -> Vec<LogRoute> {
+    let mut outlets = spec::outlets(config, &logger::pipes(state));
+    if !config.needs_logger() {
+        return outlets;
+    }
+    for (name, program) in &mut config.programs.0 {
+        if outlets.iter().any(|outlet| outlet.program == *name && outlet.pipe.is_some()) {
+            program.depends.0.push((LOGGER.to_owned(), DependsConfig::default()));
+        }
+    }
+    let own = std::env::current_exe().map_or_else(|_| "gaggled".to_owned(), |own| own.display().to_string());
+    let own = own.trim_end_matches(" (deleted)").to_owned();
+    let argv = vec!["logger".to_owned(), state.display().to_string(), logger::fingerprint(&outlets)];
+    let program = ProgramConfig { command: Some(own), argv, ..ProgramConfig::default() };
+    config.programs.0.push((LOGGER.to_owned(), program));
+    outlets.push(LogRoute { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
+    outlets
+}
+
+/// Adds the program that `smtpgate: (auto: true)` asks for.
+fn add_gate(config: &mut Config, path: &Path) {
+    if !config.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto) {
+        return;
+    }
+    let beside =
+        std::env::current_exe().ok().map(|own| own.with_file_name("gaggled_smtpgate")).filter(|gate| gate.is_file());
+    let command = beside.unwrap_or_else(|| PathBuf::from("gaggled_smtpgate")).display().to_string();
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
+    let program =
+        ProgramConfig { command: Some(command), argv: vec!["-c".to_owned(), path], ..ProgramConfig::default() };
+    config.programs.0.push((SMTPGATE.to_owned(), program));
+}
