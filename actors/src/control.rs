@@ -172,13 +172,13 @@ pub struct ControlActor {
     refusals: (Instant, u32),
     archive: JournalReader,
     worker: BlockingWorker,
-    /// For what administrators ask: whoever only looks does not keep them waiting.
+    /// For requests of administrators, so that requests of observers do not delay them.
     renewer: BlockingWorker,
     renewal: PrepareHandover,
     about: DaemonInfo,
 }
 
-/// How many refusals are taken down within which time.
+/// Rate limit for CommandRefused events: count and window.
 const REFUSALS: (u32, Millis) = (10, Millis(10_000));
 
 impl ControlActor {

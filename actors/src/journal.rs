@@ -25,12 +25,12 @@ use crate::{
     messages::{Committed, Flush, Panicked, Propose, Refused, Restore, StartMachine},
 };
 
-/// The life of the daemon may begin.
+/// Lets the machines start.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct OpenJournal;
 
-/// Hears every event in order, after everybody whom it concerns, with the fold up to it.
+/// Receives every event in order, after the machines that it concerns, with the state after it.
 pub type Sink = Box<dyn FnMut(&Arc<Envelope>, &State)>;
 
 /// Hears what was refused to those who are no actors of their own.
@@ -39,7 +39,7 @@ pub type RefusalHandler = Box<dyn FnMut(&Cause, &Refusal)>;
 /// The actor of the journal.
 pub struct JournalActor {
     journal: Journal,
-    /// What was committed before there was anybody to hear it.
+    /// What was committed before the actors were started.
     opening: Vec<Envelope>,
     clock: Clock,
     routes: ActorTable,

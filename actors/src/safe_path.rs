@@ -3,7 +3,7 @@
 //! gaggled may run as root, and the directory of such a file may belong to the program's user, who can replace any part
 //! of the path at any moment. So a path is walked one component at a time, each opened relative to the one before:
 //!
-//! - a symbolic link is followed only if root or gaggled's own user owns it and nobody else can write to the directory
+//! - a symbolic link is followed only if root or gaggled's own user owns it and no other user can write to the directory
 //!   that it is in (systemd calls a path that breaks such a rule an unsafe path transition);
 //! - from then on the directory is known by its descriptor, and files in it by one name without a slash;
 //! - where others can write to the directory, only regular files with a single name are opened, so that neither a fifo,
@@ -253,7 +253,7 @@ impl SafeDirectory {
         Ok(openat(&self.descriptor, name, flags, Mode::from_bits_truncate(mode))?.into())
     }
 
-    /// Makes a new regular file in the place of whatever has its name, that nobody can read who cannot read `like`.
+    /// Makes a new regular file in the place of whatever has its name, that only users who can read `like` can read.
     ///
     /// # Errors
     /// What the kernel says; `EEXIST` if another keeps making a file of that name.

@@ -24,7 +24,7 @@ use crate::{
 pub struct Envelope {
     /// Its number.
     pub seq: Seq,
-    /// The life of the daemon it belongs to.
+    /// The epoch it belongs to.
     pub epoch: EpochId,
     /// When it was committed.
     pub monotonic: Instant,
@@ -42,7 +42,7 @@ pub struct Envelope {
 pub enum Cause {
     /// The daemon began.
     DaemonStart,
-    /// Somebody asked for it.
+    /// A client asked for it.
     Operator {
         /// Who: user id and process id, or the address.
         who: Arc<str>,
@@ -90,7 +90,7 @@ pub enum ProgramEvent {
         /// When that process began: with the process id it is known for sure.
         start_time: StartTime,
     },
-    /// It was found running when this life of the daemon began: it has survived the one before.
+    /// It was found running when this daemon started: it has survived the previous one.
     #[serde(rename = "ProgramAdopted")]
     Adopted {
         /// The run.
@@ -247,13 +247,13 @@ pub enum DependencyEvent {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event")]
 pub enum GroupEvent {
-    /// Somebody wants it at a level.
+    /// An operator wants it at a level.
     #[serde(rename = "GroupLevelRequested")]
     LevelRequested {
         /// The level.
         level: Level,
     },
-    /// Somebody wants it stopped and started, or what it runs for that.
+    /// An operator wants it restarted: stopped and started, or its programs of level `restart` run.
     #[serde(rename = "GroupRestartRequested")]
     RestartRequested,
     /// It is there: what does not run at its level has gone, and what does has been let in.

@@ -163,7 +163,7 @@ impl Graph {
         &self.dependencies_on[on]
     }
 
-    /// Everybody who goes down before a program does if both are to go down: its dependents, and what builds on it.
+    /// The programs that stop before this one if both are to stop: its dependents, and those that it holds back as a gate.
     pub fn dependents(&self, on: ProgramId) -> BTreeSet<ProgramId> {
         let dependents = self.dependencies_on(on).iter().map(|dependency| self.dependencies[*dependency].dependent);
         dependents.chain(self.gated[on].iter().copied()).collect()

@@ -18,6 +18,6 @@ pub trait Host {
     /// Carries out an effect. Must not block.
     fn execute(&mut self, command: HostCommand);
 
-    /// From now on there is somebody to report to.
+    /// From now on reports can be sent.
     fn start(&mut self) {}
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing is numbered anywhere else. The journal decides nothing: [`crate::journal::admission`] says what may be committed.
 
-mod admission;
+pub mod admission;
 pub mod audit;
 pub mod history;
 pub mod recovery;
@@ -55,7 +55,7 @@ impl Journal {
         Ok(self.commit_unchecked(now, wall, event, cause))
     }
 
-    /// What has made a program end is the last that was done for it; whoever proposes the end may not have heard of that.
+    /// What has made a program end is the last that was done for it; the proposer may not have seen that event.
     fn latest(&self, event: &Event, cause: Cause) -> Cause {
         let stop_event = match (event, &cause) {
             (Event::Program(id, ProgramEvent::Exited { .. }), Cause::Event(_)) => self.state.programs[*id].stop_event,

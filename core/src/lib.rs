@@ -1,19 +1,25 @@
-//! What is true in a gaggle of programs, and what should happen next.
+//! The rules of gaggled: what the state of a system of programs is, and what should happen next.
 //!
 //! Everything here is pure: bytes, numbers and `now` come in, events and requests go out. There is no clock, no
 //! thread, no file and no socket in this crate, so the same rules run in the daemon, in every tool that follows it,
 //! and in the simulator.
 //!
-//! Reading order, which is also how a fact travels:
+//! The folders, in reading order, which is the way of an event:
 //!
-//! 1. [`config`] reads a file into a [`config::Config`], and [`graph`] turns that into programs and dependencies;
-//! 2. [`event`] is what can have happened, [`state`] is the one fold over it, [`rules`] says what may be committed, and
-//!    [`journal`] numbers it;
-//! 3. [`program`], [`dependency`], [`group`] and [`shutdown`] are the machines that propose events and ask for effects;
-//! 4. [`ensemble`] is all of them together, and [`forecast`] runs them on programs that are made up;
-//! 5. [`segment`] is how the journal lies on disk, and [`succession`] how one life of the daemon
-//!    follows another, with [`plan`] for a changed configuration;
-//! 6. [`history`], [`wire`], [`command`] and [`mirror`] are how others see it, and [`audit`] how its journal is checked.
+//! | module | what |
+//! |---|---|
+//! | [`base`] | ids, times, sizes |
+//! | [`process`] | how processes start and end, as the kernel says it |
+//! | [`config`] | reads a file, and says what is wrong with it |
+//! | [`graph`] | programs, dependencies and groups of a configuration |
+//! | [`event`] | what can happen |
+//! | [`state`] | the one fold over events |
+//! | [`journal`] | admits and numbers events; segments, recovery after a crash, replicas, the audit |
+//! | [`machine`] | the machines that propose events and ask a host for effects |
+//! | [`control`] | what commands of operators mean |
+//! | [`host`] | the interface to what owns processes |
+//! | [`planning`] | what another configuration would change, and what a failure would do |
+//! | [`protocol`] | events, requests and replies as JSON |
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 #![deny(clippy::wildcard_enum_match_arm)]

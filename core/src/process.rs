@@ -40,7 +40,7 @@ impl SpawnStage {
     /// The error number of a start that was given up before it was tried: ECANCELED.
     pub const CANCELLED: i32 = 125;
 
-    /// Whether the same start may well succeed later without anybody changing anything: the machine lacked processes,
+    /// Whether the same start may succeed later without any change: the machine lacked processes,
     /// memory or descriptors.
     pub fn is_transient(self, errno: i32) -> bool {
         const EAGAIN: i32 = 11;
@@ -81,7 +81,7 @@ pub enum ExitStatus {
     Core(i32),
     /// The kernel killed it for want of memory.
     OutOfMemory,
-    /// It is gone and nobody can know how it ended.
+    /// It has ended, and its status is not known.
     Unknown,
 }
 
@@ -107,7 +107,7 @@ impl fmt::Display for ExitStatus {
             Self::Signal(number) => write!(f, "was killed by {}", Signal(*number)),
             Self::Core(number) => write!(f, "was killed by {} and dumped core", Signal(*number)),
             Self::OutOfMemory => f.write_str("was killed by the kernel for want of memory"),
-            Self::Unknown => f.write_str("ended, nobody knows how"),
+            Self::Unknown => f.write_str("ended with an unknown status"),
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct DependencyState {
 pub struct State {
     /// The programs and dependencies this is the state of.
     pub graph: Arc<Graph>,
-    /// The life of the daemon.
+    /// The epoch.
     pub epoch: EpochId,
     /// The last event that was applied.
     pub seq: Seq,
@@ -60,7 +60,7 @@ pub struct State {
     pub unkillable: Option<u32>,
     /// How an essential program has ended, with which everything ends.
     pub essential_exit: Option<ExitStatus>,
-    /// That this life of the daemon gives everything to the next, and the event that says so.
+    /// That this daemon hands over to the next, and the event that records it.
     pub handover: Option<(Handover, Seq)>,
 }
 impl State {

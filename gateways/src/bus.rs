@@ -1,7 +1,7 @@
 //! The bus: every event on an nng pub socket, and once a second the heartbeat.
 //!
 //! A thread of its own folds, encodes and publishes, so that neither costs the actors anything. A subscriber that is
-//! too slow loses messages, the oldest first, and learns of it by their numbers; nobody waits for it.
+//! too slow loses messages, the oldest first, and learns of it by their numbers; no publisher waits for it.
 
 use crate::{
     access::{Access, Peers},

@@ -17,7 +17,7 @@ use thiserror::Error;
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum CallError {
-    /// Nobody listens there.
+    /// No process listens there.
     #[error("cannot reach gaggled at {url} ({why}): {}", cure(*why))]
     Unreachable {
         /// The url.
@@ -25,7 +25,7 @@ pub enum CallError {
         /// Why.
         why: nng::Error,
     },
-    /// Somebody listens, and does not answer in time.
+    /// A process listens, and does not answer in time.
     #[error("gaggled at {url} did not answer within {} s", .within.as_secs_f32())]
     Timeout {
         /// The url.
@@ -70,7 +70,7 @@ impl ControlClient {
     /// How long an answer may take that nothing has to be waited for.
     pub const TIMEOUT: Duration = Duration::from_secs(5);
 
-    /// Connects; an error if nobody listens.
+    /// Connects; an error if no process listens.
     pub fn dial(url: &str) -> Result<Self, CallError> {
         let unreachable = |why| CallError::Unreachable { url: url.to_owned(), why };
         let socket = Self::socket().map_err(unreachable)?;
@@ -78,7 +78,7 @@ impl ControlClient {
         Ok(Self { socket, url: url.to_owned() })
     }
 
-    /// Connects when somebody listens, and again whenever the connection is lost.
+    /// Connects as soon as a process listens, and again whenever the connection is lost.
     pub fn dial_whenever(url: &str) -> Result<Self, CallError> {
         let unreachable = |why| CallError::Unreachable { url: url.to_owned(), why };
         let socket = Self::socket().map_err(unreachable)?;

@@ -35,7 +35,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 /// How many requests may be under way at once.
 const CONTEXTS: usize = 4096;
 
-/// Sends the one answer to a request. If it is dropped without, the client is told that nobody answered.
+/// Sends the one answer to a request. If it is dropped without an answer, the client gets the error `busy`.
 #[derive(Debug)]
 pub struct Responder {
     id: String,
@@ -187,7 +187,7 @@ impl Server {
                 None => Peer { who: "a peer that has gone".to_owned(), role: Role::Nothing },
             },
             Url::Tcp { text, trusted } => {
-                Peer { who: format!("somebody at {text}"), role: if *trusted { Role::Admin } else { Role::Observe } }
+                Peer { who: format!("a client of {text}"), role: if *trusted { Role::Admin } else { Role::Observe } }
             }
         }
     }

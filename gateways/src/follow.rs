@@ -34,7 +34,7 @@ use crate::{
 pub enum FollowEvent {
     /// The state as a whole: at first, when gaggled has begun a new life, and when events were lost for good.
     Synchronised {
-        /// Whether events were missed that nobody can tell any more.
+        /// Whether events were missed that are no longer kept.
         missed: bool,
     },
     /// An event, which the mirror has already applied, and its text.
@@ -71,7 +71,7 @@ pub struct Follower {
     silent: bool,
     /// What happened after this is told before anything else.
     since: Option<StartPosition>,
-    /// Whether the last question was not answered: the next heartbeat shows that there is somebody to ask again.
+    /// Whether the last question was not answered: the next heartbeat shows that gaggled can be asked again.
     unanswered: bool,
 }
 
@@ -257,7 +257,7 @@ impl Follower {
         reply.filter(|reply| reply.ok)?.body
     }
 
-    /// Asks for everything. If nobody answers, the next event or heartbeat leads here again.
+    /// Asks for everything. Without an answer the next event or heartbeat leads here again.
     fn synchronise(&mut self) {
         let Some(body) = self.ask(Action::Snapshot) else { return };
         match serde_json::from_str::<State>(body.get()) {

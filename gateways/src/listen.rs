@@ -15,7 +15,7 @@ use crate::{
 /// Why a url cannot be listened on.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Somebody else does.
+    /// Another process does.
     #[error("{0} is in use: another gaggled, or another program, listens there; stop it, or use another url")]
     InUse(String),
     /// Anything else.

@@ -33,7 +33,7 @@ pub enum UrlError {
         /// The length of its path.
         length: usize,
     },
-    /// Anybody on the network could connect.
+    /// Every host on the network could connect.
     #[error(
         "url \"{0}\" can be reached from other machines, and nothing protects it: use ipc:///path or tcp://127.0.0.1:PORT, \
          or add it to gaggled.insecure if you know who can reach it"

@@ -257,14 +257,14 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     // The contexts of the server belong to threads of nng that end with the process.
     std::mem::forget(server);
     Ok(match ended {
-        // Whatever it was for, without a subreaper there is nobody else to go on.
+        // Without a subreaper no other daemon can follow.
         DaemonExit::HandedOver(_) if nix::unistd::getppid() != parent => (0, Some(place)),
         DaemonExit::HandedOver(Handover::Subreaper) => (0, Some(place)),
         DaemonExit::HandedOver(Handover::Reload | Handover::Upgrade) => (0, None),
         DaemonExit::Stopped { survivors, essential_exit } => {
             for socket in sockets {
                 if let Ok(Url::Ipc(path)) = socket {
-                    // Whoever looks for gaggled now is told at once that it is not there.
+                    // A client that connects now gets an error at once.
                     let _ = std::fs::remove_file(path);
                 }
             }

@@ -1,8 +1,8 @@
 //! The process that writes logs which are rotated or merged: a program like any other, which gaggled runs itself.
 //!
-//! Each program writes to a pipe with a name, which it holds open for reading, too. So nothing is lost and nobody is
+//! Each program writes to a pipe with a name, which it holds open for reading, too. So nothing is lost and no program is
 //! disturbed while this process, or gaggled, is away; what is written waits in the pipe. Each log has a thread of its own:
-//! a disk that is stuck holds up nobody else.
+//! a disk that is stuck delays no other log.
 
 mod bounded_buffer;
 mod file;
@@ -141,7 +141,7 @@ fn take(outlet: &LogRoute, nameless: Vec<fs::File>, stopped: &Arc<OwnedFd>, widt
         sink.end();
         return Ok(());
     }
-    // Whoever takes from the pipe never waits for the disk.
+    // The reader of the pipe never waits for the disk.
     let bounded_buffer = BoundedBuffer::default();
     thread::scope(|scope| {
         thread::Builder::new().spawn_scoped(scope, || {

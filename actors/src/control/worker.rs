@@ -51,7 +51,7 @@ impl BlockingWorker {
     pub(super) fn start() -> Self {
         let (orders, received) = crossbeam_channel::bounded(QUEUE_MAX);
         let work = move || received.into_iter().for_each(QueuedJob::carry_out);
-        Self(thread::Builder::new().name("librarian".into()).spawn(work).ok().map(|_| orders))
+        Self(thread::Builder::new().name("ctl-worker".into()).spawn(work).ok().map(|_| orders))
     }
 
     pub(super) fn give(&self, asked: RequestContext, job: Job, answer: ReplyFn, control: Addr<ControlActor>) {

@@ -46,16 +46,16 @@ impl Cgroup {
         directories.iter().map(|own| Self::new(own, program, instance)).find(|cgroup| cgroup.0.is_dir())
     }
 
-    /// Makes it. Whoever writes `0` to what is returned is in it.
+    /// Makes it. A process that writes `0` to the returned file enters it.
     pub(crate) fn make(&self, settings: &[(String, String)]) -> io::Result<File> {
-        // Of an earlier run of this number nobody would know any more what is in it.
+        // One that an earlier run of this number has left may hold unknown processes.
         fs::create_dir(&self.0)?;
         set(&self.0, settings).and_then(|()| self.procs_file()).inspect_err(|_| {
             self.remove();
         })
     }
 
-    /// Whoever writes `0` to it is in it.
+    /// A process that writes `0` to it enters the cgroup.
     pub(crate) fn procs_file(&self) -> io::Result<File> {
         open(&self.0, "cgroup.procs")
     }
@@ -80,7 +80,7 @@ impl Cgroup {
         }
     }
 
-    /// How a main process in it has ended that nobody here has killed: the kernel may have, for want of memory.
+    /// How a main process in it has ended that gaggled has not killed: the kernel may have, because memory ran out.
     pub(crate) fn oom_status(&self, status: ExitStatus) -> ExitStatus {
         let events = read(&self.0, "memory.events.local");
         let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -125,7 +125,7 @@ pub(crate) fn undertake(dead: Receiver<Cgroup>) -> io::Result<()> {
             cgroup.end(REMOVE_TIMEOUT);
         }
     };
-    thread::Builder::new().name("undertaker".into()).spawn(work).map(drop)
+    thread::Builder::new().name("cgroup-remover".into()).spawn(work).map(drop)
 }
 
 /// The cgroups in a directory of our own but these: what is left of runs that have ended.

@@ -60,7 +60,7 @@ impl std::fmt::Debug for TakeoverState {
 pub struct LinuxHost {
     shared: Arc<ProcessTracker>,
     orders: Sender<SpawnRequest>,
-    /// What is taken over as soon as there is somebody to report to.
+    /// What is taken over as soon as reports can be sent.
     inheritance: Option<TakeoverState>,
 }
 

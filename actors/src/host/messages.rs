@@ -117,7 +117,7 @@ pub(crate) enum MonitorCommand {
     Check(ProgramId, InstanceId, ProbeKind),
     /// The command of a run has ended well: find the daemon that it has left.
     AwaitDaemon { program: ProgramId, instance: InstanceId, path: String },
-    /// A process that belongs to nobody has ended: what was its child may be ours now.
+    /// A process of no run has ended: its children may be ours now.
     RecheckPidFiles,
     /// The run of a program has ended.
     End(ProgramId),

@@ -102,7 +102,7 @@ impl Monitor {
             loop {
                 tokio::select! {
                     task = tasks.recv() => match task {
-                        // Whoever spoke before is known now.
+                        // Processes that sent a message earlier are known now.
                         Some(MonitorCommand::Listen) => {
                             if let Some(sockets) = sockets.take() {
                                 attending.ears.append(&mut sockets.listen(&attending.shared));
@@ -115,7 +115,7 @@ impl Monitor {
                 }
             }
         };
-        thread::Builder::new().name("attendant".into()).spawn(move || {
+        thread::Builder::new().name("monitor".into()).spawn(move || {
             // Without it programs that have to be asked are never ready, and are told to stop for that.
             let _ = LocalSet::new().block_on(&runtime, live());
         })?;

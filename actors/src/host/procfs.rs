@@ -38,7 +38,7 @@ pub(crate) fn stat(pid: i32) -> Option<Stat> {
 }
 
 impl Stat {
-    /// Whether it has ended, and only waits for whoever is its parent now to notice. Some never do.
+    /// Whether it has ended and was not reaped by its parent. Some parents never reap.
     pub(crate) fn is_zombie(&self) -> bool {
         self.state == 'Z'
     }

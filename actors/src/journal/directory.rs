@@ -27,7 +27,7 @@ use thiserror::Error;
 /// Why a directory cannot hold the journal.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// It is not what it should be, or somebody else could change it.
+    /// It is not a directory, or another user could change it.
     #[error("{path} {why}")]
     Unsafe {
         /// What is wrong.
@@ -286,7 +286,7 @@ fn put_aside(path: &Path, good: &[u8]) -> String {
     aside.display().to_string()
 }
 
-/// Makes a directory of gaggled's own if it is not there, and looks whether nobody else can change it. The one that it is
+/// Makes a directory of gaggled's own if it is not there, and checks that no other user can change it. The one that it is
 /// in is made, too.
 pub fn make_private(path: &Path, mode: u32) -> Result<(), StateError> {
     for directory in path.parent().filter(|parent| !parent.exists()).into_iter().chain([path]) {

@@ -52,6 +52,6 @@ pub struct WriterInit {
     pub head: SegmentHeader,
     /// The state before the opening.
     pub state: State,
-    /// What was committed before there was anybody to hear it.
+    /// What was committed before the actors were started.
     pub opening: Vec<Envelope>,
 }

@@ -1,4 +1,4 @@
-//! The journal on disk: one thread writes it, and nobody waits for that thread.
+//! The journal on disk: one thread writes it, and no actor waits for that thread.
 //!
 //! Events are written as they come and synchronised within a second: the death of gaggled loses what is still under way
 //! to the thread, a loss of power a second. When the disk is full, broken or too slow, supervision goes on and an event

@@ -26,7 +26,7 @@ impl FsyncThread {
                 }
             }
         };
-        thread::Builder::new().name("syncer".into()).spawn(work)?;
+        thread::Builder::new().name("fsync".into()).spawn(work)?;
         Ok(Self { orders, done, busy: false })
     }
 

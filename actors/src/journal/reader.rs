@@ -1,6 +1,6 @@
 //! What is past, read from the segments on disk.
 //!
-//! Nothing here is quick: whoever asks does so from a thread that nobody waits for.
+//! Nothing here is quick: call it from a thread for which no actor waits.
 
 use std::path::{Path, PathBuf};
 

@@ -31,7 +31,7 @@ id!(
     Seq(u64)
 );
 id!(
-    /// One life of the daemon. A later epoch has a greater number.
+    /// One run of the daemon. A later epoch has a greater number.
     EpochId(u64)
 );
 id!(
@@ -73,7 +73,7 @@ pub enum ActorId {
 /// given again in the next epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
-    /// The life of the daemon.
+    /// The epoch.
     pub epoch: EpochId,
     /// The event.
     pub seq: Seq,

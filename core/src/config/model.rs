@@ -129,7 +129,7 @@ pub struct ProgramConfig {
     /// A file that its output is appended to, instead of gaggled's own output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log: Option<String>,
-    /// How its log is kept; whoever looks after it does so for ever if this is not given.
+    /// Log rotation; without it gaggled never rotates the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rotate: Option<Rotate>,
     /// The file with its process id.
@@ -165,7 +165,7 @@ pub struct ProgramConfig {
     /// How soon the kernel takes it when memory runs out, from -1000 to 1000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i16>,
-    /// How much it may have of what.
+    /// Resource limits (setrlimit).
     #[serde(skip_serializing_if = "OrderedMap::is_empty")]
     pub rlimits: OrderedMap<Rlimit>,
     /// What its cgroup is set to, by the names of the kernel's files: `"memory.max": "512M"`.
@@ -252,7 +252,7 @@ impl ProgramConfig {
         }
     }
 
-    /// What is asked of it beyond that it runs.
+    /// Readiness, health-check and watchdog policy.
     pub fn health(&self) -> HealthPolicy {
         let readiness =
             |ready: &ReadinessProbe| if ready.probe().is_some() { Readiness::Probed } else { Readiness::Notified };

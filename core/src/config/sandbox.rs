@@ -17,7 +17,7 @@ pub struct Sandbox {
     pub nice: Option<i8>,
     /// How soon the kernel takes it when memory runs out, from -1000 to 1000.
     pub oom_score_adj: Option<i16>,
-    /// How much it may have of what.
+    /// Resource limits (setrlimit).
     pub rlimits: Vec<(Resource, Rlimit)>,
     /// The capabilities that it keeps, a bit for each by its number; what its user has if there is none.
     pub capabilities: Option<u64>,

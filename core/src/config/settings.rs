@@ -33,7 +33,7 @@ pub struct Settings {
     /// Where requests are answered; the default place if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub controlurl: Option<String>,
-    /// Urls that are used although anybody who reaches them can do everything.
+    /// Urls that are used although every process that reaches them can do everything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub insecure: Vec<String>,
     /// Who may use the sockets besides root and gaggled's own user.

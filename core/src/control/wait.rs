@@ -196,7 +196,7 @@ impl Wait {
         }
     }
 
-    /// That a program waits for what does not come about unless somebody asks for that, too.
+    /// Why a program waits for a dependency that only another command can satisfy, if it does.
     fn blocked_reason(&self, program: ProgramId, state: &State) -> Option<String> {
         let asked = |on: ProgramId| self.target.as_ref().is_some_and(|target| target.programs.contains_key(&on));
         let of = &state.graph.programs[program].name;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event")]
 pub enum SystemEvent {
-    /// A life of the daemon began.
+    /// A daemon has started.
     DaemonStarted {
         /// The version of gaggled.
         version: String,
@@ -18,10 +18,10 @@ pub enum SystemEvent {
         start_kind: StartKind,
         /// Programs that were found running.
         adopted: u32,
-        /// Programs that have ended since the life before.
+        /// Programs that have ended since the previous daemon.
         exited_meanwhile: u32,
     },
-    /// This life of the daemon gives everything to the next one; no program notices.
+    /// This daemon hands over to the next one; no program notices.
     HandoverStarted {
         /// What for.
         kind: Handover,
@@ -43,9 +43,9 @@ pub enum SystemEvent {
         /// How many events are on no disk.
         lost_events: u64,
     },
-    /// A part of the journal could not be read when this life of the daemon began.
+    /// A part of the journal could not be read when this daemon started.
     JournalDamaged {
-        /// The file that was put aside.
+        /// The file that was quarantined.
         file: String,
         /// What is wrong with it.
         reason: String,
@@ -66,25 +66,25 @@ pub enum SystemEvent {
     },
 }
 
-/// What went before a life of the daemon.
+/// What preceded the start of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StartKind {
     /// Nothing: there was no journal.
     First,
-    /// A life that ended as it should.
+    /// The previous daemon completed a shutdown.
     CleanShutdown,
-    /// A life that ended without a word.
+    /// The previous daemon died without a shutdown or handover event.
     Crash,
     /// Another boot of the machine, with which all programs ended.
     Reboot,
-    /// The life of another gaggled, whose journal was copied.
+    /// Another gaggled, whose state directory was copied.
     CopiedState,
-    /// A life that gave everything to this one.
+    /// The previous daemon handed over to this one.
     Handover(Handover),
 }
 
-/// What one life of the daemon gives everything to the next for.
+/// Why one daemon hands over to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Handover {
@@ -92,12 +92,12 @@ pub enum Handover {
     Reload,
     /// Another version of gaggled.
     Upgrade,
-    /// The subreaper has died, and this life takes its place.
+    /// The subreaper has died, and this daemon takes its place.
     Subreaper,
 }
 
 impl StartKind {
-    /// Whether the programs of the life before are not there to be found.
+    /// Whether no program of the previous daemon can still run.
     pub fn is_elsewhere(self) -> bool {
         match self {
             Self::Reboot | Self::CopiedState => true,

@@ -23,7 +23,7 @@ pub struct HealthCheck {
     pub failures: u32,
 }
 
-/// What is asked of a program beyond that it runs.
+/// Readiness, health-check and watchdog policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthPolicy {
     /// Whether its command leaves a daemon behind, which is the program from then on.

@@ -74,12 +74,12 @@ impl Default for Backoff {
     }
 }
 
-/// When a program that keeps ending is given up: after so many starts within such a time. What somebody has asked for, or
+/// When a program that keeps ending is given up: after so many starts within such a time. Starts that an operator has asked for, or
 /// what follows another program, is not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "start_limit", deny_unknown_fields)]
 pub struct StartLimit {
-    /// How many starts, at least 1 and at most [`Limit::MOST`].
+    /// How many starts, at least 1 and at most [`StartLimit::MAX_BURST`].
     pub burst: u32,
     /// Within which time.
     pub interval: Millis,
@@ -128,7 +128,7 @@ pub struct Policy {
     pub killwait: Millis,
     /// How its starts are spaced.
     pub backoff: Backoff,
-    /// What is asked of it beyond that it runs.
+    /// Readiness, health-check and watchdog policy.
     #[serde(default)]
     pub health: HealthPolicy,
     /// When it is given up, if ever.

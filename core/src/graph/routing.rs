@@ -71,7 +71,7 @@ impl Graph {
                 }
                 tell(ActorId::Shutdown);
             }
-            // Committed before there is anybody to hear it.
+            // No machine depends on these.
             Event::System(
                 SystemEvent::DaemonStarted { .. }
                 | SystemEvent::HandoverStarted { .. }

@@ -17,12 +17,12 @@ pub struct HostReport {
     pub event: HostEvent,
 }
 
-/// What is found of the last instance of a program when a life of the daemon begins.
+/// What is found of the last instance of a program when a daemon starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovered {
     /// It runs.
     Running {
-        /// The run. It may be one that the life before did not live to write down.
+        /// The run. The previous daemon may not have recorded it.
         instance: InstanceId,
         /// Its process id.
         pid: i32,
@@ -38,7 +38,7 @@ pub enum Recovered {
         /// How many processes of its group had to be killed.
         orphans: u16,
     },
-    /// The life before has died between the decision to start it and the start.
+    /// The previous daemon has died between the decision to start it and the start.
     NeverStarted {
         /// The run that never was.
         instance: InstanceId,

@@ -218,7 +218,7 @@ impl State {
     }
 }
 
-/// Whether an event only tells what has been seen, which is true whoever is to act on it.
+/// Whether an event only records what the host has seen, which is true in any phase.
 fn is_observation(event: &Event) -> bool {
     match event {
         Event::Program(_, event) => matches!(

@@ -18,12 +18,12 @@
 //! | I18 | the event that a cause names came before |
 //! | I22 | in a planned stop dependents go first, unless half of the killwait is over |
 //! | I23 | when an essential program ends by itself, everything is shut down at once |
-//! | I24 | a program that has reached its limit is not started until somebody asks for it |
+//! | I24 | a program that has reached its start limit is not started until an operator starts it |
 //! | I25 | a program of a group starts only where its group has let it in, and it is let in only where the level has it |
 //! | I26 | nothing is let in before everything is gone that has to leave |
 //! | I27 | nothing is let in before those that hold it back have ended well |
 //! | I28 | a group is there only when everything is in that runs at its level |
-//! | I29 | a group is told by nobody but by events: a new life of the daemon begins with the level of the last |
+//! | I29 | only events change the level of a group: a new daemon begins with the level of the last |
 //! | I30 | what a program has done that ended well stands, if there is a command to undo it, and else does not |
 //! | I31 | an instance is ready once, and one that is not ready in time is found unhealthy |
 //! | I32 | a stop command fails only while its program is being stopped |
@@ -79,7 +79,7 @@ pub struct ProgramTrace {
     /// The event of its last start.
     pub last_start: Seq,
     unplanned_starts: Vec<Instant>,
-    /// Its starts since somebody has last asked for anything, or it was stopped.
+    /// Its starts since the last command for it, or since it was stopped.
     own_starts: Vec<Instant>,
     planned: bool,
 }
@@ -283,7 +283,7 @@ impl JournalAudit {
         }
     }
 
-    /// What was to be done in time while nobody was there is to be done now.
+    /// What became due while no daemon ran is due now.
     fn opens(&mut self, envelope: &Envelope) {
         let now = envelope.monotonic;
         self.openings.push(now);

@@ -23,20 +23,20 @@ use crate::{
     state::{DependencyState, GroupState, LevelSwitch, Membership, Outcome, PendingStop, Phase, ProgramState, State},
 };
 
-/// The end of the life before.
+/// The end of the previous daemon.
 #[derive(Clone, Copy, Debug)]
 pub struct PreviousEpoch<'a> {
     /// Its last state.
     pub state: &'a State,
     /// Whether the machine has not been booted since.
     pub same_boot: bool,
-    /// Whether it is the life of another gaggled, whose journal has been copied.
+    /// Whether the state directory was copied from another gaggled.
     pub is_copy: bool,
-    /// Whether a shutdown that was under way goes on: it does when nobody has started gaggled anew.
+    /// Whether a shutdown that was under way goes on: it does when the daemon was not started by an operator.
     pub resumes: bool,
 }
 
-/// A life of the daemon that is about to begin.
+/// A daemon that is about to start.
 #[derive(Clone, Debug)]
 pub struct EpochStart {
     /// What went before.
@@ -50,7 +50,7 @@ pub struct EpochStart {
 }
 
 impl EpochStart {
-    /// Carries the state of the life before over to the programs of a configuration.
+    /// Carries the state of the previous daemon over to the programs of a configuration.
     ///
     /// A program that has a process and is no longer configured is kept, as retired, until it has stopped.
     pub fn new(last: Option<PreviousEpoch<'_>>, graph: &Graph, epoch: EpochId, now: Instant, wall: WallTime) -> Self {
@@ -150,7 +150,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
                 // An earlier version did not know of readiness, or another configuration asked for more.
                 carried.ready_since = carried.ready_since.or(carried.up_since);
             }
-            // Whoever has had no time while nobody was there has it now.
+            // A pending stop gets its full timeout again, counted from this start.
             let since = next.at;
             next.programs[id].pending_stop =
                 next.programs[id].pending_stop.map(|leaving| PendingStop { since, ..leaving });
@@ -167,7 +167,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
         let satisfied = old
             .and_then(|old| last.dependencies[*old].satisfied)
             .filter(|_| on.satisfied_since(dependency.condition).is_some());
-        // Whoever has not followed `on` so far does not follow it down for what is past.
+        // A dependency that did not propagate before does not propagate what is past.
         let follows = old.filter(|old| last.graph.dependencies[**old].propagate && !resets_runtime_state(start_kind));
         let last_down_event = follows.map_or(on.down_event, |old| last.dependencies[*old].last_down_event);
         next.dependencies[id] = DependencyState { satisfied, last_down_event };
@@ -315,7 +315,7 @@ fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now:
         events.extend(known.pending_stop.is_none().then_some(ProgramEvent::StartRequested));
         return events;
     }
-    // What it has done stands without a process, and is undone anew if nobody knows that it was.
+    // An active program without a process; its stop command is run again if it is not known to have ended.
     let remains =
         known.phase == Phase::ActiveExited || known.in_stop_command && known.pid.is_none() && !found.is_running();
     if !unwritten && (remains || !known.is_running()) {

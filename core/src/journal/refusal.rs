@@ -37,7 +37,7 @@ pub enum Refusal {
     NoSuchLevel,
     /// Everything is being stopped.
     ShuttingDown,
-    /// This life of the daemon gives everything to the next, and only takes down what it still sees.
+    /// This daemon hands over to the next, and only records reports of the host.
     HandingOver,
 }
 

@@ -70,7 +70,7 @@ pub struct SegmentHeader {
     pub journal: String,
     /// Which boot of the machine: process ids and monotonic times mean nothing in another.
     pub boot: String,
-    /// The life of the daemon.
+    /// The epoch.
     pub epoch: EpochId,
     /// The configuration in force.
     pub config: ConfigSource,

@@ -1,4 +1,4 @@
-//! The rules of a whole system together: whoever drives them, drives them in the same way.
+//! One type for all machines, which the daemon, the simulator and `gaggled simulate` run.
 
 use crate::{
     base::{ids::ActorId, time::Instant},
@@ -45,7 +45,7 @@ impl AnyMachine {
     }
 }
 
-/// Everybody, in the order in which they are told to begin.
+/// All machines, in the order in which they start.
 pub fn all_actors(graph: &Graph) -> Vec<ActorId> {
     let programs = graph.programs.ids().map(ActorId::Program);
     let dependencies = graph.dependencies.ids().map(ActorId::Dependency);

@@ -1,6 +1,6 @@
 //! The rules of one dependency `of -> on`: when it is open, and what a fall of `on` means for `of`.
 //!
-//! It is open while `on` has been up, or ready, for the delay, in one instance, and nobody has decided to stop it; or, if it waits
+//! It is open while `on` has been up, or ready, for the delay, in one instance, and no stop of it is pending; or, if it waits
 //! for that, while `on` has run to its end and is not to run again. If it
 //! propagates, each fall of `on` is followed by exactly one restart of `of`.
 

@@ -59,7 +59,7 @@ impl HealthMonitor {
 
     /// It runs, or is ready: from now on something else is watched.
     ///
-    /// It has to be ready so long after `since`: whoever has just begun to look gives it all of its time.
+    /// It has to be ready so long after `since`: a monitor that has just started gives it its full time.
     pub(crate) fn begin(&self, now: Instant, since: Instant, state: &ProgramState, out: &mut Outputs) {
         if !is_watched(state) {
             return;
@@ -193,7 +193,7 @@ impl HealthMonitor {
     }
 }
 
-/// Whether there is a run that nobody has decided to stop.
+/// Whether there is a run of which no stop is pending.
 fn is_watched(state: &ProgramState) -> bool {
     state.phase == Phase::Up && state.pending_stop.is_none()
 }

@@ -2,7 +2,7 @@
 //!
 //! There are two rules, and both look only at the folded state:
 //!
-//! - **start** when a start is owed, nobody wants it down, every dependency is satisfied, and the space between starts
+//! - **start** when a start is pending, no operator has stopped it, every dependency is satisfied, and the space between starts
 //!   is over;
 //! - **stop** when it is leaving or everything is; an operator's stop, a change of level and a shutdown let the
 //!   dependents go first, but for no longer than half of the killwait. What a program has done that has ended is stopped

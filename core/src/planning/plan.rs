@@ -151,7 +151,7 @@ fn levels_after(new: &Config, state: &State) -> BTreeMap<String, GroupLevel> {
 /// Where a group is.
 struct GroupLevel {
     level: String,
-    /// Whether somebody has told it so.
+    /// Whether an operator has requested it.
     is_requested: bool,
 }
 

@@ -78,7 +78,7 @@ pub struct Impact {
 }
 
 impl Simulation {
-    /// Runs a system. The most that is told is [`Forecast::MOST`] events.
+    /// Runs a system. At most [`Simulation::MOST`] events are recorded.
     pub fn new(graph: &Graph, assumptions: &Scenario) -> Self {
         let mut graph = graph.clone();
         for program in graph.programs.ids().collect::<Vec<_>>() {
@@ -335,7 +335,7 @@ impl<'a> Driver<'a> {
             ScheduledEvent::Kill(program) => {
                 let run = self.living.get(&program).copied();
                 if run.is_some_and(|(_, since)| since == self.now) {
-                    // Nobody knows yet that it runs.
+                    // Its start is not committed yet.
                     self.expect(self.now + Millis(1), ScheduledEvent::Kill(program));
                 } else if let Some((instance, _)) = run {
                     self.handle(ScheduledEvent::End(program, instance, ExitStatus::Signal(9)));

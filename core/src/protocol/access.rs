@@ -1,6 +1,6 @@
 //! Who may send which requests.
 
-/// What somebody may do.
+/// What a peer may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Nothing: it may connect, and is refused.

@@ -21,7 +21,7 @@ use crate::{
 pub struct Heartbeat {
     /// The version of the protocol.
     pub v: u32,
-    /// The life of the daemon.
+    /// The epoch.
     pub epoch: EpochId,
     /// The last event.
     pub seq: Seq,

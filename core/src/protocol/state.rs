@@ -46,7 +46,7 @@ pub struct ProgramView<'a> {
     pub operator_down: bool,
     /// Whether gaggled asked the last run to end; false while it is up.
     pub stop_requested: bool,
-    /// Whether it has ended too often, and is left down until somebody asks it up.
+    /// Whether it has reached its start limit, and stays down until an operator starts it.
     pub start_limit_hit: bool,
     /// The original's counter of its changes.
     pub revision: u64,
@@ -178,7 +178,7 @@ pub enum GroupStatus {
 pub struct Dump<'a> {
     /// The version of the protocol.
     pub v: u32,
-    /// The life of the daemon.
+    /// The epoch.
     pub epoch: EpochId,
     /// The last event that is in it.
     pub seq: Seq,

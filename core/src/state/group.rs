@@ -35,14 +35,14 @@ pub struct GroupState {
     pub requested_by: Seq,
     /// Where it is on its way there.
     pub level_switch: LevelSwitch,
-    /// The program because of which it has failed since somebody last told it anything.
+    /// The program because of which it has failed since its last level request.
     pub failed_program: Option<Arc<str>>,
     /// Its programs that have to leave and are still there.
     #[serde(default)]
     pub stopping: BTreeSet<ProgramId>,
 }
 impl GroupState {
-    /// The state of a group that nobody has told anything.
+    /// The state of a group before any level request.
     pub fn new(group: &Group) -> Self {
         Self {
             level: group.default_level.clone(),
@@ -91,7 +91,7 @@ impl GroupState {
         }
     }
 
-    /// Whether a program runs at its level. One that comes up at `stop`, and that nobody has told anything, has nothing to
+    /// Whether a program runs at its level. A group that comes up at `stop`, without any level request, has nothing to
     /// clean up.
     pub fn runs(&self, program: &Policy) -> bool {
         program.runs_at(&self.level) && (self.requested_by > Seq(0) || *self.level != *STOP)

@@ -111,7 +111,7 @@ pub struct ProgramState {
     /// Whether its group lets it run.
     #[serde(default)]
     pub membership: Membership,
-    /// Whether a start is owed: at boot, after an end that is to be followed by a start, or because somebody asked.
+    /// Whether a start is owed: at boot, after an end that is to be followed by a start, or because an operator asked.
     pub start_pending: bool,
     /// Whether an operator, or the configuration, wants it down. Overrides everything else.
     pub operator_down: bool,
@@ -139,7 +139,7 @@ pub struct ProgramState {
     /// When it was started by itself, as far as its limit looks back.
     #[serde(default)]
     pub recent_starts: Vec<Instant>,
-    /// Whether it has ended too often, and is left down until somebody asks it up.
+    /// Whether it has reached its start limit, and stays down until an operator starts it.
     #[serde(default)]
     pub start_limit_hit: bool,
     /// How many processes are part of what it has done, while that stands.
@@ -196,7 +196,7 @@ impl ProgramState {
         self.phase != Phase::Down
     }
 
-    /// Whether a dependency may count on it: it is up and nobody has decided to stop it.
+    /// Whether a dependency may count on it: it is up and no stop of it is pending.
     pub fn is_running_and_wanted(&self) -> bool {
         self.phase == Phase::Up && self.pending_stop.is_none()
     }
@@ -210,7 +210,7 @@ impl ProgramState {
         }
     }
 
-    /// Whether it is up, ready, and nobody has decided to stop it.
+    /// Whether it is up and ready, and no stop of it is pending.
     pub fn is_ready(&self) -> bool {
         self.is_running_and_wanted() && self.ready_since.is_some()
     }
@@ -234,7 +234,7 @@ impl ProgramState {
         self.phase == Phase::Down && !self.start_pending && self.outcome.is_some() && !self.is_completed()
     }
 
-    /// How it ends with this event, if nobody has wanted that.
+    /// The exit status of an essential program that has ended by itself with this event.
     pub fn essential_exit(&self, event: &ProgramEvent) -> Option<ExitStatus> {
         if let ProgramEvent::Exited { status, remains, .. } = event {
             let unhealthy = self.pending_stop.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);

@@ -62,7 +62,7 @@ pub struct Observation {
     pub satisfied: bool,
     /// Its process id, 0 if it has none.
     pub pid: i32,
-    /// The life of the daemon.
+    /// The epoch.
     pub epoch: EpochId,
     /// The event that changed it.
     pub seq: Seq,

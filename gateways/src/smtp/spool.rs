@@ -82,7 +82,7 @@ pub struct MailSpool {
 }
 
 impl MailSpool {
-    /// Opens the ledger in a directory; nobody else can as long as this value lives.
+    /// Opens the spool in a directory; no other process can as long as this value lives.
     pub fn open(directory: &Path) -> Result<Self, SpoolError> {
         let path = directory.join("smtpgate.json");
         let failed = |error| SpoolError::Io { path: path.display().to_string(), error };

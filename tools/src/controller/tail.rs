@@ -96,7 +96,7 @@ fn last_lines(path: &Path, lines: usize, out: &mut impl Write) -> io::Result<u64
 /// Every line from a time on, however many files back.
 fn since_then(path: &Path, since: WallTime, out: &mut impl Write) -> io::Result<u64> {
     let mut files = Vec::new();
-    // A number may be missing where whoever writes was killed.
+    // A number may be missing where a writer was killed.
     for number in 1..=Rotate::MOST {
         let Some(bytes) = older(path, number) else { continue };
         let begins_before = first_time(&bytes).is_none_or(|first| first < since.timestamp());
@@ -143,7 +143,7 @@ fn older(path: &Path, number: u32) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Prints what is added, also when the file is begun anew, until nobody reads it any more.
+/// Prints what is added, also when the file is rotated, until standard output is closed.
 fn follow(path: &Path, mut at: u64, out: &mut impl Write) -> io::Result<()> {
     let mut inotify = Inotify::init()?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

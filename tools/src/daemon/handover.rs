@@ -185,7 +185,7 @@ fn listen(mut child: Child, within: Duration) -> Option<String> {
         let _ = done.send(said);
     });
     let said = ended.recv_timeout(within).ok();
-    // One that has ended is not hit, whoever has its id by now.
+    // A process that has ended is not hit if its id was given again.
     let running =
         held.is_some_and(|held| rustix::process::pidfd_send_signal(&held, rustix::process::Signal::KILL).is_ok());
     if let Some(pid) = pid.filter(|_| running) {

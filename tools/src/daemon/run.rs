@@ -285,7 +285,7 @@ impl RunningDaemon {
     }
 }
 
-/// Where the thread of the journal tells how it is: what it tells before there is anybody to hear it is kept.
+/// Where the thread of the journal reports its status: reports before the actors run are kept.
 #[derive(Clone, Default)]
 struct HealthSlot(Arc<Mutex<Hearing>>);
 
@@ -384,7 +384,7 @@ fn watch_signals(
             super::handover::reload_by_signal(&control);
         }
     });
-    // What came before somebody could take it has waited until now.
+    // Signals that came before this have waited until now.
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 

@@ -165,8 +165,8 @@ fn too_few_descriptors() -> Option<u64> {
     (hard < host::DESCRIPTORS_MIN).then_some(hard)
 }
 
-/// Whoever looks after programs is the last that the kernel should take when memory runs out. Programs do not have that
-/// from it. Where somebody has decided otherwise it stays so, and where it may not be asked nothing is lost.
+/// The kernel should kill a supervisor last when memory runs out. Programs do not inherit that
+/// score. A score that was set before is kept, and a failure to set it is ignored.
 fn lower_oom_score() {
     const SCORE: &str = "/proc/self/oom_score_adj";
     if fs::read_to_string(SCORE).is_ok_and(|score| score.trim() == "0") {
@@ -328,7 +328,7 @@ impl Subreaper {
         while let Some((pid, ended)) = host::peek_exited() {
             let daemon = self.daemon.is_some_and(|daemon| daemon.as_raw() == pid);
             if !daemon {
-                // A pipe that is full costs a status: nobody has read five thousand of them.
+                // A full pipe costs a status: five thousand of them were not read.
                 let _ = self.tell.write_all(&host::encode_reaped(pid, ended));
             }
             host::reap(pid);

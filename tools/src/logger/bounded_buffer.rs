@@ -1,4 +1,4 @@
-//! What is between whoever takes output from a pipe and whoever writes it to a disk that may be slow: so much, and no
+//! A bounded buffer between the reader of a pipe and the writer of a file on a disk that may be slow: so much, and no
 //! more. What does not fit is dropped and counted, and so is what comes after it until there is room.
 
 use std::{

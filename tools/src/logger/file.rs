@@ -161,7 +161,7 @@ impl PrefixedOutput {
 
     fn print(&self, line: &[u8]) {
         let whole = [self.prefix.as_bytes(), line.strip_suffix(b"\n").unwrap_or(line), b"\n"].concat();
-        // Nobody may be reading any more.
+        // The reader may have gone.
         let _ = io::stdout().lock().write_all(&whole);
     }
 }

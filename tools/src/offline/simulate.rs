@@ -118,7 +118,7 @@ fn assumptions(arguments: &Arguments, graph: &Graph) -> Result<Scenario, (u8, St
             return Err((
                 USAGE,
                 format!(
-                    "{name} would fail at {}, and nobody looks longer than {}: give a longer --until",
+                    "{name} would fail at {}, and the simulation ends at {}: give a longer --until",
                     seconds(at),
                     arguments.until
                 ),
@@ -147,7 +147,7 @@ fn told(impacts: &[Impact], graph: &Graph, assumptions: &Scenario) -> String {
         return "Nothing fails. See what would happen if something did: --fail PROGRAM@TIME".to_owned();
     }
     if impacts.is_empty() {
-        return "Nobody notices.".to_owned();
+        return "No other program notices.".to_owned();
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);

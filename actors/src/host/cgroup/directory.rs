@@ -33,7 +33,7 @@ pub fn own_directory(parent: &str, journal: &str) -> PathBuf {
         let rest = parent.strip_prefix(existing).ok()?;
         Some(existing.canonicalize().ok()?.join(rest))
     });
-    // The id itself is secret, and everybody can read the names of cgroups.
+    // The id itself is secret, and every user can read the names of cgroups.
     let id = Sha256::digest(format!("cgroup {journal}"));
     let id = id.first_chunk().map_or(0, |first| u32::from_be_bytes(*first));
     real.unwrap_or_else(|| parent.to_owned()).join(format!("{id:08x}"))

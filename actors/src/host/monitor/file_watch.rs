@@ -1,6 +1,6 @@
 //! Files that are looked at when they change: what programs write to show that they are ready, and their pid files.
 //!
-//! They are watched with inotify. What is written to a file stays there when gaggled is away, and nobody who writes waits
+//! They are watched with inotify. What is written to a file stays there when gaggled is away, and a program that writes never waits
 //! for gaggled.
 
 use std::{

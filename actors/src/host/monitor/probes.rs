@@ -57,7 +57,7 @@ pub(crate) async fn command(
     shared.order(SpawnRequest::Check { program, instance, line, answer });
     let ended = time::timeout(timeout, &mut status).await;
     if ended.is_err() {
-        // One that is only about to be started is not, when nobody waits for it any more.
+        // A probe that was not started yet is not started when its result is no longer awaited.
         status.close();
         shared.end_check(program);
         return Err(ProbeError::Timeout);

@@ -3,7 +3,7 @@
 //! Between the moment at which a process is made, or its exit status taken, and the moment at which the journal has been
 //! written, gaggled may be killed. So the child itself writes down who it is before it executes its command, and the
 //! reaper writes down a status before it takes it from the kernel. Both go into a memory file that the subreaper holds:
-//! one system call that waits for nobody. The next life reads it and has what the journal has not.
+//! one system call that never blocks. The next daemon reads it and finds what the journal does not have.
 
 use std::{
     fs::File,

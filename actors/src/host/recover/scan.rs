@@ -72,7 +72,7 @@ pub fn look(
     let mut bearers: BTreeMap<String, Vec<TokenHolder>> = BTreeMap::new();
     for pid in procfs::all() {
         if Token::is_helper(pid, before.identity) {
-            // Nobody waits for it any more.
+            // Its end is no longer awaited.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             continue;
         }
@@ -89,7 +89,7 @@ pub fn look(
         let look = ProgramScan { known: &state.programs[id], slots: slots(&policy.name), bearers };
         seen.extend(look.at_known().into_iter().chain(look.at_later()).map(|seen| (id, seen)));
     }
-    // Of an id that was given twice the first is meant: it was the program's until it ended.
+    // If a PID was reused, the first reaped status is the program's.
     let reaped: BTreeMap<i32, ExitStatus> = reaped().into_iter().rev().collect();
     let mut survivors = Vec::new();
     // What was released lives on in the cgroup of its run.
@@ -201,7 +201,7 @@ fn daemon(file: &str, slots: &[RunSlot], token: &Token, identity: &str) -> Optio
 }
 
 /// Ends the children of the life before that had not executed their command when it died: they would do so later, when
-/// nobody expects them any more. They are still threads of the starter by name.
+/// no result is expected from them. They are still threads of the spawner by name.
 fn end_half_started() {
     let subreaper = getppid().as_raw();
     for child in procfs::children(subreaper, subreaper) {

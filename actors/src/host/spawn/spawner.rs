@@ -47,7 +47,7 @@ use nix::{
 use tokio::sync::oneshot;
 
 /// The name of the thread; a child has it, too, until it executes its command.
-pub(crate) const THREAD: &str = "starter";
+pub(crate) const THREAD: &str = "spawner";
 
 /// What is started of a program.
 #[derive(Clone, Copy)]
@@ -140,10 +140,10 @@ impl Spawner {
         }
     }
 
-    /// If it cannot be started, nobody answers, and that is noticed.
+    /// If it cannot be started the sender is dropped, which the receiver notices.
     fn check(&mut self, program: ProgramId, instance: InstanceId, line: &str, answer: oneshot::Sender<ExitStatus>) {
         let current = self.shared.current(program).filter(|(run, _)| *run == instance);
-        // Whoever has asked may have given up by now.
+        // The receiver may have given up by now.
         let Some((_, main)) = current.filter(|_| !answer.is_closed()) else { return };
         match self.start(program, instance, ChildKind::Check(line, main)) {
             Ok(started) => self.shared.register_check(started.pid, program, answer),
@@ -332,7 +332,7 @@ fn candidates(command: &str, search: &[String]) -> Result<Vec<CString>, std::ffi
 fn hearing(launch: &LaunchSpec) -> Result<ReadinessChannel, SpawnError> {
     let failed = |errno: Errno| SpawnError { stage: SpawnStage::Session, errno: errno as i32 };
     match launch.ready {
-        // A file in memory and not a pipe: what is written there can be read by whoever comes after gaggled, and nobody
+        // A file in memory and not a pipe: what is written there can be read by the next daemon, and no program
         // who writes is disturbed when gaggled is away.
         Some(ReadinessProbe::Fd(_)) => {
             let file = memfd_create(c"ready", MFdFlags::MFD_CLOEXEC).map_err(failed)?;
@@ -361,15 +361,15 @@ fn no_descriptor(error: io::Error) -> SpawnError {
     SpawnError { stage: SpawnStage::Fork, errno: error.raw_os_error().unwrap_or(libc::EMFILE) }
 }
 
-/// Opens a pipe for reading, too: so there is always somebody who reads it, and whoever writes it never hears that there
-/// is nobody, when the process that takes what is in it is away.
+/// Opens a pipe for reading, too: so it always has a reader, and a program that writes to it gets no SIGPIPE
+/// when the logger is away.
 fn open_pipe(path: &str) -> Result<OwnedFd, SpawnError> {
     let failed = |errno| SpawnError { stage: SpawnStage::Log, errno };
     let open = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path);
     let pipe = match open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             match mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR) {
-                // Whoever takes what is in it may have made it meanwhile.
+                // The logger may have made it meanwhile.
                 Ok(()) | Err(Errno::EEXIST) => open(),
                 Err(errno) => return Err(failed(errno as i32)),
             }

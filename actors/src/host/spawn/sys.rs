@@ -112,7 +112,7 @@ impl Stack {
             return Err(io::Error::last_os_error());
         }
         let stack = Self { base };
-        // SAFETY: the first page of the mapping just made, which nobody uses.
+        // SAFETY: the first page of the mapping just made, which is not used.
         if unsafe { libc::mprotect(base, Self::GUARD, libc::PROT_NONE) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -400,7 +400,7 @@ pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
     is_open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets the flag on a descriptor, whoever has opened it.
+/// Sets the flag on a descriptor that any code may have opened.
 pub fn set_close_on_exec(fd: c_int) {
     // SAFETY: only the flag is set; a descriptor that is not open is answered with an error.
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };

@@ -201,7 +201,7 @@ impl ProcessTracker {
                 wait_for(&left);
             }
         };
-        let _ = thread::Builder::new().name("counter".into()).spawn(kill);
+        let _ = thread::Builder::new().name("kill-kept".into()).spawn(kill);
     }
 
     /// Kills what is found of a run that is not in the table. There may be more when that has ended.

@@ -1,4 +1,4 @@
-//! Which process belongs to which run: whose word counts, and which daemon is whose.
+//! Attributes processes to runs: authorises sd_notify senders, verifies PID-file daemons by token.
 //!
 //! What a file or a message says is only a hint. A process belongs to a run if it carries the token of that run.
 
@@ -98,7 +98,7 @@ impl ProcessTracker {
     }
 
     /// Whether a process is one of a run. It carries the token of that, unless it has written over its environment: then
-    /// it must be what the program could have ended itself, and nobody else may have named it.
+    /// the program must have the right to end it itself, and no other program may have named it.
     fn belongs(&self, program: ProgramId, instance: InstanceId, named: pid_file::PidFileEntry) -> bool {
         let programs = &self.programs[program];
         // It is read once: while a process becomes another program it has no environment for a moment.

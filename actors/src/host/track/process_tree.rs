@@ -81,7 +81,7 @@ pub(crate) fn kill_tree(root: i32) {
     }
 }
 
-/// Kills what is left of the group of a helper, whose number nobody else has as long as anything is.
+/// Kills what is left of the group of a helper, whose number is not given again as long as the group exists.
 pub(crate) fn kill_group(pid: i32) {
     let _ = Pid::from_raw(pid).map(|group| kill_process_group(group, Signal::KILL));
 }

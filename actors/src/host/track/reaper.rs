@@ -75,7 +75,7 @@ impl ProcessTracker {
         }
     }
 
-    /// Whoever has just ended may have been between a daemon and the command that has left it.
+    /// The process that has just ended may have been between a daemon and the command that has left it.
     fn look_again(&self, table: &ProcessTable) {
         if table.by_pid.values().any(|process| process.stage == MainProcess::AwaitingDaemon) {
             self.monitor(MonitorCommand::RecheckPidFiles);
@@ -94,7 +94,7 @@ impl ProcessTracker {
                 self.recorder.write(process.program, RunSlot { instance: process.instance, pid, ended: Some(status) });
                 self.main_ended(table, pid, status);
             }
-            // A stray; nobody can tell any more to which group it belonged.
+            // A stray; its group cannot be found any more.
             _ => {
                 let foreign = table.by_pid.iter().filter(|(_, process)| !process.own && process.ended.is_some());
                 for group in foreign.map(|(pid, _)| *pid).collect::<Vec<_>>() {
@@ -179,7 +179,7 @@ impl ProcessTracker {
                 }
                 self.finish_if_empty(table, main);
             }
-            // Whoever has asked may have gone.
+            // The receiver may have gone.
             Some(Helper::Check(_, answer)) => drop(answer.send(status)),
             None => {}
         }

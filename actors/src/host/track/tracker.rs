@@ -1,5 +1,5 @@
 //! What is known of the processes, under one lock. A process is reaped only under it, so that no signal can go to a
-//! process id that belongs to somebody else by then.
+//! process id that was given to another process.
 //!
 //! An instance has ended when nothing of its process group is left.
 
@@ -75,7 +75,7 @@ pub(crate) struct ProgramInfo {
     pub(crate) pid_file: Option<PidFile>,
     /// As whom it runs.
     pub(crate) uid: u32,
-    /// Whether somebody has to listen to what it says.
+    /// Whether the monitor has to listen for its messages.
     pub(crate) is_monitored: bool,
 }
 
@@ -217,7 +217,7 @@ impl ProcessTracker {
         // processes, for which the actors do not wait.
         let later = self.own.upgrade();
         let count = move || later.iter().for_each(|shared| shared.sweep(pid));
-        let counting = thread::Builder::new().name("counter".into()).spawn(count);
+        let counting = thread::Builder::new().name("kill-kept".into()).spawn(count);
         if counting.is_err() {
             process.signal(pid, SIGKILL);
             self.settle(&mut table, pid);
@@ -272,9 +272,9 @@ impl ProcessTracker {
         }
     }
 
-    /// Takes what is left in the cgroup of a run that has ended out of the world.
+    /// Queues the cgroup of a finished run to be killed and removed.
     pub(crate) fn queue_cgroup_removal(&self, cgroup: Cgroup) {
-        // Whoever does that lives as long as the daemon, if there are cgroups.
+        // The receiver lives as long as the daemon, if there are cgroups.
         let _ = self.dead.send(cgroup);
     }
 

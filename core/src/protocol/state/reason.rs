@@ -126,7 +126,7 @@ impl View<'_> {
         }
     }
 
-    /// Why what a dependency waits for will not come about by itself, in words to be added; nothing if it may.
+    /// Suffix that says why only an operator can satisfy the dependency; empty otherwise.
     fn in_vain(self, dependency: &Dependency) -> String {
         let on = &self.state.programs[dependency.dependency];
         let once = self.state.graph.programs[dependency.dependency].mode != Mode::Respawn;

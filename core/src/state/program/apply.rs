@@ -245,7 +245,7 @@ impl ProgramState {
         self.start_limit_hit = false;
     }
 
-    /// It is going to be stopped, which is a fall already: whoever follows it is stopped before it.
+    /// It is going to be stopped, which counts as going down: propagating dependents are stopped before it.
     fn request_stop(&mut self, reason: StopReason, seq: Seq, at: Instant) {
         if self.is_running() && self.pending_stop.is_none() {
             self.pending_stop = Some(PendingStop { reason, dependents_first: true, since: at });

@@ -145,7 +145,7 @@ impl Importer {
         self.imported.program(&place, &name, program).map_err(|_| wrong("is there twice: rename one of the two"))
     }
 
-    /// Leaves out what depends on nobody.
+    /// Leaves out what depends on no program.
     fn link(&mut self) {
         let names: BTreeSet<String> = self.imported.config.programs.iter().map(|(name, _)| name.to_owned()).collect();
         let mut unknown = Vec::new();

@@ -105,7 +105,7 @@ impl Importer {
                 self.note(
                     node,
                     format!(
-                        "anybody on this machine can do everything through {url}; an ipc:// url would tell who does"
+                        "every user of this machine can do everything through {url}; an ipc:// url lets the kernel name the user"
                     ),
                 );
                 self.imported.config.gaggled.insecure.push(url.clone());
@@ -114,7 +114,9 @@ impl Importer {
             Err(UrlError::Exposed(_)) => {
                 self.note(
                     node,
-                    format!("anybody who reaches {url} can use it; an ipc:// url, or one on 127.0.0.1, would be safe"),
+                    format!(
+                        "every host that reaches {url} can use it; an ipc:// url, or one on 127.0.0.1, would be safe"
+                    ),
                 );
                 self.imported.config.gaggled.insecure.push(url.clone());
             }

@@ -299,7 +299,7 @@ impl Importer {
         self.imported.notes.append(&mut notes);
     }
 
-    /// A log that several write to is left to somebody else to begin anew.
+    /// A log that several programs write to is not rotated.
     fn part_logs(&mut self, path: &Path) {
         let mut writers: BTreeMap<String, usize> = BTreeMap::new();
         let programs = &mut self.imported.config.programs.0;

@@ -208,7 +208,7 @@ pub(super) fn remarks(options: &Options<'_>, program: &ProgramConfig) -> Vec<(St
         let rotates = program.rotate.is_some();
         match option {
             _ if value.is_none() => {}
-            _ if !has_log => remark(option, "is left out: the output is gaggled's own, or nobody's"),
+            _ if !has_log => remark(option, "is left out: the output is gaggled's own, or is discarded"),
             "stdout_logfile_maxbytes" if rotates && size < Rotate::SMALLEST.0 => remark(option, "is 4096, the least"),
             "stdout_logfile_backups" if rotates && size == 0 => remark(option, "is 1, the least"),
             "stdout_logfile_backups" if rotates && size > u64::from(Rotate::MOST) => {
