@@ -134,11 +134,11 @@ pub struct ControlServices {
     /// What is waited for before a command is answered.
     pub file: JournalWriterHandle,
     /// What is past.
-    pub archive: JournalReader,
+    pub reader: JournalReader,
     /// What changes gaggled as a whole.
-    pub renewal: PrepareHandover,
+    pub prepare_handover: PrepareHandover,
     /// What gaggled says of itself.
-    pub about: DaemonInfo,
+    pub info: DaemonInfo,
 }
 
 /// A request that is answered later.
@@ -161,7 +161,7 @@ pub struct ControlActor {
     began: Instant,
     journal: Addr<JournalActor>,
     pending: PendingRequests,
-    durable: ReplyGate,
+    reply_gate: ReplyGate,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
     /// What commands have done in the lives before this one: they act once, too.
@@ -170,15 +170,15 @@ pub struct ControlActor {
     commands: u64,
     /// Since when refusals are counted, and how many there were.
     refusals: (Instant, u32),
-    archive: JournalReader,
+    reader: JournalReader,
     worker: BlockingWorker,
     /// For requests of administrators, so that requests of observers do not delay them.
-    renewer: BlockingWorker,
-    renewal: PrepareHandover,
-    about: DaemonInfo,
+    handover_worker: BlockingWorker,
+    prepare_handover: PrepareHandover,
+    info: DaemonInfo,
 }
 
-/// Rate limit for CommandRefused events: count and window.
+/// Rate limit for `CommandRefused` events: count and window.
 const REFUSALS: (u32, Millis) = (10, Millis(10_000));
 
 impl ControlActor {
@@ -197,7 +197,7 @@ impl ControlActor {
 
     /// The actor, with the state before the first event and what is known of the events before that.
     pub fn new(state: State, entries: Vec<LoggedEvent>, means: ControlServices) -> Self {
-        let ControlServices { clock, journal, file, archive, renewal, about } = means;
+        let ControlServices { clock, journal, file, reader, prepare_handover, info } = means;
         Self {
             names: state.graph.names().into_iter().filter(|(_, id)| !state.graph.programs[*id].unconfigured).collect(),
             began: clock.now(),
@@ -205,17 +205,17 @@ impl ControlActor {
             clock,
             journal,
             pending: PendingRequests::default(),
-            durable: ReplyGate::new(file),
+            reply_gate: ReplyGate::new(file),
             answered: VecDeque::new(),
             taken: entries.iter().filter_map(LoggedEvent::trace).collect(),
             history: History::with(Self::HISTORY, entries),
             commands: 0,
             refusals: (clock.now(), 0),
-            archive,
+            reader,
             worker: BlockingWorker::start(),
-            renewer: BlockingWorker::start(),
-            renewal,
-            about,
+            handover_worker: BlockingWorker::start(),
+            prepare_handover,
+            info,
         }
     }
 
@@ -245,7 +245,7 @@ impl ControlActor {
                 return answer(reply.clone());
             }
             if let Some(request) = self.pending.by_key(&key) {
-                return request.replies.push(self.durable.hold(answer));
+                return request.replies.push(self.reply_gate.hold(answer));
             }
         }
         let is_command = role != Role::Observe;
@@ -256,11 +256,11 @@ impl ControlActor {
                 self.wait(request, Wait::new(Some(target)), timeout, ctx);
             }
             Ok(Dispatch::Propose(proposal)) if self.pending.len() < Self::WAITERS => {
-                let answer = self.durable.hold(answer);
+                let answer = self.reply_gate.hold(answer);
                 self.propose(&RequestContext { peer, id, key, is_command }, (proposal, None), answer, ctx);
             }
             Ok(Dispatch::Offload(job)) => {
-                let thread = if role == Role::Observe { &self.worker } else { &self.renewer };
+                let thread = if role == Role::Observe { &self.worker } else { &self.handover_worker };
                 thread.give(RequestContext { peer, id, key, is_command }, job, answer, ctx.address());
             }
             Ok(Dispatch::Wait(..) | Dispatch::Propose(_)) => {
@@ -416,6 +416,6 @@ impl Handler<DrainReplies> for ControlActor {
     type Result = ResponseFuture<()>;
     fn handle(&mut self, _: DrainReplies, _: &mut Context<Self>) -> ResponseFuture<()> {
         self.pending.dismiss();
-        Box::pin(self.durable.end())
+        Box::pin(self.reply_gate.end())
     }
 }

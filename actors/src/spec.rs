@@ -26,17 +26,18 @@ pub fn specs(
     config: &Config,
     before: Option<&Config>,
     graph: &Graph,
-    outlets: &[LogRoute],
+    log_routes: &[LogRoute],
     cgroups: Option<&Path>,
 ) -> IdVec<ProgramId, LaunchSpec> {
-    let outlets: BTreeMap<&str, &LogRoute> = outlets.iter().map(|outlet| (outlet.program.as_str(), outlet)).collect();
+    let log_routes: BTreeMap<&str, &LogRoute> =
+        log_routes.iter().map(|outlet| (outlet.program.as_str(), outlet)).collect();
     let mut configured: BTreeMap<&str, &ProgramConfig> =
         before.map(|before| before.programs.iter().collect()).unwrap_or_default();
     configured.extend(config.programs.iter());
     let launch = |name: &str| match configured.get(name) {
         Some(program) => {
             let cgroup = cgroups.map(|own| Cgroup { parent: own.display().to_string(), settings: settings(program) });
-            LaunchSpec { cgroup, ..launch(name, program, outlets.get(name).copied()) }
+            LaunchSpec { cgroup, ..launch(name, program, log_routes.get(name).copied()) }
         }
         None => LaunchSpec { name: name.to_owned(), ..LaunchSpec::default() },
     };
@@ -89,7 +90,7 @@ fn settings(program: &ProgramConfig) -> Vec<(String, String)> {
 }
 
 /// Where the output of each program goes; the pipes are in a directory of gaggled's own.
-pub fn outlets(config: &Config, pipes: &Path) -> Vec<LogRoute> {
+pub fn log_routes(config: &Config, pipes: &Path) -> Vec<LogRoute> {
     let outlet = |(name, program): (&str, &ProgramConfig)| {
         let merged = config.gaggled.prefix_output && program.log.is_none();
         let taken = name != LOGGER && (merged || program.rotate.is_some());

@@ -7,6 +7,6 @@ mod spool;
 
 pub use self::{
     mail::{Composer, MailError},
-    outbox::{DeliveryOutcome, Outbox, Report, check, letters},
+    outbox::{DeliveryOutcome, Outbox, Report, check, mails},
     spool::{MailSpool, QueuedMail, SpoolError},
 };

@@ -9,7 +9,7 @@ use std::{
 
 use gaggled_core::event::{Event, SystemEvent};
 
-use crate::harness::{Daemon, Start};
+use crate::harness::{Daemon, DaemonOptions};
 
 /// Something that runs until it is stopped.
 pub fn sleeper(name: &str) -> String {
@@ -17,7 +17,7 @@ pub fn sleeper(name: &str) -> String {
 }
 
 /// Something that ends and begins again, many times a second.
-pub fn churner(name: &str) -> String {
+pub fn crash_looper(name: &str) -> String {
     format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"exit\", \"5\", \"1\"], backoff: (initial: 5, max: 5)),")
 }
 
@@ -59,7 +59,7 @@ impl Faults {
     pub fn daemon(&self, programs: &str, directory: Arc<tempfile::TempDir>) -> Daemon {
         let variables =
             [("LD_PRELOAD", self.library.display().to_string()), ("FAULTS", self.file.display().to_string())];
-        Daemon::with(&config(programs), directory, &Start { variables: &variables, ..Start::default() })
+        Daemon::with(&config(programs), directory, &DaemonOptions { variables: &variables, ..DaemonOptions::default() })
     }
 }
 

@@ -66,7 +66,7 @@ pub struct Daemon {
 
 /// How a gaggled is started.
 #[derive(Default)]
-pub struct Start<'a> {
+pub struct DaemonOptions<'a> {
     /// Further arguments.
     pub arguments: &'a [&'a str],
     /// Further variables.
@@ -85,11 +85,11 @@ impl Daemon {
         let text = format!(
             "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\", killwait: \"2s\"), programs: {{{programs}}})"
         );
-        Self::with(&text, directory, &Start::default())
+        Self::with(&text, directory, &DaemonOptions::default())
     }
 
     /// Starts one with a whole configuration.
-    pub fn with(text: &str, directory: Arc<TempDir>, start: &Start<'_>) -> Self {
+    pub fn with(text: &str, directory: Arc<TempDir>, start: &DaemonOptions<'_>) -> Self {
         let path = directory.path();
         let text = with_state(&substitute(text, path), path);
         let config = path.join("system.ron");
@@ -144,16 +144,17 @@ impl Daemon {
     }
 
     /// The process id of the daemon itself.
-    pub fn core(&self) -> i32 {
+    pub fn daemon_pid(&self) -> i32 {
         let pid = self.must(Action::Status)["pid"].as_i64().expect("a number");
         i32::try_from(pid).expect("a small number")
     }
 
     /// Kills the daemon, and waits for the one that follows it.
-    pub fn kill_core(&mut self) {
-        let core = self.core();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(core), nix::sys::signal::Signal::SIGKILL).expect("it runs");
-        self.wait_for_another(core);
+    pub fn kill_daemon(&mut self) {
+        let daemon_pid = self.daemon_pid();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon_pid), nix::sys::signal::Signal::SIGKILL)
+            .expect("it runs");
+        self.wait_for_another(daemon_pid);
     }
 
     /// The first process of the namespace that its wrapper has made, as it is known outside.
@@ -162,28 +163,28 @@ impl Daemon {
     }
 
     /// Kills a daemon that is in a namespace of its own, and waits for the one that follows it.
-    pub fn kill_core_inside(&mut self) {
-        let core = self.core();
+    pub fn kill_daemon_inside(&mut self) {
+        let daemon_pid = self.daemon_pid();
         let inside = |pid: &i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
-            line.split_whitespace().last() == Some(&core.to_string())
+            line.split_whitespace().last() == Some(&daemon_pid.to_string())
         };
         let outside = children(self.init()).into_iter().find(inside).expect("the daemon is a child of its subreaper");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(outside), nix::sys::signal::Signal::SIGKILL)
             .expect("it runs");
-        self.wait_for_another(core);
+        self.wait_for_another(daemon_pid);
     }
 
     /// Waits until another daemon than this one answers.
-    pub fn wait_for_another(&mut self, core: i32) {
+    pub fn wait_for_another(&mut self, daemon_pid: i32) {
         let control = self.control.clone();
         let another = move || {
             let caller = ControlClient::dial_whenever(&control).expect("a url");
             let reply = caller.call(&Request::new("", Action::Status), Duration::from_millis(500)).ok();
             let body = reply.and_then(|reply| reply.body);
             let status: Option<Value> = body.and_then(|body| serde_json::from_str(body.get()).ok());
-            status.is_some_and(|status| status["pid"] != core)
+            status.is_some_and(|status| status["pid"] != daemon_pid)
         };
         self.wait_outside("another daemon", another);
     }
@@ -209,22 +210,24 @@ impl Daemon {
         let _ = self.await_end();
         self.followed = true;
         let config = fs::read_to_string(directory.path().join("system.ron")).expect("a configuration");
-        Self::with(&config, directory, &Start::default())
+        Self::with(&config, directory, &DaemonOptions::default())
     }
 
     /// Kills the subreaper and the daemon, and leaves the programs.
     pub fn kill_all(&mut self) {
         use nix::sys::signal::Signal;
-        let core = self.core();
-        let subreaper = parent(core);
+        let daemon_pid = self.daemon_pid();
+        let subreaper = parent(daemon_pid);
         // The subreaper first, or it would start another daemon; the daemon is stopped before that, or it would take the
         // place of the subreaper.
-        for (pid, signal) in [(core, Signal::SIGSTOP), (subreaper, Signal::SIGKILL), (core, Signal::SIGKILL)] {
+        for (pid, signal) in
+            [(daemon_pid, Signal::SIGSTOP), (subreaper, Signal::SIGKILL), (daemon_pid, Signal::SIGKILL)]
+        {
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
         }
         self.await_end();
         self.wait_gone(subreaper);
-        self.wait_gone(core);
+        self.wait_gone(daemon_pid);
     }
 
     /// Waits until a process that is not a child of the test has ended.
@@ -414,8 +417,8 @@ impl Drop for Daemon {
         // Its programs end with it, or they would outlive the test. After its subreaper was killed the daemon is another
         // process, which its lock names.
         let locked = fs::read_to_string(self.journal().join("lock")).ok().and_then(|pid| pid.trim().parse().ok());
-        let core = locked.filter(|core| !self.followed && is_gaggled(*core));
-        for pid in core.into_iter().chain(self.ended.is_none().then(|| self.pid())) {
+        let daemon_pid = locked.filter(|daemon_pid| !self.followed && is_gaggled(*daemon_pid));
+        for pid in daemon_pid.into_iter().chain(self.ended.is_none().then(|| self.pid())) {
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM);
         }
         if self.ended.is_none() {

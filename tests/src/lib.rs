@@ -3,7 +3,7 @@
 pub mod faults;
 pub mod fuzz;
 pub mod harness;
+pub mod import_harness;
 pub mod modules;
-pub mod script;
-pub mod seeds;
+pub mod scenario;
 pub mod sim;

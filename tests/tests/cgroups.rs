@@ -14,8 +14,8 @@ use gaggled_core::{
     process::ExitStatus,
 };
 use gaggled_tests::{
-    harness::{Daemon, Start, binary, directory, exists},
-    seeds::said,
+    harness::{Daemon, DaemonOptions, binary, directory, exists},
+    import_harness::said,
 };
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -104,7 +104,7 @@ fn nothing_of_a_run_escapes_from_its_cgroup() {
     let directory = Arc::new(directory());
     let Some(place) = Place::new(&directory) else { return };
     let text = place.configuration(&directory, ESCAPER);
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
     daemon.wait_up("escaper", 1);
     let written = directory.clone();
     daemon.wait_outside("the escape", move || escaped(&written) > 0);
@@ -123,7 +123,7 @@ fn nothing_of_a_run_escapes_from_its_cgroup() {
     let written = directory.clone();
     daemon.wait_outside("another escape", move || escaped(&written) > 0);
     let (second, main) = (escaped(&directory), daemon.pid_of("escaper"));
-    daemon.kill_core();
+    daemon.kill_daemon();
     assert_eq!((daemon.pid_of("escaper"), place.runs()), (main, vec!["escaper.2".to_owned()]));
     daemon.kill_all();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(main), Signal::SIGKILL).expect("it runs");
@@ -144,7 +144,7 @@ fn a_run_ends_in_the_cgroup_in_which_it_began_whatever_is_configured_now() {
     let Some(place) = Place::new(&directory) else { return };
     let program = "\"a\": (command: \"sleep\", argv: [\"1000000\"]),";
     let text = place.configuration(&directory, program);
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
     daemon.wait_up("a", 1);
     let first = daemon.pid_of("a");
     let config = directory.path().join("system.ron");
@@ -169,7 +169,8 @@ fn cgroups_that_a_program_has_made_go_with_its_own() {
     let program = format!(
         r#""nester": (shell: "mkdir -p {inner} && (echo 0 > {inner}/cgroup.procs; exec env -i setsid sleep 1000000) & touch @DIR@/made; exec sleep 1000000"),"#
     );
-    let mut daemon = Daemon::with(&place.configuration(&directory, &program), directory.clone(), &Start::default());
+    let mut daemon =
+        Daemon::with(&place.configuration(&directory, &program), directory.clone(), &DaemonOptions::default());
     daemon.wait_up("nester", 1);
     daemon.wait_outside("the inner cgroup", || !place.file("nester.1", "inner/most/cgroup.procs").is_empty());
     let inner: i32 = place.file("nester.1", "inner/most/cgroup.procs").parse().expect("one process");
@@ -192,7 +193,7 @@ fn a_directory_of_long_ago_is_known_by_any_name() {
         // Once is enough: without a cgroup it would escape from this test, too.
         .replace("env -i", "test -e @DIR@/escaped && exec sleep 1000000; env -i");
     let text = place.configuration(&directory, &program);
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
     daemon.wait_up("escaper", 1);
     daemon.wait_up("other", 1);
     let written = directory.clone();
@@ -234,12 +235,13 @@ fn a_copy_of_a_journal_leaves_the_cgroups_of_the_original_alone() {
     let (directory, elsewhere) = (Arc::new(directory()), Arc::new(directory()));
     let Some(place) = Place::new(&directory) else { return };
     let program = "\"a\": (command: \"sleep\", argv: [\"1000000\"]),";
-    let mut daemon = Daemon::with(&place.configuration(&directory, program), directory.clone(), &Start::default());
+    let mut daemon =
+        Daemon::with(&place.configuration(&directory, program), directory.clone(), &DaemonOptions::default());
     daemon.wait_up("a", 1);
     let pid = daemon.pid_of("a");
     let copied = Command::new("cp").arg("-r").arg(daemon.journal()).arg(elsewhere.path().join("state")).status();
     assert!(copied.expect("cp").success());
-    let mut copy = Daemon::with(&place.configuration(&elsewhere, program), elsewhere, &Start::default());
+    let mut copy = Daemon::with(&place.configuration(&elsewhere, program), elsewhere, &DaemonOptions::default());
     copy.wait_up("a", 2);
     copy.end();
     assert_eq!((daemon.pid_of("a"), daemon.dump()["a"]["instance"].as_u64()), (pid, Some(1)));
@@ -280,7 +282,7 @@ fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
     assert!(text.contains("\"held\"") && text.contains(&format!("\"{setting}\": \"plenty\"")), "{text}");
 
     let text = place.configuration(&directory, &program(setting, value));
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
     daemon.wait_up("held", 1);
     assert_eq!(place.file("held.1", setting), value);
     assert_eq!(place.file("held.1", "cgroup.procs"), daemon.pid_of("held").to_string());
@@ -301,7 +303,8 @@ fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
 
     // Of what does not run nothing is asked.
     let disabled = program("nothing.max", "1").replace("cgroup:", "enabled: false, cgroup:");
-    let mut daemon = Daemon::with(&place.configuration(&directory, &disabled), directory.clone(), &Start::default());
+    let mut daemon =
+        Daemon::with(&place.configuration(&directory, &disabled), directory.clone(), &DaemonOptions::default());
     assert_eq!(code_of(&mut daemon), 0);
 }
 
@@ -322,7 +325,7 @@ fn a_program_without_memory_is_told_so_and_gaggled_lives() {
         &directory,
         r#""hog": (shell: "tail /dev/zero", mode: Once, cgroup: {"memory.max": "16M", "memory.swap.max": "0"}),"#,
     );
-    let mut daemon = Daemon::with(&text, directory, &Start::default());
+    let mut daemon = Daemon::with(&text, directory, &DaemonOptions::default());
     daemon.wait("the end of the hog", |_, state| {
         !state.programs[state.graph.names()["hog"]].is_running()
             && state.programs[state.graph.names()["hog"]].instance.0 > 0

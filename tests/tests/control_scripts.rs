@@ -6,7 +6,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 use gaggled_core::protocol::{Action, Selection};
 use gaggled_tests::{
     harness::{Daemon, directory, exists},
-    seeds::{imported, lines, run, tell},
+    import_harness::{imported, lines, run, tell},
 };
 use tempfile::TempDir;
 
@@ -74,7 +74,7 @@ fn p11_what_control_scripts_start_lives_until_they_stop_it() {
     let reason = daemon.dump()["cluster.start.1"]["reason"].as_str().unwrap_or_default().to_owned();
     assert_eq!(reason, "exited, still active, with 1 process");
     // P12: whoever is killed.
-    daemon.kill_core();
+    daemon.kill_daemon();
     must_live(&started);
     daemon.kill_all();
     let mut daemon = daemon.again();
@@ -159,7 +159,7 @@ fn what_is_kept_goes_with_its_program_after_a_reload_a_crash_and_both_deaths() {
                 fs::write(&config, format!("{text}\n// Changed.\n")).expect("a configuration");
                 assert!(daemon.tool("gaggled_controller", &["reload"]).status.success());
             }
-            "crash" => daemon.kill_core(),
+            "crash" => daemon.kill_daemon(),
             _ => {
                 daemon.kill_all();
                 daemon = daemon.again();

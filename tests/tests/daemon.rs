@@ -14,7 +14,7 @@ use gaggled_core::{
     protocol::{Action, ErrorCode, Request, Selection},
 };
 use gaggled_gateways::client::ControlClient;
-use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, code, directory, exists, free_port};
+use gaggled_tests::harness::{Daemon, DaemonOptions, PATIENCE, binary, code, directory, exists, free_port};
 use nix::sys::signal::Signal;
 
 const SLEEPER: &str = "(command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"])";
@@ -45,7 +45,8 @@ fn a_program_gets_a_clean_start() {
     let leaked = fs::File::open("/dev/zero").expect("a descriptor");
     nix::fcntl::fcntl(&leaked, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).expect("it is inherited");
     let variables = [("GAGGLED_PROGRAM_NAME", "hostile".to_owned()), ("INHERITED", "yes".to_owned())];
-    let mut daemon = Daemon::with(config, directory.clone(), &Start { variables: &variables, ..Start::default() });
+    let mut daemon =
+        Daemon::with(config, directory.clone(), &DaemonOptions { variables: &variables, ..DaemonOptions::default() });
     daemon.wait_up("a", 1);
     let path = directory.path().join("report");
     daemon.wait_outside("the report", || fs::read_to_string(&path).is_ok_and(|text| text.contains("Env:\tINHERITED")));
@@ -190,7 +191,7 @@ fn a_socket_left_by_a_kill_is_replaced_and_nothing_else_is() {
     assert!(exists(pid), "it lives on");
     let directory = daemon.directory.clone();
     let config = fs::read_to_string(directory.path().join("system.ron")).expect("a configuration");
-    let mut again = Daemon::with(&config, directory.clone(), &Start::default());
+    let mut again = Daemon::with(&config, directory.clone(), &DaemonOptions::default());
     again.wait_up("a", 1);
     again.end();
     let path = directory.path().join("control.ipc");
@@ -223,7 +224,8 @@ fn plain_tcp_is_for_looking_unless_the_configuration_says_otherwise() {
     let urls = (format!("tcp://127.0.0.1:{event}"), format!("tcp://127.0.0.1:{control}"));
     let config =
         format!("(gaggled: (eventurl: \"{}\", controlurl: \"{}\"), programs: {{{}}})", urls.0, urls.1, sleeper("a"));
-    let mut daemon = Daemon::with(&config, Arc::new(directory()), &Start { urls: Some(urls), ..Start::default() });
+    let mut daemon =
+        Daemon::with(&config, Arc::new(directory()), &DaemonOptions { urls: Some(urls), ..DaemonOptions::default() });
     daemon.wait_up("a", 1);
     for action in [Action::Down(all()), Action::Shutdown { wait: false, timeout_ms: None }] {
         let reply = daemon.ask(action);
@@ -412,7 +414,7 @@ fn the_listener_tells_what_happens_and_survives_a_restart_of_gaggled() {
     let (directory, epoch) = (daemon.directory.clone(), exited["epoch"].as_u64());
     daemon.end();
     let config = fs::read_to_string(directory.path().join("system.ron")).expect("a configuration");
-    let mut again = Daemon::with(&config, directory, &Start::default());
+    let mut again = Daemon::with(&config, directory, &DaemonOptions::default());
     again.wait_up("a", 1);
     loop {
         let event = next();

@@ -14,8 +14,8 @@ use gaggled_core::{
     state::{ProgramState, State},
 };
 use gaggled_tests::{
-    faults::{Faults, churner, config, degraded, happened, restored, sleeper},
-    harness::{Daemon, Start, binary, code, directory, possible},
+    faults::{Faults, config, crash_looper, degraded, happened, restored, sleeper},
+    harness::{Daemon, DaemonOptions, binary, code, directory, possible},
 };
 use nix::sys::signal::Signal;
 
@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
     let directory = Arc::new(directory());
     let faults = Faults::new(directory.path());
-    let mut daemon = faults.daemon(&format!("{}{}", sleeper("a"), churner("b")), directory);
+    let mut daemon = faults.daemon(&format!("{}{}", sleeper("a"), crash_looper("b")), directory);
     daemon.wait_up("a", 1);
     for errno in [28, 5] {
         let before = happened(&daemon, restored);
@@ -47,7 +47,7 @@ fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
         timeout_ms: None,
     }));
     let pid = daemon.pid_of("a");
-    daemon.kill_core();
+    daemon.kill_daemon();
     assert_eq!(daemon.pid_of("a"), pid, "what the snapshot has is gone on from");
     assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
     assert_eq!(code(daemon.end()), 0);
@@ -58,7 +58,7 @@ fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
 fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
     let directory = Arc::new(directory());
     let faults = Faults::new(directory.path());
-    let mut daemon = faults.daemon(&churner("b"), directory);
+    let mut daemon = faults.daemon(&crash_looper("b"), directory);
     daemon.wait_up("b", 1);
     faults.set("append 28");
     let times = |which: fn(&SystemEvent) -> bool, times: usize| {
@@ -71,7 +71,7 @@ fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
     daemon.wait("it to fail", times(degraded, 2));
     faults.set("");
     daemon.wait("another that lasts", times(restored, 2));
-    daemon.kill_core();
+    daemon.kill_daemon();
     assert!(daemon.verify().contains("are missing"), "what was never written is said to be missing");
     assert_eq!(code(daemon.end()), 0);
 }
@@ -82,7 +82,7 @@ fn a_shutdown_that_is_missing_in_the_journal_is_no_fault() {
     let directory = Arc::new(directory());
     let faults = Faults::new(directory.path());
     let slow = "\"slow\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"3000\", \"0\"], killwait: \"20s\"),";
-    let mut daemon = faults.daemon(&format!("{slow}{}", churner("b")), directory);
+    let mut daemon = faults.daemon(&format!("{slow}{}", crash_looper("b")), directory);
     daemon.wait_up("slow", 1);
     faults.set("write 28");
     daemon.wait("the journal to fail", |heard, _| {
@@ -102,7 +102,7 @@ fn a_journal_that_is_written_in_small_pieces_is_whole() {
     let directory = Arc::new(directory());
     let faults = Faults::new(directory.path());
     faults.set("short 5");
-    let mut daemon = faults.daemon(&churner("b"), directory);
+    let mut daemon = faults.daemon(&crash_looper("b"), directory);
     daemon.wait("some churn", |_, state| state.programs.values().all(|program| program.restarts > 20));
     daemon.end();
     daemon.verify();
@@ -148,9 +148,9 @@ fn a_disk_that_is_full_stops_nothing() {
     if !possible(&["unshare", "-m", "sh", "-c", "mount -t tmpfs tmpfs /mnt"]) {
         return;
     }
-    let config = config(&format!("{}{}{}", sleeper("a"), churner("b"), churner("c")))
+    let config = config(&format!("{}{}{}", sleeper("a"), crash_looper("b"), crash_looper("c")))
         .replace("killwait", "journal: (megabytes: 64), killwait");
-    let mut daemon = Daemon::with(&config, directory, &Start { wrapper: &wrapper, ..Start::default() });
+    let mut daemon = Daemon::with(&config, directory, &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() });
     daemon.wait("the disk to be full", |heard, _| {
         heard.iter().any(|envelope| matches!(&envelope.event, Event::System(SystemEvent::JournalDegraded { reason: why }) if why.contains("no space left")))
     });
@@ -270,7 +270,7 @@ fn damaged_at(frame: usize) {
     bytes[marks[frame] + 40] ^= 1;
     fs::write(&segment, &bytes).expect("a damaged segment");
     let fold = Command::new(binary("gaggled")).args(["journal", "state"]).arg(daemon.journal()).output();
-    let (status, told) = gaggled_tests::seeds::said(&fold.expect("gaggled"));
+    let (status, told) = gaggled_tests::import_harness::said(&fold.expect("gaggled"));
     let expected = if frame == 1 { "no segment of the journal can be read" } else { "this is the state before that" };
     assert_eq!((status, told.contains(expected)), (1, true), "{told}");
     let mut again = daemon.again();
@@ -291,7 +291,7 @@ fn a_copy_of_a_journal_takes_nobodys_programs() {
     let other = Arc::new(directory());
     let copied = Command::new("cp").arg("-r").arg(daemon.journal()).arg(other.path().join("state")).status();
     assert!(copied.expect("cp").success());
-    let mut copy = Daemon::with(&config(&sleeper("a")), other, &Start::default());
+    let mut copy = Daemon::with(&config(&sleeper("a")), other, &DaemonOptions::default());
     copy.wait("a life of its own", |heard, _| {
         heard.iter().any(|envelope| {
             matches!(
@@ -311,7 +311,7 @@ fn a_copy_of_a_journal_takes_nobodys_programs() {
 fn whatever_a_disk_does_nothing_runs_twice_and_the_journal_is_whole_again() {
     let directory = Arc::new(directory());
     let faults = Faults::new(directory.path());
-    let mut daemon = faults.daemon(&format!("{}{}{}", sleeper("a"), sleeper("c"), churner("b")), directory);
+    let mut daemon = faults.daemon(&format!("{}{}{}", sleeper("a"), sleeper("c"), crash_looper("b")), directory);
     daemon.wait_up("a", 1);
     daemon.wait_up("c", 1);
     let pids = [daemon.pid_of("a"), daemon.pid_of("c")];
@@ -321,7 +321,7 @@ fn whatever_a_disk_does_nothing_runs_twice_and_the_journal_is_whole_again() {
         daemon.wait("events on a bad disk", |_, state| state.seq.0 > seq + 300);
         if seed % 4 == 3 {
             // What was not written is known to the flight recorder and by the tokens.
-            daemon.kill_core();
+            daemon.kill_daemon();
         }
         faults.set("");
         let was_bad = happened(&daemon, degraded) > restarts;

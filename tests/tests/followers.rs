@@ -9,14 +9,14 @@ use std::{
 };
 
 use gaggled_core::protocol::{Action, Selection};
-use gaggled_tests::harness::{Daemon, Start, binary, directory};
+use gaggled_tests::harness::{Daemon, DaemonOptions, binary, directory};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
 
-fn churner(name: &str) -> String {
+fn crash_looper(name: &str) -> String {
     format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"1\"], backoff: (initial: 0, max: 0)),")
 }
 
@@ -27,7 +27,7 @@ fn pid(child: &Child) -> Pid {
 /// A follower stands still for ten thousand events, while gaggled is killed and started again.
 #[test]
 fn a_listener_that_stood_still_for_ten_thousand_events_misses_none() {
-    let programs: String = (0..6).map(|i| churner(&format!("p{i}"))).collect();
+    let programs: String = (0..6).map(|i| crash_looper(&format!("p{i}"))).collect();
     let mut daemon = Daemon::new(&programs);
     let mut listener = Command::new(binary("gaggled_listener"))
         .args(["--json", "--since", "0", "-u", &daemon.event, "--control", &daemon.control])
@@ -45,9 +45,9 @@ fn a_listener_that_stood_still_for_ten_thousand_events_misses_none() {
     daemon.kill_all();
     let mut daemon = daemon.again();
     daemon.wait("ten thousand events", |_, state| state.seq.0 > seen + 10_000);
-    let core = daemon.core();
-    kill(Pid::from_raw(core), Signal::SIGKILL).expect("it runs");
-    daemon.wait_for_another(core);
+    let daemon_pid = daemon.daemon_pid();
+    kill(Pid::from_raw(daemon_pid), Signal::SIGKILL).expect("it runs");
+    daemon.wait_for_another(daemon_pid);
     daemon.must(Action::Down(Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
     daemon.wait("silence", |_, state| state.running.is_empty());
     let last = daemon.state().seq.0;
@@ -180,7 +180,7 @@ fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
             .map(|i| format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], mode: Once),"))
             .collect::<String>()
     );
-    let mut daemon = Daemon::with(&config, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&config, directory.clone(), &DaemonOptions::default());
     for i in 0..4 {
         daemon.wait_up(&format!("p{i}"), 1);
     }
@@ -194,7 +194,7 @@ fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
         gate.ledger()["letters"].as_array().is_some_and(|letters| letters.len() == 1)
     });
     gate.kill();
-    daemon.kill_core();
+    daemon.kill_daemon();
     // What happens while there is no gate is told as well.
     daemon.kill("p1", Signal::SIGKILL);
     daemon.wait_down("p1", 1);

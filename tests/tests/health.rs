@@ -96,7 +96,7 @@ fn what_depends_on_a_program_waits_until_that_is_ready() {
     assert_eq!(daemon.dump()["told"]["ready"], true);
     // Readiness survives the death of the daemon, and nobody notices.
     let before = daemon.dump();
-    daemon.kill_core();
+    daemon.kill_daemon();
     let after = daemon.dump();
     for (name, program) in before.as_object().expect("programs") {
         assert_eq!((&after[name]["pid"], &after[name]["ready"]), (&program["pid"], &program["ready"]), "{name}");
@@ -191,10 +191,10 @@ fn a_stall_of_gaggled_makes_nobody_silent() {
     let mut daemon = Daemon::new(&puppet("a", "alive 200", "ready: Notify, watchdog: \"3s\""));
     wait_ready(&mut daemon, "a", 1);
     for _ in 0..2 {
-        let core = Pid::from_raw(daemon.core());
-        kill(core, Signal::SIGSTOP).expect("it runs");
+        let daemon_pid = Pid::from_raw(daemon.daemon_pid());
+        kill(daemon_pid, Signal::SIGSTOP).expect("it runs");
         daemon.listen_until(now() + Duration::from_secs(4));
-        kill(core, Signal::SIGCONT).expect("it runs");
+        kill(daemon_pid, Signal::SIGCONT).expect("it runs");
         daemon.listen_until(now() + Duration::from_secs(1));
     }
     assert_eq!(daemon.dump()["a"]["instance"], 1, "{}", daemon.timeline());
@@ -211,12 +211,12 @@ fn what_is_said_while_the_daemon_is_dead_is_heard() {
     ));
     daemon.wait("both to have begun", |_, state| state.programs.values().all(|program| program.pid.is_some()));
     let subreaper = Pid::from_raw(daemon.pid());
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     kill(subreaper, Signal::SIGSTOP).expect("it runs");
-    kill(Pid::from_raw(core), Signal::SIGKILL).expect("it runs");
+    kill(Pid::from_raw(daemon_pid), Signal::SIGKILL).expect("it runs");
     daemon.listen_until(now() + Duration::from_secs(2));
     kill(subreaper, Signal::SIGCONT).expect("it runs");
-    daemon.wait_for_another(core);
+    daemon.wait_for_another(daemon_pid);
     wait_ready(&mut daemon, "late", 1);
     let report = fs::read_to_string(daemon.directory.path().join("report")).expect("a report");
     let address = report.lines().find_map(|line| line.strip_prefix("Env:\tNOTIFY_SOCKET=")).expect("an address");
@@ -255,7 +255,7 @@ fn a_daemon_is_followed() {
         assert_ne!(fs::read_to_string(&path).expect("a pid file"), named);
     }
     let (plain, scrubbed) = (daemon.pid_of("plain"), daemon.pid_of("scrubbed"));
-    daemon.kill_core();
+    daemon.kill_daemon();
     assert_eq!((daemon.pid_of("plain"), daemon.pid_of("scrubbed")), (plain, scrubbed));
     daemon.kill_all();
     let mut daemon = daemon.again();

@@ -14,7 +14,7 @@ use gaggled_core::{
     protocol::{Action, Selection},
 };
 use gaggled_gateways::client::ControlClient;
-use gaggled_tests::harness::{Daemon, PATIENCE, Start, binary, directory, substitute};
+use gaggled_tests::harness::{Daemon, DaemonOptions, PATIENCE, binary, directory, substitute};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
 const NOBODY: u32 = 65534;
@@ -95,15 +95,15 @@ fn small_limits_degrade_and_do_not_kill() {
     let local = |name: &str| format!("ipc://{}/{name}.ipc", site.path().display());
     let urls = || Some((local("e"), local("c")));
     let wrapper = ["sh", "-c", "ulimit -f 8; ulimit -n 128; exec \"$0\" \"$@\""];
-    let start = Start { urls: urls(), wrapper: &wrapper, ..Start::default() };
+    let start = DaemonOptions { urls: urls(), wrapper: &wrapper, ..DaemonOptions::default() };
     let mut daemon = Daemon::with(text, site.clone(), &start);
     daemon.wait_up("a", 1);
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     for run in 2..60 {
         daemon.kill("a", nix::sys::signal::Signal::SIGKILL);
         daemon.wait_up("a", run);
     }
-    assert_eq!(daemon.core(), core, "it was not killed by a limit");
+    assert_eq!(daemon.daemon_pid(), daemon_pid, "it was not killed by a limit");
     let degraded =
         daemon.heard.iter().any(|heard| matches!(heard.event, Event::System(SystemEvent::JournalDegraded { .. })));
     assert!(degraded, "{}", daemon.timeline());
@@ -134,8 +134,12 @@ fn what_changes_any_program_does_not_reach_programs_of_other_users() {
     let variables = [("LD_LIBRARY_PATH", "/nowhere"), ("PERL5LIB", "/nowhere"), ("PYTHONPATH", "/nowhere")];
     let variables = variables.map(|(name, value)| (name, value.to_owned()));
     let wrapper = ["sh", "-c", "ulimit -Sn 512; exec \"$0\" \"$@\""];
-    let start =
-        Start { urls: Some((local("e"), local("c"))), variables: &variables, wrapper: &wrapper, ..Start::default() };
+    let start = DaemonOptions {
+        urls: Some((local("e"), local("c"))),
+        variables: &variables,
+        wrapper: &wrapper,
+        ..DaemonOptions::default()
+    };
     let mut daemon = Daemon::with(text, site.clone(), &start);
     daemon.wait_up("other", 1);
     daemon.wait_up("own", 1);
@@ -170,7 +174,7 @@ fn users_and_groups_may_do_what_access_says() {
                 [\"@games\"], observe: [\"@users\"])), programs: {\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \
                 \"1000000\"])})";
     let local = |name: &str| format!("ipc://{}/{name}.ipc", site.path().display());
-    let start = Start { urls: Some((local("e"), local("c"))), ..Start::default() };
+    let start = DaemonOptions { urls: Some((local("e"), local("c"))), ..DaemonOptions::default() };
     let mut daemon = Daemon::with(text, site.clone(), &start);
     daemon.wait_up("a", 1);
     let controller = binary("gaggled_controller").display().to_string();
@@ -220,10 +224,10 @@ fn one_user_cannot_take_all_connections() {
                 \"@DIR@/a.log\", backoff: (initial: 0, max: 0))})";
     let local = |name: &str| format!("ipc://{}/{name}.ipc", site.path().display());
     let wrapper = ["sh", "-c", "ulimit -n 256; exec \"$0\" \"$@\""];
-    let start = Start { urls: Some((local("e"), local("c"))), wrapper: &wrapper, ..Start::default() };
+    let start = DaemonOptions { urls: Some((local("e"), local("c"))), wrapper: &wrapper, ..DaemonOptions::default() };
     let mut daemon = Daemon::with(text, site.clone(), &start);
     daemon.wait_up("a", 1);
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     let flood = format!(
         "import socket, time, sys\nsockets = []\nfor name in ('e', 'c') * 400:\n    s = socket.socket(socket.AF_UNIX)\n    try:\n        \
          s.connect('{0}/' + name + '.ipc')\n        s.sendall(b'\\0SP\\0' + (b'\\0\\x21' if name == 'e' else b'\\0\\x30') + \
@@ -247,7 +251,7 @@ fn one_user_cannot_take_all_connections() {
         daemon.kill("a", nix::sys::signal::Signal::SIGKILL);
         daemon.wait_up("a", run);
     }
-    assert_eq!(daemon.core(), core, "operators are served");
+    assert_eq!(daemon.daemon_pid(), daemon_pid, "operators are served");
     let failed = daemon.timeline().matches("could not be started").count();
     assert_eq!(failed, 0, "{}", daemon.timeline());
     assert!(daemon.log().contains("uid 65534 has too many connections"), "{}", daemon.log());
@@ -280,6 +284,6 @@ fn a_wish_that_cannot_be_written_is_not_promised() {
     daemon.wait("the journal to be written again", |heard, _| {
         heard.iter().any(|heard| matches!(heard.event, Event::System(SystemEvent::JournalRestored { .. })))
     });
-    daemon.kill_core();
+    daemon.kill_daemon();
     assert_eq!(daemon.dump()["a"]["operator_down"], true);
 }

@@ -21,7 +21,7 @@ use gaggled_core::{
     process::SpawnStage,
     protocol::{Action, Selection},
 };
-use gaggled_tests::harness::{Daemon, Start, binary, directory, substitute};
+use gaggled_tests::harness::{Daemon, DaemonOptions, binary, directory, substitute};
 use gaggled_tools::logger::{LogFile, Sink};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -81,7 +81,7 @@ impl Site {
             "(gaggled: (eventurl: \"ipc://@DIR@/e.ipc\", controlurl: \"ipc://@DIR@/c.ipc\"), programs: {{{programs}}})"
         );
         let local = |name: &str| format!("ipc://{}/{name}.ipc", self.root.path().display());
-        let start = Start { urls: Some((local("e"), local("c"))), ..Start::default() };
+        let start = DaemonOptions { urls: Some((local("e"), local("c"))), ..DaemonOptions::default() };
         Daemon::with(&text, self.root.clone(), &start)
     }
 }

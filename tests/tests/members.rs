@@ -171,7 +171,7 @@ fn a_check_ends_with_its_time_its_run_and_gaggled() {
     // Those of earlier runs are gone: at most the two of one check are there.
     let helper = word.clone();
     daemon.wait_outside("the checks of earlier runs to be gone", move || count(&helper) <= 2);
-    daemon.kill_core();
+    daemon.kill_daemon();
     let id = daemon.dump()["slow"]["instance"].as_u64().expect("a run");
     daemon.wait_up("slow", id + 2);
     let helper = word.clone();

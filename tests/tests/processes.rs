@@ -9,8 +9,8 @@ use gaggled_core::{
     state::ProgramState,
 };
 use gaggled_tests::{
-    harness::{Daemon, Start, children, code, exists},
-    seeds::said,
+    harness::{Daemon, DaemonOptions, children, code, exists},
+    import_harness::said,
 };
 use nix::sys::signal::Signal;
 
@@ -57,13 +57,14 @@ fn five_hundred_that_end_at_one_moment_are_all_told_and_leave_no_zombie() {
     daemon.must(Action::Signal { programs: vec!["*".to_owned()], signal: "KILL".to_owned() });
     daemon.wait("all to have ended", |_, state| state.running.is_empty());
     assert_eq!(exits(&daemon).len(), 500);
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     let threads = move || -> Vec<i32> {
-        let tasks = fs::read_dir(format!("/proc/{core}/task")).expect("threads").flatten();
+        let tasks = fs::read_dir(format!("/proc/{daemon_pid}/task")).expect("threads").flatten();
         tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
     };
     let children = move || -> usize {
-        let of = |thread: i32| fs::read_to_string(format!("/proc/{core}/task/{thread}/children")).unwrap_or_default();
+        let of =
+            |thread: i32| fs::read_to_string(format!("/proc/{daemon_pid}/task/{thread}/children")).unwrap_or_default();
         threads().into_iter().map(|thread| of(thread).split_whitespace().count()).sum()
     };
     daemon.wait_outside("the last zombie", || children() == 0);
@@ -114,10 +115,10 @@ fn a_chain_of_causes_leads_to_whoever_has_done_it_and_ends() {
 fn a_stray_grandchild_is_reaped_and_is_nobodys_event() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"stray\"]),");
     daemon.wait_up("a", 1);
-    let (core, pid) = (daemon.core(), daemon.pid_of("a"));
+    let (daemon_pid, pid) = (daemon.daemon_pid(), daemon.pid_of("a"));
     // The grandchild becomes the daemon's own, ends, and is gone.
-    daemon.wait_outside("the stray", || !children(core).is_empty());
-    let stray = children(core)[0];
+    daemon.wait_outside("the stray", || !children(daemon_pid).is_empty());
+    let stray = children(daemon_pid)[0];
     daemon.wait_outside("the end of the stray", || !exists(stray));
     assert_eq!(daemon.pid_of("a"), pid);
     assert!(exits(&daemon).is_empty());
@@ -146,7 +147,7 @@ fn a_child_that_hides_in_a_session_of_its_own_is_found() {
         daemon.wait_outside("the hiding child", || children(main).first().is_some_and(|child| hides(*child)));
         let hidden = children(main)[0];
         if killed {
-            daemon.kill_core();
+            daemon.kill_daemon();
         }
         down(&daemon);
         daemon.wait_outside("the end of the hiding child", || !exists(hidden));
@@ -176,7 +177,7 @@ fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {
         daemon.wait_outside("both to be deaf to TERM", || ready(still) && ready(stubborn));
         daemon.kill("still", Signal::SIGSTOP);
         if killed {
-            daemon.kill_core();
+            daemon.kill_daemon();
         }
         down(&daemon);
         daemon.wait_down("stubborn", 1);
@@ -205,15 +206,15 @@ fn a_long_storm_leaves_no_memory_no_descriptor_no_zombie_and_a_bounded_journal()
     let mut daemon = Daemon::with(
         &config,
         std::sync::Arc::new(gaggled_tests::harness::directory()),
-        &gaggled_tests::harness::Start::default(),
+        &gaggled_tests::harness::DaemonOptions::default(),
     );
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     let resident = || {
-        let text = fs::read_to_string(format!("/proc/{core}/status")).expect("it runs");
+        let text = fs::read_to_string(format!("/proc/{daemon_pid}/status")).expect("it runs");
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a size");
         line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok()).expect("a number")
     };
-    let descriptors = || fs::read_dir(format!("/proc/{core}/fd")).expect("it runs").count();
+    let descriptors = || fs::read_dir(format!("/proc/{daemon_pid}/fd")).expect("it runs").count();
     let until = |daemon: &mut Daemon, count: u64| {
         daemon.wait("so many restarts", |_, state| {
             state.programs.values().map(|program| program.restarts).sum::<u64>() >= count
@@ -259,7 +260,7 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
     fs::write(daemon.directory.path().join("code"), "0").expect("a file");
     daemon.must(Action::Up(Selection { programs: vec!["migrate".to_owned()], wait: true, timeout_ms: None }));
     daemon.wait_up("app", 1);
-    daemon.kill_core();
+    daemon.kill_daemon();
     daemon.kill("app", Signal::SIGKILL);
     daemon.wait_up("app", 2);
     let runs = || fs::read_to_string(daemon.directory.path().join("runs")).expect("runs").lines().count();
@@ -302,7 +303,7 @@ fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
     assert_eq!((&dump["bad"]["start_limit_hit"], &dump["bad"]["instance"]), (&true.into(), &3.into()));
     assert_eq!(dump["bad"]["reason"], "start limit reached after 3 starts within 1m (exited with code 3): start it");
     assert_eq!(dump["web"]["reason"], "waiting for bad, which has reached its start limit: start it");
-    daemon.kill_core();
+    daemon.kill_daemon();
     assert_eq!(daemon.dump()["bad"]["instance"], 3, "that is remembered");
     let asked = daemon.tool("gaggled_controller", &["up", "bad", "--no-wait"]);
     assert!(asked.status.success());
@@ -349,7 +350,7 @@ fn each_way_in_which_a_start_can_fail_is_told() {
     let text = format!(
         "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\"), programs: {{{programs}}})"
     );
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
     fs::remove_file(path.join("vanishes")).expect("a file");
     fs::set_permissions(path.join("locked"), fs::Permissions::from_mode(0o644)).expect("rights");
     fs::remove_file(path.join("loop")).expect("a file");

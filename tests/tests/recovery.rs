@@ -84,7 +84,7 @@ fn programs_do_not_notice_the_death_of_the_daemon() {
     let mut daemon = Daemon::new(&programs);
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let before = daemon.dump();
-    daemon.kill_core();
+    daemon.kill_daemon();
     let after = daemon.dump();
     for (name, program) in before.as_object().expect("programs") {
         assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
@@ -132,12 +132,12 @@ fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
         for (name, program) in before.as_object().expect("programs") {
             assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
         }
-        let core = daemon.core();
-        for pid in [pid, core] {
+        let daemon_pid = daemon.daemon_pid();
+        for pid in [pid, daemon_pid] {
             kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
         }
         subreaper.wait().expect("its end");
-        daemon.wait_gone(core);
+        daemon.wait_gone(daemon_pid);
         daemon = daemon.again();
     }
 }
@@ -146,10 +146,10 @@ fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
 fn what_ends_while_nobody_is_there_is_told_with_its_status() {
     let mut daemon = Daemon::new(&format!("{} {} {}", sleeper("a"), sleeper("b"), sleeper("c")));
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
-    let (a, b, core) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.core());
+    let (a, b, daemon_pid) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.daemon_pid());
     // The subreaper stands still, so that nobody is there for a while.
     daemon.signal(Signal::SIGSTOP);
-    signal(core, Signal::SIGKILL);
+    signal(daemon_pid, Signal::SIGKILL);
     signal(a, Signal::SIGUSR2);
     signal(b, Signal::SIGKILL);
     daemon.signal(Signal::SIGCONT);
@@ -206,13 +206,13 @@ fn the_daemon_takes_the_place_of_a_subreaper_that_has_died() {
     let mut daemon = Daemon::new(&format!("{} {}", sleeper("a"), sleeper("b")));
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     for round in 0..2 {
-        let (a, core) = (daemon.pid_of("a"), daemon.core());
-        let subreaper = parent(core);
+        let (a, daemon_pid) = (daemon.pid_of("a"), daemon.daemon_pid());
+        let subreaper = parent(daemon_pid);
         signal(subreaper, Signal::SIGKILL);
-        daemon.wait_for_another(core);
+        daemon.wait_for_another(daemon_pid);
         assert_eq!(daemon.pid_of("a"), a, "round {round}");
         // And it is a subreaper: the next daemon is killed and followed.
-        daemon.kill_core();
+        daemon.kill_daemon();
         assert_eq!(daemon.pid_of("a"), a, "round {round}");
     }
     daemon.kill("b", Signal::SIGUSR1);
@@ -285,7 +285,7 @@ fn killed_again_and_again_under_churn_nothing_is_lost_and_nothing_runs_twice() {
     for number in 0..kills {
         let moment = gaggled_tests::harness::now() + std::time::Duration::from_millis(random.below(60));
         daemon.listen_until(moment);
-        let core = daemon.core();
+        let daemon_pid = daemon.daemon_pid();
         // In the first half only the daemon dies, and every status must be known.
         match random.below(10) {
             0 if number >= kills / 2 => {
@@ -295,12 +295,12 @@ fn killed_again_and_again_under_churn_nothing_is_lost_and_nothing_runs_twice() {
             }
             1 | 2 if number >= kills / 2 => {
                 only_the_daemon = false;
-                signal(parent(core), Signal::SIGKILL);
-                daemon.wait_for_another(core);
+                signal(parent(daemon_pid), Signal::SIGKILL);
+                daemon.wait_for_another(daemon_pid);
             }
             _ => {
-                signal(core, Signal::SIGKILL);
-                daemon.wait_for_another(core);
+                signal(daemon_pid, Signal::SIGKILL);
+                daemon.wait_for_another(daemon_pid);
             }
         }
         assert_no_duplicates(&daemon);

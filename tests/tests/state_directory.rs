@@ -11,7 +11,7 @@ use gaggled_core::{
 };
 use gaggled_tests::{
     harness::{Daemon, binary},
-    seeds,
+    import_harness,
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 /// What a tool has said.
 fn said(output: &std::process::Output) -> String {
-    seeds::said(output).1
+    import_harness::said(output).1
 }
 
 fn start() -> Daemon {
@@ -94,7 +94,7 @@ fn a_state_directory_that_is_removed_is_made_anew_from_memory() {
     }
     remove(&daemon);
     wait_restored(&mut daemon, 3);
-    daemon.kill_core();
+    daemon.kill_daemon();
     must_be_untouched(&daemon, &before);
     remove(&daemon);
     wait_restored(&mut daemon, 4);
@@ -123,15 +123,15 @@ fn a_state_directory_that_is_emptied_or_replaced_is_taken_again() {
         }
     }
     wait_restored(&mut daemon, 1);
-    daemon.kill_core();
+    daemon.kill_daemon();
     must_be_untouched(&daemon, &before);
     // An older copy in its place, as a backup that is restored.
     fs::rename(daemon.journal(), daemon.directory.path().join("away")).expect("it is there");
     fs::rename(&copy, daemon.journal()).expect("it is there");
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     // Before a handover it is looked at, whatever the kernel has told by then.
     controller(&daemon, &["upgrade"]);
-    daemon.wait_for_another(core);
+    daemon.wait_for_another(daemon_pid);
     must_be_untouched(&daemon, &before);
     daemon.kill_all();
     let daemon = daemon.again();
@@ -164,10 +164,10 @@ fn without_its_state_directory_gaggled_does_not_begin_beside_its_programs() {
 fn a_daemon_that_dies_with_its_state_directory_is_followed_by_one_that_knows_its_programs() {
     let mut daemon = start();
     let before = pids(&daemon);
-    let core = Pid::from_raw(daemon.core());
-    kill(core, Signal::SIGSTOP).expect("it runs");
+    let daemon_pid = Pid::from_raw(daemon.daemon_pid());
+    kill(daemon_pid, Signal::SIGSTOP).expect("it runs");
     remove(&daemon);
-    kill(core, Signal::SIGKILL).expect("it runs");
+    kill(daemon_pid, Signal::SIGKILL).expect("it runs");
     daemon.wait("its programs to be found", |heard, state| {
         let found = |name: &str| {
             let id = state.graph.names().get(name).copied();

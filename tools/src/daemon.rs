@@ -60,7 +60,7 @@ pub struct LoadedConfig {
     urls: Urls,
     search: Vec<String>,
     /// Where the output of each program goes.
-    outlets: Vec<LogRoute>,
+    log_routes: Vec<LogRoute>,
     ignore_interrupts: bool,
 }
 
@@ -146,8 +146,8 @@ impl LoadedConfig {
                 Diagnostic::error("eventurl and controlurl are the same").at(at).help("give each a url of its own"),
             );
         }
-        let outlets = own_programs::add(&mut config, Path::new(&text.path), state);
-        (Self { config, text, urls, search, outlets, ignore_interrupts }, found)
+        let log_routes = own_programs::add(&mut config, Path::new(&text.path), state);
+        (Self { config, text, urls, search, log_routes, ignore_interrupts }, found)
     }
 
     /// How many programs and dependencies there are.
@@ -222,14 +222,14 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     let parent = nix::unistd::getppid();
     let subreaper = options.inherit.clone().map(SubreaperLink::new).transpose()?;
     let before = subreaper.as_ref().and_then(|subreaper| subreaper.before.as_ref());
-    let (system, directory, fallback_directory_reason, remains) = if let Some(before) = before {
-        let (system, directory, remains) = resume(before, options)?;
-        if let Some((_, State { unkillable: Some(survivors), essential_exit, .. })) = &remains.last {
+    let (system, directory, fallback_directory_reason, recovered) = if let Some(before) = before {
+        let (system, directory, recovered) = resume(before, options)?;
+        if let Some((_, State { unkillable: Some(survivors), essential_exit, .. })) = &recovered.last {
             // Everything had stopped, and the life before has died with that on its lips.
             subreaper.iter().for_each(SubreaperLink::end);
             return Ok((stopped(*survivors, *essential_exit), None));
         }
-        (system, directory, None, remains)
+        (system, directory, None, recovered)
     } else {
         let system =
             LoadedConfig::check(&options.config, options.ignore_interrupts).ok_or(StartError::Configuration)?;
@@ -239,20 +239,26 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
             LoadedConfig::in_force(system.text.clone(), options.ignore_interrupts, directory.path())
         });
         let system = elsewhere.unwrap_or(system);
-        let remains = directory.recover(ControlActor::HISTORY)?;
+        let recovered = directory.recover(ControlActor::HISTORY)?;
         if directory.origin == Origin::New {
             refuse_strangers(&system, &directory)?;
         }
-        refuse_another(&system, &directory, &remains, options.take_state)?;
-        (system, directory, fallback_directory_reason, remains)
+        refuse_another(&system, &directory, &recovered, options.take_state)?;
+        (system, directory, fallback_directory_reason, recovered)
     };
     let channels = system.open_channels()?;
     let server = channels.1.clone();
     let sockets =
         [&system.urls.control, &system.urls.event].map(|url| Url::parse(url, &system.config.gaggled.insecure));
     let place = directory.path().display().to_string();
-    let life =
-        Startup { system: &system, directory, fallback_directory_reason, remains, subreaper, channels: Some(channels) };
+    let life = Startup {
+        system: &system,
+        directory,
+        fallback_directory_reason,
+        recovered,
+        subreaper,
+        channels: Some(channels),
+    };
     let ended = actix::System::new().block_on(life.live())?;
     // The contexts of the server belong to threads of nng that end with the process.
     std::mem::forget(server);
@@ -300,12 +306,12 @@ fn resume(
     let state = Path::new(&before.state);
     let kept = Some(before.identity.as_str()).filter(|identity| !identity.is_empty());
     let directory = StateDirectory::open(state, kept)?;
-    let remains = directory.recover(ControlActor::HISTORY)?;
-    let in_force = remains.last.as_ref().map(|(head, _)| head.config.clone());
-    let text = remains.next_config.clone().or(in_force);
+    let recovered = directory.recover(ControlActor::HISTORY)?;
+    let in_force = recovered.last.as_ref().map(|(head, _)| head.config.clone());
+    let text = recovered.next_config.clone().or(in_force);
     let system = text.and_then(|text| LoadedConfig::in_force(text, options.ignore_interrupts, state));
     let system = system.or_else(|| LoadedConfig::check(&options.config, options.ignore_interrupts));
-    Ok((system.ok_or(StartError::Configuration)?, directory, remains))
+    Ok((system.ok_or(StartError::Configuration)?, directory, recovered))
 }
 
 /// A directory that another configuration has used holds what operators wanted of other programs, and the history of
@@ -313,10 +319,10 @@ fn resume(
 fn refuse_another(
     system: &LoadedConfig,
     directory: &StateDirectory,
-    remains: &RecoveredState,
+    recovered: &RecoveredState,
     take_state: bool,
 ) -> Result<(), StartError> {
-    let Some((SegmentHeader { config: before, .. }, _)) = remains.last.as_ref().filter(|_| !take_state) else {
+    let Some((SegmentHeader { config: before, .. }, _)) = recovered.last.as_ref().filter(|_| !take_state) else {
         return Ok(());
     };
     let is_copy = directory.origin == Origin::Copy;

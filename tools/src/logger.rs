@@ -47,8 +47,8 @@ fn told(state: &Path) -> PathBuf {
 }
 
 /// What tells one list of logs from another.
-pub fn fingerprint(outlets: &[LogRoute]) -> String {
-    let piped: Vec<&LogRoute> = outlets.iter().filter(|outlet| outlet.pipe.is_some()).collect();
+pub fn fingerprint(log_routes: &[LogRoute]) -> String {
+    let piped: Vec<&LogRoute> = log_routes.iter().filter(|outlet| outlet.pipe.is_some()).collect();
     let text = serde_json::to_string(&piped).unwrap_or_default();
     let digest = Sha256::digest(text.as_bytes());
     let number = digest.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
@@ -56,14 +56,14 @@ pub fn fingerprint(outlets: &[LogRoute]) -> String {
 }
 
 /// Leaves the list of logs in the directory of the journal, for the process that writes them and for who reads them.
-pub fn leave(state: &Path, outlets: &[LogRoute]) -> io::Result<()> {
+pub fn leave(state: &Path, log_routes: &[LogRoute]) -> io::Result<()> {
     let directory = pipes(state);
-    if outlets.iter().any(|outlet| outlet.pipe.is_some()) {
+    if log_routes.iter().any(|outlet| outlet.pipe.is_some()) {
         fs::create_dir_all(&directory)?;
     }
     let new = told(state).with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(&serde_json::to_vec(outlets)?)?;
+    file.write_all(&serde_json::to_vec(log_routes)?)?;
     fs::rename(new, told(state))
 }
 
@@ -82,8 +82,8 @@ pub fn run(state: &Path) -> ExitCode {
         eprintln!("Error: the logger cannot wait for signals: {errno}");
         return ExitCode::FAILURE;
     }
-    let outlets = match list(state) {
-        Ok(outlets) => outlets,
+    let log_routes = match list(state) {
+        Ok(log_routes) => log_routes,
         Err(error) => {
             eprintln!("Error: {}: {error}", told(state).display());
             return ExitCode::FAILURE;
@@ -91,11 +91,11 @@ pub fn run(state: &Path) -> ExitCode {
     };
     let Ok((stopped, stop)) = pipe() else { return ExitCode::FAILURE };
     let stopped = Arc::new(stopped);
-    let width = outlets.iter().filter(|outlet| outlet.pipe.is_some() && outlet.file.is_none());
+    let width = log_routes.iter().filter(|outlet| outlet.pipe.is_some() && outlet.file.is_none());
     let width = width.map(|outlet| outlet.program.len()).max().unwrap_or(0);
-    let mut nameless = nameless(state, &outlets);
+    let mut nameless = nameless(state, &log_routes);
     let mut threads = Vec::new();
-    for outlet in outlets.into_iter().filter(|outlet| outlet.pipe.is_some()) {
+    for outlet in log_routes.into_iter().filter(|outlet| outlet.pipe.is_some()) {
         let (name, stopped) = (outlet.program.clone(), stopped.clone());
         let earlier = nameless.remove(&outlet.program).unwrap_or_default();
         let write = move || {

@@ -1,4 +1,4 @@
-//! The gate from events to mail: follows gaggled, and sends what the notifier finds worth a mail.
+//! The gate from events to mail: follows gaggled, and sends what the alert rules find worth a mail.
 
 use std::time::{Duration, Instant as PointInTime};
 
@@ -15,7 +15,7 @@ use gaggled_core::{
 use gaggled_gateways::smtp::alert_rules::{Alert, AlertRules, Observation};
 use gaggled_gateways::{
     follow::{FollowEvent, Follower},
-    smtp::{Composer, DeliveryOutcome, MailError, MailSpool, Outbox, QueuedMail, Report, letters},
+    smtp::{Composer, DeliveryOutcome, MailError, MailSpool, Outbox, QueuedMail, Report, mails},
 };
 use serde::Deserialize;
 use slog::{Logger, debug, error, info, warn};
@@ -27,7 +27,7 @@ const FLUSH_DELAY: Millis = Millis(1000);
 #[derive(Debug)]
 pub struct MailGateway {
     follower: Follower,
-    notifier: AlertRules,
+    alert_rules: AlertRules,
     composer: Composer,
     spool: MailSpool,
     outbox: Outbox,
@@ -51,13 +51,13 @@ impl MailGateway {
     ) -> Result<Self, MailError> {
         let clock = Clock::real();
         let (period, batch, now) = (config.period, config.batch, clock.now());
-        let notifier = match spool.notifier() {
-            Some(notifier) => notifier.resume(period, batch, now),
+        let alert_rules = match spool.alert_rules() {
+            Some(alert_rules) => alert_rules.resume(period, batch, now),
             None => AlertRules::new(period, batch, now),
         };
         Ok(Self {
             follower,
-            notifier,
+            alert_rules,
             composer: Composer::new(config, host)?,
             outbox: Outbox::new(config, host, spool.clone(), reporter(logger.clone()))?,
             position: spool.position(),
@@ -73,7 +73,7 @@ impl MailGateway {
     pub fn run(mut self) -> ! {
         loop {
             let now = self.clock.now();
-            let deadline = self.notifier.next_deadline(now).into_iter().chain(self.write_at).min();
+            let deadline = self.alert_rules.next_deadline(now).into_iter().chain(self.write_at).min();
             let until =
                 deadline.map(|at| moment() + Duration::from_micros(at.as_micros().saturating_sub(now.as_micros())));
             let heard = self.follower.next(until);
@@ -91,7 +91,7 @@ impl MailGateway {
                     if missed { ", some events were missed" } else { "" }
                 );
                 if let Some(state) = self.follower.state().cloned() {
-                    self.notifier.retain(|name| state.graph.programs.values().any(|policy| &*policy.name == name));
+                    self.alert_rules.retain(|name| state.graph.programs.values().any(|policy| &*policy.name == name));
                     for id in state.graph.programs.ids() {
                         self.observe(&state, id);
                     }
@@ -116,7 +116,7 @@ impl MailGateway {
         let Ok(Header { epoch, seq }) = serde_json::from_str(text) else { return };
         if let Some((program, change)) = Observation::in_event(text, self.clock.now()) {
             debug!(self.logger, "event {} of {}", change.seq, program);
-            self.notifier.observe(&program, change);
+            self.alert_rules.observe(&program, change);
         }
         self.heard_up_to(Position { epoch, seq });
     }
@@ -130,35 +130,35 @@ impl MailGateway {
 
     fn observe(&mut self, state: &State, id: ProgramId) {
         let change = Observation::new(&View::at(state, state.at).program(id), state.epoch, self.clock.now());
-        self.notifier.observe(&state.graph.programs[id].name, change);
+        self.alert_rules.observe(&state.graph.programs[id].name, change);
     }
 
     fn speak(&mut self) {
         let now = self.clock.now();
-        let said = self.notifier.due(now);
+        let said = self.alert_rules.due(now);
         let written: Vec<QueuedMail> = said.iter().flat_map(|statements| self.compose(statements)).collect();
         if written.is_empty() && self.write_at.is_none_or(|at| at > now) {
             return;
         }
         // First what has been heard and what is to be said of it, as one; then the saying.
-        let (letters, kept) = self.spool.advance(self.position, &self.notifier, written);
+        let (mails, kept) = self.spool.advance(self.position, &self.alert_rules, written);
         self.write_at = None;
         let report = reporter(self.logger.clone());
         if let Err(error) = kept {
             report(&DeliveryOutcome::SpoolFailed(error.to_string()));
         }
-        for letter in letters {
-            if let Some(outcome) = self.outbox.send(letter) {
+        for mail in mails {
+            if let Some(outcome) = self.outbox.send(mail) {
                 report(&outcome);
             }
         }
     }
 
     fn compose(&self, statements: &[Alert]) -> Vec<QueuedMail> {
-        match self.composer.compose(statements, self.batch.0 > 0, self.notifier.all_ok()) {
+        match self.composer.compose(statements, self.batch.0 > 0, self.alert_rules.all_ok()) {
             Ok(mail) => {
                 let subject = statements.iter().map(|statement| statement.text(", ")).collect::<Vec<_>>().join("; ");
-                letters(&subject, &mail)
+                mails(&subject, &mail)
             }
             Err(why) => {
                 error!(self.logger, "{}", why);

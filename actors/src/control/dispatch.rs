@@ -64,8 +64,8 @@ impl ControlActor {
     }
 
     fn renew(&self, what: HandoverRequest) -> Dispatch {
-        let (renewal, state) = (self.renewal.clone(), self.state.clone());
-        Dispatch::Offload(Box::new(move |id| match renewal(what, &state) {
+        let (prepare_handover, state) = (self.prepare_handover.clone(), self.state.clone());
+        Dispatch::Offload(Box::new(move |id| match prepare_handover(what, &state) {
             Ok(HandoverPrepared { body, handover: None }) => JobResult::Reply(Reply::done(id, &body)),
             Ok(HandoverPrepared { body, handover: Some(to) }) => JobResult::Handover(to, body),
             Err(error) => JobResult::Reply(Reply::refused(id, error.code, error.message)),

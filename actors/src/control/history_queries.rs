@@ -118,10 +118,10 @@ impl ControlActor {
         }
         let Filter { program, from, until } = filter;
         let wanted = EventQuery { after, from, until, program, limit };
-        let archive = self.archive.clone();
+        let reader = self.reader.clone();
         let exact = epoch.is_some();
         let known = MemoryRange { first, last };
-        Dispatch::Offload(Box::new(move |id| JobResult::Reply(archived_events(id, &archive, &wanted, known, exact))))
+        Dispatch::Offload(Box::new(move |id| JobResult::Reply(archived_events(id, &reader, &wanted, known, exact))))
     }
 
     /// The last position of a number, whichever the epoch.
@@ -163,9 +163,9 @@ impl ControlActor {
     }
 
     pub(super) fn past_dump(&self, at: PointInTime, programs: Vec<String>) -> Dispatch {
-        let archive = self.archive.clone();
+        let reader = self.reader.clone();
         Dispatch::Offload(Box::new(move |id| {
-            JobResult::Reply(match archive.state_at(at) {
+            JobResult::Reply(match reader.state_at(at) {
                 Some((state, wall)) => {
                     let view = View::at(&state, state.at);
                     let names = state.graph.names();
@@ -175,16 +175,16 @@ impl ControlActor {
                         Err(error) => Reply::refused(id, error.code, error.message),
                     }
                 }
-                None => too_early(id, &archive),
+                None => too_early(id, &reader),
             })
         }))
     }
 
     pub(super) fn why(&self, id: &str, program: &str, at: Option<PointInTime>) -> Result<Dispatch, ReplyError> {
-        let archive = self.archive.clone();
+        let reader = self.reader.clone();
         if let Some(at) = at {
             let program = program.to_owned();
-            return Ok(Dispatch::Offload(Box::new(move |id| JobResult::Reply(past_why(id, &archive, &program, at)))));
+            return Ok(Dispatch::Offload(Box::new(move |id| JobResult::Reply(past_why(id, &reader, &program, at)))));
         }
         let &[program] = self.operator().select(&[program.to_owned()])?.as_slice() else {
             let message = format!("{program:?} means several programs: ask for one");
@@ -198,34 +198,34 @@ impl ControlActor {
         }
         let state = self.state.clone();
         Ok(Dispatch::Offload(Box::new(move |id| {
-            let chains: Vec<_> = chains.into_iter().map(|chain| completed(chain, &archive)).collect();
+            let chains: Vec<_> = chains.into_iter().map(|chain| completed(chain, &reader)).collect();
             JobResult::Reply(explain(id, View::at(&state, now).program(program), &chains))
         })))
     }
 }
 
-fn too_early(id: &str, archive: &JournalReader) -> Reply {
-    let since = archive.begins().map_or_else(String::new, |begins| format!(": it begins at {}", begins.timestamp()));
+fn too_early(id: &str, reader: &JournalReader) -> Reply {
+    let since = reader.begins().map_or_else(String::new, |begins| format!(": it begins at {}", begins.timestamp()));
     Reply::refused(id, ErrorCode::Failed, format!("the journal does not reach back to that moment{since}"))
 }
 
 /// A chain that goes back beyond what is in memory.
-fn completed(mut chain: Vec<Link>, archive: &JournalReader) -> Vec<Link> {
+fn completed(mut chain: Vec<Link>, reader: &JournalReader) -> Vec<Link> {
     let next = next_cause(&chain);
-    chain.extend(next.into_iter().flat_map(|seq| archive.chain(seq)));
+    chain.extend(next.into_iter().flat_map(|seq| reader.chain(seq)));
     chain
 }
 
-fn past_why(id: &str, archive: &JournalReader, name: &str, at: PointInTime) -> Reply {
-    let Some((state, _)) = archive.state_at(at) else {
-        return too_early(id, archive);
+fn past_why(id: &str, reader: &JournalReader, name: &str, at: PointInTime) -> Reply {
+    let Some((state, _)) = reader.state_at(at) else {
+        return too_early(id, reader);
     };
     let Some(program) = state.graph.names().get(name).copied() else {
         return Reply::refused(id, ErrorCode::NoSuchProgram, format!("there was no program {name:?} then"));
     };
     let known = &state.programs[program];
     let from = if known.phase_event > Seq(0) { known.phase_event } else { known.last_seq };
-    let chains = vec![archive.chain(from)];
+    let chains = vec![reader.chain(from)];
     explain(id, View::at(&state, state.at).program(program), &chains)
 }
 
@@ -261,9 +261,9 @@ struct MemoryRange {
     last: Position,
 }
 
-fn archived_events(id: &str, archive: &JournalReader, wanted: &EventQuery, known: MemoryRange, exact: bool) -> Reply {
+fn archived_events(id: &str, reader: &JournalReader, wanted: &EventQuery, known: MemoryRange, exact: bool) -> Reply {
     let MemoryRange { first, last } = known;
-    let mut found = archive.events(wanted);
+    let mut found = reader.events(wanted);
     if found.end <= wanted.after && !found.full {
         // The disk has nothing of it. What memory has is all there is.
         found.gap = true;

@@ -51,9 +51,9 @@ impl ControlActor {
     pub(super) fn status(&self, id: &str) -> Reply {
         let up = self.state.running.iter().filter(|id| self.state.programs[**id].phase == Phase::Up).count();
         let status = InfoBody {
-            version: self.about.version,
-            pid: self.about.pid,
-            binary: &self.about.binary,
+            version: self.info.version,
+            pid: self.info.pid,
+            binary: &self.info.binary,
             epoch: self.state.epoch,
             seq: self.state.seq,
             uptime_ms: self.clock.now().since(self.began).0,
@@ -61,9 +61,9 @@ impl ControlActor {
             up,
             shutting_down: self.state.shutdown.is_some(),
             groups: View::at(&self.state, self.clock.now()).groups(),
-            eventurl: &self.about.eventurl,
-            controlurl: &self.about.controlurl,
-            state: &self.about.state,
+            eventurl: &self.info.eventurl,
+            controlurl: &self.info.controlurl,
+            state: &self.info.state,
         };
         Reply::done(id, &status)
     }

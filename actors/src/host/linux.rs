@@ -127,7 +127,7 @@ impl Host for LinuxHost {
     fn execute(&mut self, command: HostCommand) {
         match command {
             HostCommand::Spawn { program, instance } => {
-                // The starter lives as long as the sender.
+                // The spawner lives as long as the sender.
                 let _ = self.orders.send(SpawnRequest::Start(program, instance));
             }
             HostCommand::RunStopCommand { program, instance } => {

@@ -104,7 +104,7 @@ pub(crate) struct ReadinessChannel {
     pub notify_socket: Option<UnixDatagram>,
 }
 
-/// What the attendant is to do.
+/// What the monitor is to do.
 #[derive(Debug)]
 pub(crate) enum MonitorCommand {
     /// Listen to a run that has begun, or was taken over.

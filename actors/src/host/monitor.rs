@@ -57,7 +57,7 @@ pub(crate) struct Monitor {
     shared: Arc<ProcessTracker>,
 }
 
-/// The attendant at work.
+/// The monitor at work.
 struct MonitorLoop {
     programs: IdVec<ProgramId, Monitored>,
     shared: Arc<ProcessTracker>,

@@ -89,7 +89,7 @@ impl Simulation {
         let epoch = EpochId(assumptions.seed);
         let opening = EpochStart::new(None, &graph, epoch, Instant::default(), WallTime(0));
         let start = opening.state.clone();
-        let (journal, envelopes) = opening.commit("a forecast", Vec::new(), Vec::new());
+        let (journal, envelopes) = opening.commit("simulated", Vec::new(), Vec::new());
         let mut driver = Driver::new(journal, envelopes, assumptions);
         driver.run();
         Self { start, envelopes: driver.envelopes }
@@ -104,7 +104,7 @@ impl Simulation {
         let Some(first) = assumptions.faults.iter().map(|fault| fault.begins().1).min() else { return Vec::new() };
         // As far as both are told.
         let until = assumptions.until.min(self.reaches(assumptions)).min(well.reaches(assumptions));
-        let (here, there) = (self.courses(first, until), well.courses(first, until));
+        let (here, there) = (self.availability(first, until), well.availability(first, until));
         let impact = |(program, here): (ProgramId, &Availability)| {
             let there = &there[program];
             let out = Millis(there.usable.0.saturating_sub(here.usable.0));
@@ -121,23 +121,23 @@ impl Simulation {
     }
 
     /// How every program fares between two moments.
-    fn courses(&self, from: Instant, until: Instant) -> IdVec<ProgramId, Availability> {
+    fn availability(&self, from: Instant, until: Instant) -> IdVec<ProgramId, Availability> {
         let mut state = self.start.clone();
-        let mut courses: IdVec<ProgramId, Availability> =
+        let mut availability: IdVec<ProgramId, Availability> =
             state.programs.values().map(|_| Availability::default()).collect();
         for envelope in self.envelopes.iter().take_while(|envelope| envelope.monotonic <= until) {
             let subject = state.graph.subject(&envelope.event);
             state.apply(envelope);
             let Some(program) = subject else { continue };
             let starts = matches!(envelope.event, Event::Program(_, ProgramEvent::Starting { .. }));
-            let (course, program) = (&mut courses[program], &state.programs[program]);
-            course.starts += u32::from(starts && envelope.monotonic >= from);
-            course.goes_on(program.is_ready() || program.is_completed(), envelope.monotonic, from);
+            let (availability, program) = (&mut availability[program], &state.programs[program]);
+            availability.starts += u32::from(starts && envelope.monotonic >= from);
+            availability.goes_on(program.is_ready() || program.is_completed(), envelope.monotonic, from);
         }
         for program in state.graph.programs.ids() {
-            courses[program].count(until, from);
+            availability[program].count(until, from);
         }
-        courses
+        availability
     }
 }
 

@@ -373,10 +373,10 @@ mod tests {
 
     /// Runs `seconds:state` words (`u` up, `d` down, `o` operator down) and tells `seconds:statement` words.
     fn told(script: &str, until: f64) -> String {
-        let mut notifier = AlertRules::new(PERIOD, Millis(0), at(0.0));
+        let mut alert_rules = AlertRules::new(PERIOD, Millis(0), at(0.0));
         let (mut heard, mut now): (Vec<String>, Instant) = (Vec::new(), at(0.0));
-        let mut say = |notifier: &mut AlertRules, now: Instant| {
-            for statement in notifier.due(now).concat() {
+        let mut say = |alert_rules: &mut AlertRules, now: Instant| {
+            for statement in alert_rules.due(now).concat() {
                 heard.push(format!("{}:{:?}", now.as_millis() / 1000, statement.is));
             }
         };
@@ -387,9 +387,9 @@ mod tests {
             .collect();
         steps.push((at(until), "end"));
         for (moment, state) in steps {
-            while let Some(deadline) = notifier.next_deadline(now).filter(|deadline| *deadline < moment) {
+            while let Some(deadline) = alert_rules.next_deadline(now).filter(|deadline| *deadline < moment) {
                 now = deadline;
-                say(&mut notifier, now);
+                say(&mut alert_rules, now);
             }
             now = moment;
             if state != "end" {
@@ -405,9 +405,9 @@ mod tests {
                     seq: Seq(1),
                     at: moment,
                 };
-                notifier.observe("a", change);
+                alert_rules.observe("a", change);
             }
-            say(&mut notifier, moment);
+            say(&mut alert_rules, moment);
         }
         heard.join(" ")
     }
@@ -465,7 +465,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_one_mail_and_its_subject_sums_it_up() {
-        let mut notifier = AlertRules::new(Millis(1), Millis(60_000), at(0.0));
+        let mut alert_rules = AlertRules::new(Millis(1), Millis(60_000), at(0.0));
         let change = |up| Observation {
             up,
             operator_down: false,
@@ -476,12 +476,12 @@ mod tests {
             seq: Seq(1),
             at: at(1.0),
         };
-        notifier.observe("a", change(false));
-        notifier.observe("b", change(true));
-        assert!(notifier.due(at(2.0)).is_empty());
-        assert_eq!(notifier.next_deadline(at(2.0)), Some(at(60.0)));
-        let mails = notifier.due(at(60.0));
+        alert_rules.observe("a", change(false));
+        alert_rules.observe("b", change(true));
+        assert!(alert_rules.due(at(2.0)).is_empty());
+        assert_eq!(alert_rules.next_deadline(at(2.0)), Some(at(60.0)));
+        let mails = alert_rules.due(at(60.0));
         assert_eq!(mails.len(), 1);
-        assert_eq!(batch_subject(&mails[0], notifier.all_ok()), "degradation");
+        assert_eq!(batch_subject(&mails[0], alert_rules.all_ok()), "degradation");
     }
 }

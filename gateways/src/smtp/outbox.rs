@@ -44,7 +44,7 @@ pub enum DeliveryOutcome {
 /// The queue.
 #[derive(Debug)]
 pub struct Outbox {
-    letters: Sender<QueuedMail>,
+    mails: Sender<QueuedMail>,
     spool: MailSpool,
 }
 
@@ -63,7 +63,7 @@ const ATTEMPTS: u32 = 300;
 /// A mail and when it is tried next.
 #[derive(Debug)]
 struct RetryEntry {
-    letter: QueuedMail,
+    mail: QueuedMail,
     next: Instant,
 }
 
@@ -77,34 +77,34 @@ impl Outbox {
     /// Begins to deliver to the server of a configuration, beginning with what the ledger has.
     pub fn new(config: &SmtpgateConfig, host: &str, spool: MailSpool, report: Report) -> Result<Self, MailError> {
         let transport = transport(config, host)?;
-        let (letters, queue) = crossbeam_channel::bounded(CAPACITY);
+        let (mails, queue) = crossbeam_channel::bounded(CAPACITY);
         let failed = |error: io::Error| MailError::Transport { field: "mx", why: error.to_string() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let next = now();
-        let waiting = spool.letters().into_iter().map(|letter| RetryEntry { letter, next }).collect();
+        let waiting = spool.mails().into_iter().map(|mail| RetryEntry { mail, next }).collect();
         let timeout = config.timeout.as_duration();
         let mut postman = DeliveryWorker { transport, timeout, runtime, queue, waiting, spool: spool.clone(), report };
         thread::Builder::new().name("outbox".into()).spawn(move || while postman.go() {}).map_err(failed)?;
-        Ok(Self { letters, spool })
+        Ok(Self { mails, spool })
     }
 
     /// Takes a mail that the ledger has.
-    pub fn send(&self, letter: QueuedMail) -> Option<DeliveryOutcome> {
-        match self.letters.try_send(letter) {
+    pub fn send(&self, mail: QueuedMail) -> Option<DeliveryOutcome> {
+        match self.mails.try_send(mail) {
             Ok(()) => None,
-            Err(TrySendError::Full(letter) | TrySendError::Disconnected(letter)) => {
-                let _ = self.spool.forget(letter.number);
-                Some(DeliveryOutcome::Overflow(letter.subject))
+            Err(TrySendError::Full(mail) | TrySendError::Disconnected(mail)) => {
+                let _ = self.spool.forget(mail.number);
+                Some(DeliveryOutcome::Overflow(mail.subject))
             }
         }
     }
 }
 
-/// A message as letters, one for each recipient: what one server refuses for one of them the others get all the same.
-pub fn letters(subject: &str, mail: &Message) -> Vec<QueuedMail> {
+/// A message as mails, one for each recipient: what one server refuses for one of them the others get all the same.
+pub fn mails(subject: &str, mail: &Message) -> Vec<QueuedMail> {
     let text = String::from_utf8_lossy(&mail.formatted()).into_owned();
     let from = mail.envelope().from().map(ToString::to_string);
-    let letter = |to: &Address| QueuedMail {
+    let queued = |to: &Address| QueuedMail {
         number: 0,
         subject: subject.to_owned(),
         from: from.clone(),
@@ -112,7 +112,7 @@ pub fn letters(subject: &str, mail: &Message) -> Vec<QueuedMail> {
         text: text.clone(),
         attempts: 0,
     };
-    mail.envelope().to().iter().map(letter).collect()
+    mail.envelope().to().iter().map(queued).collect()
 }
 
 /// Carries mails to the server, one after the other; what cannot be delivered waits for its turn behind the others.
@@ -137,7 +137,7 @@ impl DeliveryWorker {
             None => self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match came {
-            Ok(letter) => self.waiting.push_back(RetryEntry { letter, next: now() }),
+            Ok(mail) => self.waiting.push_back(RetryEntry { mail, next: now() }),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return false,
         }
@@ -148,40 +148,40 @@ impl DeliveryWorker {
     }
 
     fn deliver(&mut self, mut mail: RetryEntry) {
-        let subject = mail.letter.subject.clone();
-        let why = match self.attempt(&mail.letter) {
-            Ok(()) => return self.done(&mail.letter, &DeliveryOutcome::Delivered(subject)),
+        let subject = mail.mail.subject.clone();
+        let why = match self.attempt(&mail.mail) {
+            Ok(()) => return self.done(&mail.mail, &DeliveryOutcome::Delivered(subject)),
             Err(DeliveryError { last: true, why }) => {
-                return self.done(&mail.letter, &DeliveryOutcome::Refused(format!("{subject}: {why}")));
+                return self.done(&mail.mail, &DeliveryOutcome::Refused(format!("{subject}: {why}")));
             }
             Err(DeliveryError { last: false, why }) => why,
         };
-        mail.letter.attempts += 1;
-        if mail.letter.attempts >= ATTEMPTS {
-            return self.done(&mail.letter, &DeliveryOutcome::Refused(format!("{subject}: tried too often: {why}")));
+        mail.mail.attempts += 1;
+        if mail.mail.attempts >= ATTEMPTS {
+            return self.done(&mail.mail, &DeliveryOutcome::Refused(format!("{subject}: tried too often: {why}")));
         }
-        let retry = FIRST_RETRY.saturating_mul(1 << (mail.letter.attempts - 1).min(16)).min(LAST_RETRY);
+        let retry = FIRST_RETRY.saturating_mul(1 << (mail.mail.attempts - 1).min(16)).min(LAST_RETRY);
         mail.next = now() + retry;
         (self.report)(&DeliveryOutcome::Postponed(format!("{subject}: {why}"), retry));
         self.waiting.push_back(mail);
     }
 
     /// Nothing more will happen to a mail.
-    fn done(&self, letter: &QueuedMail, outcome: &DeliveryOutcome) {
-        let forgotten = self.spool.forget(letter.number);
+    fn done(&self, mail: &QueuedMail, outcome: &DeliveryOutcome) {
+        let forgotten = self.spool.forget(mail.number);
         (self.report)(outcome);
         if let Err(error) = forgotten {
             (self.report)(&DeliveryOutcome::SpoolFailed(error.to_string()));
         }
     }
 
-    fn attempt(&self, letter: &QueuedMail) -> Result<(), DeliveryError> {
+    fn attempt(&self, mail: &QueuedMail) -> Result<(), DeliveryError> {
         let wrong = |why: lettre::address::AddressError| DeliveryError { last: true, why: why.to_string() };
-        let from = letter.from.as_deref().map(str::parse::<Address>).transpose().map_err(wrong)?;
-        let to = letter.to.parse::<Address>().map_err(wrong)?;
+        let from = mail.from.as_deref().map(str::parse::<Address>).transpose().map_err(wrong)?;
+        let to = mail.to.parse::<Address>().map_err(wrong)?;
         let envelope =
             Envelope::new(from, vec![to]).map_err(|why| DeliveryError { last: true, why: why.to_string() })?;
-        let send = self.transport.send_raw(&envelope, letter.text.as_bytes());
+        let send = self.transport.send_raw(&envelope, mail.text.as_bytes());
         // The transport limits only its connecting, so everything is limited here.
         let limited = async { tokio::time::timeout(self.timeout, send).await };
         match self.runtime.block_on(limited) {

@@ -68,16 +68,16 @@ pub struct QueuedMail {
 struct SpoolFile {
     v: u32,
     position: Option<Position>,
-    notifier: Option<AlertRules>,
+    alert_rules: Option<AlertRules>,
     next: u64,
-    letters: Vec<QueuedMail>,
+    mails: Vec<QueuedMail>,
 }
 
 /// The file. All clones are the same one.
 #[derive(Clone, Debug)]
 pub struct MailSpool {
     path: PathBuf,
-    page: Arc<Mutex<SpoolFile>>,
+    spool_file: Arc<Mutex<SpoolFile>>,
     _lock: Arc<Flock<File>>,
 }
 
@@ -99,68 +99,72 @@ impl MailSpool {
             Err(error) => return Err(failed(error)),
         }
         let garbled = |why: String| SpoolError::Garbled { path: path.display().to_string(), why };
-        let page = if text.is_empty() {
+        let spool_file = if text.is_empty() {
             SpoolFile::default()
         } else {
             serde_json::from_str(&text).map_err(|why| garbled(why.to_string()))?
         };
-        if page.v > FORMAT {
-            return Err(garbled(format!("it has format {}", page.v)));
+        if spool_file.v > FORMAT {
+            return Err(garbled(format!("it has format {}", spool_file.v)));
         }
-        Ok(Self { page: Arc::new(Mutex::new(SpoolFile { v: FORMAT, ..page })), path, _lock: Arc::new(lock) })
+        Ok(Self {
+            spool_file: Arc::new(Mutex::new(SpoolFile { v: FORMAT, ..spool_file })),
+            path,
+            _lock: Arc::new(lock),
+        })
     }
 
-    fn page(&self) -> MutexGuard<'_, SpoolFile> {
-        self.page.lock().unwrap_or_else(PoisonError::into_inner)
+    fn spool_file(&self) -> MutexGuard<'_, SpoolFile> {
+        self.spool_file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How far it had heard.
     pub fn position(&self) -> Option<Position> {
-        self.page().position
+        self.spool_file().position
     }
 
     /// What it had said.
-    pub fn notifier(&self) -> Option<AlertRules> {
-        self.page().notifier.clone()
+    pub fn alert_rules(&self) -> Option<AlertRules> {
+        self.spool_file().alert_rules.clone()
     }
 
     /// The mails that are not delivered.
-    pub fn letters(&self) -> Vec<QueuedMail> {
-        self.page().letters.clone()
+    pub fn mails(&self) -> Vec<QueuedMail> {
+        self.spool_file().mails.clone()
     }
 
     /// Writes down how far it has heard, what it has said, and new mails, which get their numbers.
     pub fn advance(
         &self,
         position: Option<Position>,
-        notifier: &AlertRules,
-        mut letters: Vec<QueuedMail>,
+        alert_rules: &AlertRules,
+        mut mails: Vec<QueuedMail>,
     ) -> (Vec<QueuedMail>, io::Result<()>) {
-        let mut page = self.page();
-        page.position = position;
-        page.notifier = Some(notifier.clone());
-        for letter in &mut letters {
-            page.next += 1;
-            letter.number = page.next;
+        let mut spool_file = self.spool_file();
+        spool_file.position = position;
+        spool_file.alert_rules = Some(alert_rules.clone());
+        for mail in &mut mails {
+            spool_file.next += 1;
+            mail.number = spool_file.next;
         }
-        page.letters.extend(letters.iter().cloned());
-        let written = self.write(&page);
-        (letters, written)
+        spool_file.mails.extend(mails.iter().cloned());
+        let written = self.write(&spool_file);
+        (mails, written)
     }
 
     /// A mail is delivered, or given up.
     pub fn forget(&self, number: u64) -> io::Result<()> {
-        let mut page = self.page();
-        page.letters.retain(|letter| letter.number != number);
-        self.write(&page)
+        let mut spool_file = self.spool_file();
+        spool_file.mails.retain(|mail| mail.number != number);
+        self.write(&spool_file)
     }
 
-    fn write(&self, page: &SpoolFile) -> io::Result<()> {
+    fn write(&self, spool_file: &SpoolFile) -> io::Result<()> {
         let new = self.path.with_extension("new");
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600).custom_flags(OFlag::O_NOFOLLOW.bits());
         let mut file = options.open(&new)?;
-        file.write_all(&serde_json::to_vec(page)?)?;
+        file.write_all(&serde_json::to_vec(spool_file)?)?;
         file.sync_data()?;
         fs::rename(&new, &self.path)
     }
@@ -175,26 +179,26 @@ mod tests {
 
     use super::*;
 
-    fn letter(to: &str) -> QueuedMail {
+    fn mail(to: &str) -> QueuedMail {
         QueuedMail { number: 0, subject: "s".into(), from: None, to: to.into(), text: "t".into(), attempts: 0 }
     }
 
     #[test]
     fn what_was_written_is_there_after_the_gate_has_gone() {
         let directory = tempfile::tempdir().expect("a directory");
-        let notifier = AlertRules::new(Millis(10), Millis(0), Instant::default());
+        let alert_rules = AlertRules::new(Millis(10), Millis(0), Instant::default());
         let position = Some(Position { epoch: EpochId(7), seq: Seq(42) });
         let spool = MailSpool::open(directory.path()).expect("a ledger");
         assert_eq!(spool.position(), None);
         assert!(matches!(MailSpool::open(directory.path()), Err(SpoolError::InUse(_))));
-        let (letters, written) = spool.advance(position, &notifier, vec![letter("a"), letter("b")]);
+        let (mails, written) = spool.advance(position, &alert_rules, vec![mail("a"), mail("b")]);
         written.expect("it can be written");
-        assert_eq!(letters.iter().map(|letter| letter.number).collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(mails.iter().map(|mail| mail.number).collect::<Vec<_>>(), [1, 2]);
         spool.forget(1).expect("it can be written");
         drop(spool);
         let again = MailSpool::open(directory.path()).expect("a ledger");
         assert_eq!(again.position(), position);
-        assert_eq!(again.letters(), [QueuedMail { number: 2, ..letter("b") }]);
+        assert_eq!(again.mails(), [QueuedMail { number: 2, ..mail("b") }]);
         drop(again);
         fs::write(directory.path().join("smtpgate.json"), "{\"v\":1").expect("a file");
         assert!(matches!(MailSpool::open(directory.path()), Err(SpoolError::Garbled { .. })));

@@ -29,8 +29,8 @@ use gaggled_core::{
 use tokio::sync::oneshot;
 
 use super::{
-    crash::Life,
-    host::{Fate, SimHost},
+    crash::SimulatedEpoch,
+    host::{ScheduledEvent, SimHost},
     operators,
     scheduler::epoch_of,
     world::World,
@@ -50,7 +50,7 @@ async fn live(world: &World) -> Vec<Envelope> {
     let (ended, end) = oneshot::channel();
     let mut ended = Some(ended);
     let seen = envelopes.clone();
-    let (_, journal, opening) = Life::first(world, epoch_of(world));
+    let (_, journal, opening) = SimulatedEpoch::first(world, epoch_of(world));
     let folded = Rc::new(RefCell::new(journal.state().clone()));
     let after = folded.clone();
     let sink = move |envelope: &std::sync::Arc<Envelope>, state: &State| {
@@ -65,7 +65,7 @@ async fn live(world: &World) -> Vec<Envelope> {
     };
     let host = Host {
         processes: SimHost::new(world),
-        fates: BinaryHeap::new(),
+        scheduled: BinaryHeap::new(),
         created: 0,
         alarm: None,
         clock,
@@ -84,7 +84,7 @@ async fn live(world: &World) -> Vec<Envelope> {
 /// The simulated host as an actor with one alarm.
 struct Host {
     processes: SimHost,
-    fates: BinaryHeap<Reverse<(Instant, u64, FateAt)>>,
+    scheduled: BinaryHeap<Reverse<(Instant, u64, ScheduledEventAt)>>,
     created: u64,
     alarm: Option<(Instant, SpawnHandle)>,
     clock: Clock,
@@ -92,20 +92,20 @@ struct Host {
 }
 
 /// A fate that has no order of its own.
-struct FateAt(Fate);
+struct ScheduledEventAt(ScheduledEvent);
 
-impl PartialEq for FateAt {
+impl PartialEq for ScheduledEventAt {
     fn eq(&self, _: &Self) -> bool {
         true
     }
 }
-impl Eq for FateAt {}
-impl PartialOrd for FateAt {
+impl Eq for ScheduledEventAt {}
+impl PartialOrd for ScheduledEventAt {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
-impl Ord for FateAt {
+impl Ord for ScheduledEventAt {
     fn cmp(&self, _: &Self) -> std::cmp::Ordering {
         std::cmp::Ordering::Equal
     }
@@ -113,7 +113,7 @@ impl Ord for FateAt {
 
 impl Host {
     fn rearm(&mut self, ctx: &mut Context<Self>) {
-        let next = self.fates.peek().map(|Reverse((at, _, _))| *at);
+        let next = self.scheduled.peek().map(|Reverse((at, _, _))| *at);
         if let Some((at, handle)) = self.alarm {
             if next == Some(at) {
                 return;
@@ -129,16 +129,16 @@ impl Host {
     fn ring(&mut self, ctx: &mut Context<Self>) {
         self.alarm = None;
         let now = self.clock.now();
-        while let Some(Reverse((at, _, _))) = self.fates.peek() {
+        while let Some(Reverse((at, _, _))) = self.scheduled.peek() {
             if *at > now {
                 break;
             }
-            let Some(Reverse((_, _, FateAt(fate)))) = self.fates.pop() else { break };
-            if let Some((at, fate)) = self.processes.again(now, fate) {
+            let Some(Reverse((_, _, ScheduledEventAt(scheduled_event)))) = self.scheduled.pop() else { break };
+            if let Some((at, scheduled_event)) = self.processes.again(now, scheduled_event) {
                 self.created += 1;
-                self.fates.push(Reverse((at, self.created, FateAt(fate))));
+                self.scheduled.push(Reverse((at, self.created, ScheduledEventAt(scheduled_event))));
             }
-            if let Some(report) = self.processes.meet(fate) {
+            if let Some(report) = self.processes.deliver_event(scheduled_event) {
                 self.programs[report.program].do_send(HostReported(report));
             }
         }
@@ -160,9 +160,9 @@ impl Handler<Connect> for Host {
 impl Handler<Execute> for Host {
     type Result = ();
     fn handle(&mut self, Execute(command): Execute, ctx: &mut Context<Self>) {
-        for (at, fate) in self.processes.perform(self.clock.now(), command) {
+        for (at, scheduled_event) in self.processes.perform(self.clock.now(), command) {
             self.created += 1;
-            self.fates.push(Reverse((at, self.created, FateAt(fate))));
+            self.scheduled.push(Reverse((at, self.created, ScheduledEventAt(scheduled_event))));
         }
         self.rearm(ctx);
     }

@@ -28,14 +28,14 @@ use super::{
 
 /// One life of the daemon, as the disk has it.
 #[derive(Clone, Debug)]
-pub struct Life {
+pub struct SimulatedEpoch {
     /// The state before its first event.
     pub start: State,
     /// Its events.
     pub envelopes: Vec<Envelope>,
 }
 
-impl Life {
+impl SimulatedEpoch {
     /// The first life in a world.
     pub fn first(world: &World, epoch: EpochId) -> (Self, Journal, Vec<Envelope>) {
         let opening = EpochStart::new(None, &world.graph, epoch, Instant::default(), WallTime(0));
@@ -54,7 +54,7 @@ impl Life {
 
 /// When the daemon dies, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Plan {
+pub struct CrashPlan {
     /// After how many events of this life.
     pub after: usize,
     /// And then after how many steps, so that it happens in the middle of what follows from an event.
@@ -67,7 +67,7 @@ pub struct Plan {
     pub subreaper: bool,
 }
 
-impl Plan {
+impl CrashPlan {
     /// The deaths of a world.
     pub fn draw(random: &mut Random) -> Vec<Self> {
         let count = random.pick(&[0, 1, 1, 2, 5]);
@@ -85,12 +85,12 @@ impl Plan {
 
 /// The life that follows one that has ended with these events on the disk.
 pub fn next(
-    before: &Life,
+    before: &SimulatedEpoch,
     world: &World,
     host: &SimHost,
     now: Instant,
     mutant: Option<Mutant>,
-) -> (Life, Journal, Vec<Envelope>) {
+) -> (SimulatedEpoch, Journal, Vec<Envelope>) {
     let last = before.end();
     let wall = WallTime(i64::try_from(now.as_micros()).unwrap_or(i64::MAX));
     let epoch = EpochId(last.epoch.0 + 1);
@@ -105,7 +105,7 @@ pub fn next(
     let found =
         found.filter_map(|(id, found)| mutant.map_or(Some((id, found)), |mutant| mutant.finds(id, found, &start)));
     let (journal, envelopes) = opening.commit("simulated", found.collect(), Vec::new());
-    (Life { start, envelopes: envelopes.clone() }, journal, envelopes)
+    (SimulatedEpoch { start, envelopes: envelopes.clone() }, journal, envelopes)
 }
 
 /// What a real host would find: of the run that the disk knows, and then of a later one.

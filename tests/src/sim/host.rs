@@ -23,7 +23,7 @@ use super::{
 
 /// Something that will happen to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum ScheduledEvent {
     /// The host reports this.
     Report(HostReport),
     /// The process of this instance ends.
@@ -111,16 +111,16 @@ impl SimHost {
 
     /// A life of the daemon has begun: from now on somebody remembers. What is still to be seen of those that live is
     /// seen now; what they have said is lost.
-    pub fn begin(&mut self, now: Instant) -> Vec<(Instant, Fate)> {
+    pub fn begin(&mut self, now: Instant) -> Vec<(Instant, ScheduledEvent)> {
         self.remembers = true;
         let living: Vec<_> = self.live.iter().map(|(program, (instance, _))| (*program, *instance)).collect();
-        let mut fates = Vec::new();
+        let mut scheduled = Vec::new();
         for (program, instance) in living {
             let since = self.since.get(&program).copied().unwrap_or(now);
-            fates.extend(self.daemon(now.max(since), program, instance));
-            fates.extend(self.signs_of_life(now, since, program, instance));
+            scheduled.extend(self.daemon(now.max(since), program, instance));
+            scheduled.extend(self.signs_of_life(now, since, program, instance));
         }
-        fates
+        scheduled
     }
 
     /// Looks at an event that was committed: a run that has spoken in time is not silent, however late it was heard.
@@ -143,7 +143,7 @@ impl SimHost {
     }
 
     /// Carries out a command; says what follows, and when.
-    pub fn perform(&mut self, now: Instant, command: HostCommand) -> Vec<(Instant, Fate)> {
+    pub fn perform(&mut self, now: Instant, command: HostCommand) -> Vec<(Instant, ScheduledEvent)> {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
             HostCommand::RunStopCommand { program, instance } => self.undo(now, program, instance),
@@ -156,15 +156,15 @@ impl SimHost {
     }
 
     /// The same again, when it has been met now.
-    pub fn again(&self, now: Instant, fate: Fate) -> Option<(Instant, Fate)> {
-        let Fate::Speak { program, instance, every, last } = fate else { return None };
-        (now + every < last && self.runs(program, instance)).then_some((now + every, fate))
+    pub fn again(&self, now: Instant, scheduled_event: ScheduledEvent) -> Option<(Instant, ScheduledEvent)> {
+        let ScheduledEvent::Speak { program, instance, every, last } = scheduled_event else { return None };
+        (now + every < last && self.runs(program, instance)).then_some((now + every, scheduled_event))
     }
 
     /// What the host reports when a fate is met, if anything.
-    pub fn meet(&mut self, fate: Fate) -> Option<HostReport> {
-        match fate {
-            Fate::Report(HostReport { program, instance, event: HostEvent::Daemonized { pid, .. } }) => {
+    pub fn deliver_event(&mut self, scheduled_event: ScheduledEvent) -> Option<HostReport> {
+        match scheduled_event {
+            ScheduledEvent::Report(HostReport { program, instance, event: HostEvent::Daemonized { pid, .. } }) => {
                 let (run, known) = self.live.get_mut(&program).filter(|(run, _)| *run == instance)?;
                 *known = pid;
                 Some(HostReport {
@@ -173,22 +173,26 @@ impl SimHost {
                     event: HostEvent::Daemonized { pid, start_time: StartTime(instance.0) },
                 })
             }
-            Fate::Report(report) if speaks(report.event) && !self.runs(report.program, report.instance) => None,
-            Fate::Report(report) => Some(report),
-            Fate::End(program, instance, status) if self.runs(program, instance) => {
+            ScheduledEvent::Report(report)
+                if pings_for(report.event) && !self.runs(report.program, report.instance) =>
+            {
+                None
+            }
+            ScheduledEvent::Report(report) => Some(report),
+            ScheduledEvent::End(program, instance, status) if self.runs(program, instance) => {
                 self.live.remove(&program);
                 self.ended.insert((program, instance), status);
                 let orphans = self.leaves(program, instance, status);
                 Some(HostReport { program, instance, event: HostEvent::Exited { status, orphans } })
             }
-            Fate::Speak { program, instance, .. } if self.runs(program, instance) => {
+            ScheduledEvent::Speak { program, instance, .. } if self.runs(program, instance) => {
                 if self.world.behaviours[program.index()].is_heard_late {
                     self.unheard.insert((program, instance));
                     return None;
                 }
                 Some(HostReport { program, instance, event: HostEvent::WatchdogPing })
             }
-            Fate::End(..) | Fate::Speak { .. } => None,
+            ScheduledEvent::End(..) | ScheduledEvent::Speak { .. } => None,
         }
     }
 
@@ -204,44 +208,44 @@ impl SimHost {
         self.live.get(&program).is_some_and(|(own, _)| *own == instance)
     }
 
-    fn spawn(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
+    fn spawn(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
         let behaviour = self.world.behaviours[program.index()];
         // Each run has luck of its own, whatever else happens before it.
         let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 40) ^ instance.0);
-        let healed = now >= self.world.healed_at;
+        let healed = now >= self.world.faults_end_at;
         let up = now + if healed { Millis(0) } else { behaviour.spawn };
         if !healed && random.percent(behaviour.fork_fails) {
             let event = HostEvent::SpawnFailed { stage: SpawnStage::Fork, errno: 11 };
-            return vec![(up, Fate::Report(HostReport { program, instance, event }))];
+            return vec![(up, ScheduledEvent::Report(HostReport { program, instance, event }))];
         }
         self.next_pid = self.next_pid % 50 + 2;
         if let Some((other, _)) = self.live.insert(program, (instance, self.next_pid)) {
             self.violations.push(format!("I6: {program:?} run {instance} was started beside run {other}"));
         }
-        let started = Fate::Report(HostReport {
+        let started = ScheduledEvent::Report(HostReport {
             program,
             instance,
             event: HostEvent::Spawned { pid: self.next_pid, start_time: StartTime(instance.0) },
         });
-        let mut fates = vec![(up, started)];
+        let mut scheduled = vec![(up, started)];
         self.since.insert(program, up);
-        fates.extend(self.daemon(up, program, instance));
-        fates.extend(self.word(up, program, instance));
+        scheduled.extend(self.daemon(up, program, instance));
+        scheduled.extend(self.word(up, program, instance));
         let lifetime = behaviour.lifetime.0 / 2 + random.below(behaviour.lifetime.0 / 2 + 1);
         let end = up + Millis(lifetime);
-        if end < self.world.healed_at {
+        if end < self.world.faults_end_at {
             let status =
                 random.pick(&[ExitStatus::Code(0), ExitStatus::Code(1), ExitStatus::Signal(9), ExitStatus::Core(11)]);
-            fates.push((end, Fate::End(program, instance, status)));
+            scheduled.push((end, ScheduledEvent::End(program, instance, status)));
         }
-        fates.extend(self.signs_of_life(up, up, program, instance));
-        fates
+        scheduled.extend(self.signs_of_life(up, up, program, instance));
+        scheduled
     }
 
     /// How long it takes to be ready; nobody is late when everything is well.
     fn readiness(&self, up: Instant, program: ProgramId) -> Option<Millis> {
         let behaviour = self.world.behaviours[program.index()];
-        if up >= self.world.healed_at {
+        if up >= self.world.faults_end_at {
             Some(behaviour.ready.unwrap_or_default().min(Millis(100)))
         } else {
             behaviour.ready
@@ -249,19 +253,19 @@ impl SimHost {
     }
 
     /// When its command leaves a daemon behind, if it is one that does.
-    fn daemon(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, Fate)> {
+    fn daemon(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, ScheduledEvent)> {
         let daemonizes = self.world.graph.programs[program].health.daemonizes;
         let after = self.readiness(up, program).filter(|_| daemonizes)?;
         let pid = 100 + self.live.get(&program).map_or(0, |(_, pid)| *pid % 100);
         let event = HostEvent::Daemonized { pid, start_time: StartTime(instance.0) };
-        Some((up + after, Fate::Report(HostReport { program, instance, event })))
+        Some((up + after, ScheduledEvent::Report(HostReport { program, instance, event })))
     }
 
     /// When it says that it is ready, if it is one that does.
-    fn word(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, Fate)> {
+    fn word(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, ScheduledEvent)> {
         let told = self.world.graph.programs[program].health.readiness == Some(Readiness::Notified);
         let after = self.readiness(up, program).filter(|_| told)?;
-        Some((up + after, Fate::Report(HostReport { program, instance, event: HostEvent::Ready })))
+        Some((up + after, ScheduledEvent::Report(HostReport { program, instance, event: HostEvent::Ready })))
     }
 
     /// When it says that it is alive, from now on.
@@ -271,11 +275,14 @@ impl SimHost {
         up: Instant,
         program: ProgramId,
         instance: InstanceId,
-    ) -> Option<(Instant, Fate)> {
+    ) -> Option<(Instant, ScheduledEvent)> {
         let span = self.world.graph.programs[program].health.watchdog?;
-        let healed = up >= self.world.healed_at;
-        let last = if healed { self.world.shutdown_at } else { up + self.world.behaviours[program.index()].speaks };
-        Some((now, Fate::Speak { program, instance, every: span.half(), last: last.min(self.world.shutdown_at) }))
+        let healed = up >= self.world.faults_end_at;
+        let last = if healed { self.world.shutdown_at } else { up + self.world.behaviours[program.index()].pings_for };
+        Some((
+            now,
+            ScheduledEvent::Speak { program, instance, every: span.half(), last: last.min(self.world.shutdown_at) },
+        ))
     }
 
     /// It is asked whether it is ready, or well.
@@ -285,25 +292,25 @@ impl SimHost {
         program: ProgramId,
         instance: InstanceId,
         check: ProbeKind,
-    ) -> Vec<(Instant, Fate)> {
+    ) -> Vec<(Instant, ScheduledEvent)> {
         if !self.runs(program, instance) {
             return Vec::new();
         }
         let behaviour = self.world.behaviours[program.index()];
         let up = self.since.get(&program).copied().unwrap_or(now);
         let mut random = Random::new(self.world.seed ^ now.as_micros() ^ (u64::from(program.0) << 40));
-        let healed = now >= self.world.healed_at;
+        let healed = now >= self.world.faults_end_at;
         let well = match check {
             ProbeKind::Ready => healed || self.readiness(up, program).is_some_and(|after| up + after <= now),
-            ProbeKind::Health => healed || !random.percent(behaviour.sick),
+            ProbeKind::Health => healed || !random.percent(behaviour.probe_failure_percent),
         };
         let event = HostEvent::ProbeResult(if well { Ok(()) } else { Err(ProbeError::Os(111)) });
-        vec![(now + Millis(random.pick(&[0, 1, 30])), Fate::Report(HostReport { program, instance, event }))]
+        vec![(now + Millis(random.pick(&[0, 1, 30])), ScheduledEvent::Report(HostReport { program, instance, event }))]
     }
 
     /// What it has said while nobody listened is heard now.
-    fn listen(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
-        let event = |event| (now, Fate::Report(HostReport { program, instance, event }));
+    fn listen(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
+        let event = |event| (now, ScheduledEvent::Report(HostReport { program, instance, event }));
         let unheard = self.unheard.remove(&(program, instance)).then(|| event(HostEvent::WatchdogPing));
         if unheard.is_some() {
             self.heard_late.insert((program, instance), now);
@@ -312,7 +319,7 @@ impl SimHost {
     }
 
     /// The stop command of a program as its process; it always ends, at the latest when it is killed.
-    fn undo(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
+    fn undo(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
         if self.live.contains_key(&program) {
             self.violations.push(format!("I6: what run {instance} of {program:?} has done is undone beside a process"));
         }
@@ -320,19 +327,22 @@ impl SimHost {
         self.live.insert(program, (instance, self.next_pid));
         let event = HostEvent::Spawned { pid: self.next_pid, start_time: StartTime(instance.0) };
         let after = self.world.behaviours[program.index()].after_term.unwrap_or(Millis(3_600_000));
-        let end = Fate::End(program, instance, ExitStatus::Code(0));
-        vec![(now, Fate::Report(HostReport { program, instance, event })), (now + after, end)]
+        let end = ScheduledEvent::End(program, instance, ExitStatus::Code(0));
+        vec![(now, ScheduledEvent::Report(HostReport { program, instance, event })), (now + after, end)]
     }
 
     /// Some have a stop command, and some of those fail.
-    fn stop(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, Fate)> {
+    fn stop(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
         let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 32) ^ instance.0);
-        let mut fates = self.signal(now, program, instance, Signal::TERM);
-        if now < self.world.healed_at && random.percent(20) {
+        let mut scheduled = self.signal(now, program, instance, Signal::TERM);
+        if now < self.world.faults_end_at && random.percent(20) {
             let event = HostEvent::StopCommandFailed { status: ExitStatus::Code(1) };
-            fates.push((now + Millis(random.below(20)), Fate::Report(HostReport { program, instance, event })));
+            scheduled.push((
+                now + Millis(random.below(20)),
+                ScheduledEvent::Report(HostReport { program, instance, event }),
+            ));
         }
-        fates
+        scheduled
     }
 
     fn signal(
@@ -341,11 +351,11 @@ impl SimHost {
         program: ProgramId,
         instance: InstanceId,
         signal: Signal,
-    ) -> Vec<(Instant, Fate)> {
+    ) -> Vec<(Instant, ScheduledEvent)> {
         if !self.runs(program, instance) {
             return Vec::new();
         }
-        let end = |after: Millis, status| vec![(now + after, Fate::End(program, instance, status))];
+        let end = |after: Millis, status| vec![(now + after, ScheduledEvent::End(program, instance, status))];
         match signal {
             Signal::KILL => end(Millis(1), ExitStatus::Signal(9)),
             _ => match self.world.behaviours[program.index()].after_term {
@@ -357,7 +367,7 @@ impl SimHost {
 }
 
 /// Whether only one that lives can say so.
-fn speaks(event: HostEvent) -> bool {
+fn pings_for(event: HostEvent) -> bool {
     matches!(
         event,
         HostEvent::Ready

@@ -23,7 +23,7 @@ use gaggled_core::{
 };
 
 use super::{
-    crash::Life,
+    crash::SimulatedEpoch,
     scheduler::Run,
     world::{SETTLING, World},
 };
@@ -79,7 +79,7 @@ impl Checker {
                 || kept_out(world, &settled, *program)
                 || settled.programs[*program].start_limit_hit
                 || shutdown_seq.is_some_and(|end| near_end(run, *due, Some(end)));
-            if seen.last_start < *due && !excused && world.shutdown_at >= world.healed_at + SETTLING {
+            if seen.last_start < *due && !excused && world.shutdown_at >= world.faults_end_at + SETTLING {
                 self.found.push(format!("I10: {program:?} was due to restart at event {due} and never did"));
             }
         }
@@ -97,7 +97,7 @@ impl Checker {
 
     /// I15, told at the moment before the shutdown, when the world has long been well.
     fn settles(&mut self, world: &World, settled: &State) {
-        if world.shutdown_at < world.healed_at + SETTLING {
+        if world.shutdown_at < world.faults_end_at + SETTLING {
             return;
         }
         for (id, policy) in world.graph.programs.iter() {
@@ -135,7 +135,7 @@ impl Checker {
         }
     }
 
-    fn fold(&mut self, world: &World, life: &Life) -> State {
+    fn fold(&mut self, world: &World, life: &SimulatedEpoch) -> State {
         let mut state = life.start.clone();
         let middle = life.envelopes.len() / 2;
         let mut copy = None;

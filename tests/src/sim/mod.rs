@@ -12,5 +12,5 @@ pub mod mutants;
 pub mod operators;
 pub mod random;
 pub mod scheduler;
-pub mod wheel;
+pub mod timer_wheel;
 pub mod world;

@@ -28,12 +28,12 @@ use gaggled_core::{
 };
 
 use super::{
-    crash::{self, Life, Plan},
-    host::{Fate, SimHost},
+    crash::{self, CrashPlan, SimulatedEpoch},
+    host::{ScheduledEvent, SimHost},
     mutants::Mutant,
     operators::Operators,
     random::{Pick, Random},
-    wheel::Wheel,
+    timer_wheel::TimerWheel,
     world::World,
 };
 
@@ -64,7 +64,7 @@ impl Policy {
 
 /// Somebody who receives messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Party {
+enum Endpoint {
     Journal,
     Actor(ActorId),
     Host,
@@ -94,7 +94,7 @@ pub struct Run {
     /// Every event that the disk has.
     pub envelopes: Vec<Envelope>,
     /// The same, by the lives of the daemon.
-    pub lives: Vec<Life>,
+    pub lives: Vec<SimulatedEpoch>,
     /// The fold that the journal kept.
     pub state: State,
     /// What the host saw go wrong, and what the scheduler did.
@@ -116,21 +116,21 @@ pub struct Simulation {
     journal: Journal,
     rules: BTreeMap<ActorId, (AnyMachine, Timers)>,
     host: SimHost,
-    fates: BinaryHeap<Reverse<(Instant, u64, usize)>>,
-    fate_store: Vec<Fate>,
-    mailboxes: BTreeMap<Party, VecDeque<(Party, Message)>>,
-    ready: VecDeque<Party>,
-    queued: BTreeSet<Party>,
+    scheduled: BinaryHeap<Reverse<(Instant, u64, usize)>>,
+    schedule_store: Vec<ScheduledEvent>,
+    mailboxes: BTreeMap<Endpoint, VecDeque<(Endpoint, Message)>>,
+    ready: VecDeque<Endpoint>,
+    queued: BTreeSet<Endpoint>,
     /// Receivers whose alarm has come and who have not run since.
-    due: BTreeSet<Party>,
+    due: BTreeSet<Endpoint>,
     /// One alarm for each party.
-    alarms: Wheel<Party>,
+    alarms: TimerWheel<Endpoint>,
     created: u64,
     /// Commands that operators give, and events that were lost with a daemon and are asked for again.
-    wishes: VecDeque<(Instant, Wanted)>,
+    commands: VecDeque<(Instant, Wanted)>,
     operators: Operators,
-    favourites: BTreeMap<Party, u64>,
-    refused_in_a_row: BTreeMap<Party, (Event, u32)>,
+    favourites: BTreeMap<Endpoint, u64>,
+    refused_in_a_row: BTreeMap<Endpoint, (Event, u32)>,
     steps_since_commit: u64,
     run: Run,
 }
@@ -143,9 +143,9 @@ pub fn epoch_of(world: &World) -> EpochId {
 impl Simulation {
     /// A run of this world in this order, with or without a defect.
     pub fn new(world: &World, policy: Policy, mutant: Option<Mutant>) -> Self {
-        let (life, journal, opening) = Life::first(world, epoch_of(world));
+        let (life, journal, opening) = SimulatedEpoch::first(world, epoch_of(world));
         let state = journal.state();
-        let wishes = world.commands().into_iter().map(|(at, action)| (at, Wanted::Command(action))).collect();
+        let commands = world.commands().into_iter().map(|(at, action)| (at, Wanted::Command(action))).collect();
         let run = Run {
             envelopes: opening,
             lives: vec![life],
@@ -164,15 +164,15 @@ impl Simulation {
             rules: BTreeMap::new(),
             host: SimHost::new(world),
             journal,
-            fates: BinaryHeap::new(),
-            fate_store: Vec::new(),
+            scheduled: BinaryHeap::new(),
+            schedule_store: Vec::new(),
             mailboxes: BTreeMap::new(),
             ready: VecDeque::new(),
             queued: BTreeSet::new(),
             due: BTreeSet::new(),
-            alarms: Wheel::new(),
+            alarms: TimerWheel::new(),
             created: 0,
-            wishes,
+            commands,
             operators: Operators::new(mutant),
             favourites: BTreeMap::new(),
             refused_in_a_row: BTreeMap::new(),
@@ -184,16 +184,16 @@ impl Simulation {
     /// Runs until the shutdown is complete.
     pub fn run(mut self) -> Run {
         self.begin(Seq(1));
-        if let Some((at, _)) = self.wishes.front() {
+        if let Some((at, _)) = self.commands.front() {
             let at = *at;
-            self.set_alarm(Party::World, Some(at));
+            self.set_alarm(Endpoint::World, Some(at));
         }
-        let mut crashes: VecDeque<Plan> = self.world.crashes.clone().into();
+        let mut crashes: VecDeque<CrashPlan> = self.world.crashes.clone().into();
         let mut steps = 0;
         while self.run.state.unkillable.is_none() && self.run.violations.is_empty() {
             if let Some(plan) = crashes.front().copied()
                 && self.life().envelopes.len() > plan.after
-                && self.now < self.world.healed_at
+                && self.now < self.world.faults_end_at
             {
                 steps += 1;
                 if steps > plan.steps {
@@ -208,8 +208,8 @@ impl Simulation {
         }
         if let Some(unkillable) = self.run.state.unkillable {
             // What the journal has not read when everything has stopped is not done any more.
-            for (from, message) in self.mailboxes.remove(&Party::Journal).unwrap_or_default() {
-                if let (Party::World, Message::Propose(_, cause)) = (from, message) {
+            for (from, message) in self.mailboxes.remove(&Endpoint::Journal).unwrap_or_default() {
+                if let (Endpoint::World, Message::Propose(_, cause)) = (from, message) {
                     self.operators.refused(&cause);
                 }
             }
@@ -223,7 +223,7 @@ impl Simulation {
         self.run
     }
 
-    fn life(&mut self) -> &mut Life {
+    fn life(&mut self) -> &mut SimulatedEpoch {
         self.run.lives.last_mut().expect("there is always one")
     }
 
@@ -233,25 +233,25 @@ impl Simulation {
         let state = self.journal.state();
         self.rules = actors.iter().map(|actor| (*actor, (AnyMachine::new(state, *actor), Timers::default()))).collect();
         for actor in actors {
-            self.post(Party::Journal, Party::Actor(actor), Message::Begin(since));
+            self.post(Endpoint::Journal, Endpoint::Actor(actor), Message::Begin(since));
         }
     }
 
     /// The daemon dies, and another begins after a while.
-    fn crash(&mut self, plan: Plan) {
+    fn crash(&mut self, plan: CrashPlan) {
         let envelopes = &mut self.life().envelopes;
         let lost = envelopes.split_off(envelopes.len().saturating_sub(plan.lost));
         // Whoever has not been answered asks again.
-        let proposed = self.mailboxes.remove(&Party::Journal).unwrap_or_default();
+        let proposed = self.mailboxes.remove(&Endpoint::Journal).unwrap_or_default();
         let proposed = proposed.into_iter().filter_map(|(from, message)| match message {
-            Message::Propose(event, _) if from == Party::World => Some(event),
+            Message::Propose(event, _) if from == Endpoint::World => Some(event),
             _ => None,
         });
         let forgotten = lost.into_iter().filter(|envelope| matches!(envelope.cause, Cause::Operator { .. }));
         let again = forgotten.map(|envelope| envelope.event).chain(proposed).collect::<Vec<_>>();
-        again.into_iter().rev().for_each(|event| self.wishes.push_front((self.now, Wanted::Event(event))));
+        again.into_iter().rev().for_each(|event| self.commands.push_front((self.now, Wanted::Event(event))));
         self.operators.forget();
-        self.set_alarm(Party::World, self.wishes.front().map(|(at, _)| *at));
+        self.set_alarm(Endpoint::World, self.commands.front().map(|(at, _)| *at));
         if !plan.subreaper {
             self.host.forget();
         }
@@ -260,16 +260,18 @@ impl Simulation {
         self.queued.clear();
         self.due.clear();
         self.refused_in_a_row.clear();
-        let parties: Vec<Party> = self.rules.keys().copied().map(Party::Actor).collect();
+        let parties: Vec<Endpoint> = self.rules.keys().copied().map(Endpoint::Actor).collect();
         for party in parties {
             self.alarms.cancel(party);
         }
         // What the host would have reported nobody hears; what happens to processes happens all the same.
-        let fates: Vec<_> = std::mem::take(&mut self.fates).into_vec();
-        let ends = fates.into_iter().filter(|Reverse((_, _, fate))| matches!(self.fate_store[*fate], Fate::End(..)));
-        self.fates = ends.collect();
+        let scheduled: Vec<_> = std::mem::take(&mut self.scheduled).into_vec();
+        let ends = scheduled.into_iter().filter(|Reverse((_, _, scheduled_event))| {
+            matches!(self.schedule_store[*scheduled_event], ScheduledEvent::End(..))
+        });
+        self.scheduled = ends.collect();
         self.now = self.now + plan.outage;
-        self.meet_fates();
+        self.deliver_due();
         self.mailboxes.clear();
         self.ready.clear();
         self.queued.clear();
@@ -278,8 +280,8 @@ impl Simulation {
         }
         let before = self.run.lives.last().expect("there is always one");
         let (life, journal, opening) = crash::next(before, &self.world, &self.host, self.now, self.mutant);
-        let fates = self.host.begin(self.now);
-        self.expect(fates);
+        let scheduled = self.host.begin(self.now);
+        self.expect(scheduled);
         let since = opening.first().expect("it begins").seq;
         self.journal = journal;
         self.run.lives.push(life);
@@ -312,11 +314,11 @@ impl Simulation {
         self.alarms.next().is_some_and(|at| self.now.until(at).0 <= 20)
     }
 
-    fn choose(&mut self) -> Option<Party> {
+    fn choose(&mut self) -> Option<Endpoint> {
         if self.policy == Policy::Fifo {
             return self.ready.front().copied();
         }
-        let waiting: Vec<Party> =
+        let waiting: Vec<Endpoint> =
             self.mailboxes.iter().filter(|(_, box_)| !box_.is_empty()).map(|(party, _)| *party).collect();
         let first = *waiting.first()?;
         if self.policy == Policy::Uniform {
@@ -336,7 +338,7 @@ impl Simulation {
         Some(best.0)
     }
 
-    fn deliver(&mut self, party: Party) {
+    fn deliver(&mut self, party: Endpoint) {
         if self.policy == Policy::Fifo {
             while let Some((from, message)) = self.mailboxes.get_mut(&party).and_then(VecDeque::pop_front) {
                 self.receive(party, from, message);
@@ -355,8 +357,8 @@ impl Simulation {
             return;
         }
         let mailbox = self.mailboxes.entry(party).or_default();
-        let senders: BTreeSet<Party> = mailbox.iter().map(|(from, _)| *from).collect();
-        let senders: Vec<Party> = senders.into_iter().collect();
+        let senders: BTreeSet<Endpoint> = mailbox.iter().map(|(from, _)| *from).collect();
+        let senders: Vec<Endpoint> = senders.into_iter().collect();
         let from = self.random.pick(&senders);
         let mailbox = self.mailboxes.entry(party).or_default();
         let at = mailbox.iter().position(|(sender, _)| *sender == from).expect("a sender has a message");
@@ -367,31 +369,31 @@ impl Simulation {
         self.receive(party, from, message);
     }
 
-    fn receive(&mut self, party: Party, from: Party, message: Message) {
+    fn receive(&mut self, party: Endpoint, from: Endpoint, message: Message) {
         match (party, message) {
-            (Party::Journal, Message::Propose(event, cause)) => self.commit(from, event, &cause),
-            (Party::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
-            (Party::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
-            (Party::Actor(actor), Message::HostReport(report)) => self.step(actor, &Input::HostReported(report)),
-            (Party::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Restored(since)),
-            (Party::Host, Message::Execute(command)) => {
-                let fates = self.host.perform(self.now, command);
-                self.expect(fates);
+            (Endpoint::Journal, Message::Propose(event, cause)) => self.commit(from, event, &cause),
+            (Endpoint::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
+            (Endpoint::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
+            (Endpoint::Actor(actor), Message::HostReport(report)) => self.step(actor, &Input::HostReported(report)),
+            (Endpoint::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Restored(since)),
+            (Endpoint::Host, Message::Execute(command)) => {
+                let scheduled = self.host.perform(self.now, command);
+                self.expect(scheduled);
             }
             (party, message) => unreachable!("{party:?} got {message:?}"),
         }
     }
 
-    fn expect(&mut self, fates: Vec<(Instant, Fate)>) {
-        for (at, fate) in fates {
+    fn expect(&mut self, scheduled: Vec<(Instant, ScheduledEvent)>) {
+        for (at, scheduled_event) in scheduled {
             self.created += 1;
-            self.fates.push(Reverse((at, self.created, self.fate_store.len())));
-            self.fate_store.push(fate);
+            self.scheduled.push(Reverse((at, self.created, self.schedule_store.len())));
+            self.schedule_store.push(scheduled_event);
         }
         self.rearm_host();
     }
 
-    fn commit(&mut self, from: Party, event: Event, cause: &Cause) {
+    fn commit(&mut self, from: Endpoint, event: Event, cause: &Cause) {
         let wall = WallTime(i64::try_from(self.now.as_micros()).unwrap_or(i64::MAX));
         let admitted = match self.mutant {
             Some(mutant) => mutant.commit(&mut self.journal, self.now, wall, event, cause.clone()),
@@ -406,24 +408,24 @@ impl Simulation {
                 let envelope = Rc::new(envelope);
                 let graph = self.graph.clone();
                 graph.recipients(&envelope.event, |actor| {
-                    self.refused_in_a_row.remove(&Party::Actor(actor));
-                    self.post(Party::Journal, Party::Actor(actor), Message::Committed(envelope.clone()));
+                    self.refused_in_a_row.remove(&Endpoint::Actor(actor));
+                    self.post(Endpoint::Journal, Endpoint::Actor(actor), Message::Committed(envelope.clone()));
                 });
                 self.life().envelopes.push((*envelope).clone());
             }
             Err((event, refusal)) => {
-                if from == Party::World {
+                if from == Endpoint::World {
                     self.operators.refused(cause);
                 }
                 let row = self.refused_in_a_row.entry(from).or_insert_with(|| (event.clone(), 0));
                 row.1 = if row.0 == event { row.1 + 1 } else { 1 };
                 row.0 = event.clone();
-                if matches!(from, Party::Actor(_)) && row.1 > 2 {
+                if matches!(from, Endpoint::Actor(_)) && row.1 > 2 {
                     let found = format!("I20: {from:?} was refused {} times in a row for {event:?}: {refusal}", row.1);
                     self.run.violations.push(found);
                 }
-                if matches!(from, Party::Actor(_)) {
-                    self.post(Party::Journal, from, Message::Refused(event, refusal));
+                if matches!(from, Endpoint::Actor(_)) {
+                    self.post(Endpoint::Journal, from, Message::Refused(event, refusal));
                 }
             }
         }
@@ -448,9 +450,11 @@ impl Simulation {
         for output in outputs {
             match output {
                 Output::Propose(event, cause) => {
-                    self.post(Party::Actor(actor), Party::Journal, Message::Propose(event, cause));
+                    self.post(Endpoint::Actor(actor), Endpoint::Journal, Message::Propose(event, cause));
                 }
-                Output::Execute(command) => self.post(Party::Actor(actor), Party::Host, Message::Execute(command)),
+                Output::Execute(command) => {
+                    self.post(Endpoint::Actor(actor), Endpoint::Host, Message::Execute(command));
+                }
                 Output::SetTimer(..) => {}
             }
         }
@@ -459,16 +463,16 @@ impl Simulation {
 
     fn rearm(&mut self, actor: ActorId) {
         let next = self.rules.get(&actor).and_then(|(_, timers)| timers.next());
-        self.set_alarm(Party::Actor(actor), next);
+        self.set_alarm(Endpoint::Actor(actor), next);
     }
 
     fn rearm_host(&mut self) {
-        let next = self.fates.peek().map(|Reverse((at, _, _))| *at);
-        self.set_alarm(Party::Host, next);
+        let next = self.scheduled.peek().map(|Reverse((at, _, _))| *at);
+        self.set_alarm(Endpoint::Host, next);
     }
 
     /// Sets the one alarm of a party; one that already stands for the same moment stays as it is.
-    fn set_alarm(&mut self, party: Party, at: Option<Instant>) {
+    fn set_alarm(&mut self, party: Endpoint, at: Option<Instant>) {
         match at {
             Some(at) if self.alarms.armed(party) == Some(at) => {}
             Some(at) => self.alarms.arm(party, at),
@@ -493,46 +497,46 @@ impl Simulation {
         true
     }
 
-    fn fire(&mut self, party: Party) {
+    fn fire(&mut self, party: Endpoint) {
         match party {
-            Party::Actor(actor) => {
+            Endpoint::Actor(actor) => {
                 let due = self.rules.get_mut(&actor).map(|(_, timers)| timers.take_due(self.now));
                 for timer in due.unwrap_or_default() {
                     self.step(actor, &Input::TimerFired(timer));
                 }
                 self.rearm(actor);
             }
-            Party::Host => self.meet_fates(),
-            Party::World => self.wish(),
-            Party::Journal => {}
+            Endpoint::Host => self.deliver_due(),
+            Endpoint::World => self.give_commands(),
+            Endpoint::Journal => {}
         }
     }
 
-    fn meet_fates(&mut self) {
-        while let Some(Reverse((at, _, fate))) = self.fates.peek().copied() {
+    fn deliver_due(&mut self) {
+        while let Some(Reverse((at, _, scheduled_event))) = self.scheduled.peek().copied() {
             if at > self.now {
                 break;
             }
-            self.fates.pop();
-            if let Some((at, fate)) = self.host.again(self.now, self.fate_store[fate]) {
+            self.scheduled.pop();
+            if let Some((at, scheduled_event)) = self.host.again(self.now, self.schedule_store[scheduled_event]) {
                 self.created += 1;
-                self.fates.push(Reverse((at, self.created, self.fate_store.len())));
-                self.fate_store.push(fate);
+                self.scheduled.push(Reverse((at, self.created, self.schedule_store.len())));
+                self.schedule_store.push(scheduled_event);
             }
-            if let Some(report) = self.host.meet(self.fate_store[fate]) {
-                let actor = Party::Actor(ActorId::Program(report.program));
-                self.post(Party::Host, actor, Message::HostReport(report));
+            if let Some(report) = self.host.deliver_event(self.schedule_store[scheduled_event]) {
+                let actor = Endpoint::Actor(ActorId::Program(report.program));
+                self.post(Endpoint::Host, actor, Message::HostReport(report));
             }
         }
         self.rearm_host();
     }
 
-    fn wish(&mut self) {
-        while let Some((at, _)) = self.wishes.front() {
+    fn give_commands(&mut self) {
+        while let Some((at, _)) = self.commands.front() {
             if *at > self.now {
                 break;
             }
-            let (_, wanted) = self.wishes.pop_front().expect("there is one");
+            let (_, wanted) = self.commands.pop_front().expect("there is one");
             let (events, cause) = match wanted {
                 Wanted::Command(action) => self.operators.give(&action, self.journal.state()),
                 Wanted::Event(event) => {
@@ -540,19 +544,19 @@ impl Simulation {
                 }
             };
             for event in events {
-                self.post(Party::World, Party::Journal, Message::Propose(event, cause.clone()));
+                self.post(Endpoint::World, Endpoint::Journal, Message::Propose(event, cause.clone()));
             }
         }
-        let next = self.wishes.front().map(|(at, _)| *at);
-        self.set_alarm(Party::World, next);
+        let next = self.commands.front().map(|(at, _)| *at);
+        self.set_alarm(Endpoint::World, next);
     }
 
-    fn post(&mut self, from: Party, to: Party, message: Message) {
+    fn post(&mut self, from: Endpoint, to: Endpoint, message: Message) {
         self.mailboxes.entry(to).or_default().push_back((from, message));
         self.ring(to);
     }
 
-    fn ring(&mut self, party: Party) {
+    fn ring(&mut self, party: Endpoint) {
         let waits = self.mailboxes.get(&party).is_some_and(|mailbox| !mailbox.is_empty());
         if waits && self.queued.insert(party) {
             self.ready.push_back(party);

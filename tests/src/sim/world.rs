@@ -34,9 +34,9 @@ pub struct Behaviour {
     /// How long it takes to be ready, and its command to leave a daemon; `None` never is.
     pub ready: Option<Millis>,
     /// How often in a hundred it fails a check.
-    pub sick: u64,
+    pub probe_failure_percent: u64,
     /// For how long it says that it is alive.
-    pub speaks: Millis,
+    pub pings_for: Millis,
     /// How often in a hundred runs it leaves processes when it ends well.
     pub leaves: u64,
     /// Whether what it says is only heard when somebody listens: gaggled stands still all the time.
@@ -45,7 +45,7 @@ pub struct Behaviour {
 
 /// What an operator wants.
 #[derive(Clone, Debug)]
-pub struct Wish {
+pub struct OperatorAction {
     /// When.
     pub at: Instant,
     /// The command.
@@ -62,11 +62,11 @@ pub struct World {
     /// The behaviour of each program.
     pub behaviours: Vec<Behaviour>,
     /// What operators do, in the order of time.
-    pub wishes: Vec<Wish>,
+    pub commands: Vec<OperatorAction>,
     /// When the daemon dies, one after the other.
-    pub crashes: Vec<crash::Plan>,
+    pub crashes: Vec<crash::CrashPlan>,
     /// From when on nothing bad happens.
-    pub healed_at: Instant,
+    pub faults_end_at: Instant,
     /// When the shutdown is asked for.
     pub shutdown_at: Instant,
 }
@@ -75,7 +75,7 @@ pub struct World {
 pub const SETTLING: Millis = Millis(240_000);
 
 /// Nobody is quicker than the daemon's own beginning.
-const FIRST_WISH: Instant = Instant::from_micros(1000);
+const FIRST_COMMAND: Instant = Instant::from_micros(1000);
 
 impl World {
     /// The world of a seed.
@@ -87,14 +87,17 @@ impl World {
         let graph = draw_graph(&mut random, size, essential);
         let storm = random.percent(30);
         let behaviours = (0..size).map(|_| draw_behaviour(&mut random, storm)).collect();
-        let healed_at = Instant::from_micros(1000 * (20_000 + random.below(400_000)));
+        let faults_end_at = Instant::from_micros(1000 * (20_000 + random.below(400_000)));
         // An essential program may end everything at any time.
         let early_shutdown = random.percent(25) || essential;
-        let wishes = draw_wishes(&mut random, &graph, healed_at);
-        let shutdown_at =
-            if early_shutdown { Instant::from_micros(1000 * (1 + random.below(30_000))) } else { healed_at + SETTLING };
-        let crashes = crash::Plan::draw(&mut random);
-        Self { seed, graph, behaviours, wishes, crashes, healed_at, shutdown_at }
+        let commands = draw_commands(&mut random, &graph, faults_end_at);
+        let shutdown_at = if early_shutdown {
+            Instant::from_micros(1000 * (1 + random.below(30_000)))
+        } else {
+            faults_end_at + SETTLING
+        };
+        let crashes = crash::CrashPlan::draw(&mut random);
+        Self { seed, graph, behaviours, commands, crashes, faults_end_at, shutdown_at }
     }
 
     /// The same world, in which the daemon never dies.
@@ -110,7 +113,8 @@ impl World {
 
     /// All commands, in the order of time; the last one ends everything.
     pub fn commands(&self) -> VecDeque<(Instant, Action)> {
-        let mut commands: Vec<_> = self.wishes.iter().map(|wish| (wish.at, wish.action.clone())).collect();
+        let mut commands: Vec<_> =
+            self.commands.iter().map(|give_commands| (give_commands.at, give_commands.action.clone())).collect();
         commands.push((self.shutdown_at, Action::Shutdown { wait: false, timeout_ms: None }));
         commands.sort_by_key(|(at, _)| *at);
         commands.into()
@@ -227,8 +231,8 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
         fork_fails: random.pick(&[0, 0, 0, 10, 50]),
         spawn: random.pick(&[Millis(0), Millis(0), Millis(1), Millis(30), Millis(5000)]),
         ready: random.pick(&[Some(0), Some(1), Some(700), Some(20_000), None]).map(Millis),
-        sick: random.pick(&[0, 0, 20, 70]),
-        speaks: Millis(random.pick(&[0, 40_000, u64::MAX >> 20])),
+        probe_failure_percent: random.pick(&[0, 0, 20, 70]),
+        pings_for: Millis(random.pick(&[0, 40_000, u64::MAX >> 20])),
         leaves: random.pick(&[0, 0, 50, 100]),
         is_heard_late: random.percent(20),
     }
@@ -273,10 +277,10 @@ fn draw_command(random: &mut Random, graph: &Graph) -> Action {
     }
 }
 
-fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> {
+fn draw_commands(random: &mut Random, graph: &Graph, until: Instant) -> Vec<OperatorAction> {
     let count = random.pick(&[0, 3, 20, 60]);
     let mut at = Instant::default();
-    let mut wishes: Vec<Wish> = (0..count)
+    let mut commands: Vec<OperatorAction> = (0..count)
         .map(|_| {
             // In bursts, so that commands meet each other within the same few milliseconds.
             at = if random.percent(50) {
@@ -284,17 +288,17 @@ fn draw_wishes(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Wish> 
             } else {
                 at + Millis(random.below(until.as_millis() / 20))
             };
-            Wish { at: at.clamp(FIRST_WISH, until), action: draw_command(random, graph) }
+            OperatorAction { at: at.clamp(FIRST_COMMAND, until), action: draw_command(random, graph) }
         })
         .collect();
     for group in graph.groups.ids().filter(|group| graph.has_level(*group, START)) {
-        wishes.push(Wish { at: until, action: tell(graph, group, START, false) });
+        commands.push(OperatorAction { at: until, action: tell(graph, group, START, false) });
     }
     // In the end no operator wants anything down, so that everything must come up, or come back, by itself.
-    let is_down = |wish: &Wish| matches!(wish.action, Action::Down(_));
-    let any_down = wishes.iter().any(is_down);
+    let is_down = |give_commands: &OperatorAction| matches!(give_commands.action, Action::Down(_));
+    let any_down = commands.iter().any(is_down);
     for policy in graph.programs.values().filter(|policy| any_down || !policy.autostart) {
-        wishes.push(Wish { at: until, action: Action::Up(selection(vec![policy.name.to_string()], true)) });
+        commands.push(OperatorAction { at: until, action: Action::Up(selection(vec![policy.name.to_string()], true)) });
     }
-    wishes
+    commands
 }

@@ -33,8 +33,8 @@ pub struct TailOptions {
 }
 
 /// Prints the log of a program; why it cannot be shown, in words, if it cannot.
-pub fn show(outlets: &[LogRoute], program: &str, wanted: TailOptions) -> Result<(), String> {
-    let outlet = outlets.iter().find(|outlet| outlet.program == program);
+pub fn show(log_routes: &[LogRoute], program: &str, wanted: TailOptions) -> Result<(), String> {
+    let outlet = log_routes.iter().find(|outlet| outlet.program == program);
     let outlet = outlet.ok_or_else(|| format!("there is no program \"{program}\""))?;
     let path = outlet
         .file

@@ -57,9 +57,9 @@ struct ProcessScan {
 impl Startup<'_> {
     /// Looks what the life before has left, and commits what follows from that.
     pub(super) fn take_over(&self, clock: Clock) -> Result<AdoptedState, String> {
-        let Self { system, directory, fallback_directory_reason, remains, .. } = self;
-        let mut head = system.head(clock, remains, directory);
-        let last = remains.last.as_ref().map(|(last, _)| last.config.clone());
+        let Self { system, directory, fallback_directory_reason, recovered, .. } = self;
+        let mut head = system.head(clock, recovered, directory);
+        let last = recovered.last.as_ref().map(|(last, _)| last.config.clone());
         let before = last.and_then(|text| LoadedConfig::in_force(text, system.ignore_interrupts, directory.path()));
         let own = system.cgroups(&head.journal);
         if let Some(own) = &own {
@@ -68,7 +68,7 @@ impl Startup<'_> {
             prepared.or_else(|why| if self.resumes() { Ok(()) } else { Err(why) })?;
         }
         // What the head of a copy names is the original's.
-        let of_before = remains.last.as_ref().filter(|_| directory.origin != Origin::Copy);
+        let of_before = recovered.last.as_ref().filter(|_| directory.origin != Origin::Copy);
         let of_before = of_before.map_or(&[][..], |(last, _)| &last.cgroups);
         // One of before in which nothing is left goes.
         let stays = |path: &PathBuf| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
@@ -81,7 +81,7 @@ impl Startup<'_> {
         let ProcessScan { found, survivors, kept, reaped, recorder, pipe } = looked;
         let wishes = system.wishes(
             &state,
-            (directory, remains, self.resumes()),
+            (directory, recovered, self.resumes()),
             fallback_directory_reason.as_deref(),
             before.as_ref(),
         );
@@ -104,12 +104,12 @@ impl Startup<'_> {
         daemon_files: &BTreeMap<String, String>,
         cgroups: &[PathBuf],
     ) -> io::Result<ProcessScan> {
-        let (remains, subreaper) = (&self.remains, self.subreaper.as_ref());
+        let (recovered, subreaper) = (&self.recovered, self.subreaper.as_ref());
         let recorder = Recorder::new(subreaper.map(|subreaper| subreaper.recorder.try_clone()).transpose()?);
         let pipe = subreaper.map(|subreaper| subreaper.pipe.try_clone()).transpose()?;
         let mut pipe = pipe.map(ExitPipe::new).transpose()?;
         let mut reaped = Vec::new();
-        let last = remains.last.as_ref().filter(|(before, _)| before.boot == head.boot);
+        let last = recovered.last.as_ref().filter(|(before, _)| before.boot == head.boot);
         let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
         let state = last.map_or(&opening.state, |(_, last)| last);
         let before =
@@ -123,9 +123,9 @@ impl Startup<'_> {
 }
 
 impl LoadedConfig {
-    fn head(&self, clock: Clock, remains: &RecoveredState, directory: &StateDirectory) -> SegmentHeader {
+    fn head(&self, clock: Clock, recovered: &RecoveredState, directory: &StateDirectory) -> SegmentHeader {
         let now = u64::try_from(clock.wall().0 / 1000).unwrap_or(1);
-        let last = remains.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
+        let last = recovered.last.as_ref().map_or(0, |(head, _)| head.epoch.0);
         SegmentHeader {
             v: FORMAT,
             journal: directory.identity.clone(),
@@ -138,8 +138,8 @@ impl LoadedConfig {
     }
 
     fn opening(&self, clock: Clock, epoch: EpochId, life: &Startup<'_>) -> EpochStart {
-        let Startup { remains, directory, .. } = life;
-        let last = remains.last.as_ref().map(|(head, state)| PreviousEpoch {
+        let Startup { recovered, directory, .. } = life;
+        let last = recovered.last.as_ref().map(|(head, state)| PreviousEpoch {
             state,
             // In another boot, or another time namespace, the clock has begun anew.
             same_boot: head.boot == boot() && state.at <= clock.now(),
@@ -154,17 +154,17 @@ impl LoadedConfig {
     fn wishes(
         &self,
         state: &State,
-        (directory, remains, resumes): (&StateDirectory, &RecoveredState, bool),
+        (directory, recovered, resumes): (&StateDirectory, &RecoveredState, bool),
         fallback_directory_reason: Option<&str>,
         before: Option<&Self>,
     ) -> Vec<(Event, Cause)> {
         let mut wishes = Vec::new();
-        for (file, why) in &remains.damaged {
+        for (file, why) in &recovered.damaged {
             let event = SystemEvent::JournalDamaged { file: file.clone(), reason: why.clone() };
             wishes.push((Event::System(event), Cause::Kernel));
         }
         // It may have been made anew and not been written to again.
-        if directory.origin == Origin::Lost || resumes && remains.last.is_none() {
+        if directory.origin == Origin::Lost || resumes && recovered.last.is_none() {
             let why = "it was removed while gaggled ran: programs are known by their tokens, but what operators wanted \
                        and the history are lost";
             let file = directory.path().display().to_string();
@@ -174,7 +174,7 @@ impl LoadedConfig {
             let event = SystemEvent::JournalDegraded { reason: why.to_owned() };
             wishes.push((Event::System(event), Cause::Kernel));
         }
-        if let Some((head, last)) = &remains.last
+        if let Some((head, last)) = &recovered.last
             && head.config.text != self.text.text
             && let Some(old) = before
         {

@@ -25,22 +25,22 @@ pub fn is_own(config: &Config, name: &str) -> bool {
 /// Adds the program that writes logs which are rotated or prefixed, and makes every program that writes to it depend on
 /// it. A file says what it writes; the fingerprint of that file is an argument, so that a change restarts it.
 fn add_logger(config: &mut Config, state: &Path) -> Vec<LogRoute> {
-    let mut outlets = spec::outlets(config, &logger::pipes(state));
+    let mut log_routes = spec::log_routes(config, &logger::pipes(state));
     if !config.needs_logger() {
-        return outlets;
+        return log_routes;
     }
     for (name, program) in &mut config.programs.0 {
-        if outlets.iter().any(|outlet| outlet.program == *name && outlet.pipe.is_some()) {
+        if log_routes.iter().any(|outlet| outlet.program == *name && outlet.pipe.is_some()) {
             program.depends.0.push((LOGGER.to_owned(), DependsConfig::default()));
         }
     }
     let own = std::env::current_exe().map_or_else(|_| "gaggled".to_owned(), |own| own.display().to_string());
     let own = own.trim_end_matches(" (deleted)").to_owned();
-    let argv = vec!["logger".to_owned(), state.display().to_string(), logger::fingerprint(&outlets)];
+    let argv = vec!["logger".to_owned(), state.display().to_string(), logger::fingerprint(&log_routes)];
     let program = ProgramConfig { command: Some(own), argv, ..ProgramConfig::default() };
     config.programs.0.push((LOGGER.to_owned(), program));
-    outlets.push(LogRoute { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
-    outlets
+    log_routes.push(LogRoute { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
+    log_routes
 }
 
 /// Adds the program that `smtpgate: (auto: true)` asks for.

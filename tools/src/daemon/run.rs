@@ -112,7 +112,7 @@ pub(super) struct Startup<'a> {
     pub directory: StateDirectory,
     /// Why it is not the one that it should be, if it is not.
     pub fallback_directory_reason: Option<String>,
-    pub remains: RecoveredState,
+    pub recovered: RecoveredState,
     pub subreaper: Option<SubreaperLink>,
     /// None once they are in use.
     pub channels: Option<Channels>,
@@ -162,7 +162,7 @@ impl Startup<'_> {
         let health = HealthSlot::default();
         let path = self.directory.path().to_owned();
         let journaled = WriterInit { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
-        let restorer = Restorer::new(&path, &system.outlets);
+        let restorer = Restorer::new(&path, &system.log_routes);
         let (file, _) = JournalWriterHandle::start(
             path.clone(),
             journaled,
@@ -188,9 +188,9 @@ impl Startup<'_> {
         let inheritance =
             TakeoverState { stash, pipe, survivors, cgroups: cgroups.clone(), kept, reaped, gone: Box::new(tell) };
         // Programs run whether or not their logs can be read by name.
-        let _ = logger::leave(&path, &system.outlets);
+        let _ = logger::leave(&path, &system.log_routes);
         let own = own_cgroups.as_deref();
-        let to_launch = spec::specs(&system.config, before.as_ref(), &state.graph, &system.outlets, own);
+        let to_launch = spec::specs(&system.config, before.as_ref(), &state.graph, &system.log_routes, own);
         let (host, address) = system.start_host(&path, &head.journal, to_launch, recorder, inheritance)?;
         let writes_logs = state.graph.names().get(LOGGER).copied();
         let (ended, ending) = oneshot::channel();
@@ -212,11 +212,11 @@ impl Startup<'_> {
             clock,
             journal: actors.journal.clone(),
             file: file.clone(),
-            archive: JournalReader::new(&path),
-            renewal: renewer.renewal(),
-            about: system.about(&path),
+            reader: JournalReader::new(&path),
+            prepare_handover: renewer.renewal(),
+            info: system.about(&path),
         };
-        let entries = std::mem::take(&mut self.remains.entries);
+        let entries = std::mem::take(&mut self.recovered.entries);
         // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
         let clients = Arbiter::new();
         let control =
@@ -325,20 +325,20 @@ impl HealthSlot {
 #[derive(Clone)]
 struct Restorer {
     state: PathBuf,
-    outlets: Vec<LogRoute>,
+    log_routes: Vec<LogRoute>,
     logger: Arc<OnceLock<(Addr<JournalActor>, ProgramId)>>,
 }
 
 impl Restorer {
-    fn new(state: &Path, outlets: &[LogRoute]) -> Self {
-        Self { state: state.to_owned(), outlets: outlets.to_vec(), logger: Arc::default() }
+    fn new(state: &Path, log_routes: &[LogRoute]) -> Self {
+        Self { state: state.to_owned(), log_routes: log_routes.to_vec(), logger: Arc::default() }
     }
 
     fn healed(&self) -> Healed {
         let own = self.clone();
         Arc::new(move || {
             // Programs run whether or not their logs can be read by name.
-            let _ = logger::leave(&own.state, &own.outlets);
+            let _ = logger::leave(&own.state, &own.log_routes);
             if let Some((journal, logger)) = own.logger.get() {
                 let event = Event::Program(*logger, ProgramEvent::RestartRequested);
                 journal.do_send(Propose { from: None, event, cause: Cause::Kernel });

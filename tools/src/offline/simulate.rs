@@ -53,17 +53,17 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     let Ok((mut parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
     own_programs::add(&mut parsed.config, &arguments.config, None);
     let graph = parsed.config.graph();
-    let assumptions = match assumptions(arguments, &graph) {
-        Ok(assumptions) => assumptions,
+    let scenario = match scenario(arguments, &graph) {
+        Ok(scenario) => scenario,
         Err((code, why)) => {
             eprintln!("Error: {why}");
             return ExitCode::from(code);
         }
     };
-    let forecast = Simulation::new(&graph, &assumptions);
+    let simulation = Simulation::new(&graph, &scenario);
     let mut lines = Vec::new();
-    let mut state = forecast.start.clone();
-    for envelope in &forecast.envelopes {
+    let mut state = simulation.start.clone();
+    for envelope in &simulation.envelopes {
         state.apply(envelope);
         if arguments.json {
             let after = state.graph.subject(&envelope.event).map(|program| (program, &state.programs[program]));
@@ -79,17 +79,17 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         }
     }
     if !arguments.json {
-        if forecast.envelopes.len() >= Simulation::MOST {
+        if simulation.envelopes.len() >= Simulation::MOST {
             lines.push(format!("and so on: only the first {} events are told", Simulation::MOST));
         }
         lines.push(String::new());
-        let well = Simulation::new(&graph, &Scenario { faults: Vec::new(), ..assumptions.clone() });
-        lines.push(told(&forecast.impacts(&well, &assumptions), &graph, &assumptions));
+        let well = Simulation::new(&graph, &Scenario { faults: Vec::new(), ..scenario.clone() });
+        lines.push(told(&simulation.impacts(&well, &scenario), &graph, &scenario));
     }
     output::end(output::line(&lines.join("\n")))
 }
 
-fn assumptions(arguments: &Arguments, graph: &Graph) -> Result<Scenario, (u8, String)> {
+fn scenario(arguments: &Arguments, graph: &Graph) -> Result<Scenario, (u8, String)> {
     let names = graph.names();
     let program = |name: &str| -> Result<ProgramId, (u8, String)> {
         names.get(name).copied().ok_or_else(|| (NO_SUCH_PROGRAM, format!("there is no program \"{name}\"")))
@@ -142,8 +142,8 @@ fn seconds(at: Instant) -> String {
 }
 
 /// The blast radius.
-fn told(impacts: &[Impact], graph: &Graph, assumptions: &Scenario) -> String {
-    if assumptions.faults.is_empty() {
+fn told(impacts: &[Impact], graph: &Graph, scenario: &Scenario) -> String {
+    if scenario.faults.is_empty() {
         return "Nothing fails. See what would happen if something did: --fail PROGRAM@TIME".to_owned();
     }
     if impacts.is_empty() {

@@ -1,4 +1,4 @@
-//! Attributes processes to runs: authorises sd_notify senders, verifies PID-file daemons by token.
+//! Attributes processes to runs: authorises `sd_notify` senders, verifies PID-file daemons by token.
 //!
 //! What a file or a message says is only a hint. A process belongs to a run if it carries the token of that run.
 

@@ -148,7 +148,7 @@ impl ProcessTracker {
         self.table().handed_over
     }
 
-    /// Gives the attendant something to do.
+    /// Gives the monitor something to do.
     pub(crate) fn monitor(&self, task: MonitorCommand) {
         // It lives as long as the daemon.
         let _ = self.tasks.send(task);
@@ -161,7 +161,7 @@ impl ProcessTracker {
         Some((table.by_pid.get(&pid)?.instance, pid))
     }
 
-    /// Gives the starter something to do.
+    /// Gives the spawner something to do.
     pub(crate) fn order(&self, order: SpawnRequest) {
         // It lives as long as the daemon.
         let _ = self.orders.send(order);

@@ -12,7 +12,7 @@ use gaggled_core::{
     base::ids::InstanceId,
     event::{Event, ProgramEvent},
 };
-use gaggled_tests::harness::{Daemon, Start, binary, code, directory, free_port};
+use gaggled_tests::harness::{Daemon, DaemonOptions, binary, code, directory, free_port};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -98,7 +98,7 @@ fn a_site_of_real_programs_breaks_heals_and_tells_so_by_mail() {
     let (web, mail_port) = (ports[3], ports[4]);
     let mut mail = Mail::new(path, mail_port);
     let config = fs::read_to_string(path.join("system.ron")).expect("a configuration");
-    let mut daemon = Daemon::with(&config, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&config, directory.clone(), &DaemonOptions::default());
     for program in ["postgresql", "redis", "app", "nginx", "smtpgate"] {
         daemon.wait_up(program, 1);
     }
@@ -194,7 +194,7 @@ fn a_mail_server_that_comes_late_gets_the_mail_all_the_same() {
         url("control"),
         ports[4],
     );
-    let mut daemon = Daemon::with(&config, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&config, directory.clone(), &DaemonOptions::default());
     daemon.wait_up("a", 1);
     let mut gate = Command::new(binary("gaggled_smtpgate"))
         .arg("-c")

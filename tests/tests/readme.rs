@@ -3,7 +3,7 @@
 use std::{fs, path::Path, sync::Arc};
 
 use gaggled_core::config::Config;
-use gaggled_tests::harness::{Daemon, Start, directory};
+use gaggled_tests::harness::{Daemon, DaemonOptions, directory};
 
 fn document(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
@@ -34,7 +34,7 @@ fn the_commands_of_the_readme_work_on_the_demo() {
     let directory = Arc::new(directory());
     let own = directory.path().display().to_string();
     let config = document("contrib/demo/system.ron").replace("/tmp/gaggled-demo", &own);
-    let mut daemon = Daemon::with(&config, directory, &Start::default());
+    let mut daemon = Daemon::with(&config, directory, &DaemonOptions::default());
     daemon.wait_up("front", 1);
     daemon.kill("database", nix::sys::signal::Signal::SIGKILL);
     daemon.wait_up("application", 2);

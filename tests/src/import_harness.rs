@@ -10,7 +10,7 @@ use std::{
 use gaggled_core::{base::time::Millis, config::Config};
 use tempfile::TempDir;
 
-use crate::harness::{Daemon, Start, binary, directory};
+use crate::harness::{Daemon, DaemonOptions, binary, directory};
 
 /// A directory with the fixtures of one system, in which `@DIR@` and `@USER@` are replaced.
 pub fn with_fixtures(system: &str) -> Arc<TempDir> {
@@ -60,7 +60,7 @@ pub fn imported(format: &str, file: &Path) -> String {
 /// A gaggled that runs what the importer makes of a file.
 pub fn run(format: &str, directory: &Arc<TempDir>, file: &str) -> Daemon {
     let text = imported(format, &directory.path().join(file));
-    Daemon::with(&text, directory.clone(), &Start::default())
+    Daemon::with(&text, directory.clone(), &DaemonOptions::default())
 }
 
 /// The lines of a file in a directory; none if it is not there.
@@ -94,7 +94,7 @@ pub fn reload(daemon: &Daemon, format: &str, file: &Path) -> (i32, String) {
 
 /// Takes a changed file that is in the directory, and waits until it is in force.
 pub fn must_reload(daemon: &mut Daemon, format: &str, file: &str) {
-    let before = daemon.core();
+    let before = daemon.daemon_pid();
     let (code, text) = reload(daemon, format, &daemon.directory.path().join(file));
     assert_eq!(code, 0, "{file}: {text}");
     daemon.wait_for_another(before);

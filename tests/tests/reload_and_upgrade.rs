@@ -6,7 +6,7 @@ use gaggled_core::{
     event::{Cause, Event, Handover, ProgramEvent, StartKind, SystemEvent},
     state::ProgramState,
 };
-use gaggled_tests::harness::{Daemon, Start, binary, code, directory, exists};
+use gaggled_tests::harness::{Daemon, DaemonOptions, binary, code, directory, exists};
 use nix::sys::signal::Signal;
 
 fn sleeper(name: &str, more: &str) -> String {
@@ -127,30 +127,30 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     let programs: String = (0..100).map(|i| sleeper(&format!("p{i}"), "")).collect();
     let mut daemon = Daemon::new(&programs);
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
-    let (before, core) = (daemon.dump(), daemon.core());
+    let (before, daemon_pid) = (daemon.dump(), daemon.daemon_pid());
     let next = daemon.directory.path().join("gaggled-next");
     fs::copy(binary("gaggled"), &next).expect("a copy");
     let output = daemon.tool("gaggled_controller", &["upgrade", next.to_str().expect("a path")]);
     assert!(output.status.success(), "{}", said(&output));
-    daemon.wait_for_another(core);
-    let core = daemon.core();
-    assert_eq!(fs::read_link(format!("/proc/{core}/exe")).expect("it runs"), next);
+    daemon.wait_for_another(daemon_pid);
+    let daemon_pid = daemon.daemon_pid();
+    assert_eq!(fs::read_link(format!("/proc/{daemon_pid}/exe")).expect("it runs"), next);
     let after = daemon.dump();
     for (name, program) in before.as_object().expect("programs") {
         assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
     }
     // It is the new one that is started again when it dies.
-    daemon.kill_core();
-    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.core())).expect("it runs"), next);
+    daemon.kill_daemon();
+    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.daemon_pid())).expect("it runs"), next);
 
     // Finding B 3: the one that stands where it was started from is taken, also when the running one was moved aside.
     fs::rename(&next, next.with_extension("old")).expect("it can be moved");
     fs::copy(binary("gaggled"), &next).expect("a copy");
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     let output = daemon.tool("gaggled_controller", &["upgrade"]);
     assert!(output.status.success(), "{}", said(&output));
-    assert!(daemon.core() != core);
-    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.core())).expect("it runs"), next);
+    assert!(daemon.daemon_pid() != daemon_pid);
+    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.daemon_pid())).expect("it runs"), next);
 
     let broken = daemon.directory.path().join("broken");
     for (script, words) in [
@@ -172,7 +172,7 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     .expect("a file");
     let output = daemon.tool("gaggled_controller", &["upgrade", broken.to_str().expect("a path")]);
     assert!(output.status.success() || said(&output).contains("did not come up"), "{}", said(&output));
-    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.core())).expect("it runs"), next);
+    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.daemon_pid())).expect("it runs"), next);
     let after = daemon.dump();
     for (name, program) in before.as_object().expect("programs") {
         assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
@@ -186,12 +186,12 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
 fn a_new_version_that_hangs_is_killed_and_the_old_one_goes_on() {
     let mut daemon = Daemon::new(&sleeper("a", ""));
     daemon.wait_up("a", 1);
-    let (core, pid) = (daemon.core(), daemon.pid_of("a"));
+    let (daemon_pid, pid) = (daemon.daemon_pid(), daemon.pid_of("a"));
     let output = daemon.tool("gaggled_controller", &["upgrade", binary("puppet").to_str().expect("a path")]);
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("did not come up"), "{}", said(&output));
-    assert!(daemon.core() != core && daemon.pid_of("a") == pid);
-    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.core())).expect("it runs"), binary("gaggled"));
+    assert!(daemon.daemon_pid() != daemon_pid && daemon.pid_of("a") == pid);
+    assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.daemon_pid())).expect("it runs"), binary("gaggled"));
     daemon.kill("a", Signal::SIGKILL);
     daemon.wait_up("a", 2);
     assert_eq!(code(daemon.end()), 0);
@@ -231,7 +231,8 @@ fn as_the_first_process_it_reaps_everything_and_ends_as_asked() {
          \"look\": (shell: \"sleep 1; ps -eo pid,ppid,stat,args > @DIR@/ps; exec sleep 1000000\")}})",
         sleeper("a", "")
     );
-    let mut daemon = Daemon::with(&config, Arc::new(directory()), &Start { wrapper: &wrapper, ..Start::default() });
+    let mut daemon =
+        Daemon::with(&config, Arc::new(directory()), &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() });
     daemon.wait_up("strays", 1);
     let path = daemon.directory.path().join("ps");
     daemon
@@ -242,7 +243,7 @@ fn as_the_first_process_it_reaps_everything_and_ends_as_asked() {
         "{listed}"
     );
     assert!(!listed.contains(" Z"), "no zombies:\n{listed}");
-    daemon.kill_core_inside();
+    daemon.kill_daemon_inside();
     assert_eq!(daemon.dump()["a"]["instance"], 1);
     let init = daemon.init();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(init), Signal::SIGTERM).expect("it runs");
@@ -272,7 +273,8 @@ fn a_process_that_got_the_id_of_a_program_is_not_killed_for_it() {
          \"taker\": (shell: \"while [ -d /proc/$(cat @DIR@/pid 2>/dev/null || echo self) ]; do sleep 0.01; done; \
             n=$(cat @DIR@/pid); echo $((n - 1)) > {last}; sleep 1000000 & echo $! > @DIR@/bystander; wait\")}})"
     );
-    let mut daemon = Daemon::with(&config, Arc::new(directory()), &Start { wrapper: &wrapper, ..Start::default() });
+    let mut daemon =
+        Daemon::with(&config, Arc::new(directory()), &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() });
     daemon.wait_up("victim", 1);
     let pid = daemon.pid_of("victim");
     fs::write(daemon.directory.path().join("pid"), pid.to_string()).expect("a file");

@@ -13,14 +13,14 @@ const BITS: u32 = 6;
 
 /// Timers by who is to be woken; each has at most one.
 #[derive(Debug)]
-pub struct Wheel<T> {
+pub struct TimerWheel<T> {
     elapsed: u64,
     slots: BTreeMap<(u32, u64), VecDeque<(T, u64)>>,
     armed: BTreeMap<T, u64>,
     moments: BTreeSet<(u64, T)>,
 }
 
-impl<T: Copy + Ord> Wheel<T> {
+impl<T: Copy + Ord> TimerWheel<T> {
     /// A wheel without timers.
     pub fn new() -> Self {
         Self { elapsed: 0, slots: BTreeMap::new(), armed: BTreeMap::new(), moments: BTreeSet::new() }
@@ -87,7 +87,7 @@ impl<T: Copy + Ord> Wheel<T> {
     }
 }
 
-impl<T: Copy + Ord> Default for Wheel<T> {
+impl<T: Copy + Ord> Default for TimerWheel<T> {
     fn default() -> Self {
         Self::new()
     }

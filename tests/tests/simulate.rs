@@ -10,8 +10,8 @@ use gaggled_core::{
     planning::simulate::{Fault, Impact, Scenario, Simulation},
 };
 use gaggled_tests::{
-    harness::{Daemon, Start, binary, directory},
-    seeds::said,
+    harness::{Daemon, DaemonOptions, binary, directory},
+    import_harness::said,
 };
 
 const SYSTEM: &str = r#"(
@@ -122,7 +122,7 @@ fn the_dependencies_are_drawn_with_and_without_state() {
     assert!(text.starts_with("digraph {") && text.contains("label = \"ready, after 500 ms\", style = bold"), "{text}");
     let running = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\"), programs: {\
                    \"a\": (command: \"sleep\", argv: [\"1000\"]), \"b\": (command: \"sleep\", argv: [\"1000\"], depends: {\"a\": ()})})";
-    let mut daemon = Daemon::with(running, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(running, directory.clone(), &DaemonOptions::default());
     daemon.wait_up("b", 1);
     assert_eq!(gaggled(&["graph"], &directory.path().join("system.ron")), (0, "a [up]\n└── b [up]\n".to_owned()));
     let backoff = said(&daemon.tool("gaggled_controller", &["backoff", "b"]));
@@ -142,7 +142,7 @@ fn programs_that_gaggled_adds_are_drawn_too() {
     assert_eq!(gaggled(&["graph"], &file), (0, "logger (added by gaggled)\n└── a\n".to_owned()));
     let (code, timeline) = gaggled(&["simulate", "--until", "1s"], &file);
     assert!(code == 0 && timeline.contains("logger is being started"), "{timeline}");
-    let mut daemon = Daemon::with(text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(text, directory.clone(), &DaemonOptions::default());
     daemon.wait_up("a", 1);
     let drawn = gaggled(&["graph"], &directory.path().join("system.ron"));
     assert_eq!(drawn, (0, "logger (added by gaggled) [up]\n└── a [up]\n".to_owned()));

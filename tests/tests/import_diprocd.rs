@@ -5,7 +5,7 @@ use std::{fs, sync::Arc};
 use gaggled_core::state::Phase;
 use gaggled_tests::{
     harness::{Daemon, binary, exists},
-    seeds::{import, in_directory, lines, must_reload, reload, run, said, with_fixtures},
+    import_harness::{import, in_directory, lines, must_reload, reload, run, said, with_fixtures},
 };
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -43,7 +43,7 @@ fn d1_processes_run_as_the_worker_ran_them() {
     let (code, text) =
         said(&std::process::Command::new(binary("gaggled")).arg("-c").arg(&config).output().expect("gaggled"));
     assert_eq!(code, 100, "{text}");
-    assert!(text.contains("already") && text.contains(&daemon.core().to_string()), "{text}");
+    assert!(text.contains("already") && text.contains(&daemon.daemon_pid().to_string()), "{text}");
     assert_eq!(daemon.pid_of("tick.1"), tick);
     // D2 and D3.
     daemon.kill("tick.1", Signal::SIGKILL);

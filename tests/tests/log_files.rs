@@ -11,8 +11,8 @@ use std::{
 
 use gaggled_core::protocol::{Action, Selection};
 use gaggled_tests::{
-    harness::{Daemon, Start, binary, directory, possible},
-    seeds::said,
+    harness::{Daemon, DaemonOptions, binary, directory, possible},
+    import_harness::said,
 };
 use nix::sys::signal::Signal;
 
@@ -51,7 +51,7 @@ fn a_log_is_begun_anew_and_loses_nothing_whoever_is_killed() {
     let some = path.clone();
     daemon.wait_outside("some output", move || all_lines(&some, "plain").len() > 300);
     daemon.kill("logger", Signal::SIGKILL);
-    daemon.kill_core();
+    daemon.kill_daemon();
     let some = path.clone();
     daemon.wait_outside("more output", move || all_lines(&some, "plain").len() > 1000);
     daemon.kill_all();
@@ -124,7 +124,7 @@ fn output_is_merged_with_the_names_of_programs() {
     let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", prefix_output: true), programs: {\
                 \"a\": (shell: \"printf 'half a '; sleep 0.2; echo line; exec sleep 100000\"), \
                 \"longer\": (shell: \"echo out; echo err >&2; exec sleep 100000\"), })";
-    let mut daemon = Daemon::with(text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(text, directory.clone(), &DaemonOptions::default());
     let log = directory.path().join("log");
     let read = move || fs::read_to_string(&log).unwrap_or_default();
     daemon.wait_outside("all lines", || {
@@ -175,13 +175,13 @@ fn a_reader_that_stands_still_holds_up_nobody_else() {
         .call(&gaggled_core::protocol::Request::new("", Action::Status), gaggled_tests::harness::PATIENCE)
         .expect("an answer");
     let status: serde_json::Value = serde_json::from_str(status.body.expect("a body").get()).expect("JSON");
-    let core = i32::try_from(status["pid"].as_i64().expect("a number")).expect("a small number");
+    let daemon_pid = i32::try_from(status["pid"].as_i64().expect("a number")).expect("a small number");
     assert_eq!(ask(&["wait"]).0, 0);
-    let before = resident(core);
+    let before = resident(daemon_pid);
     for round in 0..20 {
         assert_eq!(ask(&["restart", "quiet"]).0, 0, "round {round}");
     }
-    assert!(resident(core) < before + 2048, "{before} kB, and then {} kB", resident(core));
+    assert!(resident(daemon_pid) < before + 2048, "{before} kB, and then {} kB", resident(daemon_pid));
     let noisy = ask(&["--json", "dump", "noisy"]).1;
     assert!(noisy.contains("\"phase\":\"up\""), "it waits: {noisy}");
     assert_eq!(ask(&["shutdown"]).0, 0);
@@ -224,7 +224,7 @@ fn a_full_disk_costs_output_and_nothing_else() {
          while [ ! -e @DIR@/go ]; do sleep 0.05; done; echo the end; exec sleep 100000\", log: \"@DIR@/disk/a.log\", \
          rotate: (size: \"10M\", overflow: Drop)), }})"
     );
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
     let done = directory.path().join("done");
     daemon.wait_outside("the program to go on", move || done.exists());
     assert!(mount(&["-o", "remount,size=10m"]), "room");
@@ -259,7 +259,7 @@ fn a_reload_takes_other_logs_and_everything_can_go_down() {
     let at = moved.find("\"a\"").expect("the program");
     let added = talker("b", "b.log").replace("@DIR@", &path.display().to_string());
     fs::write(&file, format!("{}{added}{}", &moved[..at], &moved[at..])).expect("a configuration");
-    let before = daemon.core();
+    let before = daemon.daemon_pid();
     let (code, told) = said(&daemon.tool("gaggled_controller", &["reload"]));
     assert!(code == 0 && told.contains("restart  logger"), "{told}");
     daemon.wait_for_another(before);
@@ -288,14 +288,15 @@ fn a_log_is_written_wherever_the_journal_has_found_a_place() {
         counter("kept", 30, "rotate: (size: \"4k\", timestamps: true)")
     );
     let wrapper = ["unshare", "-m", "sh", "-c", &mount, "sh"];
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });
+    let mut daemon =
+        Daemon::with(&text, directory.clone(), &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() });
     daemon.wait_up("kept", 1);
     let events = said(&daemon.tool("gaggled_controller", &["events"])).1;
     assert!(events.contains("so it is kept in /run/gaggled/journal for now"), "{events}");
     let path = directory.path().to_owned();
     let written = || all_lines(&path, "kept").len() == 30;
     daemon.wait_outside("what it has written", written);
-    daemon.kill_core();
+    daemon.kill_daemon();
     daemon.kill("kept", Signal::SIGKILL);
     daemon.wait_up("kept", 2);
     daemon.wait_outside("what it has written again", || all_lines(&path, "kept").len() == 60);

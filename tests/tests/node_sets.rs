@@ -9,7 +9,7 @@ use std::{
 use gaggled_core::config::node_sets::NodeSets;
 use gaggled_tests::{
     harness::{binary, directory},
-    seeds::said,
+    import_harness::said,
 };
 use serde_json::Value;
 

@@ -23,10 +23,10 @@ use gaggled_tools::offline::import::import_original;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::harness::{self, Daemon, Start, directory, free_port, substitute};
+use crate::harness::{self, Daemon, DaemonOptions, directory, free_port, substitute};
 
 /// What was seen of a scenario.
-pub struct Seen {
+pub struct Timeline {
     /// Every mark with its moment in microseconds and its place in the journal.
     pub marks: BTreeMap<String, (u64, usize)>,
     /// The dumps, in order.
@@ -40,7 +40,7 @@ pub struct Seen {
 }
 
 /// Runs a scenario of this name, without some of its programs.
-pub fn run(name: &str, without: &[&str]) -> Seen {
+pub fn run(name: &str, without: &[&str]) -> Timeline {
     let source = fs::read_to_string(fixture(name)).expect("a scenario");
     let directory = Arc::new(directory());
     let (event, control) = (free_port(), free_port());
@@ -57,7 +57,8 @@ pub fn run(name: &str, without: &[&str]) -> Seen {
     let printed = imported.config.print().expect("it can be printed");
     let arguments: Vec<&str> = if source.contains(";@opt args -n") { vec!["-n"] } else { Vec::new() };
     let urls = Some((format!("tcp://127.0.0.1:{event}"), format!("tcp://127.0.0.1:{control}")));
-    let mut daemon = Daemon::with(&printed, directory, &Start { arguments: &arguments, urls, ..Start::default() });
+    let mut daemon =
+        Daemon::with(&printed, directory, &DaemonOptions { arguments: &arguments, urls, ..DaemonOptions::default() });
     daemon.wait("its beginning", |_, _| true);
     let begun = harness::now();
     let mut dumps = Vec::new();
@@ -95,7 +96,7 @@ pub fn run(name: &str, without: &[&str]) -> Seen {
         }
     }
     let status = ended.unwrap_or_else(|| daemon.end());
-    Seen { marks: marks(&daemon), dumps, code: harness::code(status), timeline: daemon.timeline(), daemon }
+    Timeline { marks: marks(&daemon), dumps, code: harness::code(status), timeline: daemon.timeline(), daemon }
 }
 
 /// The path of a fixture of the original.
@@ -156,7 +157,7 @@ fn marks(daemon: &Daemon) -> BTreeMap<String, (u64, usize)> {
     marks
 }
 
-impl Seen {
+impl Timeline {
     /// Checks sentences, one a line:
     ///
     /// `X < Y` X happened before Y · `X +400 <= Y` at least 400 ms before · `X ~100 Y` Y followed within 100 ms ·

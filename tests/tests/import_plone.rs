@@ -6,7 +6,7 @@ use std::{fs, sync::Arc};
 use gaggled_core::event::{Event, ProgramEvent};
 use gaggled_tests::{
     harness::{Daemon, binary, exists},
-    seeds::{import, in_directory, lines, run, said, tell, with_fixtures},
+    import_harness::{import, in_directory, lines, run, said, tell, with_fixtures},
 };
 use nix::sys::signal::Signal;
 use tempfile::TempDir;

@@ -9,8 +9,8 @@ use gaggled_core::{
     state::ProgramState,
 };
 use gaggled_tests::{
-    faults::{Faults, churner, config, sleeper},
-    harness::{Daemon, Start, children, code, directory, now, possible},
+    faults::{Faults, config, crash_looper, sleeper},
+    harness::{Daemon, DaemonOptions, children, code, directory, now, possible},
 };
 use nix::sys::signal::Signal;
 
@@ -33,7 +33,8 @@ fn without_descriptors_gaggled_answers() {
     let directory = Arc::new(directory());
     let programs: String = (0..100).map(|i| sleeper(&format!("p{i}"))).collect();
     let limit = ["sh", "-c", "ulimit -n 64 && exec \"$@\"", "sh"];
-    let mut daemon = Daemon::with(&config(&programs), directory, &Start { wrapper: &limit, ..Start::default() });
+    let mut daemon =
+        Daemon::with(&config(&programs), directory, &DaemonOptions { wrapper: &limit, ..DaemonOptions::default() });
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     assert_eq!(daemon.dump().as_object().map(serde_json::Map::len), Some(100));
 }
@@ -74,10 +75,10 @@ fn a_daemon_that_stood_still_makes_up_for_nothing() {
         sleeper("a")
     ));
     daemon.wait_up("a", 1);
-    let core = nix::unistd::Pid::from_raw(daemon.core());
-    nix::sys::signal::kill(core, Signal::SIGSTOP).expect("it runs");
+    let daemon_pid = nix::unistd::Pid::from_raw(daemon.daemon_pid());
+    nix::sys::signal::kill(daemon_pid, Signal::SIGSTOP).expect("it runs");
     daemon.listen_until(now() + Duration::from_millis(1500));
-    nix::sys::signal::kill(core, Signal::SIGCONT).expect("it stands");
+    nix::sys::signal::kill(daemon_pid, Signal::SIGCONT).expect("it stands");
     daemon.wait_up("b", 1);
     let starts = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramStarting").count();
     assert_eq!(starts, 2);
@@ -96,8 +97,11 @@ fn a_machine_that_has_been_up_for_very_long_is_no_different() {
             "{} \"b\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{\"a\": (delay: 200)}}),",
             sleeper("a")
         );
-        let mut daemon =
-            Daemon::with(&config(&programs), Arc::new(directory()), &Start { wrapper: &wrapper, ..Start::default() });
+        let mut daemon = Daemon::with(
+            &config(&programs),
+            Arc::new(directory()),
+            &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() },
+        );
         daemon.wait_up("b", 1);
         let output = daemon.tool("gaggled_controller", &["shutdown"]);
         assert!(output.status.success());
@@ -108,10 +112,10 @@ fn a_machine_that_has_been_up_for_very_long_is_no_different() {
 /// Test 45 and I5: followers follow a new life without being started again, and a dump shows what they have.
 #[test]
 fn a_follower_goes_on_across_the_death_of_gaggled() {
-    let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), churner("b")));
+    let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), crash_looper("b")));
     daemon.wait_up("a", 1);
     for run in 2..5 {
-        daemon.kill_core();
+        daemon.kill_daemon();
         daemon.kill("a", Signal::SIGKILL);
         daemon.wait_up("a", run);
     }
@@ -133,20 +137,21 @@ fn a_program_that_nobody_reaps_has_ended_all_the_same() {
     }
     let directory = Arc::new(directory());
     let text = config(&sleeper("a"));
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });
+    let mut daemon =
+        Daemon::with(&text, directory.clone(), &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() });
     daemon.wait_up("a", 1);
     let init = daemon.init();
     let subreaper = children(init)[0];
-    let core = children(subreaper)[0];
+    let daemon_pid = children(subreaper)[0];
     let kill = |pid: i32, signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
     kill(subreaper, Signal::SIGKILL);
-    kill(core, Signal::SIGKILL);
+    kill(daemon_pid, Signal::SIGKILL);
     daemon.wait_outside("the program to be adopted", || children(init).len() == 3);
     let zombie = |pid: i32| fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
     let program = children(init).into_iter().find(|pid| !zombie(*pid)).expect("the program lives");
     let target = init.to_string();
     let inside = ["nsenter", "--target", &target, "--pid", "--mount"];
-    let mut again = Daemon::with(&text, directory, &Start { wrapper: &inside, ..Start::default() });
+    let mut again = Daemon::with(&text, directory, &DaemonOptions { wrapper: &inside, ..DaemonOptions::default() });
     again.wait_up("a", 1);
     kill(program, Signal::SIGUSR1);
     again.wait_up("a", 2);

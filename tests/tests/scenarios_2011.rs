@@ -31,13 +31,13 @@
 //! | B27 | what could not be executed is said to be up | s02, s34 |
 //! | B28 | no exit code and no signal in events | s02 |
 //! | B29 | SIGINT reaches programs, or is ignored by them | s32, s33; a session of their own |
-//! | B30 | mails are lost, wrong or malformed | `notifier.rs`, `site.rs` |
+//! | B30 | mails are lost, wrong or malformed | `alert_rules.rs`, `real_site.rs` |
 //! | B31, B32 | memory errors and a race of flags | safe Rust; there is one thread of rules and no flag |
 
-use gaggled_tests::script::{Seen, run};
+use gaggled_tests::scenario::{Timeline, run};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-fn scenario(name: &str, sentences: &str) -> Seen {
+fn scenario(name: &str, sentences: &str) -> Timeline {
     let seen = run(name, &[]);
     seen.check(sentences);
     seen
@@ -341,17 +341,17 @@ fn s25_shutdown_request() {
 #[test]
 fn s26_sigkill_gaggled() {
     // B15: nothing starts them twice; they run on, and the daemon takes the place of the subreaper that was killed.
-    let text = std::fs::read_to_string(gaggled_tests::script::fixture("s26_sigkill_gaggled")).expect("a scenario");
+    let text = std::fs::read_to_string(gaggled_tests::scenario::fixture("s26_sigkill_gaggled")).expect("a scenario");
     assert!(text.contains("self SIGKILL"));
     let mut daemon = gaggled_tests::harness::Daemon::new(
         "\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]), \"b\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"])",
     );
     daemon.wait_up("a", 1);
     daemon.wait_up("b", 1);
-    let (a, b, core) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.core());
+    let (a, b, daemon_pid) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.daemon_pid());
     daemon.signal(nix::sys::signal::Signal::SIGKILL);
     daemon.await_end();
-    daemon.wait_for_another(core);
+    daemon.wait_for_another(daemon_pid);
     assert_eq!((daemon.pid_of("a"), daemon.pid_of("b")), (a, b));
 }
 

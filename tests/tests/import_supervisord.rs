@@ -8,8 +8,8 @@ use gaggled_core::{
     graph::Mode,
 };
 use gaggled_tests::{
-    harness::{Daemon, Start, directory},
-    seeds::{import, imported, said},
+    harness::{Daemon, DaemonOptions, directory},
+    import_harness::{import, imported, said},
 };
 
 /// The example of supervisord's manual, put together from its sections, with what people add.
@@ -262,7 +262,7 @@ fn a_procfile_runs_with_its_ports_and_variables() {
         [Some("x"), Some("a\nb$"), Some("a\\nb"), Some("a\\nb")]
     );
     assert!(notes.contains("Procfile:5: is no \"name: command\", and was ignored"), "{notes}");
-    let mut daemon = Daemon::with(&imported("procfile", &file), directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&imported("procfile", &file), directory.clone(), &DaemonOptions::default());
     daemon.wait_up("web", 1);
     daemon.wait_up("worker", 1);
     let text = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap_or_default();

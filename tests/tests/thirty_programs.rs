@@ -17,8 +17,8 @@ use gaggled_core::{
     state::State,
 };
 use gaggled_tests::{
-    harness::{Daemon, Start, directory, free_port},
-    seeds::said,
+    harness::{Daemon, DaemonOptions, directory, free_port},
+    import_harness::said,
 };
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -150,7 +150,7 @@ fn wait_well(daemon: &mut Daemon, when: &str) {
 
 fn started(directory: &Arc<TempDir>) -> Daemon {
     let text = prepare(directory.path());
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start::default());
+    let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
     wait_well(&mut daemon, "at first");
     assert_eq!(daemon.state().graph.programs.len(), 30);
     daemon
@@ -219,9 +219,9 @@ fn thirty_programs_of_every_kind_come_up_survive_and_are_changed() {
         plan.contains("restart") && plan.contains("worker-15") && plan.contains("29 programs stay as they are"),
         "{plan}"
     );
-    let core = daemon.core();
+    let daemon_pid = daemon.daemon_pid();
     assert_eq!(said(&daemon.tool("gaggled_controller", &["reload"])).0, 0);
-    daemon.wait_for_another(core);
+    daemon.wait_for_another(daemon_pid);
     daemon.wait_up("added", 1);
     let fifteen = before["worker-15"]["instance"].as_u64().expect("a number");
     daemon.wait_up("worker-15", fifteen + 1);

@@ -6,7 +6,7 @@ use gaggled_core::{
     event::{Event, ProgramEvent},
     process::SpawnStage,
 };
-use gaggled_tests::harness::{Daemon, Start, binary, directory};
+use gaggled_tests::harness::{Daemon, DaemonOptions, binary, directory};
 use nix::sys::signal::Signal;
 
 /// Whether these tests can be made here at all.
@@ -82,7 +82,7 @@ fn what_is_set_is_set_and_what_is_not_is_as_it_was() {
     let may =
         Command::new("/bin/sh").args(["-c", "echo -900 2>&1 > /proc/self/oom_score_adj"]).output().expect("a shell");
     let spared = if own_score("self") == "0" && may.status.success() { "-900".to_owned() } else { own_score("self") };
-    assert_eq!(own_score(&daemon.core().to_string()), spared);
+    assert_eq!(own_score(&daemon.daemon_pid().to_string()), spared);
     assert_eq!(plain["oom"], own_score("self"));
     let own = Command::new("/bin/sh").args(["-c", "umask; nice; ulimit -n; ulimit -Hn"]).output().expect("a shell");
     let own = String::from_utf8_lossy(&own.stdout);
@@ -145,7 +145,8 @@ fn nothing_runs_with_more_than_it_was_given() {
         teller("free", "mode: Once"),
     );
     let wrapper = ["unshare", "--user", "--map-root-user"];
-    let mut daemon = Daemon::with(&text, directory.clone(), &Start { wrapper: &wrapper, ..Start::default() });
+    let mut daemon =
+        Daemon::with(&text, directory.clone(), &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() });
     daemon.wait_up("free", 1);
     assert_eq!(failed_at(&mut daemon, "other").0, SpawnStage::User);
     // The shell is not there to be found either, and the root comes first.
