@@ -1,6 +1,6 @@
 //! The host: the actor that owns the processes of this machine.
 //!
-//! Only here is there anything unsafe, in `kernel`, because the kernel offers no other way to start a process at the
+//! Only here is there anything unsafe, in `spawn::sys`, because the kernel offers no other way to start a process at the
 //! same price whatever the size of the daemon.
 
 pub mod cgroup;

@@ -175,13 +175,13 @@ pub enum ProgramEvent {
     /// Its group lets it run: it is started, or, if it runs, started again.
     #[serde(rename = "LevelStartRequested")]
     LevelStartRequested {
-        /// The event that has `requested_by` the group so.
+        /// The event that has requested that.
         requested_by: Seq,
     },
     /// Its group goes to a level at which it does not run.
     #[serde(rename = "LevelStopRequested")]
     LevelStopRequested {
-        /// The event that has `requested_by` the group so.
+        /// The event that has requested that.
         requested_by: Seq,
     },
     /// An operator sent it a signal.
@@ -259,13 +259,13 @@ pub enum GroupEvent {
     /// It is there: what does not run at its level has gone, and what does has been let in.
     #[serde(rename = "GroupLevelReached")]
     LevelReached {
-        /// The event that has `requested_by` it so.
+        /// The event that has requested this level.
         requested_by: Seq,
     },
     /// One of its programs that hold back the others did not end well, so that those do not start.
     #[serde(rename = "GroupFailed")]
     Failed {
-        /// The event that has `requested_by` it so.
+        /// The event that has requested this level.
         requested_by: Seq,
         /// The program.
         failed_program: Arc<str>,

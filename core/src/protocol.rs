@@ -4,6 +4,7 @@
 
 pub mod access;
 mod event;
+mod reply_body;
 mod request;
 mod state;
 
@@ -12,6 +13,7 @@ pub use self::{
         BusMessage, Heartbeat, ProgramIndex, decode_event, encode_applied, encode_event, encode_event_with_state,
         encode_message,
     },
+    reply_body::{CommandBody, EventsBody, InfoBody, WhyBody, WhyStep},
     request::{Action, DEFAULT_TIMEOUT, ErrorCode, PointInTime, Reply, ReplyError, Request, Selection, WaitState},
     state::{DependencyView, Dump, GroupStatus, GroupView, ProgramView, View, describe},
 };

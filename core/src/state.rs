@@ -34,6 +34,18 @@ pub struct DependencyState {
     /// The last fall of `on` that it answered with a restart.
     pub last_down_event: Option<Seq>,
 }
+
+impl DependencyState {
+    /// Folds an event of the dependency.
+    pub fn apply(&mut self, event: &DependencyEvent) {
+        match event {
+            DependencyEvent::Satisfied { instance } => self.satisfied = Some(*instance),
+            DependencyEvent::Broken => self.satisfied = None,
+            DependencyEvent::RestartTriggered { down_event, .. } => self.last_down_event = Some(*down_event),
+        }
+    }
+}
+
 /// The state of everything.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
@@ -128,12 +140,7 @@ impl State {
     }
 
     fn apply_dependency(&mut self, id: DependencyId, event: &DependencyEvent, envelope: &Envelope) {
-        let dependency = &mut self.dependencies[id];
-        match event {
-            DependencyEvent::Satisfied { instance } => dependency.satisfied = Some(*instance),
-            DependencyEvent::Broken => dependency.satisfied = None,
-            DependencyEvent::RestartTriggered { down_event, .. } => dependency.last_down_event = Some(*down_event),
-        }
+        self.dependencies[id].apply(event);
         self.programs[self.graph.dependencies[id].dependent].apply_dependency(envelope.seq, envelope.monotonic, event);
     }
 
@@ -145,6 +152,6 @@ impl State {
     /// When a dependency is, or will be, open; `None` while `on` cannot be counted on.
     pub fn satisfied_at(&self, id: DependencyId) -> Option<Instant> {
         let dependency = &self.graph.dependencies[id];
-        Some(self.programs[dependency.dependency].satisfied_since(dependency.condition)? + dependency.delay)
+        self.programs[dependency.dependency].satisfies_at(dependency)
     }
 }

@@ -3,6 +3,8 @@
 //! It reconnects by itself, notices by number what it has missed, asks for it again, and says so when that is no longer
 //! to be had. It notices a gaggled that has gone by the heartbeat that does not come.
 
+use gaggled_core::base::ids::Position;
+use gaggled_core::protocol::EventsBody;
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -177,12 +179,12 @@ impl Follower {
         let mut since = StartPosition { epoch: Some(epoch), seq: since };
         loop {
             let Some(body) = self.ask(events(since)) else { return };
-            let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return self.synchronise() };
-            if body["gap"] != Value::Bool(false) {
+            let Ok(body) = serde_json::from_str::<EventsBody>(body.get()) else { return self.synchronise() };
+            if body.gap {
                 return self.synchronise();
             }
-            for event in body["events"].as_array().into_iter().flatten() {
-                let text = event.to_string();
+            for event in &body.events {
+                let text = event.get().to_owned();
                 if let Ok(FeedResult::Applied(envelope)) = self.mirror.feed(&text) {
                     self.heard.push_back(FollowEvent::Event(envelope, text));
                 }
@@ -201,12 +203,12 @@ impl Follower {
         let mut complete = true;
         loop {
             let Some(body) = self.ask(events(since)) else { return false };
-            let Ok(body) = serde_json::from_str::<Value>(body.get()) else { return false };
-            complete &= body["gap"] == Value::Bool(false);
-            for event in body["events"].as_array().into_iter().flatten() {
-                let text = event.to_string();
-                let place = (event["epoch"].as_u64(), event["seq"].as_u64());
-                if place > (Some(state.epoch.0), Some(state.seq.0)) {
+            let Ok(body) = serde_json::from_str::<EventsBody>(body.get()) else { return false };
+            complete &= !body.gap;
+            for event in &body.events {
+                let text = event.get().to_owned();
+                let position: Option<Position> = serde_json::from_str(&text).ok();
+                if position > Some(Position { epoch: state.epoch, seq: state.seq }) {
                     return complete;
                 }
                 self.heard.push_back(match decode_event(&text, &names, state) {
@@ -301,9 +303,8 @@ fn events(since: StartPosition) -> Action {
 }
 
 /// Where the next page of an answer begins, if there is one.
-fn next_of(body: &Value) -> Option<StartPosition> {
-    let seq = body["next"].as_u64().map(Seq)?;
-    Some(StartPosition { epoch: body["next_epoch"].as_u64().map(EpochId), seq })
+fn next_of(body: &EventsBody) -> Option<StartPosition> {
+    Some(StartPosition { epoch: body.next_epoch, seq: body.next? })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the heartbeat is real time")]

@@ -153,7 +153,7 @@ impl Gate {
         self.child = Self::start(&self.config);
     }
 
-    fn ledger(&self) -> Value {
+    fn spool(&self) -> Value {
         let text = fs::read_to_string(self.config.with_file_name("state").join("smtpgate.json")).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
     }
@@ -185,13 +185,13 @@ fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
         daemon.wait_up(&format!("p{i}"), 1);
     }
     let mut gate = Gate::new(directory.path().join("system.ron"));
-    daemon.wait_outside("the gate to have heard everything", || !gate.ledger()["position"].is_null());
+    daemon.wait_outside("the gate to have heard everything", || !gate.spool()["position"].is_null());
 
     // The server is down. The mail is written, the gate dies, and gaggled dies too.
     daemon.kill("p0", Signal::SIGKILL);
     daemon.wait_down("p0", 1);
-    daemon.wait_outside("a letter in the ledger", || {
-        gate.ledger()["letters"].as_array().is_some_and(|letters| letters.len() == 1)
+    daemon.wait_outside("a mail in the spool", || {
+        gate.spool()["mails"].as_array().is_some_and(|mails| mails.len() == 1)
     });
     gate.kill();
     daemon.kill_daemon();
@@ -207,7 +207,7 @@ fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
     let mut told: Vec<String> = vec![server.take(After::Take, &mut gate), server.take(After::Take, &mut gate)];
     told.sort();
     assert!(told[0].contains("p0 is down") && told[1].contains("p1 is down"), "{told:?}");
-    daemon.wait_outside("an empty ledger", || gate.ledger()["letters"].as_array().is_some_and(Vec::is_empty));
+    daemon.wait_outside("an empty spool", || gate.spool()["mails"].as_array().is_some_and(Vec::is_empty));
     // What was said is not said again, and what follows is.
     gate.kill();
     gate.again();
@@ -217,6 +217,6 @@ fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
     assert!(third.contains("p2 is down"), "{third}");
     let last = daemon.state().seq.0;
     daemon
-        .wait_outside("the gate to have heard everything", || gate.ledger()["position"]["seq"].as_u64() >= Some(last));
-    daemon.wait_outside("an empty ledger", || gate.ledger()["letters"].as_array().is_some_and(Vec::is_empty));
+        .wait_outside("the gate to have heard everything", || gate.spool()["position"]["seq"].as_u64() >= Some(last));
+    daemon.wait_outside("an empty spool", || gate.spool()["mails"].as_array().is_some_and(Vec::is_empty));
 }

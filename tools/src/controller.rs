@@ -7,6 +7,7 @@ pub mod state_format;
 mod status;
 pub mod tail;
 
+use serde::Serialize;
 use std::{
     fmt::{self, Display, Formatter},
     time::Duration,
@@ -28,7 +29,7 @@ pub enum CommandError {
     /// There was no answer.
     Call(CallError),
     /// The answer was no.
-    StartError(ReplyError),
+    Refused(ReplyError),
     /// The answer is not understood.
     Garbled(String),
     /// The answer cannot be printed.
@@ -39,7 +40,7 @@ impl Display for CommandError {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Call(error) => error.fmt(f),
-            Self::StartError(error) => f.write_str(&error.message),
+            Self::Refused(error) => f.write_str(&error.message),
             Self::Garbled(why) => write!(f, "the answer of gaggled is not understood: {why}"),
             Self::Output(error) => write!(f, "the answer cannot be printed: {error}"),
         }
@@ -48,7 +49,7 @@ impl Display for CommandError {
 
 impl CommandError {
     fn refused(code: ErrorCode, message: String) -> Self {
-        Self::StartError(ReplyError { code, message })
+        Self::Refused(ReplyError { code, message })
     }
 
     /// The exit status that tells of it.
@@ -57,7 +58,7 @@ impl CommandError {
             Self::Call(CallError::Unreachable { .. }) => 4,
             Self::Call(CallError::Timeout { .. }) => 5,
             Self::Call(CallError::TooLong { .. }) => 2,
-            Self::StartError(error) => match error.code {
+            Self::Refused(error) => match error.code {
                 ErrorCode::BadRequest | ErrorCode::NoSuchGroup | ErrorCode::NoSuchLevel => 2,
                 ErrorCode::NoSuchProgram => 3,
                 ErrorCode::TimedOut => 5,
@@ -82,13 +83,14 @@ pub struct Controller {
 }
 
 impl Controller {
-    fn call(&self, action: Action, wait: Millis) -> Result<Value, CommandError> {
+    /// Asks, and reads the body of the reply.
+    fn call<T: DeserializeOwned>(&self, action: Action, wait: Millis) -> Result<T, CommandError> {
         let caller = ControlClient::dial(&self.url).map_err(CommandError::Call)?;
         Self::ask(&caller, action, wait)
     }
 
     /// Asks. The id makes a request that is sent twice act once.
-    fn ask(caller: &ControlClient, action: Action, wait: Millis) -> Result<Value, CommandError> {
+    fn ask<T: DeserializeOwned>(caller: &ControlClient, action: Action, wait: Millis) -> Result<T, CommandError> {
         let within = ControlClient::TIMEOUT + Duration::from_millis(wait.0);
         let id = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
         match caller.call(&Request::new(id, action), within).map_err(CommandError::Call)? {
@@ -99,21 +101,17 @@ impl Controller {
                          forgotten; see `gaggled_controller events`"
                     );
                 }
-                match body {
-                    Some(body) => {
-                        serde_json::from_str(body.get()).map_err(|why| CommandError::Garbled(why.to_string()))
-                    }
-                    None => Ok(Value::Null),
-                }
+                let body = body.as_ref().map_or("null", |body| body.get());
+                serde_json::from_str(body).map_err(|why| CommandError::Garbled(why.to_string()))
             }
-            Reply { error: Some(error), .. } => Err(CommandError::StartError(error)),
+            Reply { error: Some(error), .. } => Err(CommandError::Refused(error)),
             Reply { .. } => Err(CommandError::Garbled("neither done nor refused".to_owned())),
         }
     }
 
     /// A command that has nothing to show but that it was done.
     pub fn change(&self, wait: Millis, action: Action) -> Result<(), CommandError> {
-        let body = self.call(action, wait)?;
+        let body: Value = self.call(action, wait)?;
         if self.json { self.show(&body) } else { Ok(()) }
     }
 
@@ -123,9 +121,9 @@ impl Controller {
         self.change(wait.unwrap_or_default(), action)
     }
 
-    fn show(&self, body: &Value) -> Result<(), CommandError> {
-        let text = if self.json { body.to_string() } else { format!("{body:#}") };
-        self.print(&text)
+    fn show(&self, body: &impl Serialize) -> Result<(), CommandError> {
+        let text = if self.json { serde_json::to_string(body) } else { serde_json::to_string_pretty(body) };
+        self.print(&text.map_err(|why| CommandError::Garbled(why.to_string()))?)
     }
 
     fn print(&self, text: &str) -> Result<(), CommandError> {

@@ -99,15 +99,15 @@ impl LoadedConfig {
             return Err(format!("{} {why}", path.display()));
         }
         let text = diagnostics::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
-        let describe_event = |found: &[Diagnostic]| {
+        let join_diagnostics = |found: &[Diagnostic]| {
             let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
             let lines: Vec<String> = errors.map(|finding| diagnostics::line(path, &text, finding)).collect();
             lines.join("\n")
         };
-        let parsed = Config::parse(&text).map_err(|found| describe_event(&found))?;
+        let parsed = Config::parse(&text).map_err(|found| join_diagnostics(&found))?;
         let place = ConfigSource { path: absolute(path), text: text.clone() };
         let (system, found) = Self::examine(parsed, place, ignore_interrupts, Some(state));
-        let wrong = describe_event(&found);
+        let wrong = join_diagnostics(&found);
         if wrong.is_empty() { Ok(system) } else { Err(wrong) }
     }
 
@@ -330,7 +330,7 @@ fn refuse_another(
         return Ok(());
     }
     Err(StartError::Here(format!(
-        "{} is the state of {}, and this is {}: give each system a directory of its own (gaggled.state), or, if the file was \
+        "{} is the state of {}, and this is {}: give each system a directory of its own (gaggled.state_directory), or, if the file was \
          renamed, start gaggled once with --take-state",
         directory.path().display(),
         before.path,

@@ -5,6 +5,9 @@ use crate::{
     journal::reader::{EventQuery, JournalReader},
 };
 use gaggled_core::control::Operator;
+use gaggled_core::protocol::EventsBody;
+use gaggled_core::protocol::WhyBody;
+use gaggled_core::protocol::WhyStep;
 use gaggled_core::{
     base::{
         ids::{EpochId, Position, Seq},
@@ -14,7 +17,6 @@ use gaggled_core::{
     protocol::{ErrorCode, PointInTime, ProgramView, Reply, ReplyError, View},
 };
 use globset::{Glob, GlobMatcher};
-use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{ControlActor, Dispatch, worker::JobResult};
@@ -28,42 +30,6 @@ pub(super) struct Filter {
     pub program: Option<GlobMatcher>,
     pub from: Option<WallTime>,
     pub until: Option<WallTime>,
-}
-
-#[derive(Serialize)]
-struct EventsBody {
-    epoch: EpochId,
-    /// Whether some of what was asked for is no longer kept, so that only a snapshot helps.
-    gap: bool,
-    /// The first event that is kept.
-    first: Seq,
-    /// The last event there is.
-    last: Seq,
-    #[serde(rename = "events")]
-    found: Vec<Box<RawValue>>,
-    /// What to ask for next, if there are more.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next: Option<Seq>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    next_epoch: Option<EpochId>,
-}
-
-#[derive(Serialize)]
-struct WhyBody<'a> {
-    program: &'a str,
-    state: ProgramView<'a>,
-    chains: Vec<Vec<WhyStep<'a>>>,
-}
-
-#[derive(Serialize)]
-struct WhyStep<'a> {
-    seq: Seq,
-    time: WallTime,
-    event: &'static str,
-    words: &'a str,
-    /// Where the chain ends, at its last link.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    origin: Option<String>,
 }
 
 impl ControlActor {
@@ -139,7 +105,7 @@ impl ControlActor {
             gap: after > last,
             first,
             last: last.seq,
-            found: Vec::new(),
+            events: Vec::new(),
             next: None,
             next_epoch: None,
         };
@@ -152,12 +118,12 @@ impl ControlActor {
             if !right {
                 continue;
             }
-            if answer.found.len() == limit {
+            if answer.events.len() == limit {
                 answer.next = position.seq.0.checked_sub(1).map(Seq);
                 answer.next_epoch = Some(position.epoch);
                 break;
             }
-            answer.found.extend(RawValue::from_string(entry.encode()).ok());
+            answer.events.extend(RawValue::from_string(entry.encode()).ok());
         }
         Reply::done(id, &answer)
     }
@@ -229,12 +195,15 @@ fn past_why(id: &str, reader: &JournalReader, name: &str, at: PointInTime) -> Re
     explain(id, View::at(&state, state.at).program(program), &chains)
 }
 
-fn explain(id: &str, state: ProgramView<'_>, chains: &[Vec<Link>]) -> Reply {
+fn explain(id: &str, view: ProgramView<'_>, chains: &[Vec<Link>]) -> Reply {
     let chains = chains.iter().map(|chain| links(chain)).collect();
-    Reply::done(id, &WhyBody { program: state.program, state, chains })
+    match serde_json::value::to_raw_value(&view) {
+        Ok(state) => Reply::done(id, &WhyBody { program: view.program.to_owned(), state, chains }),
+        Err(error) => Reply::refused(id, ErrorCode::Failed, format!("the state cannot be written as JSON: {error}")),
+    }
 }
 
-fn links(chain: &[Link]) -> Vec<WhyStep<'_>> {
+fn links(chain: &[Link]) -> Vec<WhyStep> {
     let last = chain.len().saturating_sub(1);
     let repeats = next_cause(chain).is_none();
     let origin = |link: &Link| match link.envelope.cause.event() {
@@ -247,8 +216,8 @@ fn links(chain: &[Link]) -> Vec<WhyStep<'_>> {
         .map(|(at, this)| WhyStep {
             seq: this.envelope.seq,
             time: this.envelope.time,
-            event: this.envelope.event.name(),
-            words: &this.words,
+            event: this.envelope.event.name().to_owned(),
+            words: this.words.clone(),
             origin: (at == last).then(|| origin(this)),
         })
         .collect()
@@ -277,7 +246,7 @@ fn archived_events(id: &str, reader: &JournalReader, wanted: &EventQuery, known:
         gap: found.gap && exact,
         first: found.first.seq,
         last: last.seq,
-        found: found.events.into_iter().filter_map(|text| RawValue::from_string(text).ok()).collect(),
+        events: found.events.into_iter().filter_map(|text| RawValue::from_string(text).ok()).collect(),
         next: more.then_some(found.end.seq),
         next_epoch: more.then_some(found.end.epoch),
     };

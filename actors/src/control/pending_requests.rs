@@ -4,17 +4,13 @@ use std::collections::BTreeMap;
 
 use actix::SpawnHandle;
 use gaggled_core::{
-    base::{
-        ids::{EpochId, Seq},
-        time::Instant,
-    },
+    base::time::Instant,
     control::{Progress, Wait, Waits},
     event::{Cause, Envelope},
     journal::Refusal,
-    protocol::{ErrorCode, Reply},
+    protocol::{CommandBody, ErrorCode, Reply},
     state::State,
 };
-use serde::Serialize;
 
 use super::ReplyFn;
 
@@ -30,16 +26,6 @@ pub(super) struct PendingRequest {
     pub replies: Vec<ReplyFn>,
 }
 
-/// The body of the reply to a command.
-#[derive(Serialize)]
-struct CommandBody<'a> {
-    epoch: EpochId,
-    seq: Seq,
-    programs: Vec<&'a str>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    groups: Vec<&'a str>,
-}
-
 impl PendingRequest {
     pub(super) fn new(id: &str, key: String, reply: ReplyFn) -> Self {
         Self { id: id.to_owned(), key, timeout: None, body: None, replies: vec![reply] }
@@ -51,9 +37,9 @@ impl PendingRequest {
         }
         let target = wait.and_then(Wait::target);
         let programs = target.into_iter().flat_map(|target| target.programs.keys());
-        let programs = programs.map(|id| &*state.graph.programs[*id].name).collect();
+        let programs = programs.map(|id| state.graph.programs[*id].name.to_string()).collect();
         let groups = target.into_iter().flat_map(|target| target.groups.keys());
-        let groups = groups.map(|id| &*state.graph.groups[*id].name).collect();
+        let groups = groups.map(|id| state.graph.groups[*id].name.to_string()).collect();
         Reply::done(&self.id, &CommandBody { epoch: state.epoch, seq: state.seq, programs, groups })
     }
 }

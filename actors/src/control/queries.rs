@@ -1,38 +1,15 @@
 //! The questions that change nothing, and their answers.
 
-use gaggled_core::control::Operator;
-use gaggled_core::protocol::Dump;
 use gaggled_core::{
-    base::ids::{EpochId, Seq},
-    protocol::{GroupView, Reply, ReplyError, View},
+    control::Operator,
+    protocol::{Dump, InfoBody, Reply, ReplyError, View},
     state::Phase,
 };
-use serde::Serialize;
 
 use super::ControlActor;
 
 /// The most programs on one page of a dump.
 const DUMP_PAGE: usize = 10_000;
-
-#[derive(Serialize)]
-struct InfoBody<'a> {
-    version: &'a str,
-    pid: u32,
-    /// The binary that runs.
-    binary: &'a str,
-    epoch: EpochId,
-    seq: Seq,
-    uptime_ms: u64,
-    programs: usize,
-    up: usize,
-    shutting_down: bool,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    groups: Vec<GroupView>,
-    eventurl: &'a str,
-    controlurl: &'a str,
-    /// The directory of the journal.
-    state: &'a str,
-}
 
 impl ControlActor {
     pub(super) fn dump(
@@ -51,9 +28,9 @@ impl ControlActor {
     pub(super) fn status(&self, id: &str) -> Reply {
         let up = self.state.running.iter().filter(|id| self.state.programs[**id].phase == Phase::Up).count();
         let status = InfoBody {
-            version: self.info.version,
+            version: self.info.version.to_owned(),
             pid: self.info.pid,
-            binary: &self.info.binary,
+            binary: self.info.binary.clone(),
             epoch: self.state.epoch,
             seq: self.state.seq,
             uptime_ms: self.clock.now().since(self.began).0,
@@ -61,9 +38,9 @@ impl ControlActor {
             up,
             shutting_down: self.state.shutdown.is_some(),
             groups: View::at(&self.state, self.clock.now()).groups(),
-            eventurl: &self.info.eventurl,
-            controlurl: &self.info.controlurl,
-            state: &self.info.state,
+            eventurl: self.info.eventurl.clone(),
+            controlurl: self.info.controlurl.clone(),
+            state_directory: self.info.state.clone(),
         };
         Reply::done(id, &status)
     }

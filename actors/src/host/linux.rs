@@ -27,7 +27,7 @@ use gaggled_core::{
     process::ExitStatus,
 };
 use nix::{
-    sys::resource::{Resource as NofileLimit, getrlimit, setrlimit},
+    sys::resource::{Resource, getrlimit, setrlimit},
     unistd::getppid,
 };
 
@@ -51,7 +51,7 @@ pub struct TakeoverState {
 
 impl std::fmt::Debug for TakeoverState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inheritance").field("survivors", &self.survivors).finish_non_exhaustive()
+        f.debug_struct("TakeoverState").field("survivors", &self.survivors).finish_non_exhaustive()
     }
 }
 
@@ -98,7 +98,7 @@ impl LinuxHost {
     /// the next life to hear of. A start that takes longer than `within` is not waited for.
     pub fn hand_over(&self, within: Duration) {
         let (reached, mark) = crossbeam_channel::bounded(1);
-        let _ = self.orders.send(SpawnRequest::Mark(reached));
+        let _ = self.orders.send(SpawnRequest::Barrier(reached));
         let _ = mark.recv_timeout(within);
         self.shared.hand_over();
     }
@@ -131,7 +131,7 @@ impl Host for LinuxHost {
                 let _ = self.orders.send(SpawnRequest::Start(program, instance));
             }
             HostCommand::RunStopCommand { program, instance } => {
-                let _ = self.orders.send(SpawnRequest::Undo(program, instance));
+                let _ = self.orders.send(SpawnRequest::UndoCommand(program, instance));
             }
             HostCommand::Probe { program, instance, kind: check } => {
                 self.shared.monitor(MonitorCommand::Check(program, instance, check));
@@ -157,9 +157,9 @@ pub const DESCRIPTORS_MIN: u64 = 64;
 /// Raises the limit of descriptors of this process to the most that it may have. Returns what it was, which is what
 /// programs get: some break when they may have more than 1,024.
 pub fn raise_descriptors() -> io::Result<Rlimit> {
-    let (soft, hard) = getrlimit(NofileLimit::RLIMIT_NOFILE)?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
-        setrlimit(NofileLimit::RLIMIT_NOFILE, hard, hard)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
     Ok(Rlimit { soft, hard })
 }

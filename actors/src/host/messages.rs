@@ -64,9 +64,9 @@ pub(crate) enum SpawnRequest {
     /// Start this run of a program.
     Start(ProgramId, InstanceId),
     /// Run the stop command of a program as the process of this run, which has ended.
-    Undo(ProgramId, InstanceId),
+    UndoCommand(ProgramId, InstanceId),
     /// Run the stop command of a program beside this run, whose main process has this id.
-    Help(ProgramId, InstanceId, i32),
+    StopCommand(ProgramId, InstanceId, i32),
     /// Run a command that checks a run of a program, and tell how it ends.
     Check {
         program: ProgramId,
@@ -78,7 +78,7 @@ pub(crate) enum SpawnRequest {
     /// Remove a pid file if it still names this process, and then report that it has ended.
     RemovePidFile { path: String, pid: i32, ended: HostReport },
     /// Say that everything before this has been done.
-    Mark(Sender<()>),
+    Barrier(Sender<()>),
 }
 
 /// A process that was started.

@@ -200,7 +200,7 @@ impl MonitorLoop {
         let (probe, timeout) = match (check, health) {
             (ProbeKind::Health, Some(health)) => (Some(health.probe.clone()), health.timeout),
             (ProbeKind::Ready | ProbeKind::Health, _) => {
-                (ready.as_ref().and_then(ReadinessProbe::probe), Health::READY_TIMEOUT)
+                (ready.as_ref().and_then(ReadinessProbe::probe), Health::PROBE_TIMEOUT)
             }
         };
         let Some(probe) = probe else { return };

@@ -37,7 +37,7 @@ pub enum StateError {
     },
     /// Another gaggled writes there.
     #[error(
-        "{path} is already in use by another gaggled{pid}: end that one, or give this one a directory of its own (gaggled.state)"
+        "{path} is already in use by another gaggled{pid}: end that one, or give this one a directory of its own (gaggled.state_directory)"
     )]
     InUse {
         /// The directory.
@@ -46,7 +46,7 @@ pub enum StateError {
         pid: String,
     },
     /// The system refuses.
-    #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state)")]
+    #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state_directory)")]
     Io {
         /// What was tried.
         path: String,
@@ -307,16 +307,18 @@ fn check_directory(path: &Path) -> Result<(), StateError> {
     let metadata =
         fs::symlink_metadata(path).map_err(|error| StateError::Io { path: path.display().to_string(), error })?;
     if metadata.is_symlink() {
-        return Err(wrong("is a symbolic link: give the directory itself (gaggled.state)"));
+        return Err(wrong("is a symbolic link: give the directory itself (gaggled.state_directory)"));
     }
     if !metadata.is_dir() {
-        return Err(wrong("is not a directory: move it away, or give another directory (gaggled.state)"));
+        return Err(wrong("is not a directory: move it away, or give another directory (gaggled.state_directory)"));
     }
     if metadata.uid() != geteuid().as_raw() {
-        return Err(wrong("belongs to another user: chown it, or give another directory (gaggled.state)"));
+        return Err(wrong("belongs to another user: chown it, or give another directory (gaggled.state_directory)"));
     }
     if metadata.permissions().mode() & 0o022 != 0 {
-        return Err(wrong("can be written by others: chmod 700 it, or give another directory (gaggled.state)"));
+        return Err(wrong(
+            "can be written by others: chmod 700 it, or give another directory (gaggled.state_directory)",
+        ));
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ pub struct JournalWriterHandle {
 
 impl std::fmt::Debug for JournalWriterHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("JournalFile").finish_non_exhaustive()
+        f.debug_struct("JournalWriterHandle").finish_non_exhaustive()
     }
 }
 

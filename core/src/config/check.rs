@@ -80,7 +80,7 @@ fn settings(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
         );
     }
     check_backoff("gaggled", settings.backoff, locator.find(&["gaggled", "backoff"]), found);
-    check_limit("gaggled", settings.start_limit, locator.find(&["gaggled", "limit"]), found);
+    check_limit("gaggled", settings.start_limit, locator.find(&["gaggled", "start_limit"]), found);
     if let Some(gate) = &settings.smtpgate {
         smtpgate(config, gate, locator, found);
     }
@@ -199,7 +199,7 @@ impl Checker<'_> {
         if let Some(backoff) = program.backoff {
             check_backoff(name, backoff, locator.find(&["programs", name, "backoff"]), found);
         }
-        check_limit(name, program.start_limit, locator.find(&["programs", name, "limit"]), found);
+        check_limit(name, program.start_limit, locator.find(&["programs", name, "start_limit"]), found);
         check_mode(name, program, locator, found);
         check_env(&["programs", name], name, &program.env, locator, found);
         sandbox::check(name, program, locator, found);
@@ -232,7 +232,7 @@ impl Checker<'_> {
                 }
                 Some(_) if until == Condition::Completed && !once => {
                     Diagnostic::error(format!("{needs} to complete, which is started again whenever it ends"))
-                        .help(format!("give \"{on}\" mode: Once, or remove until"))
+                        .help(format!("give \"{on}\" mode: Once, or remove condition"))
                 }
                 Some(_) if until == Condition::Completed && depends.propagate => {
                     Diagnostic::error(format!("{needs} to complete, so there is nothing to propagate when it is down"))
@@ -327,10 +327,14 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &SpanIndex, found: &
         error("retry", "is started again however it ends", "remove retry, or give it mode: Once");
     }
     if mode.is_gate() && program.start_limit.is_some() && !program.retry {
-        error("limit", "has a limit, but runs only once", "remove the limit, or the mode, or add retry: true");
+        error(
+            "start_limit",
+            "has a start limit, but runs only once",
+            "remove start_limit, or the mode, or add retry: true",
+        );
     }
     if mode == Mode::Test && program.stop_command.is_some() {
-        error("stop", "is a test that would have to be undone", "give it mode: Wait, or remove stop");
+        error("stop_command", "is a test that would have to be undone", "give it mode: Wait, or remove stop_command");
     }
     if program.leaves.is_some() && matches!(mode, Mode::Respawn | Mode::Test) {
         error("leaves", "is of a mode of which nothing is kept", "remove leaves, or give it mode: Once or Wait");
@@ -340,7 +344,11 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &SpanIndex, found: &
         error("start_timeout", "is ready as soon as it runs, so nothing is waited for", help);
     }
     if program.success_exit_codes.iter().any(|code| !(0..=255).contains(code)) {
-        error("success", "has an exit code for success that no program exits with", "write codes from 0 to 255");
+        error(
+            "success_exit_codes",
+            "has an exit code for success that no program exits with",
+            "write codes from 0 to 255",
+        );
     }
 }
 
@@ -354,12 +362,12 @@ fn check_backoff(whose: &str, backoff: Backoff, at: Option<Range<usize>>, found:
 
 fn check_limit(whose: &str, limit: Option<StartLimit>, at: Option<Range<usize>>, found: &mut Vec<Diagnostic>) {
     let Some(limit) = limit else { return };
-    let error = |what: &str, help: String| Diagnostic::error(format!("limit of \"{whose}\" {what}")).help(help);
+    let error = |what: &str, help: String| Diagnostic::error(format!("start_limit of \"{whose}\" {what}")).help(help);
     if !(1..=StartLimit::MAX_BURST).contains(&limit.burst) {
-        let help = format!("write starts: 1 to {}, or remove the limit", StartLimit::MAX_BURST);
+        let help = format!("write burst: 1 to {}, or remove start_limit", StartLimit::MAX_BURST);
         found.push(error(&format!("allows {} starts", limit.burst), help).at(at));
     } else if limit.interval.0 == 0 || limit.retry_after.is_some_and(|retry| retry.0 == 0) {
-        found.push(error("has a time of 0", "write for instance within: \"1m\"".to_owned()).at(at));
+        found.push(error("has a time of 0", "write for instance interval: \"1m\"".to_owned()).at(at));
     }
 }
 

@@ -48,7 +48,7 @@ const MISTAKES: &[(&str, &str)] = &[
     (r#"(programs: {"a": (command: "x", mode: Test, stop_command: "y")})"#, "is a test that would have to be undone"),
     (
         r#"(programs: {"a": (command: "x", mode: Wait, start_limit: (burst: 1, interval: 1))})"#,
-        "has a limit, but runs only once",
+        "has a start limit, but runs only once",
     ),
     (r#"(programs: {"a": (command: "x", success_exit_codes: [256])})"#, "exit code for success"),
     (r#"(programs: {"a": (command: "x", nice: 20)})"#, "niceness"),
@@ -183,4 +183,23 @@ fn several_mistakes_are_reported_at_once_each_in_its_place() {
     let found = Config::parse(text).expect_err("it is wrong");
     let places: Vec<&str> = found.iter().map(|found| &text[found.span.clone().expect("a place")]).collect();
     assert_eq!(places, ["\"nosuch\"", "\"b\""]);
+}
+
+/// What is wrong with a field is shown at that field, and the cure names it as the file does.
+#[test]
+fn a_mistake_in_a_field_is_shown_there() {
+    for (field, value, mode) in [
+        ("start_limit", "(burst: 0, interval: \"1m\")", "Once"),
+        ("start_limit", "(burst: 1, interval: 1)", "Wait"),
+        ("stop_command", "\"true\"", "Test"),
+        ("success_exit_codes", "[999]", "Once"),
+    ] {
+        let text = format!("(programs: {{\"a\": (command: \"x\", mode: {mode}, {field}: {value}, group: \"g\")}})");
+        let found = Config::parse(&text).expect_err("it is wrong");
+        let place = |found: &Diagnostic| found.span.clone().map(|span| text[span].to_owned()).unwrap_or_default();
+        assert!(found.iter().any(|found| place(found).starts_with(field)), "{text}\n{found:#?}");
+    }
+    let text = "(gaggled: (start_limit: (burst: 0, interval: 1)))";
+    let found = Config::parse(text).expect_err("it is wrong");
+    assert_eq!(&text[found[0].span.clone().expect("a place")], "start_limit");
 }

@@ -73,14 +73,14 @@ pub struct Health {
 
 impl Health {
     /// How long it may take to answer whether it is ready.
-    pub const READY_TIMEOUT: Millis = Millis(5000);
+    pub const PROBE_TIMEOUT: Millis = Millis(5000);
 
     fn interval() -> Millis {
         Millis(10_000)
     }
 
     fn timeout() -> Millis {
-        Self::READY_TIMEOUT
+        Self::PROBE_TIMEOUT
     }
 
     fn failure_threshold() -> u32 {

@@ -1,8 +1,8 @@
-//! The rules of one dependency `of -> on`: when it is open, and what a fall of `on` means for `of`.
+//! The rules of one dependency: when it is satisfied, and when its dependent restarts because the program went down.
 //!
-//! It is open while `on` has been up, or ready, for the delay, in one instance, and no stop of it is pending; or, if it waits
-//! for that, while `on` has run to its end and is not to run again. If it
-//! propagates, each fall of `on` is followed by exactly one restart of `of`.
+//! It is satisfied while the program that it is on has been up, or ready, for the delay, in one instance, and no stop of
+//! that is pending; or, with `condition: Completed`, while that has run to its end and is not to run again. If it
+//! propagates, each time that the program goes down its dependent restarts exactly once.
 
 use crate::{
     base::{
@@ -55,16 +55,9 @@ impl DependencyMachine {
     }
 
     fn own_event(&mut self, event: &DependencyEvent) {
-        match event {
-            DependencyEvent::Satisfied { instance } => {
-                self.state.satisfied = Some(*instance);
-                self.pending_proposal = false;
-            }
-            DependencyEvent::Broken => {
-                self.state.satisfied = None;
-                self.pending_proposal = false;
-            }
-            DependencyEvent::RestartTriggered { down_event, .. } => self.state.last_down_event = Some(*down_event),
+        self.state.apply(event);
+        if matches!(event, DependencyEvent::Satisfied { .. } | DependencyEvent::Broken) {
+            self.pending_proposal = false;
         }
     }
 
@@ -73,7 +66,7 @@ impl DependencyMachine {
         if self.pending_proposal {
             return;
         }
-        match (self.state.satisfied, self.satisfied_at()) {
+        match (self.state.satisfied, self.dependency.satisfies_at(&self.definition)) {
             (None, Some(at)) if at > now => out.set_timer(Timer::DependencyDelay, at),
             (None, Some(_)) => {
                 let instance = self.dependency.instance;
@@ -94,10 +87,6 @@ impl DependencyMachine {
                 out.propose(Event::Dependency(self.id, due), cause.clone());
             }
         }
-    }
-
-    fn satisfied_at(&self) -> Option<Instant> {
-        Some(self.dependency.satisfied_since(self.definition.condition)? + self.definition.delay)
     }
 
     fn propose(&mut self, event: DependencyEvent, cause: Cause, out: &mut Outputs) {

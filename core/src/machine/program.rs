@@ -5,8 +5,8 @@
 //! - **start** when a start is pending, no operator has stopped it, every dependency is satisfied, and the space between starts
 //!   is over;
 //! - **stop** when it is leaving or everything is; an operator's stop, a change of level and a shutdown let the
-//!   dependents go first, but for no longer than half of the killwait. What a program has done that has ended is stopped
-//!   by `in_stop_command` it.
+//!   dependents go first, but for no longer than half of the killwait. What a program has done that has ended is undone
+//!   by running its stop command.
 
 use std::collections::BTreeSet;
 

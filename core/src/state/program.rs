@@ -7,10 +7,12 @@
 //!      +-------------------+-----------------+--------------------------+
 //! ```
 //!
-//! A program whose end leaves something that stands, a mounted disk for instance, goes from Up to Done instead, and from
+//! A program whose end leaves something that stands, a mounted disk for instance, goes from Up to `ActiveExited` instead, and from
 //! there by Stopping, while its stop command undoes that, to Down.
 
 mod apply;
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,10 +22,22 @@ use crate::{
         time::Instant,
     },
     event::{ProgramEvent, StopReason},
-    graph::{Condition, Policy},
+    graph::{Condition, Dependency, Policy},
     host::probe::UnhealthyReason,
     process::{ExitStatus, SpawnStage, StartTime},
 };
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Down => "down",
+            Self::Starting => "starting",
+            Self::Up => "up",
+            Self::Stopping => "stopping",
+            Self::ActiveExited => "active_exited",
+        })
+    }
+}
 
 /// Where an instance is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -208,6 +222,11 @@ impl ProgramState {
             Condition::Ready => self.ready_since.filter(|_| self.is_running_and_wanted()),
             Condition::Completed => self.is_completed().then_some(self.phase_since),
         }
+    }
+
+    /// When it satisfies, or will satisfy, a dependency on it: after the delay. `None` while it does not.
+    pub fn satisfies_at(&self, dependency: &Dependency) -> Option<Instant> {
+        Some(self.satisfied_since(dependency.condition)? + dependency.delay)
     }
 
     /// Whether it is up and ready, and no stop of it is pending.

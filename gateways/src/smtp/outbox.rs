@@ -186,7 +186,7 @@ impl DeliveryWorker {
         let limited = async { tokio::time::timeout(self.timeout, send).await };
         match self.runtime.block_on(limited) {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(DeliveryError { last: is_final(&error), why: describe_event(&error) }),
+            Ok(Err(error)) => Err(DeliveryError { last: is_final(&error), why: describe_smtp_error(&error) }),
             Err(_) => {
                 let why = format!("the server took longer than {} s", self.timeout.as_secs_f32());
                 Err(DeliveryError { last: false, why })
@@ -209,7 +209,7 @@ fn is_final(error: &Error) -> bool {
     error.is_permanent() && !login
 }
 
-fn describe_event(error: &Error) -> String {
+fn describe_smtp_error(error: &Error) -> String {
     let mut words = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

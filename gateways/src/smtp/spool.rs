@@ -26,7 +26,7 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Error)]
 pub enum SpoolError {
     /// The system refuses.
-    #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state)")]
+    #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state_directory)")]
     Io {
         /// The file.
         path: String,

@@ -117,7 +117,7 @@ enum Command {
         /// How many of the last lines
         #[arg(short = 'n', long, value_name = "COUNT", default_value_t = 20)]
         lines: usize,
-        /// Only lines from this time on: 14:03:07, 10m ago; for logs with rotate: (stamp: true)
+        /// Only lines from this time on: 14:03:07, 10m ago; for logs with rotate: (timestamps: true)
         #[arg(long, value_name = "TIME", value_parser = time_args::parse)]
         since: Option<PointInTime>,
         /// Go on with what is added

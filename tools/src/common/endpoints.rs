@@ -72,7 +72,7 @@ pub fn state_directory(settings: &Settings) -> Result<PathBuf, String> {
     let set = |name: &str| std::env::var_os(name).filter(|path| !path.is_empty()).map(PathBuf::from);
     let base = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
     base.map(|base| base.join("gaggled"))
-        .ok_or_else(|| "neither XDG_STATE_HOME nor HOME is set: set one, or give gaggled.state".to_owned())
+        .ok_or_else(|| "neither XDG_STATE_HOME nor HOME is set: set one, or give gaggled.state_directory".to_owned())
 }
 
 impl EndpointArgs {

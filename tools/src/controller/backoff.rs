@@ -23,7 +23,7 @@ pub fn body(state: &State, id: ProgramId, wait: Option<u64>) -> Value {
 }
 
 /// The same for people.
-pub fn describe_event(state: &State, id: ProgramId, wait: Option<u64>) -> String {
+pub fn describe(state: &State, id: ProgramId, wait: Option<u64>) -> String {
     let (policy, program) = (&state.graph.programs[id], &state.programs[id]);
     let backoff = policy.backoff;
     let mut lines = vec![format!(

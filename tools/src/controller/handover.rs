@@ -1,5 +1,6 @@
 //! Another configuration, another version.
 
+use gaggled_core::protocol::InfoBody;
 use std::path::{Path, PathBuf};
 
 use gaggled_core::{
@@ -28,9 +29,9 @@ impl Controller {
     /// Goes on as another version.
     pub fn upgrade(&self, binary: Option<PathBuf>, timeout: Millis) -> Result<(), CommandError> {
         let body = self.renew(Action::Upgrade { binary: binary.map(|binary| absolute(&binary)) }, timeout)?;
-        let after = self.call(Action::Status, Millis(0))?;
-        let (wanted, is) = (body["to"].as_str().unwrap_or_default(), after["version"].as_str().unwrap_or_default());
-        if wanted != is || body["binary"] != after["binary"] {
+        let after: InfoBody = self.call(Action::Status, Millis(0))?;
+        let (wanted, is) = (body["to"].as_str().unwrap_or_default(), after.version);
+        if wanted != is || body["binary"] != after.binary {
             let why = format!("gaggled {wanted} did not come up, and gaggled {is} goes on");
             return Err(CommandError::refused(ErrorCode::Failed, why));
         }
@@ -40,8 +41,8 @@ impl Controller {
     /// Asks for another life, and waits until it answers: what this one has no time to answer is sent again to the next.
     fn renew(&self, action: Action, timeout: Millis) -> Result<Value, CommandError> {
         let caller = ControlClient::dial(&self.url).map_err(CommandError::Call)?;
-        let body = Self::ask(&caller, action, timeout)?;
-        match body["controlurl"].as_str().filter(|url| *url != self.url) {
+        let body: Value = Self::ask(&caller, action, timeout)?;
+        let _: InfoBody = match body["controlurl"].as_str().filter(|url| *url != self.url) {
             Some(url) => {
                 Self::ask(&ControlClient::dial_whenever(url).map_err(CommandError::Call)?, Action::Status, timeout)?
             }

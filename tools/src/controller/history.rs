@@ -1,43 +1,34 @@
-//! What was.
+//! Commands that query the journal.
 
 use gaggled_core::{
-    base::{
-        ids::{EpochId, Seq},
-        time::{Millis, WallTime},
-    },
-    protocol::{Action, PointInTime},
+    base::{ids::Seq, time::Millis},
+    protocol::{Action, EventsBody, PointInTime, WhyBody},
 };
 use gaggled_gateways::client::ControlClient;
 use serde_json::Value;
 
-use super::{CommandError, Controller};
+use super::{CommandError, Controller, state_format::Row};
 use crate::common::event_format;
 
 impl Controller {
     /// Prints why a program is as it is, or was.
     pub fn why(&self, program: String, at: Option<PointInTime>) -> Result<(), CommandError> {
-        let body = self.call(Action::Why { program, at }, Millis(0))?;
+        let body: WhyBody = self.call(Action::Why { program, at }, Millis(0))?;
         if self.json {
             return self.show(&body);
         }
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let (phase, reason) = (text(&body["state"]["phase"]), text(&body["state"]["reason"]));
-        let reason = if reason.is_empty() { reason } else { format!(": {reason}") };
+        let state: Row =
+            serde_json::from_str(body.state.get()).map_err(|why| CommandError::Garbled(why.to_string()))?;
+        let reason = if state.reason.is_empty() { String::new() } else { format!(": {}", state.reason) };
         let is = if at.is_some() { "was" } else { "is" };
-        let mut lines = vec![format!("{} {is} {phase}{reason}", text(&body["program"]))];
-        for (number, chain) in body["chains"].as_array().into_iter().flatten().enumerate() {
+        let mut lines = vec![format!("{} {is} {}{reason}", body.program, state.phase)];
+        for (number, chain) in body.chains.iter().enumerate() {
             lines.push(if number == 0 { String::new() } else { "\nbefore that".to_owned() });
-            for (depth, link) in chain.as_array().into_iter().flatten().enumerate() {
+            for (depth, step) in chain.iter().enumerate() {
                 let because = if depth == 0 { "" } else { "because " };
-                let time: Option<jiff::Timestamp> = link["time"].as_str().and_then(|time| time.parse().ok());
-                let wall = WallTime(time.map_or(0, jiff::Timestamp::as_microsecond));
-                let time = event_format::date_time(wall);
-                lines.push(format!(
-                    "  {time} {:>6}  {because}{}",
-                    link["seq"].as_u64().unwrap_or_default(),
-                    text(&link["words"])
-                ));
-                if let Some(origin) = link["origin"].as_str() {
+                let time = event_format::date_time(step.time);
+                lines.push(format!("  {time} {:>6}  {because}{}", step.seq.0, step.words));
+                if let Some(origin) = &step.origin {
                     lines.push(format!("  {:>30}  and {origin}", ""));
                 }
             }
@@ -66,15 +57,17 @@ impl Controller {
         let mut epoch = None;
         loop {
             let action = Action::Events { epoch, since: after, limit: None, program: program.clone(), from, until };
-            let body = Self::ask(&caller, action, Millis(0))?;
-            for event in body["events"].as_array().into_iter().flatten() {
+            let body: EventsBody = Self::ask(&caller, action, Millis(0))?;
+            for event in &body.events {
+                let text = event.get();
+                let event: Value = serde_json::from_str(text).map_err(|why| CommandError::Garbled(why.to_string()))?;
                 if event["seq"].as_u64() > Some(last) {
                     return Ok(());
                 }
-                self.print(&if self.json { event.to_string() } else { event_format::raw_line(event) })?;
+                self.print(&if self.json { text.to_owned() } else { event_format::raw_line(&event) })?;
             }
-            match body["next"].as_u64() {
-                Some(next) => (after, epoch) = (Seq(next), body["next_epoch"].as_u64().map(EpochId)),
+            match body.next {
+                Some(next) => (after, epoch) = (next, body.next_epoch),
                 None => return Ok(()),
             }
         }

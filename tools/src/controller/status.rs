@@ -1,10 +1,10 @@
-//! What is now.
+//! Commands that show the current state.
 
 use std::{io::IsTerminal, path::Path};
 
 use gaggled_core::{
     base::time::Millis,
-    protocol::{Action, ErrorCode, GroupView, PointInTime},
+    protocol::{Action, ErrorCode, InfoBody, PointInTime},
     state::State,
 };
 use gaggled_gateways::client::ControlClient;
@@ -23,11 +23,11 @@ impl Controller {
     pub fn dump(&self, programs: &[String], tree: bool, at: Option<PointInTime>) -> Result<(), CommandError> {
         let caller = ControlClient::dial(&self.url).map_err(CommandError::Call)?;
         let page = |from| Action::Dump { programs: programs.to_vec(), from, limit: None, at };
-        let mut body = Self::ask(&caller, page(0), Millis(0))?;
+        let mut body: Value = Self::ask(&caller, page(0), Millis(0))?;
         // What does not fit on one page is put together here.
         while let Some(from) = body["next"].as_u64() {
             let from = usize::try_from(from).map_err(|why| CommandError::Garbled(why.to_string()))?;
-            let mut more = Self::ask(&caller, page(from), Millis(0))?;
+            let mut more: Value = Self::ask(&caller, page(from), Millis(0))?;
             for list in ["programs", "dependencies"] {
                 let more = more[list].as_array_mut().map(std::mem::take).unwrap_or_default();
                 body[list].as_array_mut().into_iter().for_each(|all| all.extend(more.iter().cloned()));
@@ -50,32 +50,31 @@ impl Controller {
 
     /// Prints the whole state.
     pub fn snapshot(&self) -> Result<(), CommandError> {
-        self.show(&self.call(Action::Snapshot, Millis(0))?)
+        self.show(&self.call::<Value>(Action::Snapshot, Millis(0))?)
     }
 
     /// Prints what gaggled itself is and does.
     pub fn status(&self) -> Result<(), CommandError> {
-        let body = self.call(Action::Status, Millis(0))?;
+        let info: InfoBody = self.call(Action::Status, Millis(0))?;
         if self.json {
-            return self.show(&body);
+            return self.show(&info);
         }
-        let uptime = Millis(body["uptime_ms"].as_u64().unwrap_or(0));
-        let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
-        let ending = if body["shutting_down"] == Value::Bool(true) { ", shutting down" } else { "" };
-        let groups: Vec<GroupView> = serde_json::from_value(body["groups"].clone()).unwrap_or_default();
-        let groups = if groups.is_empty() { String::new() } else { format!("{}\n", state_format::groups(&groups)) };
+        let uptime = Millis(info.uptime_ms);
+        let ending = if info.shutting_down { ", shutting down" } else { "" };
+        let groups =
+            if info.groups.is_empty() { String::new() } else { format!("{}\n", state_format::groups(&info.groups)) };
+        let InfoBody { version, pid, up, programs, seq, epoch, eventurl, controlurl, .. } = &info;
         self.print(&format!(
-            "gaggled {} with pid {} has run for {uptime}{ending}\n{} of {} programs are up\n{groups}last event {} of epoch {}\nevents  {}\ncontrol {}",
-            text("version"), body["pid"], body["up"], body["programs"], body["seq"], body["epoch"], text("eventurl"), text("controlurl"),
+            "gaggled {version} with pid {pid} has run for {uptime}{ending}\n{up} of {programs} programs are up\n{groups}\
+             last event {seq} of epoch {epoch}\nevents  {eventurl}\ncontrol {controlurl}"
         ))
     }
 
     /// Prints how the starts of a program are spaced.
     pub fn backoff(&self, program: &str) -> Result<(), CommandError> {
         let page = Action::Dump { programs: vec![program.to_owned()], from: 0, limit: None, at: None };
-        let now = self.call(page, Millis(0))?;
-        let state = self.call(Action::Snapshot, Millis(0))?;
-        let state: State = understood(state)?;
+        let now: Value = self.call(page, Millis(0))?;
+        let state: State = self.call(Action::Snapshot, Millis(0))?;
         let Some(id) = state.graph.names().get(program).copied() else {
             return Err(no_such(program));
         };
@@ -83,7 +82,7 @@ impl Controller {
         if self.json {
             return self.show(&backoff::body(&state, id, wait));
         }
-        self.print(&backoff::describe_event(&state, id, wait))
+        self.print(&backoff::describe(&state, id, wait))
     }
 
     /// Prints what a program has written.
@@ -98,7 +97,7 @@ impl Controller {
             let why = "a log is text, and has no JSON: leave --json out".to_owned();
             return Err(CommandError::refused(ErrorCode::BadRequest, why));
         }
-        let status = self.call(Action::Status, Millis(0))?;
+        let info: InfoBody = self.call(Action::Status, Millis(0))?;
         let since = match since {
             Some(PointInTime::Seq(_)) => {
                 let why = "a log knows times and no numbers of events".to_owned();
@@ -107,7 +106,7 @@ impl Controller {
             Some(PointInTime::Time(time)) => Some(time),
             None => None,
         };
-        let state = Path::new(status["state"].as_str().unwrap_or_default());
+        let state = Path::new(&info.state_directory);
         let outlets = logger::list(state).map_err(|error| {
             CommandError::refused(
                 ErrorCode::Failed,

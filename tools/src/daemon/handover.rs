@@ -105,7 +105,7 @@ impl HandoverManager {
         if system.config.gaggled.state_directory != self.config.gaggled.state_directory {
             // The next gaggled would not find what this one has written.
             return Err(failed(format!(
-                "{path}: gaggled.state cannot be changed while gaggled runs: shut it down first"
+                "{path}: gaggled.state_directory cannot be changed while gaggled runs: shut it down first"
             )));
         }
         Ok((Plan::new(&self.config, &system.config, state), system))

@@ -63,7 +63,7 @@ const STARTS_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct SubreaperLink {
     pub pipe: File,
     pub recorder: File,
-    letter: File,
+    handoff_file: File,
     /// The sockets that the life before has kept; taken once.
     stash: Stash,
     /// What the life before has written, if there was one under this subreaper.
@@ -76,15 +76,22 @@ impl SubreaperLink {
     /// Takes what the subreaper gives.
     pub(super) fn new(position: InheritedFds) -> io::Result<Self> {
         let open = |fd: i32, write| OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{fd}"));
-        let letter = open(position.letter, true)?;
+        let handoff_file = open(position.handoff_file, true)?;
         let pipe = open(position.pipe, false)?;
         nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         let [into, out_of] = position.stash.map(host::inherited);
         let stash = into.zip(out_of).map_or_else(Stash::default, |(into, out_of)| Stash::new(into, out_of));
-        let before = if position.again { HandoffFile::read(&letter).ok() } else { None };
+        let before = if position.again { HandoffFile::read(&handoff_file).ok() } else { None };
         // A daemon that died before it was ever well has left nothing.
         let before = before.filter(|before| !before.state.is_empty());
-        Ok(Self { pipe, recorder: open(position.recorder, true)?, letter, stash, before, binary: position.binary })
+        Ok(Self {
+            pipe,
+            recorder: open(position.recorder, true)?,
+            handoff_file,
+            stash,
+            before,
+            binary: position.binary,
+        })
     }
 
     /// It ends for good.
@@ -92,9 +99,9 @@ impl SubreaperLink {
         self.write(&HandoffFile { status: DaemonStatus::Exiting, ..self.before.clone().unwrap_or_default() });
     }
 
-    fn write(&self, letter: &HandoffFile) {
+    fn write(&self, handoff_file: &HandoffFile) {
         // Memory that cannot be written costs the next life its head start, and nothing else.
-        let _ = letter.write(&self.letter);
+        let _ = handoff_file.write(&self.handoff_file);
     }
 }
 
@@ -142,7 +149,7 @@ impl Startup<'_> {
         let clock = Clock::real();
         let taken = self.take_over(clock)?;
         let (running, ending) = self.begin(clock, taken).map_err(|error| error.to_string())?;
-        running.stand(DaemonStatus::Running, "");
+        running.publish_status(DaemonStatus::Running, "");
         let end = ending.await.map_err(|_| "the journal ended early".to_owned())?;
         Ok(running.end(end).await)
     }
@@ -159,7 +166,7 @@ impl Startup<'_> {
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;
         let (system, mut subreaper) = (self.system, self.subreaper.take());
         let stash = subreaper.as_mut().map(|subreaper| std::mem::take(&mut subreaper.stash)).unwrap_or_default();
-        let health = HealthSlot::default();
+        let health = JournalStatusSlot::default();
         let path = self.directory.path().to_owned();
         let journaled = WriterInit { head: head.clone(), state: state.clone(), opening: committed.1.clone() };
         let restorer = Restorer::new(&path, &system.log_routes);
@@ -248,7 +255,7 @@ impl Startup<'_> {
 }
 
 impl RunningDaemon {
-    fn stand(&self, status: DaemonStatus, binary: &str) {
+    fn publish_status(&self, status: DaemonStatus, binary: &str) {
         if let Some(subreaper) = &self.subreaper {
             let (state, identity, binary) = (self.place.clone(), self.identity.clone(), binary.to_owned());
             subreaper.write(&HandoffFile { state, binary, status, identity });
@@ -263,7 +270,7 @@ impl RunningDaemon {
                 self.cgroups.iter().for_each(|own| host::cgroup::remove_directory(own));
                 // Nothing is left that could speak.
                 let _ = fs::remove_dir_all(&self.notify_directory);
-                self.stand(DaemonStatus::Exiting, "");
+                self.publish_status(DaemonStatus::Exiting, "");
                 DaemonExit::Stopped { survivors, essential_exit }
             }
             LastEvent::HandedOver(to) => {
@@ -271,7 +278,7 @@ impl RunningDaemon {
                 self.actors.machines.flush().await;
                 let _ = self.actors.journal.send(Flush).await;
                 let binary = self.renewer.next_binary().filter(|_| to == Handover::Upgrade).unwrap_or_default();
-                self.stand(DaemonStatus::HandingOver, &binary);
+                self.publish_status(DaemonStatus::HandingOver, &binary);
                 DaemonExit::HandedOver(to)
             }
         };
@@ -287,7 +294,7 @@ impl RunningDaemon {
 
 /// Where the thread of the journal reports its status: reports before the actors run are kept.
 #[derive(Clone, Default)]
-struct HealthSlot(Arc<Mutex<Hearing>>);
+struct JournalStatusSlot(Arc<Mutex<Hearing>>);
 
 #[derive(Default)]
 struct Hearing {
@@ -295,7 +302,7 @@ struct Hearing {
     kept: Vec<SystemEvent>,
 }
 
-impl HealthSlot {
+impl JournalStatusSlot {
     fn hearing(&self) -> MutexGuard<'_, Hearing> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -47,8 +47,8 @@ pub struct InheritedFds {
     pub pipe: i32,
     /// The memory of the flight recorder.
     pub recorder: i32,
-    /// The memory of the letter that one life leaves for the next.
-    pub letter: i32,
+    /// The memory of the `handoff_file` that one life leaves for the next.
+    pub handoff_file: i32,
     /// The ends of the stash: where sockets are put, and where they are taken from.
     pub stash: [i32; 2],
     /// Whether there was a life before this one, under the same subreaper.
@@ -67,10 +67,10 @@ impl FromStr for InheritedFds {
         let numbers: Vec<i32> =
             numbers.iter().map(|number| number.parse()).collect::<Result<_, _>>().map_err(|_| wrong())?;
         match numbers.as_slice() {
-            [pipe, recorder, letter, into, out_of, again] => Ok(Self {
+            [pipe, recorder, handoff_file, into, out_of, again] => Ok(Self {
                 pipe: *pipe,
                 recorder: *recorder,
-                letter: *letter,
+                handoff_file: *handoff_file,
                 stash: [*into, *out_of],
                 again: *again != 0,
                 binary: binary.concat().into(),
@@ -117,7 +117,7 @@ impl DaemonStatus {
 }
 
 impl HandoffFile {
-    /// Reads the letter in this memory file.
+    /// Reads the `handoff_file` in this memory file.
     pub fn read(file: &File) -> io::Result<Self> {
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
         file.read_exact_at(&mut bytes, 0)?;
@@ -198,7 +198,7 @@ struct Subreaper {
     tell: File,
     hear: OwnedFd,
     recorder: File,
-    letter: File,
+    handoff_file: File,
     /// A pair of sockets; what is in its queue outlives the daemon.
     stash: (OwnedFd, OwnedFd),
     /// The binary that is run, and the one before it while it is not known to be well.
@@ -223,16 +223,16 @@ impl Subreaper {
         fcntl(&tell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         fcntl(&hear, FcntlArg::F_SETFD(FdFlag::empty()))?;
         let memory = |name| memfd_create(name, MFdFlags::empty()).map(File::from);
-        let letter = memory(c"gaggled letter")?;
+        let handoff_file = memory(c"gaggled letter")?;
         let again = resume.is_some();
-        HandoffFile { state: resume.unwrap_or_default(), ..HandoffFile::default() }.write(&letter)?;
+        HandoffFile { state: resume.unwrap_or_default(), ..HandoffFile::default() }.write(&handoff_file)?;
         Ok(Self {
             arguments,
             signals,
             tell: tell.into(),
             hear,
             recorder: memory(c"gaggled recorder")?,
-            letter,
+            handoff_file,
             stash: socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::empty())?,
             binary: Binary { file: File::open("/proc/self/exe")?, path: std::env::current_exe()? },
             fallback_binary: None,
@@ -271,7 +271,7 @@ impl Subreaper {
     /// The daemon has lived for a while. A new binary that has not come up by then is not going to: it is killed, and the
     /// one before follows. It was asked before whether it can go on, and may hang all the same.
     fn stabilize(&mut self) {
-        if self.letter().status == DaemonStatus::Running {
+        if self.handoff_file().status == DaemonStatus::Running {
             self.deaths = 0;
             self.fallback_binary = None;
             return;
@@ -283,9 +283,9 @@ impl Subreaper {
         alarm::set(STABLE_AFTER);
     }
 
-    /// The letter; one that cannot be read says nothing.
-    fn letter(&self) -> HandoffFile {
-        HandoffFile::read(&self.letter).unwrap_or_default()
+    /// The `handoff_file`; one that cannot be read says nothing.
+    fn handoff_file(&self) -> HandoffFile {
+        HandoffFile::read(&self.handoff_file).unwrap_or_default()
     }
 
     /// Starts the daemon; if the machine has no process for it, a little later.
@@ -304,7 +304,7 @@ impl Subreaper {
     fn spawn(&mut self) -> io::Result<()> {
         alarm::set(STABLE_AFTER);
         let (into, out_of) = &self.stash;
-        let given = [self.hear.as_fd(), self.recorder.as_fd(), self.letter.as_fd(), into.as_fd(), out_of.as_fd()];
+        let given = [self.hear.as_fd(), self.recorder.as_fd(), self.handoff_file.as_fd(), into.as_fd(), out_of.as_fd()];
         let given = given.map(|descriptor| descriptor.as_raw_fd());
         let position = given.into_iter().chain([i32::from(self.again)]);
         let numbers = position.map(|number| number.to_string()).collect::<Vec<_>>().join(":");
@@ -342,15 +342,15 @@ impl Subreaper {
     /// The daemon has ended: for good, or to be started again.
     fn daemon_ended(&mut self, ended: ExitStatus) -> Option<ExitCode> {
         self.daemon = None;
-        let letter = self.letter();
-        let start_kind = letter.status == DaemonStatus::StartKind;
+        let handoff_file = self.handoff_file();
+        let start_kind = handoff_file.status == DaemonStatus::StartKind;
         // One that ended by itself before it was ever well has said why. One that was killed has not, and programs of a
         // subreaper before this one may run on, so another follows. And one that cannot even begin does not keep gaggled
         // from ending.
         let killed = matches!(ended, ExitStatus::Signal(_) | ExitStatus::Core(_));
-        let over = letter.state.is_empty() && !killed
+        let over = handoff_file.state.is_empty() && !killed
             || start_kind && self.stop_signal.is_some() && self.deaths > MAX_FAST_RESTARTS;
-        if letter.status == DaemonStatus::Exiting || over {
+        if handoff_file.status == DaemonStatus::Exiting || over {
             return Some(code(ended));
         }
         if start_kind {
@@ -358,14 +358,14 @@ impl Subreaper {
             if let Some(fallback_binary) = self.fallback_binary.take() {
                 self.binary = fallback_binary;
             }
-        } else if let Ok(next) = Binary::open(letter.binary.clone().into()) {
+        } else if let Ok(next) = Binary::open(handoff_file.binary.clone().into()) {
             self.fallback_binary = Some(std::mem::replace(&mut self.binary, next));
         }
         let (was_well, handed_over) =
-            (letter.status == DaemonStatus::Running, letter.status == DaemonStatus::HandingOver);
-        let next = HandoffFile { binary: String::new(), status: DaemonStatus::StartKind, ..letter };
-        // Memory that cannot be written has the old letter, which is as good.
-        let _ = next.write(&self.letter);
+            (handoff_file.status == DaemonStatus::Running, handoff_file.status == DaemonStatus::HandingOver);
+        let next = HandoffFile { binary: String::new(), status: DaemonStatus::StartKind, ..handoff_file };
+        // Memory that cannot be written has the old handoff_file, which is as good.
+        let _ = next.write(&self.handoff_file);
         self.deaths += u32::from(!handed_over);
         if self.deaths <= MAX_FAST_RESTARTS {
             self.start();

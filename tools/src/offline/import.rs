@@ -23,7 +23,7 @@ mod plone;
 mod procfile;
 mod supervisord;
 
-pub use self::{clusterit::describe_event as cluster_in_words, original::import as import_original};
+pub use self::{clusterit::describe_errors as cluster_in_words, original::import as import_original};
 
 /// The program that a file is for.
 #[derive(Clone, Copy, Debug, ValueEnum)]

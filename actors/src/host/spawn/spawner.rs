@@ -110,8 +110,8 @@ impl Spawner {
         for order in orders {
             match order {
                 SpawnRequest::Start(program, instance) => self.run_as(program, instance, ChildKind::Command),
-                SpawnRequest::Undo(program, instance) => self.run_as(program, instance, ChildKind::Stop),
-                SpawnRequest::Help(program, instance, main) => {
+                SpawnRequest::UndoCommand(program, instance) => self.run_as(program, instance, ChildKind::Stop),
+                SpawnRequest::StopCommand(program, instance, main) => {
                     match self.start(program, instance, ChildKind::Help(main)) {
                         Ok(started) => self.shared.register_helper(started.pid, program, instance),
                         Err(_) => self.shared.no_helper(program, instance),
@@ -122,7 +122,7 @@ impl Spawner {
                     pid_file::remove(&path, pid);
                     self.shared.tell(ended.program, ended.instance, ended.event);
                 }
-                SpawnRequest::Mark(reached) => drop(reached.send(())),
+                SpawnRequest::Barrier(reached) => drop(reached.send(())),
             }
         }
     }

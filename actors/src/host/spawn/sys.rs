@@ -206,7 +206,7 @@ pub fn spawn(plan: &SpawnPlan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result
     if failed_errno != 0 {
         // SAFETY: as above.
         let stage = unsafe { ptr::read_volatile(&raw const child.failed_stage) };
-        queue_cgroup_removal(made);
+        reap_failed_child(made);
         return Err(SpawnError { stage, errno: failed_errno });
     }
     pid.store(made, Ordering::SeqCst);
@@ -353,7 +353,7 @@ fn restore_signals(mask: &libc::sigset_t) {
 }
 
 /// Reaps the child of a failed start.
-fn queue_cgroup_removal(pid: i32) {
+fn reap_failed_child(pid: i32) {
     // SAFETY: no memory is passed.
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
 }

@@ -60,7 +60,7 @@ pub(crate) struct ProcessTracker {
 
 impl std::fmt::Debug for ProcessTracker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("table", &self.table).finish_non_exhaustive()
+        f.debug_struct("ProcessTracker").field("table", &self.table).finish_non_exhaustive()
     }
 }
 
@@ -188,7 +188,7 @@ impl ProcessTracker {
         }
         let is_there = process.ended.is_none() || process.lives(pid);
         if self.programs[program].has_stop && is_there {
-            self.order(SpawnRequest::Help(program, instance, pid));
+            self.order(SpawnRequest::StopCommand(program, instance, pid));
             return;
         }
         self.terminate(&mut table, pid);

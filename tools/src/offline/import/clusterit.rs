@@ -8,7 +8,7 @@ use super::{Imported, read};
 
 /// Reads a cluster file.
 pub fn import(path: &Path) -> Result<Imported, String> {
-    let (hosts, sets) = node_sets::config_of_cluster(&read(path)?).map_err(|wrong| describe_event(path, wrong))?;
+    let (hosts, sets) = node_sets::config_of_cluster(&read(path)?).map_err(|wrong| describe_errors(path, wrong))?;
     let mut imported = Imported::default();
     imported.config.hosts = hosts;
     imported.config.nodes = OrderedMap(sets);
@@ -16,7 +16,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
 }
 
 /// What is wrong, a line each.
-pub fn describe_event(path: &Path, wrong: Vec<node_sets::DeclarationError<usize>>) -> String {
+pub fn describe_errors(path: &Path, wrong: Vec<node_sets::DeclarationError<usize>>) -> String {
     let line = |wrong: node_sets::DeclarationError<usize>| {
         format!("{}:{}: {}: {}", path.display(), wrong.place, wrong.message, wrong.help)
     };
