@@ -117,7 +117,7 @@ pub enum HandoverRequest {
 pub struct HandoverPrepared {
     /// What is to be told.
     pub body: serde_json::Value,
-    /// What the next life is to begin for; everything that it needs has been left for it.
+    /// What the next daemon is to begin for; everything that it needs has been left for it.
     pub handover: Option<Handover>,
 }
 
@@ -157,14 +157,14 @@ pub struct ControlActor {
     names: gaggled_core::protocol::ProgramIndex,
     history: History,
     clock: Clock,
-    /// When this life of the daemon began.
+    /// When this daemon began.
     began: Instant,
     journal: Addr<JournalActor>,
     pending: PendingRequests,
     reply_gate: ReplyGate,
     /// The commands that were answered last, by who gave them and their id.
     answered: VecDeque<(String, Reply)>,
-    /// What commands have done in the lives before this one: they act once, too.
+    /// What commands have done in the previous daemons: they act once, too.
     taken: BTreeSet<CommandKey>,
     /// Commands that go without an id of their own are numbered.
     commands: u64,
@@ -225,7 +225,7 @@ impl ControlActor {
 
     fn ask(&mut self, ControlRequest { peer, request, answer }: ControlRequest, ctx: &mut Context<Self>) {
         if self.state.handover.is_some() {
-            // The next life will be asked: the client's socket sends again what was not answered when this one has gone.
+            // The next daemon will be asked: the client's socket sends again what was not answered when this one has gone.
             return std::mem::forget(answer);
         }
         let Request { id, action, .. } = request;
@@ -284,7 +284,7 @@ impl ControlActor {
         let before = events.len();
         events.retain(|event| !self.taken.contains(&CommandKey::new(&peer.who, id, event, &self.state.graph)));
         if events.len() < before {
-            // The answer was lost with the life before; what has been done is done, or under way.
+            // The answer was lost with the previous daemon; what has been done is done, or under way.
             target = target.map(|target| target.after(&self.state, |_| true));
         }
         self.commands += 1;

@@ -56,7 +56,7 @@ impl<P: Unpin + 'static> Actor for HostActor<P> {
     }
 }
 
-/// Carry out what was asked for, and leave everything else to the next life.
+/// Carry out what was asked for, and leave everything else to the next daemon.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct HandOver(pub Duration);

@@ -34,14 +34,14 @@ use crate::{
 /// What a follower hears.
 #[derive(Clone, Debug)]
 pub enum FollowEvent {
-    /// The state as a whole: at first, when gaggled has begun a new life, and when events were lost for good.
+    /// The state as a whole: at first, when another daemon has started, and when events were lost for good.
     Synchronised {
         /// Whether events were missed that are no longer kept.
         missed: bool,
     },
     /// An event, which the mirror has already applied, and its text.
     Event(Box<Envelope>, String),
-    /// An event of an earlier life of gaggled, about programs that there are no longer.
+    /// An event of an earlier daemon of gaggled, about programs that there are no longer.
     Past(String),
     /// Nothing was heard of gaggled for some heartbeats.
     Silent,
@@ -56,7 +56,7 @@ pub enum FollowEvent {
 /// The last event that is known already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartPosition {
-    /// The life of gaggled that it belongs to; whichever it is if this is not known.
+    /// The epoch that it belongs to; any if it is not known.
     pub epoch: Option<EpochId>,
     /// Its number.
     pub seq: Seq,
@@ -267,7 +267,7 @@ impl Follower {
                 let before =
                     self.mirror.state().map(|state| StartPosition { epoch: Some(state.epoch), seq: state.seq });
                 let missed = before.is_some_and(|before| before.epoch == Some(state.epoch));
-                // What the lives between have left is told as well.
+                // Events of the daemons between are told as well.
                 let since = self.since.take().or(before.filter(|_| !missed));
                 let complete = since.is_none_or(|since| self.replay_missed(since, &state));
                 if self.unanswered {

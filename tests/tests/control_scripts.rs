@@ -1,5 +1,5 @@
 //! Control scripts that put daemons into the background and return: scenarios P11, P12 and P14, and what is made of them by
-//! hand. What they leave lives on until it is undone, whoever is killed meanwhile.
+//! hand. What they leave survives until it is undone, whoever is killed meanwhile.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 

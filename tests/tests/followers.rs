@@ -190,9 +190,8 @@ fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
     // The server is down. The mail is written, the gate dies, and gaggled dies too.
     daemon.kill("p0", Signal::SIGKILL);
     daemon.wait_down("p0", 1);
-    daemon.wait_outside("a mail in the spool", || {
-        gate.spool()["mails"].as_array().is_some_and(|mails| mails.len() == 1)
-    });
+    daemon
+        .wait_outside("a mail in the spool", || gate.spool()["mails"].as_array().is_some_and(|mails| mails.len() == 1));
     gate.kill();
     daemon.kill_daemon();
     // What happens while there is no gate is told as well.
@@ -216,7 +215,6 @@ fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
     let third = server.take(After::Take, &mut gate);
     assert!(third.contains("p2 is down"), "{third}");
     let last = daemon.state().seq.0;
-    daemon
-        .wait_outside("the gate to have heard everything", || gate.spool()["position"]["seq"].as_u64() >= Some(last));
+    daemon.wait_outside("the gate to have heard everything", || gate.spool()["position"]["seq"].as_u64() >= Some(last));
     daemon.wait_outside("an empty spool", || gate.spool()["mails"].as_array().is_some_and(Vec::is_empty));
 }

@@ -185,7 +185,7 @@ fn a_program_that_falls_silent_is_replaced() {
     wait_ready(&mut daemon, "a", 2);
 }
 
-/// Finding M4, test 36: gaggled, or the whole machine, stands still, and what was said meanwhile counts.
+/// Gaggled, or the whole machine, stands still, and what was said meanwhile counts.
 #[test]
 fn a_stall_of_gaggled_makes_nobody_silent() {
     let mut daemon = Daemon::new(&puppet("a", "alive 200", "ready: Notify, watchdog: \"3s\""));
@@ -201,7 +201,7 @@ fn a_stall_of_gaggled_makes_nobody_silent() {
     assert!(!daemon.timeline().contains("silent"), "{}", daemon.timeline());
 }
 
-/// Finding H2: nobody can take the address of a program while gaggled is away, and what is said then is heard.
+/// Nobody can take the address of a program while gaggled is away, and what is said then is heard.
 #[test]
 fn what_is_said_while_the_daemon_is_dead_is_heard() {
     let mut daemon = Daemon::new(&format!(

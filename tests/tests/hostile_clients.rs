@@ -31,7 +31,6 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Finding M5, test 54.
 #[test]
 fn a_configuration_that_others_can_write_is_refused() {
     if !is_root() {
@@ -66,7 +65,6 @@ fn a_configuration_that_others_can_write_is_refused() {
     refused(&home.join("link.ron"), "is reached by a symbolic link that a user other than root can replace");
 }
 
-/// Finding L2.
 #[test]
 fn a_request_that_is_too_long_is_answered() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),");
@@ -86,7 +84,6 @@ fn a_request_that_is_too_long_is_answered() {
     assert_eq!(output.status.code(), Some(2), "{}", said(&output));
 }
 
-/// Finding L3, test 14.
 #[test]
 fn small_limits_degrade_and_do_not_kill() {
     let site = Arc::new(directory());
@@ -115,7 +112,7 @@ fn small_limits_degrade_and_do_not_kill() {
     assert!(said(&output).contains("needs at least 64 descriptors, and may have 32"), "{}", said(&output));
 }
 
-/// Finding L4; and programs have the limit of descriptors that gaggled had, not the one that it has given itself.
+/// Programs have the limit of descriptors that gaggled had, not the one that it has given itself.
 #[test]
 fn what_changes_any_program_does_not_reach_programs_of_other_users() {
     if !is_root() {
@@ -211,7 +208,7 @@ fn users_and_groups_may_do_what_access_says() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// Finding H3: one user cannot take the connections of others, and starts go on.
+/// One user cannot take the connections of others, and starts go on.
 #[test]
 fn one_user_cannot_take_all_connections() {
     if !is_root() {
@@ -259,7 +256,7 @@ fn one_user_cannot_take_all_connections() {
     let _ = attacker.wait();
 }
 
-/// Finding M3: a wish that may be forgotten is not promised.
+/// A wish that may be forgotten is not promised.
 #[test]
 fn a_wish_that_cannot_be_written_is_not_promised() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),");

@@ -97,7 +97,6 @@ fn failed_stages(daemon: &Daemon) -> BTreeMap<String, SpawnStage> {
     failed.collect()
 }
 
-/// Finding C1.
 #[test]
 fn a_directory_that_is_replaced_by_a_link_makes_no_file_elsewhere() {
     let Some(site) = Site::new() else { return };
@@ -158,7 +157,6 @@ fn directories_that_others_can_change_are_warned_of() {
     assert!(!words.contains("of program \"c\""), "{words}");
 }
 
-/// Findings H1 and M6.
 #[test]
 fn a_fifo_in_the_place_of_a_log_holds_up_nobody() {
     let Some(site) = Site::new() else { return };
@@ -225,7 +223,7 @@ impl Drop for Racer {
     }
 }
 
-/// Findings C1, C2, H1, M6, L5 and L6: ten thousand tries.
+/// Ten thousand tries.
 #[test]
 fn ten_thousand_races_against_links_fifos_and_hard_links_leave_everything_outside_alone() {
     let Some(site) = Site::new() else { return };

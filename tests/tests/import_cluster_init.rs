@@ -241,7 +241,7 @@ fn c13_what_is_not_there_is_said() {
     assert!(lines(&directory, "out").is_empty());
 }
 
-/// Newcomers' finding 22: `why` tells that the group fell back, and which program was the cause.
+/// `why` tells that the group fell back, and which program was the cause.
 #[test]
 fn why_tells_that_a_group_fell_back_and_because_of_which_program() {
     let mut daemon = gaggled_tests::harness::Daemon::new(

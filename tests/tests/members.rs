@@ -50,7 +50,6 @@ fn stop_took(daemon: &Daemon, program: &str) -> u64 {
     at(|event| matches!(event, ProgramEvent::Exited { .. })).expect("it has ended") - stopping
 }
 
-/// Finding B 4.
 #[test]
 fn what_has_a_session_of_its_own_is_asked_to_end_and_has_its_time() {
     let clean =
@@ -86,7 +85,6 @@ fn what_has_a_session_of_its_own_and_stays_is_killed_when_its_time_is_over() {
     daemon.wait_outside("everything to be gone", move || count(&word) == 0);
 }
 
-/// Finding B 5.
 #[test]
 fn what_a_stop_command_leaves_is_asked_to_end_at_once() {
     let word = unique(4712);
@@ -103,7 +101,7 @@ fn what_a_stop_command_leaves_is_asked_to_end_at_once() {
     assert_eq!(count(&word), 0);
 }
 
-/// Finding B 2: after both were killed nothing tells of what has lost its parent.
+/// After both were killed nothing tells of what has lost its parent.
 #[test]
 fn what_has_a_session_of_its_own_goes_with_its_program_also_after_both_were_killed() {
     for how in ["down", "kill", "shutdown"] {
@@ -132,7 +130,7 @@ fn what_has_a_session_of_its_own_goes_with_its_program_also_after_both_were_kill
     }
 }
 
-/// Finding B 1: the daemon is taken for what it is, whoever was killed while its command ran.
+/// The daemon is taken for what it is, whoever was killed while its command ran.
 #[test]
 fn a_daemon_whose_command_was_not_seen_to_end_runs_once() {
     for forks_before in [true, false] {
@@ -159,7 +157,6 @@ fn a_daemon_whose_command_was_not_seen_to_end_runs_once() {
     }
 }
 
-/// Finding B 11.
 #[test]
 fn a_check_ends_with_its_time_its_run_and_gaggled() {
     let word = unique(4715);

@@ -251,7 +251,7 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
     );
     daemon.wait_down("migrate", 1);
     let reason = daemon.dump()["app"]["reason"].as_str().expect("a reason").to_owned();
-    assert_eq!(reason, "waiting for migrate, which has failed (exited with code 1): ask it up");
+    assert_eq!(reason, "waiting for migrate, which has failed (exited with code 1): start it");
     let hopeless = daemon.tool("gaggled_controller", &["up", "app"]);
     assert_eq!(hopeless.status.code(), Some(1));
     assert!(

@@ -104,7 +104,6 @@ fn programs_do_not_notice_the_death_of_the_daemon() {
     daemon.verify();
 }
 
-/// Finding M2.
 #[test]
 fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
     let mut daemon = Daemon::new(

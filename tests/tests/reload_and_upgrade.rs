@@ -143,7 +143,7 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     daemon.kill_daemon();
     assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.daemon_pid())).expect("it runs"), next);
 
-    // Finding B 3: the one that stands where it was started from is taken, also when the running one was moved aside.
+    // The one that stands where it was started from is taken, also when the running one was moved aside.
     fs::rename(&next, next.with_extension("old")).expect("it can be moved");
     fs::copy(binary("gaggled"), &next).expect("a copy");
     let daemon_pid = daemon.daemon_pid();
@@ -181,7 +181,6 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     daemon.verify();
 }
 
-/// Finding M1.
 #[test]
 fn a_new_version_that_hangs_is_killed_and_the_old_one_goes_on() {
     let mut daemon = Daemon::new(&sleeper("a", ""));

@@ -78,7 +78,7 @@ fn must_be_untouched(daemon: &Daemon, before: &[Value]) {
     daemon.verify();
 }
 
-/// Finding H4: removed, and then everything that could begin from nothing.
+/// Removed, and then everything that could begin from nothing.
 #[test]
 fn a_state_directory_that_is_removed_is_made_anew_from_memory() {
     let mut daemon = start();
@@ -183,7 +183,7 @@ fn a_daemon_that_dies_with_its_state_directory_is_followed_by_one_that_knows_its
     assert!(Path::new(&daemon.journal()).join("identity").exists());
 }
 
-/// Newcomers' finding 23: two systems on one machine do not share what operators wanted.
+/// Two systems on one machine do not share what operators wanted.
 #[test]
 fn the_state_of_another_configuration_is_taken_only_when_that_is_asked_for() {
     let mut daemon = start();

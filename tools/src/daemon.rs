@@ -181,7 +181,7 @@ impl LoadedConfig {
     }
 }
 
-/// Runs until everything has stopped, or another life follows.
+/// Runs until everything has stopped, or another daemon follows.
 pub fn run(options: &Options) -> ExitCode {
     let _ = nix::sys::prctl::set_name(c"gaggled");
     if options.ignore_interrupts {
@@ -202,7 +202,7 @@ pub fn run(options: &Options) -> ExitCode {
     }
 }
 
-/// Why a life cannot begin.
+/// Why a daemon cannot start.
 enum StartError {
     /// The configuration cannot be used, as has been said.
     Configuration,
@@ -216,7 +216,7 @@ impl<E: std::fmt::Display> From<E> for StartError {
     }
 }
 
-/// Begins a life and lives it; the exit status, and, if this process is to take the place of its subreaper, the directory
+/// Starts the daemon and runs it; the exit status, and, if this process is to take the place of its subreaper, the directory
 /// of the journal.
 fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     let parent = nix::unistd::getppid();
@@ -225,7 +225,7 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     let (system, directory, fallback_directory_reason, recovered) = if let Some(before) = before {
         let (system, directory, recovered) = resume(before, options)?;
         if let Some((_, State { unkillable: Some(survivors), essential_exit, .. })) = &recovered.last {
-            // Everything had stopped, and the life before has died with that on its lips.
+            // Everything had stopped, and the previous daemon has died with that on its lips.
             subreaper.iter().for_each(SubreaperLink::end);
             return Ok((stopped(*survivors, *essential_exit), None));
         }
@@ -251,7 +251,7 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     let sockets =
         [&system.urls.control, &system.urls.event].map(|url| Url::parse(url, &system.config.gaggled.insecure));
     let place = directory.path().display().to_string();
-    let life = Startup {
+    let startup = Startup {
         system: &system,
         directory,
         fallback_directory_reason,
@@ -259,7 +259,7 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
         subreaper,
         channels: Some(channels),
     };
-    let ended = actix::System::new().block_on(life.live())?;
+    let ended = actix::System::new().block_on(startup.run())?;
     // The contexts of the server belong to threads of nng that end with the process.
     std::mem::forget(server);
     Ok(match ended {
@@ -298,7 +298,7 @@ fn status_of(essential_exit: ExitStatus) -> u8 {
     }
 }
 
-/// Goes on with the configuration that the life before has left, or, if that is lost, with that of the command line.
+/// Goes on with the configuration that the previous daemon has left, or, if that is lost, with that of the command line.
 fn resume(
     before: &HandoffFile,
     options: &Options,

@@ -24,7 +24,7 @@ pub(super) type Job = Box<dyn FnOnce(&str) -> JobResult + Send>;
 /// What came of a job.
 pub(super) enum JobResult {
     Reply(Reply),
-    /// Everything has been left for the next life, which is to begin for this; and what is then answered.
+    /// Everything has been left for the next daemon, which is to begin for this; and what is then answered.
     Handover(Handover, serde_json::Value),
 }
 

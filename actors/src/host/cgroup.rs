@@ -28,7 +28,7 @@ mod directory;
 
 pub use self::directory::{CgroupError, check, own_directory, prepare, remove_directory, try_settings};
 
-/// How long the kernel may take to end what was killed. What takes longer is left to the next life.
+/// How long the kernel may take to end what was killed. What takes longer is left to the next daemon.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The cgroup of one run.

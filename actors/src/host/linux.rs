@@ -31,7 +31,7 @@ use nix::{
     unistd::getppid,
 };
 
-/// What a life of the daemon has from the one before and from its subreaper.
+/// What a run of the daemon has from the one before and from its subreaper.
 pub struct TakeoverState {
     /// The sockets that were kept.
     pub stash: Stash,
@@ -95,7 +95,7 @@ impl LinuxHost {
     }
 
     /// Carries out what was asked for so far, and then leaves everything as it is: whatever ends from now on is left for
-    /// the next life to hear of. A start that takes longer than `within` is not waited for.
+    /// the next daemon to hear of. A start that takes longer than `within` is not waited for.
     pub fn hand_over(&self, within: Duration) {
         let (reached, mark) = crossbeam_channel::bounded(1);
         let _ = self.orders.send(SpawnRequest::Barrier(reached));

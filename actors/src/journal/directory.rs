@@ -1,4 +1,4 @@
-//! The directory that the journal lies in: whether it is safe, whether it is ours, and what the last life has left.
+//! The directory that the journal lies in: whether it is safe, whether it is ours, and what the last daemon has left.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -87,12 +87,12 @@ pub enum Origin {
     Lost,
 }
 
-/// What the lives before have left.
+/// What the previous daemons have left.
 #[derive(Debug, Default)]
 pub struct RecoveredState {
     /// The head of the last segment and the state at its end.
     pub last: Option<(SegmentHeader, State)>,
-    /// A configuration that the life before has left for this one.
+    /// A configuration that the previous daemon has left for this one.
     pub next_config: Option<ConfigSource>,
     /// The last events.
     pub entries: Vec<LoggedEvent>,
@@ -103,7 +103,7 @@ pub struct RecoveredState {
 /// A segment by its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentFile {
-    /// The life of the daemon that wrote it.
+    /// The run of the daemon that wrote it.
     pub epoch: EpochId,
     /// The last event before its first.
     pub after: Seq,
@@ -141,7 +141,7 @@ impl StateDirectory {
         &self.path
     }
 
-    /// Reads what the lives before have left. What is damaged is put aside, and what stood before the damage is taken.
+    /// Reads what the previous daemons have left. What is damaged is put aside, and what stood before the damage is taken.
     pub fn recover(&self, history: usize) -> Result<RecoveredState, StateError> {
         let mut remains = RecoveredState::default();
         let segments = segments(&self.path);

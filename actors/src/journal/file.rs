@@ -81,7 +81,7 @@ impl JournalWriterHandle {
         })
     }
 
-    /// Leaves a configuration to the next life of the daemon.
+    /// Leaves a configuration to the next run of the daemon.
     pub fn stage_config(&self, config: ConfigSource) -> Result<(), String> {
         self.entries.try_send(WriterCommand::Config(config)).map_err(|_| "too many events wait for the disk".to_owned())
     }

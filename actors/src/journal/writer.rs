@@ -62,7 +62,7 @@ pub(super) struct Writer {
     /// What is to be written, and how many events it holds.
     buffer: Vec<u8>,
     buffered: u64,
-    /// What is left to the next life.
+    /// What is left to the next daemon.
     config: Option<ConfigSource>,
     /// Whether events were lost on the way to this thread, so that a snapshot has to follow.
     behind: Arc<AtomicBool>,
@@ -266,7 +266,7 @@ impl Writer {
         }
     }
 
-    /// Begins a segment with a snapshot, and with the opening of a life if that begins with it: whole or not at all.
+    /// Begins a segment with a snapshot, and with the first events of a daemon if it is its first: whole or not at all.
     fn begin(&mut self, opening: &[Envelope]) {
         self.retry_at = None;
         self.head.lost_events = self.missed;
@@ -294,7 +294,7 @@ impl Writer {
         }
     }
 
-    /// The configuration that is left to the next life, if there is one.
+    /// The configuration that is left to the next daemon, if there is one.
     fn config_frame(&self) -> Vec<u8> {
         let mut frame = Vec::new();
         if let Some(body) = self.config.as_ref().and_then(|config| serde_json::to_vec(config).ok()) {

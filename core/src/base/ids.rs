@@ -67,7 +67,7 @@ pub enum ActorId {
     Shutdown,
 }
 
-/// The place of an event among those of all lives of the daemon.
+/// The place of an event among those of all runs of the daemon.
 ///
 /// The number alone would do, but for the last events before a crash that never reached the disk: their numbers are
 /// given again in the next epoch.

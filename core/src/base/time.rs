@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A monotonic instant: microseconds on the machine's own clock, which is the same for every life of the daemon within
+/// A monotonic instant: microseconds on the machine's own clock, which is the same for every run of the daemon within
 /// one boot, and means nothing in another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

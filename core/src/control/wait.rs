@@ -93,37 +93,45 @@ impl Wait {
         }
     }
 
-    /// How far it has come, after an event of this program, or, without one, whatever has happened.
-    pub fn look(&mut self, changed: Option<ProgramId>, state: &State) -> Progress {
+    /// How far it has come, whatever has happened.
+    pub fn look(&mut self, state: &State) -> Progress {
+        let Some(target) = self.target.clone().filter(|_| !self.is_uncommitted()) else { return self.progress() };
+        let programs = target.programs.keys().map(|program| self.look_at_program(*program, state)).collect::<Vec<_>>();
+        let groups = target.groups.keys().map(|group| self.look_at_group(*group, state));
+        let failed = programs.into_iter().chain(groups).find(|progress| matches!(progress, Progress::Failed(_)));
+        failed.unwrap_or_else(|| self.progress())
+    }
+
+    /// How far it has come, after an event of one of its programs.
+    pub fn look_at_program(&mut self, program: ProgramId, state: &State) -> Progress {
         if self.is_uncommitted() {
             return Progress::Pending;
         }
-        let candidates: Vec<ProgramId> = changed.map_or_else(|| self.programs.iter().copied().collect(), |id| vec![id]);
-        for program in candidates {
-            match self.program_done(program, state) {
-                Ok(false) => drop(self.programs.insert(program)),
-                Ok(true) => drop(self.programs.remove(&program)),
-                Err(why) => return Progress::Failed(why),
-            }
+        // A program that was there may have left again while the others were waited for.
+        match self.program_done(program, state) {
+            Ok(false) => drop(self.programs.insert(program)),
+            Ok(true) => drop(self.programs.remove(&program)),
+            Err(why) => return Progress::Failed(why),
         }
-        if changed.is_none() || self.programs.is_empty() { self.look_at_groups(state) } else { Progress::Pending }
+        self.progress()
     }
 
     /// How far it has come, after an event of one of its groups.
-    pub fn look_at_groups(&mut self, state: &State) -> Progress {
+    pub fn look_at_group(&mut self, group: GroupId, state: &State) -> Progress {
         if self.is_uncommitted() {
             return Progress::Pending;
         }
-        let all: Vec<GroupId> = self.target.iter().flat_map(|target| target.groups.keys().copied()).collect();
-        for group in all {
-            // A group that was there may have left again while the others were waited for.
-            match self.group_done(group, state) {
-                Ok(true) => drop(self.groups.remove(&group)),
-                Ok(false) => drop(self.groups.insert(group)),
-                Err(why) => return Progress::Failed(why),
-            }
+        match self.group_done(group, state) {
+            Ok(false) => drop(self.groups.insert(group)),
+            Ok(true) => drop(self.groups.remove(&group)),
+            Err(why) => return Progress::Failed(why),
         }
-        if self.programs.is_empty() && self.groups.is_empty() { Progress::Done } else { Progress::Pending }
+        self.progress()
+    }
+
+    fn progress(&self) -> Progress {
+        let is_done = !self.is_uncommitted() && self.programs.is_empty() && self.groups.is_empty();
+        if is_done { Progress::Done } else { Progress::Pending }
     }
 
     /// Why it is not done, in words, when its time is over.

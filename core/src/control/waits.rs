@@ -56,7 +56,7 @@ impl Waits {
         for group in wait.groups() {
             self.by_group.entry(*group).or_default().insert(number);
         }
-        let progress = wait.look(None, state);
+        let progress = wait.look(state);
         self.by_number.insert(number, wait);
         (number, progress)
     }
@@ -78,14 +78,14 @@ impl Waits {
             let accepted: Vec<u64> = self.uncommitted.iter().copied().filter(is_last).collect();
             for number in accepted {
                 self.uncommitted.remove(&number);
-                look(&mut self.by_number, number, &|wait| wait.look(None, state));
+                look(&mut self.by_number, number, &|wait| wait.look(state));
             }
         }
         if envelope.event == Event::System(SystemEvent::ShutdownStarted) {
             // Nothing is started any more, which is no event of what is waited for.
             let all: Vec<u64> = self.by_number.keys().copied().collect();
             for number in all {
-                look(&mut self.by_number, number, &|wait| wait.look(None, state));
+                look(&mut self.by_number, number, &|wait| wait.look(state));
             }
         }
         let group = match &envelope.event {
@@ -93,12 +93,15 @@ impl Waits {
             Event::Program(program, _) => state.graph.programs[*program].group,
             Event::Dependency(..) | Event::System(_) => None,
         };
-        for number in group.and_then(|group| self.by_group.get(&group)).into_iter().flatten() {
-            look(&mut self.by_number, *number, &|wait| wait.look_at_groups(state));
+        if let Some(group) = group {
+            for number in self.by_group.get(&group).into_iter().flatten() {
+                look(&mut self.by_number, *number, &|wait| wait.look_at_group(group, state));
+            }
         }
-        let subject = state.graph.subject(&envelope.event);
-        for number in subject.and_then(|program| self.by_program.get(&program)).into_iter().flatten() {
-            look(&mut self.by_number, *number, &|wait| wait.look(subject, state));
+        if let Some(program) = state.graph.subject(&envelope.event) {
+            for number in self.by_program.get(&program).into_iter().flatten() {
+                look(&mut self.by_number, *number, &|wait| wait.look_at_program(program, state));
+            }
         }
         settled.into_iter().collect()
     }

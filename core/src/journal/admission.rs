@@ -63,7 +63,7 @@ impl State {
             ProgramEvent::Unhealthy { instance, .. } if program.pending_stop.is_none() => {
                 is_in(program, *instance, &[Phase::Up])
             }
-            // That a program was adopted is committed only when a life of the daemon begins, without being asked for.
+            // That a program was adopted is committed only when a run of the daemon begins, without being asked for.
             ProgramEvent::StopCommandFailed { .. }
             | ProgramEvent::Daemonized { .. }
             | ProgramEvent::Ready { .. }
@@ -114,7 +114,7 @@ impl State {
         waits.next().is_some()
     }
 
-    /// What its group does not have at its level cannot be asked up.
+    /// What its group does not have at its level cannot be started.
     fn refuse_at_level(&self, id: ProgramId) -> Result<(), Refusal> {
         let policy = &self.graph.programs[id];
         let Some(group) = policy.group else { return Ok(()) };

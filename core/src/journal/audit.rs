@@ -1,12 +1,12 @@
 //! What must be true of every journal, told from its events alone and not with the rules that are being checked.
 //!
 //! The simulator checks every run with it, and `gaggled journal verify` a journal from real life. A program is known here
-//! by what its events say; the folded state is looked at only where a life of the daemon begins.
+//! by what its events say; the folded state is looked at only where a run of the daemon begins.
 //!
 //! | | |
 //! |---|---|
 //! | I1 | the numbers of events rise by one |
-//! | I2 | each life of the daemon begins where the one before has ended on the disk |
+//! | I2 | each run of the daemon begins where the one before has ended on the disk |
 //! | I7 | a program starts only while each dependency has been up, in one instance, for its delay |
 //! | I8 | nothing starts after the shutdown began, nor while an operator wants it down |
 //! | I9 | a fall of a program is not followed by more than one restart for each dependency on it that propagates |
@@ -95,7 +95,7 @@ pub struct JournalAudit {
     /// Which programs were due to restart, by which event.
     pub restarts: Vec<(ProgramId, Seq)>,
     shutdown: Option<Instant>,
-    /// When each life of the daemon but the first began.
+    /// When each run of the daemon but the first began.
     pub openings: Vec<Instant>,
     /// The end of an essential program.
     doomed: Option<(Seq, Instant)>,
@@ -165,7 +165,7 @@ impl JournalAudit {
         &self.programs[id]
     }
 
-    /// A segment, or a life of the daemon, begins with this state, and says that so many events before it were missed.
+    /// A segment, or a run of the daemon, begins with this state, and says that so many events before it were missed.
     pub fn begin(&mut self, start: &State, missed: u64) {
         let position = Position { epoch: start.epoch, seq: start.seq };
         let goes_on = self.last.is_some_and(|last| last.epoch == start.epoch && position.seq <= last.seq);

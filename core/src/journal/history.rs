@@ -40,7 +40,7 @@ impl LoggedEvent {
         named.then(|| CommandKey::new(who, command, &self.envelope.event, &self.graph))
     }
 
-    /// Where it stands among the events of all lives of the daemon.
+    /// Where it stands among the events of all runs of the daemon.
     pub fn position(&self) -> Position {
         Position { epoch: self.envelope.epoch, seq: self.envelope.seq }
     }

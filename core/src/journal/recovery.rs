@@ -1,4 +1,4 @@
-//! How one life of the daemon follows another: what it takes over, and what it finds.
+//! How one run of the daemon follows another: what it takes over, and what it finds.
 //!
 //! There is one way to begin, whatever went before: a crash, a reboot, a changed configuration, another version. The
 //! state that the journal tells is carried over to the programs of the configuration; then the host looks what has
@@ -43,7 +43,7 @@ pub struct EpochStart {
     pub start_kind: StartKind,
     /// The state before the first event. The programs in `running` have a process, or had one.
     pub state: State,
-    /// The event with which the life before gave everything to this one.
+    /// The event with which the previous daemon gave everything to this one.
     pub handover: Option<Seq>,
     now: Instant,
     wall: WallTime,
@@ -66,7 +66,7 @@ impl EpochStart {
         Self { start_kind, state, handover, now, wall }
     }
 
-    /// Commits the first events: that this life began, what was found of the instances of the life before, and what a
+    /// Commits the first events: that this daemon began, what was found of the instances of the previous daemon, and what a
     /// changed configuration wants of programs that are there already.
     pub fn commit(
         self,

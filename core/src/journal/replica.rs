@@ -26,7 +26,7 @@ pub enum FeedResult {
     Duplicate,
     /// Events are missing after this one: ask for them.
     Gap(EpochId, Seq),
-    /// There is no state yet, or it is that of an earlier life of the daemon: ask for a snapshot.
+    /// There is no state yet, or it is that of an earlier run of the daemon: ask for a snapshot.
     NeedSnapshot,
 }
 

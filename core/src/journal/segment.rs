@@ -42,7 +42,7 @@ pub enum Kind {
     Snapshot = 2,
     /// An event.
     Event = 3,
-    /// A configuration that the next life of the daemon is to take.
+    /// A configuration that the next run of the daemon is to take.
     Config = 4,
 }
 
@@ -78,7 +78,7 @@ pub struct SegmentHeader {
     /// not in an event, so that a segment that is there always says what is not.
     #[serde(default)]
     pub lost_events: u64,
-    /// The directories in which there may be cgroups of this gaggled, from this life and those before.
+    /// The directories in which there may be cgroups of this gaggled, from this daemon and those before.
     #[serde(default)]
     pub cgroups: Vec<PathBuf>,
 }
@@ -175,7 +175,7 @@ pub struct Replay<'a> {
     pub head: SegmentHeader,
     /// The fold so far.
     pub state: State,
-    /// A configuration that the next life of the daemon is to take.
+    /// A configuration that the next run of the daemon is to take.
     pub next_config: Option<ConfigSource>,
 }
 

@@ -305,7 +305,7 @@ impl ProgramMachine {
         }
     }
 
-    /// An effect may have been lost with the life before, and it does no harm to ask for it twice: a stop.
+    /// An effect may have been lost with the previous daemon, and it does no harm to ask for it twice: a stop.
     fn restored(&mut self, now: Instant, since: Seq, out: &mut Outputs) {
         let (program, instance) = (self.id, self.state.instance);
         if self.state.phase == Phase::Stopping {

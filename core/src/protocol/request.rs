@@ -113,7 +113,7 @@ pub enum Action {
     },
     /// Events after a number.
     Events {
-        /// The life of the daemon that the number belongs to; whichever it is if this is not given.
+        /// The run of the daemon that the number belongs to; whichever it is if this is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<EpochId>,
         /// The last one known; 0 for all that there are.

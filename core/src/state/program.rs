@@ -39,7 +39,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Where an instance is in its life.
+/// The phase of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
@@ -99,7 +99,7 @@ pub struct PendingStop {
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramState {
-    /// Where its instance is in its life.
+    /// The phase of its instance.
     pub phase: Phase,
     /// The last run, or the one that is; 0 before the first.
     pub instance: InstanceId,

@@ -1,7 +1,7 @@
-//! The death of the daemon in the middle of anything, and what the next life makes of it.
+//! The death of the daemon in the middle of anything, and what the next daemon makes of it.
 //!
 //! With the daemon everything dies that was on its way: messages, timers, commands to the host, and the last events,
-//! which were numbered and had effects but never reached the disk. The processes live on. The next life begins with what
+//! which were numbered and had effects but never reached the disk. The processes live on. The next daemon begins with what
 //! the disk has, looks what really runs, and goes on.
 
 use gaggled_core::{
@@ -26,7 +26,7 @@ use super::{
     world::World,
 };
 
-/// One life of the daemon, as the disk has it.
+/// One run of the daemon, as the disk has it.
 #[derive(Clone, Debug)]
 pub struct SimulatedEpoch {
     /// The state before its first event.
@@ -55,15 +55,15 @@ impl SimulatedEpoch {
 /// When the daemon dies, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct CrashPlan {
-    /// After how many events of this life.
+    /// After how many events of this daemon.
     pub after: usize,
     /// And then after how many steps, so that it happens in the middle of what follows from an event.
     pub steps: u64,
     /// How many of the last events never reach the disk.
     pub lost: usize,
-    /// How long it takes until the next life begins.
+    /// How long it takes until the next daemon begins.
     pub outage: Millis,
-    /// Whether the subreaper lives on, so that every status is known.
+    /// Whether the subreaper survives, so that every status is known.
     pub subreaper: bool,
 }
 

@@ -109,7 +109,7 @@ impl SimHost {
         self.remembers = false;
     }
 
-    /// A life of the daemon has begun: from now on somebody remembers. What is still to be seen of those that live is
+    /// A run of the daemon has begun: from now on somebody remembers. What is still to be seen of those that live is
     /// seen now; what they have said is lost.
     pub fn begin(&mut self, now: Instant) -> Vec<(Instant, ScheduledEvent)> {
         self.remembers = true;

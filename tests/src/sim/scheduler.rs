@@ -93,7 +93,7 @@ enum Message {
 pub struct Run {
     /// Every event that the disk has.
     pub envelopes: Vec<Envelope>,
-    /// The same, by the lives of the daemon.
+    /// The same, by the runs of the daemon.
     pub lives: Vec<SimulatedEpoch>,
     /// The fold that the journal kept.
     pub state: State,
@@ -135,7 +135,7 @@ pub struct Simulation {
     run: Run,
 }
 
-/// The epoch of the first life in a world; there is room for others after it.
+/// The epoch of the first daemon in a world; there is room for others after it.
 pub fn epoch_of(world: &World) -> EpochId {
     EpochId((world.seed + 1) << 8)
 }

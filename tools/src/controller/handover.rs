@@ -38,7 +38,7 @@ impl Controller {
         if self.json { self.show(&body) } else { self.print(&format!("gaggled {is} has taken over")) }
     }
 
-    /// Asks for another life, and waits until it answers: what this one has no time to answer is sent again to the next.
+    /// Asks for another daemon, and waits until it answers: what this one has no time to answer is sent again to the next.
     fn renew(&self, action: Action, timeout: Millis) -> Result<Value, CommandError> {
         let caller = ControlClient::dial(&self.url).map_err(CommandError::Call)?;
         let body: Value = Self::ask(&caller, action, timeout)?;

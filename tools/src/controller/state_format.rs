@@ -33,7 +33,7 @@ pub struct Dump {
 pub struct Row {
     /// Its name.
     pub program: String,
-    /// Where it is in its life.
+    /// Its phase.
     pub phase: Phase,
     /// Its process id.
     pub pid: i32,

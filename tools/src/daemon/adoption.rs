@@ -1,4 +1,4 @@
-//! What a life of the daemon begins with: what the life before has left, looked for before anything is started.
+//! What a run of the daemon begins with: what the previous daemon has left, looked for before anything is started.
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
@@ -26,10 +26,10 @@ use gaggled_core::{
 use super::{LoadedConfig, run::Startup};
 use crate::VERSION;
 
-/// What has been taken over from the life before.
+/// What has been taken over from the previous daemon.
 pub(super) struct AdoptedState {
     pub head: SegmentHeader,
-    /// The state before the first event of this life.
+    /// The state before the first event of this daemon.
     pub state: State,
     pub committed: (Journal, Vec<Envelope>),
     pub recorder: Recorder,
@@ -55,7 +55,7 @@ struct ProcessScan {
 }
 
 impl Startup<'_> {
-    /// Looks what the life before has left, and commits what follows from that.
+    /// Looks what the previous daemon has left, and commits what follows from that.
     pub(super) fn take_over(&self, clock: Clock) -> Result<AdoptedState, String> {
         let Self { system, directory, fallback_directory_reason, recovered, .. } = self;
         let mut head = system.head(clock, recovered, directory);
@@ -90,7 +90,7 @@ impl Startup<'_> {
         Ok(AdoptedState { head, state, committed, recorder, pipe, survivors, kept, reaped, before, own_cgroups: own })
     }
 
-    /// Whether the life before has left this one its work in the middle of it.
+    /// Whether the previous daemon has left this one its work in the middle of it.
     fn resumes(&self) -> bool {
         self.subreaper.as_ref().is_some_and(|subreaper| subreaper.before.is_some())
     }
@@ -137,14 +137,14 @@ impl LoadedConfig {
         }
     }
 
-    fn opening(&self, clock: Clock, epoch: EpochId, life: &Startup<'_>) -> EpochStart {
-        let Startup { recovered, directory, .. } = life;
+    fn opening(&self, clock: Clock, epoch: EpochId, startup: &Startup<'_>) -> EpochStart {
+        let Startup { recovered, directory, .. } = startup;
         let last = recovered.last.as_ref().map(|(head, state)| PreviousEpoch {
             state,
             // In another boot, or another time namespace, the clock has begun anew.
             same_boot: head.boot == boot() && state.at <= clock.now(),
             is_copy: directory.origin == Origin::Copy,
-            resumes: life.resumes(),
+            resumes: startup.resumes(),
         });
         EpochStart::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
     }

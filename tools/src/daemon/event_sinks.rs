@@ -46,12 +46,12 @@ impl ControlSink {
     }
 }
 
-/// How the events of a life end.
+/// How the events of a daemon end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LastEvent {
     /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
     Stopped { survivors: u32, essential_exit: Option<ExitStatus> },
-    /// Another life follows.
+    /// Another daemon follows.
     HandedOver(Handover),
 }
 

@@ -1,6 +1,6 @@
-//! A changed configuration and another version: looked at, left for the next life, and then handed over to.
+//! A changed configuration and another version: looked at, left for the next daemon, and then handed over to.
 //!
-//! Nothing is changed in a running daemon. What the next life needs is put where it will look, whole or not at all, and
+//! Nothing is changed in a running daemon. What the next daemon needs is put where it will look, whole or not at all, and
 //! then this one ends and that one begins as after a crash, with every program where it was.
 
 use std::{
@@ -41,7 +41,7 @@ const ANSWER_MAX: u64 = 64 << 10;
 /// How long another binary may take to say that it understands us.
 const BINARY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Prepares the next life.
+/// Prepares the next daemon.
 pub(super) struct HandoverManager {
     config: Config,
     text: ConfigSource,
@@ -75,7 +75,7 @@ impl HandoverManager {
         }
     }
 
-    /// The binary that the next life is to be, if it is another.
+    /// The binary that the next daemon is to be, if it is another.
     pub(super) fn next_binary(&self) -> Option<String> {
         self.binary.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -144,7 +144,9 @@ impl HandoverManager {
 
     fn journal(&self) -> Result<&JournalWriterHandle, ReplyError> {
         if self.started_from.is_none() {
-            return Err(failed("this gaggled was started without a subreaper, so no other life can follow".to_owned()));
+            return Err(failed(
+                "this gaggled was started without a subreaper, so no other daemon can follow".to_owned(),
+            ));
         }
         Ok(&self.file)
     }

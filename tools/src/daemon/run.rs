@@ -1,4 +1,4 @@
-//! One life of the daemon: it takes over what the life before has left, begins, and ends.
+//! One run of the daemon: it takes over what the previous daemon has left, begins, and ends.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -64,9 +64,9 @@ pub(super) struct SubreaperLink {
     pub pipe: File,
     pub recorder: File,
     handoff_file: File,
-    /// The sockets that the life before has kept; taken once.
+    /// The sockets that the previous daemon has kept; taken once.
     stash: Stash,
-    /// What the life before has written, if there was one under this subreaper.
+    /// What the previous daemon has written, if there was one under this subreaper.
     pub before: Option<HandoffFile>,
     /// The path that the binary was found at.
     pub binary: PathBuf,
@@ -100,20 +100,20 @@ impl SubreaperLink {
     }
 
     fn write(&self, handoff_file: &HandoffFile) {
-        // Memory that cannot be written costs the next life its head start, and nothing else.
+        // Memory that cannot be written costs the next daemon its head start, and nothing else.
         let _ = handoff_file.write(&self.handoff_file);
     }
 }
 
-/// How a life has ended.
+/// How a daemon has ended.
 pub(super) enum DaemonExit {
     /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
     Stopped { survivors: u32, essential_exit: Option<ExitStatus> },
-    /// Another life follows.
+    /// Another daemon follows.
     HandedOver(Handover),
 }
 
-/// What a life begins with.
+/// What a daemon starts with.
 pub(super) struct Startup<'a> {
     pub system: &'a LoadedConfig,
     pub directory: StateDirectory,
@@ -125,7 +125,7 @@ pub(super) struct Startup<'a> {
     pub channels: Option<Channels>,
 }
 
-/// A life under way.
+/// A daemon that runs.
 struct RunningDaemon {
     control: Addr<ControlActor>,
     host: Addr<HostActor<LinuxHost>>,
@@ -144,8 +144,8 @@ struct RunningDaemon {
 }
 
 impl Startup<'_> {
-    /// Lives.
-    pub(super) async fn live(mut self) -> Result<DaemonExit, String> {
+    /// Runs the daemon until it ends.
+    pub(super) async fn run(mut self) -> Result<DaemonExit, String> {
         let clock = Clock::real();
         let taken = self.take_over(clock)?;
         let (running, ending) = self.begin(clock, taken).map_err(|error| error.to_string())?;
@@ -154,7 +154,7 @@ impl Startup<'_> {
         Ok(running.end(end).await)
     }
 
-    /// Starts everything; what it returns besides is told when it ends.
+    /// Starts everything; what it returns besides is notified when it ends.
     fn begin(
         &mut self,
         clock: Clock,

@@ -47,11 +47,11 @@ pub struct InheritedFds {
     pub pipe: i32,
     /// The memory of the flight recorder.
     pub recorder: i32,
-    /// The memory of the `handoff_file` that one life leaves for the next.
+    /// The memory of the hand-off file that one daemon leaves for the next.
     pub handoff_file: i32,
     /// The ends of the stash: where sockets are put, and where they are taken from.
     pub stash: [i32; 2],
-    /// Whether there was a life before this one, under the same subreaper.
+    /// Whether there was a daemon before this one, under the same subreaper.
     pub again: bool,
     /// The path that the binary of the daemon was found at. It may have been moved or replaced since.
     pub binary: PathBuf,
@@ -80,7 +80,7 @@ impl FromStr for InheritedFds {
     }
 }
 
-/// How a life of the daemon stands, as it has written itself.
+/// How a run of the daemon stands, as it has written itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DaemonStatus {
     /// It has not begun, or was never well.
@@ -94,14 +94,14 @@ pub enum DaemonStatus {
     Exiting,
 }
 
-/// What one life of the daemon leaves for the subreaper and the next life: four lines.
+/// What one run of the daemon leaves for the subreaper and the next daemon: four lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HandoffFile {
     /// The directory of the journal.
     pub state: String,
     /// The binary to go on with, if it is another.
     pub binary: String,
-    /// How the life stands.
+    /// The status of the daemon.
     pub status: DaemonStatus,
     /// The id of the journal, which only gaggled may know: the directory may lose it.
     pub identity: String,

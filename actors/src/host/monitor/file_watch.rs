@@ -238,7 +238,7 @@ fn contains(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|window| window == text)
 }
 
-/// The file that a run was given by the life before to write a line to, if it still has it. What it has there instead may
+/// The file that a run was given by the previous daemon to write a line to, if it still has it. What it has there instead may
 /// be anything.
 pub(crate) fn reopen_ready_fd(pid: i32, fd: i32) -> Option<File> {
     let path = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));

@@ -47,7 +47,7 @@ impl Recorder {
         Self(file)
     }
 
-    /// Everything that the life of this epoch has recorded: the last two runs of each program, the earlier one first.
+    /// Everything that the daemon of this epoch has recorded: the last two runs of each program, the earlier one first.
     /// `None` if it has recorded nothing, or elsewhere.
     pub fn read(&self, epoch: EpochId) -> Option<Vec<Vec<RunSlot>>> {
         let file = self.0.as_ref()?;

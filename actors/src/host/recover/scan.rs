@@ -1,7 +1,7 @@
-//! What has become of the instances of the life before: looked for once, before anything is started.
+//! What has become of the instances of the previous daemon: looked for once, before anything is started.
 //!
 //! A process is known by its id together with the time at which it began, as the journal has them. One that the journal
-//! has not heard of, because the life before ended between the fork and the record, is known by the flight recorder, or
+//! has not heard of, because the previous daemon ended between the fork and the record, is known by the flight recorder, or
 //! by the token in its environment. How one has ended that is gone is told by the flight recorder, or by the subreaper that
 //! has reaped it.
 
@@ -43,7 +43,7 @@ enum Seen {
     Gone { instance: InstanceId, pid: Option<i32>, status: Option<ExitStatus> },
 }
 
-/// What the life before has left to look by.
+/// What the previous daemon has left to look by.
 pub struct PreviousRun<'a> {
     /// Its last state, to whose programs the recorder refers.
     pub state: &'a State,
@@ -92,7 +92,7 @@ pub fn look(
     // If a PID was reused, the first reaped status is the program's.
     let reaped: BTreeMap<i32, ExitStatus> = reaped().into_iter().rev().collect();
     let mut survivors = Vec::new();
-    // What was released lives on in the cgroup of its run.
+    // What was released survives in the cgroup of its run.
     let lives_on = |id: ProgramId| state.graph.programs[id].leaves == Leaves::Release;
     let done = state.programs.iter().filter(|(id, known)| known.phase == Phase::ActiveExited || lives_on(*id));
     let in_cgroup = |id: ProgramId, instance| Cgroup::find(before.cgroups, &state.graph.programs[id].name, instance);
@@ -185,7 +185,7 @@ pub fn strangers(control: &str, users: &BTreeSet<u32>) -> Vec<(String, i32)> {
 /// The variable that tells a program where its gaggled answers.
 const CONTROL_VARIABLE: &str = "GAGGLED_CONTROL_URL";
 
-/// The daemon that the command of a run has left, if the life before did not live to write that down: it was recorded, or
+/// The daemon that the command of a run has left, if the previous daemon did not live to write that down: it was recorded, or
 /// its pid file names it and it carries the token.
 fn daemon(file: &str, slots: &[RunSlot], token: &Token, identity: &str) -> Option<Seen> {
     let alive = |pid: i32| procfs::stat(pid).filter(|stat| !stat.is_zombie());
@@ -200,7 +200,7 @@ fn daemon(file: &str, slots: &[RunSlot], token: &Token, identity: &str) -> Optio
     Some(Seen::Alive { instance: token.instance, pid, stat })
 }
 
-/// Ends the children of the life before that had not executed their command when it died: they would do so later, when
+/// Ends the children of the previous daemon that had not executed their command when it died: they would do so later, when
 /// no result is expected from them. They are still threads of the spawner by name.
 fn end_half_started() {
     let subreaper = getppid().as_raw();
@@ -251,7 +251,7 @@ impl ProgramScan<'_> {
         }
     }
 
-    /// A later instance, which the life before did not live to write down.
+    /// A later instance, which the previous daemon did not live to write down.
     fn at_later(&self) -> Option<Seen> {
         self.unrecorded(InstanceId(self.known.instance.0 + 1)..=InstanceId(u64::MAX))
     }

@@ -1,7 +1,7 @@
-//! Hears of the ends of processes that are not our children: those that have survived the life before.
+//! Hears of the ends of processes that are not our children: those that have survived the previous daemon.
 //!
 //! They belong to the subreaper now, which tells how each has ended through a pipe. If the subreaper has died with that
-//! life they belong to init, and the kernel is asked: since Linux 6.15 it tells how a process has ended to a holder of
+//! daemon they belong to init, and the kernel is asked: since Linux 6.15 it tells how a process has ended to a holder of
 //! a pidfd of it.
 
 use std::{
@@ -69,7 +69,7 @@ pub fn decode_reaped(bytes: &[u8]) -> impl Iterator<Item = (i32, ExitStatus)> {
 /// The pipe in which the subreaper tells how processes have ended.
 ///
 /// What has been read is taken out of it only when it has been kept elsewhere: a daemon that dies in between leaves it for the
-/// next life.
+/// next daemon.
 #[derive(Debug)]
 pub struct ExitPipe {
     pipe: File,

@@ -26,7 +26,7 @@ pub(crate) struct ProcessTable {
     pub(crate) pid_of: BTreeMap<ProgramId, i32>,
     /// What runs beside programs, to stop or to check them.
     pub(crate) helpers: BTreeMap<i32, Helper>,
-    /// Whether nothing is reaped any more: it is left to the next life.
+    /// Whether nothing is reaped any more: it is left to the next daemon.
     pub(crate) handed_over: bool,
 }
 
@@ -76,7 +76,7 @@ pub(crate) struct Process {
     pub(crate) cgroup: Option<Cgroup>,
     /// What its main process is.
     pub(crate) stage: MainProcess,
-    /// Whether it is our child, or has survived the life before.
+    /// Whether it is our child, or has survived the previous daemon.
     pub(crate) own: bool,
     /// Whether it is to end.
     pub(crate) ending: Ending,

@@ -243,7 +243,7 @@ impl ProcessTracker {
         }
     }
 
-    /// Takes a process of the life before into the table. What neither we nor the subreaper will reap is returned, to be
+    /// Takes a process of the previous daemon into the table. What neither we nor the subreaper will reap is returned, to be
     /// watched.
     pub(crate) fn adopt(&self, survivor: SurvivingProcess, subreaper: Option<i32>) -> Option<(i32, OwnedFd)> {
         let SurvivingProcess { program, instance, pid, start_time, parent, is_daemon, cgroup } = survivor;

@@ -125,7 +125,7 @@ impl JournalAudit {
     }
 
     fn starts(&mut self, id: ProgramId, instance: InstanceId, envelope: &Envelope) {
-        // What was found running was started in a life that did not live to write it down.
+        // What was found running was started by a daemon that died before it could record that.
         let found = envelope.cause == Cause::Kernel;
         if found && instance.0 > self.seen(id).instance && !self.seen(id).running {
             let seen = self.seen(id);
