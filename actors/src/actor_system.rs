@@ -15,7 +15,7 @@ use crate::{
 pub struct HostAddress {
     /// Takes effects.
     pub perform: Recipient<Execute>,
-    /// Is told the programs.
+    /// Gets the addresses of the programs.
     pub connect: Recipient<Connect>,
 }
 

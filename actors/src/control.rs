@@ -115,7 +115,7 @@ pub enum HandoverRequest {
 /// What came of it.
 #[derive(Clone, Debug)]
 pub struct HandoverPrepared {
-    /// What is to be told.
+    /// The body of the reply.
     pub body: serde_json::Value,
     /// What the next daemon is to begin for; everything that it needs has been left for it.
     pub handover: Option<Handover>,
@@ -147,7 +147,7 @@ struct RequestContext {
     id: String,
     /// For finding the same request again; empty if it may be done twice.
     key: String,
-    /// Whether something is to be done, and not only told.
+    /// Whether it is a command and not a query.
     is_command: bool,
 }
 

@@ -85,7 +85,22 @@ impl Config {
     /// The largest file that is read, in bytes.
     pub const MAX_BYTES: usize = 64 << 20;
 
-    /// Reads and checks a file.
+    /// Reads and checks the text of a file.
+    ///
+    /// ```
+    /// use gaggled_core::config::Config;
+    ///
+    /// let text = r#"(programs: {"db": (command: "postgres"), "web": (command: "web", depends: {"db": ()})})"#;
+    /// let graph = Config::parse(text).expect("it is correct").config.graph();
+    /// assert_eq!((graph.programs.len(), graph.dependencies.len()), (2, 1));
+    ///
+    /// let wrong = Config::parse(r#"(programs: {"web": (command: "web", depends: {"db": ()})})"#).unwrap_err();
+    /// assert!(wrong[0].message.contains("\"db\""));
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Everything that makes the file unusable, each with its place and the cure.
     pub fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
         let config: Self = dialect().from_str(text).map_err(|error| vec![spelling(text, &error)])?;
         let locator = SpanIndex::new(text);

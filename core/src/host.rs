@@ -1,4 +1,4 @@
-//! The interface between the rules and a host, which owns processes: what it is told to do, and what it reports.
+//! The interface between the rules and a host, which owns processes: commands and reports.
 //!
 //! There is no implementation here. The real host is in the actors crate, a simulated one in the tests.
 

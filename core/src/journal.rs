@@ -23,7 +23,29 @@ use crate::{
     state::State,
 };
 
-/// The sequence of events, as far as its last number and its fold.
+/// The sequence of events: its last number, and the state after it.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use gaggled_core::{
+///     base::{ids::{EpochId, InstanceId}, time::{Instant, WallTime}},
+///     config::Config,
+///     event::{Cause, Event, ProgramEvent},
+///     journal::{Journal, Refusal},
+/// };
+///
+/// let graph = Config::parse(r#"(programs: {"a": (command: "true")})"#).expect("it is correct").config.graph();
+/// let a = graph.names()["a"];
+/// let mut journal = Journal::new(Arc::new(graph), EpochId(1));
+/// let (now, wall) = (Instant::default(), WallTime(0));
+/// let start = || Event::Program(a, ProgramEvent::Starting { instance: InstanceId(1) });
+///
+/// let envelope = journal.commit(now, wall, start(), Cause::DaemonStart).expect("a start is pending");
+/// assert_eq!((envelope.seq.0, journal.state().programs[a].instance), (1, InstanceId(1)));
+/// // The same proposal again is out of date.
+/// assert!(matches!(journal.commit(now, wall, start(), Cause::DaemonStart), Err((_, Refusal::Stale))));
+/// ```
 #[derive(Clone, Debug)]
 pub struct Journal {
     state: State,

@@ -1,7 +1,7 @@
 //! What every machine of the rules has in common: inputs, outputs, and one step.
 //!
 //! A machine changes its mind only when it sees a committed envelope. It proposes events and asks for effects; it
-//! never tells another machine what to do and never waits for an answer.
+//! never sends anything to another machine and never waits for an answer.
 
 pub mod any;
 pub mod dependency;
@@ -67,7 +67,7 @@ pub enum Output {
     Propose(Event, Cause),
     /// That the host do this; only ever for what has been committed.
     Execute(HostCommand),
-    /// To be told when this moment has come.
+    /// A timer that fires at this moment.
     SetTimer(Timer, Instant),
 }
 
@@ -127,9 +127,35 @@ pub(crate) fn restored_cause(last: Seq, since: Seq) -> Cause {
     Cause::Event(if last > Seq(0) { last } else { since })
 }
 
-/// The rules of one program, one dependency, or the end.
+/// The rules of one program, one dependency, one group, or the shutdown.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use gaggled_core::{
+///     base::{ids::{ActorId, EpochId, Seq}, time::Instant},
+///     config::Config,
+///     event::{Event, ProgramEvent},
+///     machine::{Input, Output, Outputs, any::AnyMachine},
+///     state::State,
+/// };
+///
+/// let graph = Config::parse(r#"(programs: {"a": (command: "true")})"#).expect("it is correct").config.graph();
+/// let a = graph.names()["a"];
+/// let state = State::new(Arc::new(graph), EpochId(1));
+/// let mut machine = AnyMachine::new(&state, ActorId::Program(a));
+///
+/// // A machine that begins proposes the start that is pending. It changes its mind only when that is committed.
+/// let mut out = Outputs::default();
+/// machine.step(Instant::default(), &Input::Restored(Seq(1)), &mut out);
+/// let outputs: Vec<Output> = out.drain().collect();
+/// assert!(matches!(
+///     outputs.as_slice(),
+///     [Output::Propose(Event::Program(id, ProgramEvent::Starting { .. }), _)] if *id == a
+/// ));
+/// ```
 pub trait Machine {
-    /// What tells one machine of this kind from another.
+    /// What identifies a machine of this kind.
     type Id: Copy;
 
     /// The machine as the fold has it: at the beginning, and again after a panic.

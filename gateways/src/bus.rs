@@ -36,7 +36,7 @@ pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How many messages are kept for each subscriber: the most that nng allows.
 pub(crate) const BUFFER: i32 = 8192;
 
-/// For how long the socket stays open after the last event: nng cannot tell when subscribers have got it.
+/// For how long the socket stays open after the last event: nng does not report when subscribers have received it.
 const LINGER: Duration = Duration::from_millis(100);
 
 /// The bus, before anything is published.

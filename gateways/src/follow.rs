@@ -71,7 +71,7 @@ pub struct Follower {
     heard: VecDeque<FollowEvent>,
     last_heard: Instant,
     silent: bool,
-    /// What happened after this is told before anything else.
+    /// Events after this are delivered before anything else.
     since: Option<StartPosition>,
     /// Whether the last question was not answered: the next heartbeat shows that gaggled can be asked again.
     unanswered: bool,
@@ -81,7 +81,7 @@ pub struct Follower {
 const SILENCE: Duration = HEARTBEAT.saturating_mul(3);
 
 impl Follower {
-    /// Begins to follow; gaggled may come later. With `since`, what has happened after that event is told first.
+    /// Begins to follow; gaggled may come later. With `since`, the events after that one are delivered first.
     pub fn new(eventurl: &str, controlurl: &str, since: Option<StartPosition>) -> Result<Self, CallError> {
         let unreachable = |why| CallError::Unreachable { url: eventurl.to_owned(), why };
         let events = subscribe(eventurl).map_err(unreachable)?;
@@ -97,7 +97,7 @@ impl Follower {
             since,
             unanswered: false,
         };
-        // One that is there is not kept waiting for; of one that comes later the first message tells.
+        // One that is there is not kept waiting for; one that comes later shows itself by its first message.
         if ControlClient::dial(controlurl).is_ok() {
             follower.synchronise();
         }
@@ -223,7 +223,7 @@ impl Follower {
         }
     }
 
-    /// The last event that waits to be told.
+    /// The last event that waits to be delivered.
     fn last_told(&self) -> Option<StartPosition> {
         self.heard.iter().rev().find_map(|heard| {
             let text = match heard {
@@ -267,11 +267,11 @@ impl Follower {
                 let before =
                     self.mirror.state().map(|state| StartPosition { epoch: Some(state.epoch), seq: state.seq });
                 let missed = before.is_some_and(|before| before.epoch == Some(state.epoch));
-                // Events of the daemons between are told as well.
+                // Events of the daemons between are delivered as well.
                 let since = self.since.take().or(before.filter(|_| !missed));
                 let complete = since.is_none_or(|since| self.replay_missed(since, &state));
                 if self.unanswered {
-                    // What has been told so far is not told again; the rest is asked for with the next heartbeat.
+                    // Events that were delivered are not delivered again; the rest is asked for with the next heartbeat.
                     self.since = self.last_told().or(since);
                     return;
                 }

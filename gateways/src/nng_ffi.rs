@@ -8,7 +8,7 @@ use nng::Pipe;
 #[used]
 static KEEP: unsafe extern "C" fn() -> *const core::ffi::c_char = nng_c_sys::nng_version;
 
-/// Who is at the other end of a local socket, as the kernel tells.
+/// The peer of a local socket, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LocalPeer {
     /// The user.
@@ -25,7 +25,7 @@ pub(crate) fn local_peer(pipe: Pipe) -> Option<LocalPeer> {
     Some(LocalPeer { uid, gid, pid: option(pipe, c"ipc:peer-pid").unwrap_or(0) })
 }
 
-/// What tells one connection of a socket from another.
+/// What identifies a connection of a socket.
 pub(crate) fn pipe_id(pipe: Pipe) -> i32 {
     // SAFETY: only the value of the handle is read.
     unsafe { nng::ffi::nng_pipe_id(pipe.nng_pipe()) }

@@ -1,7 +1,7 @@
 //! Which urls may be used, and where the default ones are.
 //!
-//! Local sockets are the rule: the directory they are in decides who may connect, and the kernel tells who does. Plain
-//! tcp tells nothing of its peer, so beyond this machine it is refused, unless the configuration lists the url as
+//! Local sockets are the rule: the directory they are in decides who may connect, and the kernel reports who does. Plain
+//! tcp has no identity of its peer, so beyond this machine it is refused, unless the configuration lists the url as
 //! `insecure`; on this machine it may only be looked through.
 
 use std::{
@@ -74,7 +74,7 @@ pub enum Url {
     Tcp {
         /// The url.
         text: String,
-        /// Whether its peers may do everything although nothing tells who they are.
+        /// Whether its peers may do everything although their identity is not known.
         trusted: bool,
     },
 }

@@ -52,7 +52,7 @@ impl CommandError {
         Self::Refused(ReplyError { code, message })
     }
 
-    /// The exit status that tells of it.
+    /// Its exit status.
     pub fn code(&self) -> u8 {
         match self {
             Self::Call(CallError::Unreachable { .. }) => 4,

@@ -338,7 +338,7 @@ fn refuse_another(
     )))
 }
 
-/// Programs of an earlier gaggled at the same control url whose state directory is gone cannot be told from those of
+/// Programs of an earlier gaggled at the same control url whose state directory is gone cannot be distinguished from those of
 /// another, and would be started a second time.
 fn refuse_strangers(system: &LoadedConfig, directory: &StateDirectory) -> Result<(), StartError> {
     let found = host::strangers(&system.urls.control, &spec::users(&system.config));
@@ -400,7 +400,7 @@ fn handler(control: Arc<OnceLock<Recipient<ControlRequest>>>) -> Handler {
     Arc::new(move |peer, request, responder| {
         let answer = Box::new(move |reply: Reply| responder.send(&reply));
         if let Some(control) = control.get() {
-            // A mailbox that is full drops the request, and the responder tells the client so.
+            // A mailbox that is full drops the request, and the responder sends the client an error.
             let _ = control.try_send(ControlRequest { peer, request, answer });
         }
     })

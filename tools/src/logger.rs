@@ -46,7 +46,7 @@ fn told(state: &Path) -> PathBuf {
     state.join("logs.json")
 }
 
-/// What tells one list of logs from another.
+/// A fingerprint of a list of logs.
 pub fn fingerprint(log_routes: &[LogRoute]) -> String {
     let piped: Vec<&LogRoute> = log_routes.iter().filter(|outlet| outlet.pipe.is_some()).collect();
     let text = serde_json::to_string(&piped).unwrap_or_default();
@@ -72,7 +72,7 @@ pub fn list(state: &Path) -> io::Result<Vec<LogRoute>> {
     serde_json::from_slice(&fs::read(told(state))?).map_err(io::Error::from)
 }
 
-/// Writes until it is told to stop, and then what is left.
+/// Writes until it gets a TERM, and then what is left.
 pub fn run(state: &Path) -> ExitCode {
     host::ignore_file_limit();
     let mut signals = SigSet::empty();

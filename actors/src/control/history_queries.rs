@@ -48,7 +48,7 @@ impl ControlActor {
         Ok(Some(matcher))
     }
 
-    /// What has not happened yet cannot be told.
+    /// Refuses a point in time that has not come yet.
     pub(super) fn past_only(&self, at: Option<PointInTime>) -> Result<(), ReplyError> {
         let (last, now) = (self.state.seq, self.clock.wall());
         let message = match at {

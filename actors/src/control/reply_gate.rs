@@ -1,4 +1,4 @@
-//! The answer to a command waits for the journal: what an operator was told is done survives the death of gaggled.
+//! The answer to a command waits for the journal: what was reported as done to an operator survives the death of gaggled.
 
 use std::{convert::Infallible, future::Future, time::Duration};
 

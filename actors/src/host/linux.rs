@@ -43,7 +43,7 @@ pub struct TakeoverState {
     pub cgroups: Vec<PathBuf>,
     /// The cgroups of what runs that have ended well have left.
     pub kept: Vec<Cgroup>,
-    /// What the subreaper has told so far.
+    /// The ends that the subreaper has reported so far.
     pub reaped: Vec<(i32, ExitStatus)>,
     /// Is called when the subreaper has died.
     pub gone: Box<dyn FnOnce() + Send>,

@@ -67,7 +67,7 @@ pub(crate) enum SpawnRequest {
     UndoCommand(ProgramId, InstanceId),
     /// Run the stop command of a program beside this run, whose main process has this id.
     StopCommand(ProgramId, InstanceId, i32),
-    /// Run a command that checks a run of a program, and tell how it ends.
+    /// Run a command that probes a run of a program, and report how it ends.
     Check {
         program: ProgramId,
         instance: InstanceId,

@@ -116,7 +116,7 @@ impl Monitor {
             }
         };
         thread::Builder::new().name("monitor".into()).spawn(move || {
-            // Without it programs that have to be asked are never ready, and are told to stop for that.
+            // Without it probed programs are never ready, and are stopped for that.
             let _ = LocalSet::new().block_on(&runtime, live());
         })?;
         Ok(())

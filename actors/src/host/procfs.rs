@@ -1,4 +1,4 @@
-//! What `/proc` tells of processes.
+//! What `/proc` has about processes.
 
 use std::{fs, time::Duration};
 
@@ -17,7 +17,7 @@ pub(crate) struct Stat {
     pub group: i32,
     pub session: i32,
     pub start_time: StartTime,
-    /// How it has ended, as `wait` would tell, while it is a zombie.
+    /// The wait status, while it is a zombie.
     pub exit_code: i32,
 }
 

@@ -448,14 +448,14 @@ fn write_identity(directory: &Path, identity: &str) -> Result<(), StateError> {
     file.write_all_at(format!("{identity} {place}\n").as_bytes(), 0).map_err(failed)
 }
 
-/// What tells the directory from a copy of it.
+/// What distinguishes the directory from a copy of it.
 fn place_of(directory: &Path) -> Result<String, StateError> {
     let found =
         fs::metadata(directory).map_err(|error| StateError::Io { path: directory.display().to_string(), error })?;
     Ok(format!("{}:{}", found.dev(), found.ino()))
 }
 
-/// Which boot of the machine this is; empty if the kernel does not tell.
+/// Which boot of the machine this is; empty if the kernel does not report it.
 pub fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }

@@ -42,7 +42,7 @@ pub(super) enum WriterCommand {
     },
 }
 
-/// Is told what becomes of the journal.
+/// Gets the events about the journal itself.
 pub type JournalStatusFn = Arc<dyn Fn(SystemEvent) + Send + Sync>;
 
 /// What is written before the events that come.

@@ -41,7 +41,7 @@ impl FsyncThread {
         self.busy
     }
 
-    /// Where it tells that it is done, after which it is to be freed.
+    /// Where files are returned when they are synchronised.
     pub(super) fn done(&self) -> &Receiver<Done> {
         &self.done
     }

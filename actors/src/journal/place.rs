@@ -2,7 +2,7 @@
 //!
 //! A cleaner of old files, an operator or a restored backup may remove, replace or empty the directory. What is written
 //! then is written to files that are not found again: the next run of gaggled would begin from nothing, beside programs
-//! that it does not know. The kernel tells of most such changes at once (inotify); of those that it does not tell, such as
+//! that it does not know. The kernel reports most such changes at once (inotify); of those that it does not report, such as
 //! another directory in the place of a parent, the writer learns when it looks, at the latest before a handover.
 
 use std::{
@@ -19,7 +19,7 @@ use nix::fcntl::Flock;
 
 use crate::journal::directory::{StateError, claim};
 
-/// What tells one file of a machine from another.
+/// What identifies a file of a machine.
 type Node = (u64, u64);
 
 /// The state directory as it was opened, or made anew.
@@ -55,7 +55,7 @@ impl Place {
         }
     }
 
-    /// Where it is told that something was removed or moved.
+    /// Where a removal or a move is reported.
     pub(super) fn changed(&self) -> &Receiver<()> {
         &self.changed
     }

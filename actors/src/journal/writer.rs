@@ -54,7 +54,7 @@ pub(super) struct Writer {
     /// Where the last segment is.
     segment: Option<SegmentFile>,
     syncer: FsyncThread,
-    /// Who is to be told when everything so far has been written.
+    /// Who is notified when everything so far has been written.
     marks: Vec<oneshot::Sender<bool>>,
     /// Its size, and what of it is sure to be whole.
     written: u64,
@@ -218,7 +218,7 @@ impl Writer {
             self.unsynced.0 = 0;
             self.sync_at = None;
         }
-        // What is under way tells of the segment that is written.
+        // A synchronisation under way is of the segment that is written.
         if self.file.is_some() && self.written >= self.retention.segment() && !self.syncer.is_busy() {
             self.sync();
             self.begin(&[]);

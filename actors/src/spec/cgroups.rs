@@ -27,7 +27,7 @@ pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
     tried
 }
 
-/// What of them cannot be had, as far as that can be told without making one.
+/// What of them cannot be had, as far as that is known without making one.
 pub(super) fn check(config: &Config, locator: &SpanIndex) -> Vec<Diagnostic> {
     let Some(parent) = config.gaggled.cgroup.as_deref().map(Path::new) else { return Vec::new() };
     if let Err(error) = cgroup::check(parent, &BTreeSet::new()) {

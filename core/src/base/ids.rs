@@ -112,7 +112,7 @@ pub struct IdVec<I, T> {
 }
 
 impl<I: DenseId, T> IdVec<I, T> {
-    /// Adds a row and tells its id.
+    /// Adds a row and returns its id.
     pub fn push(&mut self, row: T) -> I {
         self.rows.push(row);
         I::at(self.rows.len() - 1)

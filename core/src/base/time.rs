@@ -77,6 +77,17 @@ impl Millis {
     }
 
     /// Reads a text with units, such as `500ms`, `10s` or `1m 30s`.
+    ///
+    /// ```
+    /// use gaggled_core::base::time::Millis;
+    ///
+    /// assert_eq!(Millis::parse("1m 30s"), Ok(Millis(90_000)));
+    /// assert!(Millis::parse("soon").is_err());
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The text is no time span, in one sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.trim().bytes().all(|b| b.is_ascii_digit()) {
             return Err(format!(

@@ -1,6 +1,6 @@
 //! Mistakes of sense: what a file can say that cannot be done.
 //!
-//! Only what can be told from the text alone; whether a command exists is asked where it will run.
+//! Only what the text alone shows; whether a command exists is asked where it will run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

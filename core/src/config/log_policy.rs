@@ -1,4 +1,4 @@
-//! What becomes of the output of programs: as a configuration says it, and as the process that writes logs is told.
+//! What becomes of the output of programs: as a configuration says it, and as the logger gets it.
 
 use serde::{Deserialize, Serialize};
 

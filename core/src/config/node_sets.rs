@@ -1,4 +1,4 @@
-//! Named sets of hosts, as the `nodes` of a configuration or a ClusterIt cluster file tell them.
+//! Named sets of hosts, as the `nodes` of a configuration or a ClusterIt cluster file declare them.
 //!
 //! Everything is in the order in which names appear for the first time, hosts and sets in one row, as PEAK's
 //! `running.cluster` has it. What that crashed on or passed over in silence is refused.
@@ -69,7 +69,7 @@ impl NodeSets {
         Self { hosts: vec![host.to_owned()], orphans: BTreeSet::from([0]), sets: Vec::new() }
     }
 
-    /// Puts statements together, or tells everything that is wrong with them.
+    /// Puts declarations together, or returns everything that is wrong with them.
     pub fn new<P: Clone>(statements: &[(P, Declaration)]) -> Result<Self, Vec<DeclarationError<P>>> {
         let wrong = Declarations::new(statements).wrong();
         if !wrong.is_empty() {
@@ -234,7 +234,7 @@ impl<'a, P: Clone> Declarations<'a, P> {
         }
     }
 
-    /// Sets that are in each other, told at the last statement that makes it so.
+    /// Sets that are in each other, reported at the last declaration that makes it so.
     fn cycle(&self) -> Option<DeclarationError<P>> {
         let inclusions = || {
             self.statements.iter().filter_map(|(place, statement)| match statement {

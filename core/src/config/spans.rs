@@ -1,6 +1,6 @@
 //! Where the names of a configuration stand in its text.
 //!
-//! The parser tells the place of a mistake of spelling, but not that of a value it has read. So the text of a file that
+//! The parser reports the place of a mistake of spelling, but not that of a value it has read. So the text of a file that
 //! has been read is scanned once more, for keys only.
 
 use std::{collections::BTreeMap, ops::Range};

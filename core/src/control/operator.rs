@@ -3,7 +3,29 @@
 use super::target::Target;
 use crate::{base::time::Millis, event::Event, protocol::ProgramIndex, state::State};
 
-/// An operator who looks at a state.
+/// An operator who looks at a state, and gives commands.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use gaggled_core::{
+///     base::ids::EpochId,
+///     config::Config,
+///     control::Operator,
+///     protocol::{Action, Selection},
+///     state::State,
+/// };
+///
+/// let text = r#"(programs: {"web-1": (command: "a"), "web-2": (command: "a"), "db": (command: "a")})"#;
+/// let graph = Config::parse(text).expect("it is correct").config.graph();
+/// let (names, state) = (graph.names(), State::new(Arc::new(graph), EpochId(1)));
+/// let operator = Operator { state: &state, names: &names };
+///
+/// let down = |word: &str| Action::Down(Selection { programs: vec![word.to_owned()], ..Selection::default() });
+/// assert_eq!(operator.propose(&down("web-*")).expect("they are there").events.len(), 2);
+/// let error = operator.propose(&down("wep-1")).unwrap_err();
+/// assert!(error.message.contains("did you mean \"web-1\"?"));
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Operator<'a> {
     /// The state.

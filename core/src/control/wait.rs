@@ -186,7 +186,7 @@ impl Wait {
             }
             WaitState::Up => match now.outcome {
                 _ if blocked.is_some() => Err(blocked.unwrap_or_default()),
-                // An operator who starts a program is told what has come of that; one that is tried again may come up yet,
+                // The reply to a command says how the start has ended; one that is tried again may come up yet,
                 // and is waited for.
                 Some(Outcome::SpawnFailed { stage, errno })
                     if now.instance.0 > after

@@ -6,7 +6,7 @@ use super::{Graph, RESTART, START, STOP};
 use crate::base::ids::{GroupId, Level, ProgramId};
 
 impl Graph {
-    /// Whether a group can be told this level: one of its programs names it, or it is one that every group has.
+    /// Whether this level can be requested of a group: one of its programs names it, or it is one that every group has.
     pub fn has_level(&self, group: GroupId, level: &str) -> bool {
         let group = &self.groups[group];
         let everywhere = [STOP, &group.default_level].contains(&level);
@@ -15,7 +15,7 @@ impl Graph {
         level != RESTART && (everywhere || named() || level == START && open())
     }
 
-    /// The levels that a group can be told, in the order of their names.
+    /// The levels that can be requested of a group, in the order of their names.
     pub fn levels(&self, group: GroupId) -> Vec<Level> {
         let members = self.groups[group].members.iter().flat_map(|member| self.programs[*member].levels.iter());
         let fixed = [STOP.into(), START.into(), self.groups[group].default_level.clone()];
@@ -23,7 +23,7 @@ impl Graph {
         all.into_iter().filter(|level| self.has_level(group, level)).collect()
     }
 
-    /// The programs of a group in the order in which they are told to leave: dependents first, else the last first.
+    /// The programs of a group in the order in which they are stopped: dependents first, else the last first.
     pub fn leave_order(&self, group: GroupId) -> Vec<ProgramId> {
         let (mut order, mut seen) = (Vec::new(), BTreeSet::new());
         for member in self.groups[group].members.iter().rev() {

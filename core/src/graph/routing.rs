@@ -18,7 +18,7 @@ impl Graph {
         }
     }
 
-    /// Calls `tell` for everyone whose rules depend on the event, in a fixed order, each at most once.
+    /// Calls `tell` for each machine that depends on the event, in a fixed order, each at most once.
     ///
     /// The cost is that of the degree of the program, never that of the number of programs; but for the few events of
     /// the whole system.

@@ -1,4 +1,4 @@
-//! What must be true of every journal, told from its events alone and not with the rules that are being checked.
+//! What must be true of every journal, checked with its events alone and not with the rules that are being checked.
 //!
 //! The simulator checks every run with it, and `gaggled journal verify` a journal from real life. A program is known here
 //! by what its events say; the folded state is looked at only where a run of the daemon begins.
@@ -57,7 +57,7 @@ pub struct ProgramTrace {
     completed: Option<Instant>,
     /// Whether it is to run again.
     owed: bool,
-    /// Whether it was told to end.
+    /// Whether a stop, a signal or a kill has made it end.
     told: bool,
     /// Decided to be stopped by an operator, since when and by which event.
     operator_fall: Option<(Seq, Instant)>,
@@ -108,7 +108,7 @@ pub struct JournalAudit {
 }
 
 impl ProgramTrace {
-    /// What a state tells of a program of which no event was seen.
+    /// The trace of a program before its first event, from a state.
     fn of(state: &State, id: ProgramId) -> Self {
         let known = &state.programs[id];
         let leaving = known.pending_stop.filter(|_| known.is_running());

@@ -203,7 +203,7 @@ impl History {
     }
 }
 
-/// The event with which a chain goes on, if it does: what is started again and again is told of twice.
+/// The event with which a chain goes on, if it does: a start that repeats is shown twice.
 pub fn next_cause(chain: &[Link]) -> Option<Seq> {
     let last = &chain.last()?.envelope;
     let start = |envelope: &Envelope| match envelope.event {

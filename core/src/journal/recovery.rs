@@ -1,7 +1,7 @@
 //! How one run of the daemon follows another: what it takes over, and what it finds.
 //!
 //! There is one way to begin, whatever went before: a crash, a reboot, a changed configuration, another version. The
-//! state that the journal tells is carried over to the programs of the configuration; then the host looks what has
+//! state at the end of the journal is carried over to the programs of the configuration; then the host looks what has
 //! become of every instance that had a process, and that is committed before anything else can happen. (Candea and Fox,
 //! *Crash-only software*, 2003: a program that must be able to recover needs no other way to start.)
 
@@ -194,7 +194,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
             };
             let level = Some(last.groups[old].level.clone()).filter(|level| graph.has_level(id, level));
             let level = level.unwrap_or_else(|| group.default_level.clone());
-            // What it was told lasts; that anything is to be cleaned up for it does not.
+            // The request is kept; that a clean-up is pending is not.
             let requested_by = if resets_runtime_state(start_kind) { Seq(0) } else { last.groups[old].requested_by };
             next.groups[id] = GroupState {
                 level,
@@ -297,7 +297,7 @@ fn dependencies_by_name(graph: &Graph) -> BTreeMap<(Arc<str>, Arc<str>), Depende
         .collect()
 }
 
-/// The events that tell what was found of an instance, given what is known of its program.
+/// The events that record what was found of an instance, given the state of its program.
 fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now: Instant) -> Vec<ProgramEvent> {
     let mut events = Vec::new();
     let unwritten = found.instance() > known.instance;

@@ -1,7 +1,7 @@
 //! A follower's copy of the state: fed with what arrives, it says whether something is missing.
 //!
 //! A follower subscribes first and asks for a snapshot then. What it hears before the snapshot is dropped by number;
-//! what is missing is asked for by number. The heartbeat tells of the loss even of the last event.
+//! what is missing is asked for by number. The heartbeat shows the loss even of the last event.
 
 use crate::{
     base::ids::{EpochId, Seq},

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Numbers are little-endian; the checksum covers the length, the kind and the body. A body is JSON, that of an event
-//! exactly as on the bus, but without `state`. A frame that does not hold is told apart by what follows it: if no other
+//! exactly as on the bus, but without `state`. What follows a damaged frame shows what has happened: if no other
 //! frame does, the end was torn off by a crash; if one does, the segment is damaged.
 
 use std::path::PathBuf;

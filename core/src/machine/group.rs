@@ -29,7 +29,7 @@ pub struct GroupMachine {
     state: GroupState,
     /// The programs of the group, in the order of the configuration.
     members: Vec<Member>,
-    /// The places in that order, as they are told to leave.
+    /// The positions in that order, in the order in which they are stopped.
     leave_order: Vec<usize>,
     /// How many have been seen to on the way out, and on the way in.
     next_to_leave: usize,

@@ -1,7 +1,7 @@
 //! What a system would do if something failed: its own rules, in virtual time, on programs that are made up.
 //!
 //! The programs behave well, but for what is asked: they start at once, are ready within two seconds, run until they are
-//! told to stop, and stop within half a second; what is to run to its end does so within five. How long each takes is
+//! asked to stop, and stop within half a second; what is to run to its end does so within five. How long each takes is
 //! drawn from the seed.
 
 use std::{
@@ -95,14 +95,14 @@ impl Simulation {
         Self { start, envelopes: driver.envelopes }
     }
 
-    /// How many events are told at most: a system that starts something again and again would go on for ever.
+    /// How many events are recorded at most: a system that starts something again and again would go on for ever.
     pub const MOST: usize = 100_000;
 
     /// What the faults have meant, for each program to which things happened otherwise than in a run without any; in the
     /// order of the configuration.
     pub fn impacts(&self, well: &Self, assumptions: &Scenario) -> Vec<Impact> {
         let Some(first) = assumptions.faults.iter().map(|fault| fault.begins().1).min() else { return Vec::new() };
-        // As far as both are told.
+        // As far as both are recorded.
         let until = assumptions.until.min(self.reaches(assumptions)).min(well.reaches(assumptions));
         let (here, there) = (self.availability(first, until), well.availability(first, until));
         let impact = |(program, here): (ProgramId, &Availability)| {
@@ -114,7 +114,7 @@ impl Simulation {
         here.iter().filter_map(impact).collect()
     }
 
-    /// Up to when it is told.
+    /// Up to when it is recorded.
     fn reaches(&self, assumptions: &Scenario) -> Instant {
         let last = self.envelopes.last().filter(|_| self.envelopes.len() >= Self::MOST);
         last.map_or(assumptions.until, |envelope| envelope.monotonic)

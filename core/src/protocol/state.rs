@@ -140,7 +140,7 @@ pub struct DependencyView {
 pub struct GroupView {
     /// Its name.
     pub group: String,
-    /// The level it is told to be at.
+    /// The requested level.
     pub level: String,
     /// `stopped`, `stopping`, `starting`, `up`, `degraded`, `passed`, `done` or `failed`.
     pub state: GroupStatus,

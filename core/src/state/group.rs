@@ -29,9 +29,9 @@ pub enum LevelSwitch {
 /// The state of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupState {
-    /// The level it is told to be at.
+    /// The requested level.
     pub level: Level,
-    /// The event that has told it so; 0 if it was the configuration.
+    /// The event that requested it; 0 if the configuration did.
     pub requested_by: Seq,
     /// Where it is on its way there.
     pub level_switch: LevelSwitch,

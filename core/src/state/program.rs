@@ -234,7 +234,7 @@ impl ProgramState {
         self.is_running_and_wanted() && self.ready_since.is_some()
     }
 
-    /// Whether it has run to its end, well, and is not to run again. What was told to end has not run to its end.
+    /// Whether it has run to its end, well, and is not to run again. A run that was stopped has not run to its end.
     pub fn is_completed(&self) -> bool {
         match self.phase {
             Phase::ActiveExited => self.pending_stop.is_none(),

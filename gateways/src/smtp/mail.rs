@@ -64,7 +64,7 @@ impl Composer {
         })
     }
 
-    /// One mail about these statements. Its id tells which change it is about, so that a mail that was sent twice can
+    /// One mail about these statements. Its id contains the change that it is about, so that a mail that was sent twice can
     /// be recognised.
     pub fn compose(&self, statements: &[Alert], batch: bool, all_ok: bool) -> Result<Message, MailError> {
         let (subject, body) = if batch { self.several(statements, all_ok) } else { self.single(statements) };

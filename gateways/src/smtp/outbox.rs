@@ -1,7 +1,7 @@
 //! Mails on their way: a bounded queue, tried again until the server takes or refuses them.
 //!
 //! A thread of its own speaks to the server, so nothing else ever waits for it. What the server has said yes to is
-//! never sent again, not even by the next gate: the ledger is told first.
+//! never sent again, not even by the next gate: the spool is written first.
 
 use std::{
     collections::VecDeque,
@@ -48,7 +48,7 @@ pub struct Outbox {
     spool: MailSpool,
 }
 
-/// Is told what becomes of mails, as it becomes known.
+/// Gets the outcome of each delivery.
 pub type Report = Box<dyn Fn(&DeliveryOutcome) + Send>;
 
 /// How many mails may wait, counted for each recipient.

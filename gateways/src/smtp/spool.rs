@@ -2,7 +2,7 @@
 //!
 //! One file, replaced as a whole. A mail is in it, together with the position of the event that it is about, before it
 //! is given to a server, and is out of it as soon as the server has taken it. So a gate that is killed neither loses a
-//! mail nor tells anything twice; but for the moment between the server's yes and the write, in which the mail is sent
+//! mail nor sends one twice; but for the moment between the server's yes and the write, in which the mail is sent
 //! again under the same Message-ID.
 
 use std::{

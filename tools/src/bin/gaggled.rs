@@ -20,7 +20,7 @@ use gaggled_tools::{
     offline::simulate,
 };
 
-/// Runs programs that depend on each other
+/// Run and supervise programs that depend on each other
 ///
 /// Exit status: 0 everything has stopped as asked; 1 the configuration cannot be used; 2 the arguments cannot be used;
 /// 3 programs could not be ended; 100 gaggled cannot work here, for instance because another one already does.
@@ -39,7 +39,7 @@ struct Arguments {
     #[arg(short, long)]
     no_interrupt: bool,
 
-    /// Take the state directory that another configuration has used: its wishes and its history
+    /// Take the state directory that another configuration has used, with its history and what its operators wanted
     #[arg(long)]
     take_state: bool,
 
@@ -57,7 +57,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Print a configuration of another program as one of gaggled; check it with -t where it will run
+    /// Convert a configuration of another program; check the result with -t where it will run
     Import {
         /// The program that the file is for
         format: import::Format,
@@ -67,9 +67,9 @@ enum Command {
         #[arg(long)]
         node: Option<String>,
     },
-    /// Draw the dependencies, with their state if a gaggled runs
+    /// Draw the dependencies, with their state if gaggled runs
     Graph(graph::Arguments),
-    /// Show what would happen to a system if something failed
+    /// Simulate a system in virtual time, with failures
     Simulate(simulate::Arguments),
     /// Write the logs of programs: gaggled runs this itself
     #[command(hide = true)]
@@ -79,9 +79,9 @@ enum Command {
         /// What it is that is to be written, for telling one from another
         fingerprint: String,
     },
-    /// Tell which hosts a set of nodes has, and which sets a host is in
+    /// List the hosts of a set of nodes, or the sets of a host
     Nodes(nodes::Query),
-    /// Look at a journal without a running gaggled
+    /// Verify, show or export a journal without a running gaggled
     Journal {
         /// What to do
         #[command(subcommand)]
@@ -92,7 +92,7 @@ enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
-    /// Say whether this gaggled could go on with a journal
+    /// Check whether this binary can take over a journal
     #[command(hide = true)]
     CheckTakeover {
         /// The directory of the journal

@@ -1,4 +1,4 @@
-//! Looks at a running gaggled, and tells it what to do.
+//! Show the state of a running gaggled, and send it commands.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -15,9 +15,9 @@ use gaggled_tools::{
     controller::{CommandError, Controller},
 };
 
-/// Looks at a running gaggled, and tells it what to do
+/// Show the state of a running gaggled, and send it commands
 ///
-/// Without -u and -c it looks at `GAGGLED_CONTROL_URL`, and then at the default place. PROGRAM is the name of a program or
+/// Without -u and -c the url is that in `GAGGLED_CONTROL_URL`, or else the default one. PROGRAM is the name of a program or
 /// a group, or a pattern such as 'web-*'; none means everything. Exit status: 0 done; 1 refused or failed; 2 the arguments
 /// cannot be used, or no such group or level; 3 no such program; 4 gaggled cannot be reached; 5 not in time.
 #[derive(Parser)]
@@ -63,26 +63,26 @@ enum WaitStateArg {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start programs, and keep them started
+    /// Start programs; they stay wanted, also after a restart of gaggled
     Up(TargetArgs),
-    /// Stop programs, and keep them stopped
+    /// Stop programs; they stay down until they are started, also after a restart of gaggled
     Down(TargetArgs),
-    /// Stop programs, and start them again
+    /// Restart programs; without names, all but those that an operator has stopped
     Restart(TargetArgs),
-    /// Move a group to a level: what does not run there stops, and then what does starts, in order
+    /// Move a group to a level: stop the programs that do not run there, then start those that do, in order
     Tell {
         /// The group
         group: String,
         /// The level; 'restart' restarts the group
         level: String,
-        /// Do not wait until it is there
+        /// Do not wait until the group has reached the level
         #[arg(long)]
         no_wait: bool,
         /// How long to wait
         #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
-    /// Send a signal to programs that are up: TERM and KILL to all their processes, others to the main one
+    /// Send a signal to programs that are up: TERM and KILL to all their processes, others to the main process
     Signal {
         /// A name such as HUP, or a number
         signal: String,
@@ -98,15 +98,15 @@ enum Command {
         /// Draw the dependencies
         #[arg(long, conflicts_with = "json")]
         tree: bool,
-        /// As it was after an event, or at a time: 42, 14:03:07, "2026-11-20 14:03", 10m ago
+        /// The state after an event, or at a time: 42, 14:03:07, "2026-11-20 14:03", 10m ago
         #[arg(long, value_name = "MOMENT", value_parser = time_args::parse)]
         at: Option<PointInTime>,
     },
-    /// Tell why a program is as it is
+    /// Explain the state of a program by the events that led to it
     Why {
         /// Its name
         program: String,
-        /// Why it was as it was after an event, or at a time
+        /// Its state after an event, or at a time
         #[arg(long, value_name = "MOMENT", value_parser = time_args::parse)]
         at: Option<PointInTime>,
     },
@@ -120,11 +120,11 @@ enum Command {
         /// Only lines from this time on: 14:03:07, 10m ago; for logs with rotate: (timestamps: true)
         #[arg(long, value_name = "TIME", value_parser = time_args::parse)]
         since: Option<PointInTime>,
-        /// Go on with what is added
+        /// Follow the log
         #[arg(short, long)]
         follow: bool,
     },
-    /// Tell how the starts of a program are spaced, and when it is given up
+    /// Show the backoff of a program, and how close it is to its start limit
     Backoff {
         /// Its name
         program: String,
@@ -141,7 +141,7 @@ enum Command {
         #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
-    /// Show what has happened
+    /// Show events
     Events {
         /// After the event of this number, or from this time on: 42, 14:03:07, "2026-11-20 14:03", 10m ago
         #[arg(short, long, value_name = "MOMENT", value_parser = time_args::parse, default_value = "0")]
@@ -153,16 +153,16 @@ enum Command {
         #[arg(short, long, value_name = "NAME")]
         program: Option<String>,
     },
-    /// Print the whole state, as followers get it
+    /// Print the whole state as JSON, as followers get it
     Snapshot,
-    /// Show what gaggled itself is and does
+    /// Show version, process id, urls and counts of gaggled itself
     Status,
-    /// Show what another configuration would change, and change nothing
+    /// Show what a changed configuration would do, without doing it
     Plan {
         /// The configuration; the one that gaggled was started with if it is not given
         file: Option<PathBuf>,
     },
-    /// Take another configuration, whole or not at all; what has not changed is not touched
+    /// Apply a changed configuration, whole or not at all; unchanged programs are not touched
     Reload {
         /// The configuration; the one that gaggled was started with if it is not given
         file: Option<PathBuf>,
@@ -170,7 +170,7 @@ enum Command {
         #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
-    /// Go on as another version of gaggled; no program notices
+    /// Hand over to another version of gaggled; programs keep running
     Upgrade {
         /// The binary; the one that stands where gaggled was started from if it is not given
         binary: Option<PathBuf>,

@@ -21,9 +21,9 @@ use gaggled_tools::{
 };
 use globset::{Glob, GlobMatcher};
 
-/// Prints what happens in a running gaggled, from now on or from an event on
+/// Print the events of a running gaggled, from now on or from an earlier event on
 ///
-/// It waits for a gaggled that is not there, connects again to one that comes back, and says so when it has missed
+/// It waits for a gaggled that does not run yet, reconnects to one that comes back, and says so when it has missed
 /// something. Exit status: 0 its output was closed; 2 the arguments cannot be used; 4 it is not known where gaggled is.
 #[derive(Parser)]
 #[command(name = "gaggled_listener", version = VERSION)]
@@ -39,7 +39,7 @@ struct Arguments {
     #[arg(short, long)]
     json: bool,
 
-    /// Print only what concerns this program, or those of this pattern; may be given several times
+    /// Print only events of this program, or of those that match this pattern; may be given several times
     #[arg(short, long, value_name = "NAME")]
     program: Vec<String>,
 

@@ -10,7 +10,7 @@ use gaggled_gateways::{
 use gaggled_tools::{VERSION, common::diagnostics, common::endpoints, smtpgate::MailGateway};
 use slog::{Drain, Level, LevelFilter, Logger, o};
 
-/// Sends mail about what happens in a running gaggled, as the configuration says
+/// Send mail about programs of a running gaggled that go down and come up, as the configuration says
 ///
 /// Exit status: 1 the configuration cannot be used; 2 the arguments cannot be used.
 #[derive(Parser)]
@@ -20,7 +20,7 @@ struct Arguments {
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
 
-    /// Also say what is not worth a mail
+    /// Also log events that lead to no mail
     #[arg(short, long)]
     verbose: bool,
 }

@@ -134,7 +134,7 @@ pub fn show(path: &Path, text: &str, found: &[Diagnostic]) {
         if let Some(help) = &finding.help {
             report = report.with_help(help);
         }
-        // A terminal that is gone cannot be told so.
+        // A terminal that is gone gets no error.
         let _ = report.finish().eprint((file.clone(), Source::from(text)));
     }
 }

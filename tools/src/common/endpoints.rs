@@ -13,7 +13,7 @@ pub const CONTROL_VARIABLE: &str = "GAGGLED_CONTROL_URL";
 /// The variable that names the event channel.
 pub const EVENT_VARIABLE: &str = "GAGGLED_EVENT_URL";
 
-/// How a tool is told where gaggled is.
+/// Arguments that say where gaggled is.
 #[derive(Args, Clone, Debug, Default)]
 pub struct EndpointArgs {
     /// The url of gaggled

@@ -59,7 +59,7 @@ pub(super) enum LastEvent {
 pub(super) struct ThreadSinks {
     pub events: Sender<Arc<Envelope>>,
     pub log: JournalLog,
-    /// Is told how it ends.
+    /// Gets the last event.
     pub ended: oneshot::Sender<LastEvent>,
 }
 

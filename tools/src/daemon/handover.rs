@@ -173,7 +173,7 @@ impl HandoverManager {
     }
 }
 
-/// What a child says, if it ends within a time; one that takes longer is killed. Its status tells nothing: the reaper of
+/// What a child says, if it ends within a time; one that takes longer is killed. Its status is not known: the reaper of
 /// the daemon takes it.
 fn listen(mut child: Child, within: Duration) -> Option<String> {
     let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);

@@ -1,7 +1,7 @@
 //! The subreaper: the parent of the daemon, and of whatever the daemon leaves behind when it dies.
 //!
 //! It starts the daemon, hands on the signals that it gets, and reaps. When the daemon dies its programs become the
-//! subreaper's children; the subreaper starts the daemon again, which finds them, and tells it through a pipe how each of
+//! subreaper's children; the subreaper starts the daemon again, which finds them, and reports through a pipe how each of
 //! them ends. As the first process of a container it reaps every stray, too.
 //!
 //! It knows nothing of programs, configurations or the journal, allocates next to nothing, and waits for signals in one
@@ -90,7 +90,7 @@ pub enum DaemonStatus {
     Running,
     /// It ends so that another can follow.
     HandingOver,
-    /// It ends for good, as it was told.
+    /// It ends for good, as it was asked to.
     Exiting,
 }
 
@@ -139,8 +139,8 @@ impl HandoffFile {
     }
 }
 
-/// Starts the daemon with these arguments, again and again, until it ends as it was told. With `resume`, the directory
-/// of a journal, the first is told to go on from there.
+/// Starts the daemon with these arguments, again and again, until it ends for good. With `resume`, the directory
+/// of a journal, the first resumes from there.
 pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
     lower_oom_score();
     if let Some(limit) = too_few_descriptors() {
@@ -194,7 +194,7 @@ impl Binary {
 struct Subreaper {
     arguments: Vec<OsString>,
     signals: SigSet,
-    /// Where the ends of processes are told, and the end that the daemon gets.
+    /// Where the ends of processes are reported, and the end of the pipe that the daemon gets.
     tell: File,
     hear: OwnedFd,
     recorder: File,
@@ -206,7 +206,7 @@ struct Subreaper {
     fallback_binary: Option<Binary>,
     daemon: Option<Pid>,
     again: bool,
-    /// That gaggled was told to end, and how: the next daemon is told, too, if this one dies over it.
+    /// The signal that asked gaggled to end: the next daemon gets it, too, if this one dies before it has ended.
     stop_signal: Option<Signal>,
     /// How many have died soon, one after the other.
     deaths: u32,
@@ -323,7 +323,7 @@ impl Subreaper {
         Ok(())
     }
 
-    /// Takes every child that has ended. What the daemon may want to know is told before the process id is given back.
+    /// Takes every child that has ended. An end is reported to the daemon before the process is reaped.
     fn reap(&mut self) -> Option<ExitCode> {
         while let Some((pid, ended)) = host::peek_exited() {
             let daemon = self.daemon.is_some_and(|daemon| daemon.as_raw() == pid);

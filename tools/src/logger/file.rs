@@ -54,7 +54,7 @@ impl LogFile {
         Self { path: PathBuf::from(path), rotate, stopped, open: None, lost: 0, at_line: true }
     }
 
-    /// Writes a part that does not go beyond a line, or tells why not.
+    /// Writes a part that does not go beyond a line, or returns the error.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.open.is_none() {
             self.open = Some(Open::find(&self.path)?);

@@ -29,7 +29,7 @@ const MAX_SHOWN: usize = 20;
 /// What to do with a journal.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
-    /// Check that nothing is damaged or missing, and that what happened is what the rules allow
+    /// Check that no event is damaged or missing, and that the rules allow every event
     Verify {
         /// The directory of the journal
         directory: PathBuf,

@@ -32,10 +32,10 @@ pub struct Arguments {
     /// A program that ends at once whenever it is started, from when until when: db@10s..2m
     #[arg(long = "break", value_name = "PROGRAM@TIME..TIME")]
     broken: Vec<String>,
-    /// How long to look
+    /// How long to simulate
     #[arg(long, value_name = "TIME", value_parser = time_args::span, default_value = "5m")]
     until: Millis,
-    /// What everything that is not said is drawn from: another number, other times
+    /// The seed of everything that is drawn at random
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Print events as JSON, a line each

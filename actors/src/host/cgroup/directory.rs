@@ -84,7 +84,7 @@ impl CgroupError {
     }
 }
 
-/// Whether cgroups with these controllers can be had in a directory, as far as that can be told without making it.
+/// Whether cgroups with these controllers can be had in a directory, as far as that is known without making it.
 pub fn check(parent: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupError> {
     let existing = parent.ancestors().find(|path| path.exists()).unwrap_or(parent);
     if !is_cgroup(existing) {

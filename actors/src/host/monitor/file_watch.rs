@@ -57,14 +57,14 @@ type Watched = Rc<RefCell<Vec<(WatchDescriptor, ProgramId)>>>;
 pub(crate) struct FileWatches {
     inotify: inotify::Watches,
     watched: Watched,
-    /// Where it is told that a program is to be looked at.
+    /// Where a program that has to be looked at is reported.
     concern: UnboundedSender<ProgramId>,
     files: BTreeMap<ProgramId, TailedFile>,
     directories: BTreeMap<ProgramId, WatchDescriptor>,
 }
 
 impl FileWatches {
-    /// Nothing yet, and where it is told for which program something has changed.
+    /// Watches nothing yet; changes are reported with their program.
     pub(crate) fn new(inotify: Inotify) -> io::Result<(Self, UnboundedReceiver<ProgramId>)> {
         let kernel = inotify.watches();
         let mut events = inotify.into_event_stream([0; 4096])?;

@@ -2,7 +2,7 @@
 //!
 //! A process is known by its id together with the time at which it began, as the journal has them. One that the journal
 //! has not heard of, because the previous daemon ended between the fork and the record, is known by the flight recorder, or
-//! by the token in its environment. How one has ended that is gone is told by the flight recorder, or by the subreaper that
+//! by the token in its environment. The end of one that is gone is in the flight recorder, or reported by the subreaper that
 //! has reaped it.
 
 use std::{
@@ -62,7 +62,7 @@ pub struct PreviousRun<'a> {
 /// cgroups of what runs that have ended well have left.
 ///
 /// `state` is the last state carried over. `reaped` is asked what the subreaper has reaped, when everything has been looked
-/// at: what has gone by then it has told of.
+/// at: it has reported every end until then.
 pub fn look(
     before: &PreviousRun<'_>,
     state: &State,
@@ -182,7 +182,7 @@ pub fn strangers(control: &str, users: &BTreeSet<u32>) -> Vec<(String, i32)> {
     procfs::all().filter_map(named).collect()
 }
 
-/// The variable that tells a program where its gaggled answers.
+/// The variable with the control url of a program's gaggled.
 const CONTROL_VARIABLE: &str = "GAGGLED_CONTROL_URL";
 
 /// The daemon that the command of a run has left, if the previous daemon did not live to write that down: it was recorded, or
@@ -261,7 +261,7 @@ impl ProgramScan<'_> {
     fn unrecorded(&self, instances: RangeInclusive<InstanceId>) -> Option<Seen> {
         let slot = self.slots.iter().rfind(|slot| instances.contains(&slot.instance));
         if let Some(RunSlot { instance, pid, ended: None }) = slot.copied()
-            // Its parent is dead, so it is the subreaper's, which gives no id away without having told of it.
+            // Its parent is dead, so it is the subreaper's, which reports an end before it reaps.
             && let Some(stat) = procfs::stat(pid).filter(|stat| !stat.is_zombie() && stat.session == pid && stat.parent == getppid().as_raw())
         {
             return Some(Seen::Alive { instance, pid, stat });

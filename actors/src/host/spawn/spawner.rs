@@ -336,7 +336,7 @@ fn hearing(launch: &LaunchSpec) -> Result<ReadinessChannel, SpawnError> {
         // who writes is disturbed when gaggled is away.
         Some(ReadinessProbe::Fd(_)) => {
             let file = memfd_create(c"ready", MFdFlags::MFD_CLOEXEC).map_err(failed)?;
-            // What is written to the first descriptor of such a file is not told to inotify, what is written to another is.
+            // inotify reports writes to another descriptor of such a file, but not to the first.
             let path = format!("/proc/self/fd/{}", file.as_raw_fd());
             let file = OpenOptions::new().read(true).write(true).open(path).map_err(no_descriptor)?;
             Ok(ReadinessChannel { descriptor: Some(file), ..ReadinessChannel::default() })

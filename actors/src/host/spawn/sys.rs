@@ -3,7 +3,7 @@
 //! Starting one costs the same whatever the size of the daemon. `fork` copies the page tables of the parent, which
 //! takes a hundred milliseconds once it holds some gigabytes. So the child is made as `posix_spawn` makes it: it shares
 //! the memory of the parent, which stands still until the child has executed its command or ended. Unlike `posix_spawn`
-//! this makes a session, tells which step failed, and lets the reaper know the process id before the child runs.
+//! this makes a session, reports which step failed, and gives the reaper the process id before the child runs.
 //!
 //! Between the two the child must behave: it only makes system calls, on data that was laid out before. It does not
 //! allocate, log, lock, or panic, and returns from nothing.
@@ -297,7 +297,7 @@ unsafe fn write_pid(me: &Child) -> bool {
     }
 }
 
-/// Tries the candidates. What is wrong with one that exists is told rather than that others do not.
+/// Tries the candidates. The error of one that exists is reported rather than that others do not exist.
 ///
 /// # Safety
 /// As for [`run`].

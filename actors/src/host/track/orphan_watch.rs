@@ -1,7 +1,7 @@
 //! Hears of the ends of processes that are not our children: those that have survived the previous daemon.
 //!
-//! They belong to the subreaper now, which tells how each has ended through a pipe. If the subreaper has died with that
-//! daemon they belong to init, and the kernel is asked: since Linux 6.15 it tells how a process has ended to a holder of
+//! They belong to the subreaper now, which reports how each has ended through a pipe. If the subreaper has died with that
+//! daemon they belong to init, and the kernel is asked: since Linux 6.15 it reports how a process has ended to a holder of
 //! a pidfd of it.
 
 use std::{
@@ -66,7 +66,7 @@ pub fn decode_reaped(bytes: &[u8]) -> impl Iterator<Item = (i32, ExitStatus)> {
     })
 }
 
-/// The pipe in which the subreaper tells how processes have ended.
+/// The pipe in which the subreaper reports how processes have ended.
 ///
 /// What has been read is taken out of it only when it has been kept elsewhere: a daemon that dies in between leaves it for the
 /// next daemon.
@@ -166,7 +166,7 @@ impl OrphanWatch {
         }
     }
 
-    /// Reads what the subreaper tells; false if it is no more.
+    /// Reads reports of the subreaper; false if it has ended.
     fn hear_subreaper(&mut self, shared: &ProcessTracker) -> bool {
         let Some(pipe) = &mut self.pipe else { return false };
         let _listening = shared.listening.lock().unwrap_or_else(PoisonError::into_inner);

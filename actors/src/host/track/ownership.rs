@@ -68,7 +68,7 @@ impl ProcessTracker {
         if known || stat.start_time.0 < start_time.0 || !self.belongs(program, instance, named) {
             return Some(Err(ProbeError::ForeignProcess(pid)));
         }
-        // The end of a child is heard, and the subreaper tells of its own. After both were killed a daemon belongs to init:
+        // The end of a child is heard, and the subreaper reports its own. After both were killed a daemon belongs to init:
         // it must carry the token then, because its parent says nothing about it.
         let parent = if own { getpid() } else { getppid() }.as_raw();
         let is_orphan = stat.parent != parent;

@@ -156,7 +156,7 @@ impl Process {
     ///
     /// A number is not given to a new process while there is a group of that number. So once the main process of our own
     /// has been reaped, a process of that number means that the group was empty before. In any other case the start time
-    /// of the first process of the group tells whether it is still the same.
+    /// of the first process of the group shows whether it is still the same.
     pub(crate) fn lives(&self, pid: i32) -> bool {
         let group = Pid::from_raw(self.group);
         if self.own && self.group == pid {

@@ -60,7 +60,7 @@ impl ProcessTracker {
         let group = getpgid(Some(Pid::from_raw(pid))).map_or(pid, Pid::as_raw);
         table.follow_group(pid);
         if let Some(process) = table.by_pid.get(&pid).filter(|process| process.own) {
-            // Before it is taken from the kernel, which tells it only once.
+            // Before it is taken from the kernel, which reports it only once.
             self.recorder.write(process.program, RunSlot { instance: process.instance, pid, ended: Some(status) });
         }
         sys::reap(pid);
@@ -87,7 +87,7 @@ impl ProcessTracker {
         let mut table = self.table();
         match table.by_pid.get(&pid) {
             Some(process) if !process.own && process.ended.is_none() => {
-                // What was told of an earlier process of the same id is not about this one.
+                // A report about an earlier process of the same id is not about this one.
                 if procfs::stat(pid).is_some_and(|stat| stat.start_time == process.start_time && !stat.is_zombie()) {
                     return;
                 }
@@ -109,7 +109,7 @@ impl ProcessTracker {
         let Some(process) = table.by_pid.get_mut(&pid) else { return };
         process.ended = Some(status);
         let program = process.program;
-        // Of an orphan an older kernel does not tell how it has ended.
+        // An older kernel does not report how an orphan has ended.
         let may_be_well = status.is_success() || status == ExitStatus::Unknown;
         let leaves_daemon =
             self.programs[program].daemon_file().filter(|_| process.stage == MainProcess::Command && may_be_well);

@@ -137,7 +137,7 @@ impl ProcessTracker {
         })
     }
 
-    /// From now on nothing is reaped any more, and what the subreaper tells stays in its pipe.
+    /// From now on nothing is reaped any more, and reports of the subreaper stay in its pipe.
     pub(crate) fn hand_over(&self) {
         self.table().handed_over = true;
         std::mem::forget(self.listening.lock());
@@ -261,7 +261,7 @@ impl ProcessTracker {
         }
         self.monitor_run(program, instance, pid, ReadinessChannel::default());
         if subreaper == Some(parent) {
-            // The subreaper tells of its end, or has told it already.
+            // The subreaper reports its end, or has reported it already.
             return None;
         }
         if let Some(held) = hold(pid, start_time) {

@@ -226,7 +226,7 @@ impl JournalAudit {
             (seen.operator_fall, seen.stopping, seen.completed) = (None, None, None);
             return;
         }
-        // It may have ended by itself while it was about to be told to.
+        // It may have ended by itself just before it was stopped.
         let by_itself = !seen.told || envelope.cause == Cause::Kernel;
         let may_stand = policy.remains(status, orphans);
         let wrongly = if seen.exists { !(may_stand && by_itself) } else { may_stand && !seen.told };

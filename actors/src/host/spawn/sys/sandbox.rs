@@ -62,7 +62,7 @@ impl PreparedSandbox {
         })
     }
 
-    /// Gives everything up, in the child. What fails is told, and then the child must not go on.
+    /// Gives everything up, in the child. A failed step is returned, and then the child must not go on.
     ///
     /// # Safety
     /// Only in a child that was made with `vfork`, before it executes its command.
@@ -125,7 +125,7 @@ unsafe fn write_score(score: &CString) -> Result<(), SpawnStage> {
         let file = libc::syscall(libc::SYS_openat, libc::AT_FDCWD, path, libc::O_WRONLY | libc::O_CLOEXEC, 0);
         done(file, stage)?;
         let written = libc::syscall(libc::SYS_write, file, bytes.as_ptr(), bytes.len());
-        // The error of the write is the one to tell, if there is one.
+        // The error of the write is the one to report, if there is one.
         if written >= 0 {
             libc::syscall(libc::SYS_close, file);
         }

@@ -1,4 +1,4 @@
-//! The ends of processes, as the kernel tells of them.
+//! The ends of processes, as the kernel reports them.
 
 use std::{
     ffi::c_int,
@@ -49,14 +49,14 @@ fn wait(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> Option<(i32, Ex
     }
 }
 
-/// What the kernel tells of a process that is held by a pidfd and is no child.
+/// The status of a process that is held by a pidfd and is no child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitInfo {
     /// It has ended and its parent has reaped it.
     Ended(ExitStatus),
     /// Its parent has not reaped it.
     NotYet,
-    /// This kernel does not tell (Linux before 6.15).
+    /// This kernel does not report it (Linux before 6.15).
     Unsupported,
 }
 
@@ -75,7 +75,7 @@ pub fn exit_info(pidfd: &OwnedFd) -> ExitInfo {
     const PIDFD_GET_INFO: libc::c_ulong = 0xc040_ff0b;
     const EXIT: u64 = 1 << 3;
     let mut info = PidfdInfo { mask: EXIT, ..PidfdInfo::default() };
-    // SAFETY: the request tells the size of the structure, which is a local that the call fills with plain numbers.
+    // SAFETY: the request contains the size of the structure, which is a local that the call fills with plain numbers.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
     if result == 0 {
         if info.mask & EXIT == 0 { ExitInfo::NotYet } else { ExitInfo::Ended(of_wait_status(info.exit_code)) }
