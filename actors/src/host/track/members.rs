@@ -155,10 +155,12 @@ impl ProcessTracker {
 
     /// The children of this process and of the subreaper that are not main processes of runs.
     fn foreign_children(&self) -> Vec<i32> {
-        let parents = [getpid().as_raw(), getppid().as_raw()].into_iter().filter(|parent| *parent > 1);
+        let (own, subreaper) = (getpid().as_raw(), getppid().as_raw());
+        let parents = [own, subreaper].into_iter().filter(|parent| *parent > 1);
         let children: Vec<i32> = parents.flat_map(|parent| procfs::children(parent, parent)).collect();
         let table = self.table();
-        children.into_iter().filter(|child| !table.by_pid.contains_key(child)).collect()
+        // This process is a child of the subreaper; below it is every program.
+        children.into_iter().filter(|child| *child != own && !table.by_pid.contains_key(child)).collect()
     }
 
     /// Adds a process under this token, or under its own.
