@@ -14,7 +14,7 @@ use gaggled_tests::{
     import_harness,
 };
 use nix::{
-    fcntl::{Flock, FlockArg},
+    fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -116,18 +116,15 @@ fn a_state_directory_that_is_emptied_or_replaced_is_taken_again() {
     let copied = Command::new("cp").arg("-a").args([&daemon.journal(), &copy]).status().expect("cp");
     assert!(copied.success());
     for entry in fs::read_dir(daemon.journal()).expect("a directory").flatten() {
-        if entry.path().is_dir() {
-            fs::remove_dir_all(entry.path()).expect("a directory");
-        } else {
-            fs::remove_file(entry.path()).expect("a file");
-        }
+        let path = entry.path();
+        // Meanwhile the daemon makes the directory anew, and what is not found or not empty is of that.
+        let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
     }
     wait_restored(&mut daemon, 1);
     daemon.kill_daemon();
     must_be_untouched(&daemon, &before);
-    // An older copy in its place, as a backup that is restored.
-    fs::rename(daemon.journal(), daemon.directory.path().join("away")).expect("it is there");
-    fs::rename(&copy, daemon.journal()).expect("it is there");
+    // An older copy in its place, as a backup that is restored; between two renames the daemon could make it anew.
+    renameat2(AT_FDCWD, &copy, AT_FDCWD, &daemon.journal(), RenameFlags::RENAME_EXCHANGE).expect("both are there");
     let daemon_pid = daemon.daemon_pid();
     // Before a handover it is looked at, whatever the kernel has told by then.
     controller(&daemon, &["upgrade"]);
