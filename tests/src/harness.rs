@@ -220,14 +220,27 @@ impl Daemon {
         let subreaper = parent(daemon_pid);
         // The subreaper first, or it would start another daemon; the daemon is stopped before that, or it would take the
         // place of the subreaper.
-        for (pid, signal) in
-            [(daemon_pid, Signal::SIGSTOP), (subreaper, Signal::SIGKILL), (daemon_pid, Signal::SIGKILL)]
-        {
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("it runs");
+        self.freeze(daemon_pid);
+        for pid in [subreaper, daemon_pid] {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).expect("it runs");
         }
         self.await_end();
         self.wait_gone(subreaper);
         self.wait_gone(daemon_pid);
+    }
+
+    /// Stops a process of gaggled, until it gets a SIGCONT. A thread may still run for a while after the signal was sent,
+    /// so the end of that is waited for.
+    pub fn freeze(&mut self, pid: i32) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).expect("it runs");
+        let stopped = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat"));
+            stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with('T')))
+        };
+        let tasks = format!("/proc/{pid}/task");
+        self.wait_outside("a process to be stopped", || {
+            fs::read_dir(&tasks).is_ok_and(|mut tasks| tasks.all(|task| task.is_ok_and(stopped)))
+        });
     }
 
     /// Waits until a process that is not a child of the test has ended.

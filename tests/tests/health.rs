@@ -191,10 +191,10 @@ fn a_stall_of_gaggled_makes_nobody_silent() {
     let mut daemon = Daemon::new(&puppet("a", "alive 200", "ready: Notify, watchdog: \"3s\""));
     wait_ready(&mut daemon, "a", 1);
     for _ in 0..2 {
-        let daemon_pid = Pid::from_raw(daemon.daemon_pid());
-        kill(daemon_pid, Signal::SIGSTOP).expect("it runs");
+        let daemon_pid = daemon.daemon_pid();
+        daemon.freeze(daemon_pid);
         daemon.listen_until(now() + Duration::from_secs(4));
-        kill(daemon_pid, Signal::SIGCONT).expect("it runs");
+        kill(Pid::from_raw(daemon_pid), Signal::SIGCONT).expect("it runs");
         daemon.listen_until(now() + Duration::from_secs(1));
     }
     assert_eq!(daemon.dump()["a"]["instance"], 1, "{}", daemon.timeline());
@@ -210,12 +210,11 @@ fn what_is_said_while_the_daemon_is_dead_is_heard() {
         puppet("there", "report @DIR@/report", "ready: Notify, start_timeout: \"1h\""),
     ));
     daemon.wait("both to have begun", |_, state| state.programs.values().all(|program| program.pid.is_some()));
-    let subreaper = Pid::from_raw(daemon.pid());
-    let daemon_pid = daemon.daemon_pid();
-    kill(subreaper, Signal::SIGSTOP).expect("it runs");
+    let (subreaper, daemon_pid) = (daemon.pid(), daemon.daemon_pid());
+    daemon.freeze(subreaper);
     kill(Pid::from_raw(daemon_pid), Signal::SIGKILL).expect("it runs");
     daemon.listen_until(now() + Duration::from_secs(2));
-    kill(subreaper, Signal::SIGCONT).expect("it runs");
+    kill(Pid::from_raw(subreaper), Signal::SIGCONT).expect("it runs");
     daemon.wait_for_another(daemon_pid);
     wait_ready(&mut daemon, "late", 1);
     let report = fs::read_to_string(daemon.directory.path().join("report")).expect("a report");

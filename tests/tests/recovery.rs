@@ -147,7 +147,8 @@ fn what_ends_while_nobody_is_there_is_told_with_its_status() {
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let (a, b, daemon_pid) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.daemon_pid());
     // The subreaper stands still, so that nobody is there for a while.
-    daemon.signal(Signal::SIGSTOP);
+    let subreaper = daemon.pid();
+    daemon.freeze(subreaper);
     signal(daemon_pid, Signal::SIGKILL);
     signal(a, Signal::SIGUSR2);
     signal(b, Signal::SIGKILL);

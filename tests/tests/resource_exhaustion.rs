@@ -75,10 +75,10 @@ fn a_daemon_that_stood_still_makes_up_for_nothing() {
         sleeper("a")
     ));
     daemon.wait_up("a", 1);
-    let daemon_pid = nix::unistd::Pid::from_raw(daemon.daemon_pid());
-    nix::sys::signal::kill(daemon_pid, Signal::SIGSTOP).expect("it runs");
+    let daemon_pid = daemon.daemon_pid();
+    daemon.freeze(daemon_pid);
     daemon.listen_until(now() + Duration::from_millis(1500));
-    nix::sys::signal::kill(daemon_pid, Signal::SIGCONT).expect("it stands");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(daemon_pid), Signal::SIGCONT).expect("it stands");
     daemon.wait_up("b", 1);
     let starts = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramStarting").count();
     assert_eq!(starts, 2);

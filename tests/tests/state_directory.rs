@@ -161,10 +161,10 @@ fn without_its_state_directory_gaggled_does_not_begin_beside_its_programs() {
 fn a_daemon_that_dies_with_its_state_directory_is_followed_by_one_that_knows_its_programs() {
     let mut daemon = start();
     let before = pids(&daemon);
-    let daemon_pid = Pid::from_raw(daemon.daemon_pid());
-    kill(daemon_pid, Signal::SIGSTOP).expect("it runs");
+    let daemon_pid = daemon.daemon_pid();
+    daemon.freeze(daemon_pid);
     remove(&daemon);
-    kill(daemon_pid, Signal::SIGKILL).expect("it runs");
+    kill(Pid::from_raw(daemon_pid), Signal::SIGKILL).expect("it runs");
     daemon.wait("its programs to be found", |heard, state| {
         let found = |name: &str| {
             let id = state.graph.names().get(name).copied();
