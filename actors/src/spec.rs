@@ -16,7 +16,7 @@ use gaggled_core::{
     base::ids::{IdVec, ProgramId},
     config::{Config, Diagnostic, LOGGER, ProgramConfig, SpanIndex, log_policy::LogRoute, sandbox::Cgroup},
     graph::Graph,
-    host::{LaunchSpec, LogTarget, PidFile},
+    host::{ExitPolicy, LaunchSpec, LogTarget, PidFile},
 };
 use nix::unistd::geteuid;
 
@@ -61,8 +61,11 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&LogRoute>) -> Lau
         command,
         argv,
         stop_command: program.stop_command.clone(),
-        leaves: program.effective_leaves(),
-        success_exit_codes: program.success_exit_codes.clone(),
+        exit: ExitPolicy {
+            daemonizes: matches!(program.pid_file, Some(PidFile::Read(_))),
+            leaves: program.effective_leaves(),
+            success_exit_codes: program.success_exit_codes.clone(),
+        },
         env,
         wd: program.wd.clone(),
         log: match (outlet.and_then(|outlet| outlet.pipe.clone()), program.log.clone()) {

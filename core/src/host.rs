@@ -3,12 +3,14 @@
 //! There is no implementation here. The real host is in the actors crate, a simulated one in the tests.
 
 mod command;
+mod exit_policy;
 mod launch_spec;
 pub mod probe;
 mod report;
 
 pub use self::{
     command::HostCommand,
+    exit_policy::{Ending, ExitAction, ExitPolicy},
     launch_spec::{LaunchSpec, LogTarget, PidFile},
     report::{HostEvent, HostReport, Recovered},
 };

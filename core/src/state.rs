@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     group::{GroupState, LevelSwitch},
-    program::{Membership, Outcome, PendingStop, Phase, ProgramState},
+    program::{Membership, Outcome, PendingStop, Phase, ProgramState, Stop, StopMethod},
 };
 use crate::{
     base::{

@@ -130,7 +130,7 @@ impl Host for LinuxHost {
                 // The spawner lives as long as the sender.
                 let _ = self.orders.send(SpawnRequest::Start(program, instance));
             }
-            HostCommand::RunStopCommand { program, instance } => {
+            HostCommand::Undo { program, instance } => {
                 let _ = self.orders.send(SpawnRequest::UndoCommand(program, instance));
             }
             HostCommand::Probe { program, instance, kind: check } => {
@@ -139,7 +139,8 @@ impl Host for LinuxHost {
             HostCommand::FlushReports { program, instance } => {
                 self.shared.monitor(MonitorCommand::Hear(program, instance));
             }
-            HostCommand::Stop { program, instance } => self.shared.stop(program, instance),
+            HostCommand::RunStopCommand { program, instance } => self.shared.run_stop_command(program, instance),
+            HostCommand::Terminate { program, instance } => self.shared.terminate_run(program, instance),
             HostCommand::Kill { program, instance } => self.shared.kill(program, instance),
             HostCommand::Signal { program, instance, signal } => self.shared.signal(program, instance, signal),
         }

@@ -116,7 +116,7 @@ pub(crate) enum MonitorCommand {
     /// Ask a run.
     Check(ProgramId, InstanceId, ProbeKind),
     /// The command of a run has ended well: find the daemon that it has left.
-    AwaitDaemon { program: ProgramId, instance: InstanceId, path: String },
+    AwaitDaemon(ProgramId, InstanceId),
     /// A process of no run has ended: its children may be ours now.
     RecheckPidFiles,
     /// The run of a program has ended.

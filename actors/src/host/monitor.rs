@@ -134,10 +134,12 @@ impl MonitorLoop {
                 self.shared.tell(program, instance, HostEvent::ReportsFlushed);
             }
             MonitorCommand::Check(program, instance, check) => self.check(program, instance, check),
-            MonitorCommand::AwaitDaemon { program, instance, path } => {
-                self.watches.directory_of(program, &path);
-                self.awaited.insert(program, (instance, path, None));
-                self.look_for_daemon(program);
+            MonitorCommand::AwaitDaemon(program, instance) => {
+                if let Some(path) = self.shared.programs[program].daemon_file().map(str::to_owned) {
+                    self.watches.directory_of(program, &path);
+                    self.awaited.insert(program, (instance, path, None));
+                    self.look_for_daemon(program);
+                }
             }
             MonitorCommand::RecheckPidFiles => {
                 for program in self.awaited.keys().copied().collect::<Vec<_>>() {

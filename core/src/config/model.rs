@@ -352,6 +352,7 @@ impl Config {
                 autostart: program.autostart,
                 group: program.group.as_deref().and_then(|group| groups.get(group).copied()),
                 levels: program.levels.iter().map(|level| level.as_str().into()).collect(),
+                has_stop_command: program.stop_command.is_some(),
                 remain_after_exit: program.stop_command.is_some()
                     && (program.effective_mode() == Mode::Wait || leaves == Leaves::Keep),
                 leaves,

@@ -112,6 +112,9 @@ pub struct Policy {
     /// The levels of its group at which it runs; all but `stop` if there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<Level>,
+    /// Whether a command stops it, or undoes what it has done.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub has_stop_command: bool,
     /// Whether what it has done stands after its end, until its stop command undoes it, whatever it leaves running.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub remain_after_exit: bool,
@@ -151,6 +154,7 @@ impl Policy {
             autostart: true,
             group: None,
             levels: Vec::new(),
+            has_stop_command: false,
             remain_after_exit: false,
             leaves: Leaves::Kill,
             retry: false,

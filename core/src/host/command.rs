@@ -16,15 +16,23 @@ pub enum HostCommand {
         /// The run that is to begin.
         instance: InstanceId,
     },
-    /// Ask everything that this instance consists of to end; what it leaves behind has time to do so as well.
-    Stop {
+    /// Ask everything that this instance consists of to end, by a signal; what it leaves behind has time to do so as well.
+    Terminate {
+        /// The program.
+        program: ProgramId,
+        /// The run that is meant; a later one is never hit.
+        instance: InstanceId,
+    },
+    /// Run the stop command of the program beside this instance. When that has ended well and the main process has ended,
+    /// what is left is asked to end by a signal.
+    RunStopCommand {
         /// The program.
         program: ProgramId,
         /// The run that is meant; a later one is never hit.
         instance: InstanceId,
     },
     /// Run the command that undoes what this instance, which has ended, has done: as its process.
-    RunStopCommand {
+    Undo {
         /// The program.
         program: ProgramId,
         /// The run that is meant.

@@ -6,7 +6,7 @@ use super::probe::{Health, ReadinessProbe};
 use crate::{
     base::time::Millis,
     config::sandbox::{Cgroup, Sandbox},
-    graph::Leaves,
+    host::ExitPolicy,
 };
 
 /// Everything needed to start a program, decided before the start.
@@ -20,10 +20,8 @@ pub struct LaunchSpec {
     pub argv: Vec<String>,
     /// The line of shell that stops it, or undoes what it has done.
     pub stop_command: Option<String>,
-    /// What becomes of processes that a run leaves when it has ended well.
-    pub leaves: Leaves,
-    /// The exit codes that mean success; only 0 if there is none.
-    pub success_exit_codes: Vec<i32>,
+    /// What becomes of a run whose main process has ended.
+    pub exit: ExitPolicy,
     /// Variables over those that every program gets, in the order of their names.
     pub env: Vec<(String, String)>,
     /// The directory to run in; the daemon's own if there is none.

@@ -12,7 +12,7 @@ use crate::{
         time::Instant,
     },
     event::{DependencyEvent, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
-    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, State},
+    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, State, StopMethod},
 };
 
 impl State {
@@ -34,7 +34,7 @@ impl State {
         match event {
             ProgramEvent::Starting { instance } => self.admit_start(now, id, *instance),
             ProgramEvent::Started { instance, .. } | ProgramEvent::SpawnFailed { instance, .. } => {
-                let in_stop_command = program.in_stop_command && program.pid.is_none();
+                let in_stop_command = program.is_undoing() && program.pid.is_none();
                 is_in(program, *instance, if in_stop_command { &[Phase::Stopping] } else { &[Phase::Starting] })
             }
             ProgramEvent::Stopping { instance, reason, .. } => {
@@ -45,16 +45,18 @@ impl State {
             }
             ProgramEvent::KillRequested { instance } => {
                 is_in(program, *instance, &[Phase::Stopping])?;
-                match program.kill_at {
+                match program.kill_at() {
                     Some(ready_at) if ready_at > now => Err(Refusal::TooEarly { ready_at }),
                     Some(_) => Ok(()),
                     None => Err(Refusal::Stale),
                 }
             }
-            ProgramEvent::StopCommandFailed { instance, .. } if !program.in_stop_command => {
+            ProgramEvent::StopCommandFailed { instance, .. }
+                if program.stop.is_some_and(|stop| stop.method == StopMethod::Command) =>
+            {
                 is_in(program, *instance, &[Phase::Stopping])
             }
-            ProgramEvent::Daemonized { instance, .. } if !program.in_stop_command => {
+            ProgramEvent::Daemonized { instance, .. } if !program.is_undoing() => {
                 is_in(program, *instance, &[Phase::Up, Phase::Stopping])
             }
             ProgramEvent::Ready { instance } if program.ready_since.is_none() && program.pending_stop.is_none() => {

@@ -113,7 +113,7 @@ impl ProgramTrace {
         let known = &state.programs[id];
         let leaving = known.pending_stop.filter(|_| known.is_running());
         Self {
-            running: known.is_running() && known.phase != Phase::ActiveExited && !known.in_stop_command,
+            running: known.is_running() && known.phase != Phase::ActiveExited && !known.is_undoing(),
             up_since: known.up_since.filter(|_| known.is_running()),
             ready_since: known.ready_since.filter(|_| known.is_running()),
             unhealthy: leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy),
@@ -127,12 +127,12 @@ impl ProgramTrace {
             operator_down: known.operator_down,
             is_in: known.membership != Membership::Stopped,
             exists: known.is_running(),
-            in_stop_command: known.in_stop_command,
+            in_stop_command: known.is_undoing(),
             instance: known.instance.0,
-            stopping: (known.phase == Phase::Stopping).then_some((state.at, known.kill_at.unwrap_or(state.at))),
-            escalated: known.phase == Phase::Stopping && known.kill_at.is_none(),
+            stopping: (known.phase == Phase::Stopping).then_some((state.at, known.kill_at().unwrap_or(state.at))),
+            escalated: known.phase == Phase::Stopping && known.kill_at().is_none(),
             ended: known.instance.0
-                - u64::from(known.is_running() && known.phase != Phase::ActiveExited && !known.in_stop_command),
+                - u64::from(known.is_running() && known.phase != Phase::ActiveExited && !known.is_undoing()),
             last_start: Seq(0),
             unplanned_starts: Vec::new(),
             own_starts: Vec::new(),

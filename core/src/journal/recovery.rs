@@ -273,8 +273,7 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
         start_pending: !operator_down && policy.group.is_none(),
         operator_down,
         pending_stop: None,
-        kill_at: None,
-        in_stop_command: false,
+        stop: None,
         down_event: None,
         outcome: lost.or(old.outcome),
         succeeded: old.succeeded && !had_process,
@@ -317,7 +316,7 @@ fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now:
     }
     // An active program without a process; its stop command is run again if it is not known to have ended.
     let remains =
-        known.phase == Phase::ActiveExited || known.in_stop_command && known.pid.is_none() && !found.is_running();
+        known.phase == Phase::ActiveExited || known.is_undoing() && known.pid.is_none() && !found.is_running();
     if !unwritten && (remains || !known.is_running()) {
         return events;
     }

@@ -21,7 +21,7 @@ use crate::{
     journal::Refusal,
     machine::{Input, Machine, Outputs, Timer, health_monitor::HealthMonitor, restored_cause},
     process::{ExitStatus, Signal},
-    state::{Membership, Phase, ProgramState, State},
+    state::{Membership, Phase, ProgramState, State, StopMethod},
 };
 
 /// The machine of one program.
@@ -85,12 +85,12 @@ impl ProgramMachine {
             ProgramEvent::Stopping { instance, kill_at: deadline, .. } => {
                 self.pending_proposal = false;
                 let instance = *instance;
-                out.execute(if self.state.in_stop_command {
-                    HostCommand::RunStopCommand { program, instance }
-                } else {
-                    HostCommand::Stop { program, instance }
-                });
+                self.stop_command().into_iter().for_each(|command| out.execute(command));
                 out.set_timer(Timer::KillTimeout(instance), *deadline);
+            }
+            // What a stop command cannot do, a signal may, while there is time.
+            ProgramEvent::StopCommandFailed { .. } if self.state.kill_at().is_some() => {
+                self.stop_command().into_iter().for_each(|command| out.execute(command));
             }
             ProgramEvent::KillRequested { instance } => {
                 out.execute(HostCommand::Kill { program, instance: *instance });
@@ -201,6 +201,16 @@ impl ProgramMachine {
         self.propose(ProgramEvent::Stopping { instance, reason, kill_at: deadline }, cause, out);
     }
 
+    /// What the host does to stop the run that there is.
+    fn stop_command(&self) -> Option<HostCommand> {
+        let (program, instance) = (self.id, self.state.instance);
+        Some(match self.state.stop?.method {
+            StopMethod::Signal => HostCommand::Terminate { program, instance },
+            StopMethod::Command => HostCommand::RunStopCommand { program, instance },
+            StopMethod::Undo => HostCommand::Undo { program, instance },
+        })
+    }
+
     /// Whether it is stopped because an operator wants it, or something it follows, down: nothing has failed yet.
     fn dependents_first(&self) -> bool {
         self.state.pending_stop.is_some_and(|leaving| leaving.dependents_first)
@@ -309,13 +319,10 @@ impl ProgramMachine {
     fn restored(&mut self, now: Instant, since: Seq, out: &mut Outputs) {
         let (program, instance) = (self.id, self.state.instance);
         if self.state.phase == Phase::Stopping {
-            match self.state.kill_at {
+            match self.state.kill_at() {
                 Some(deadline) => {
-                    match (self.state.in_stop_command, self.state.pid) {
-                        (false, _) => out.execute(HostCommand::Stop { program, instance }),
-                        (true, None) => out.execute(HostCommand::RunStopCommand { program, instance }),
-                        (true, Some(_)) => {}
-                    }
+                    let undoes = self.state.is_undoing() && self.state.pid.is_some();
+                    self.stop_command().filter(|_| !undoes).into_iter().for_each(|command| out.execute(command));
                     out.set_timer(Timer::KillTimeout(instance), deadline);
                 }
                 None => out.execute(HostCommand::Kill { program, instance }),

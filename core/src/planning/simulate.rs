@@ -347,7 +347,7 @@ impl<'a> Driver<'a> {
     fn perform(&mut self, command: HostCommand) {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(program, instance),
-            HostCommand::RunStopCommand { program, instance } => {
+            HostCommand::Undo { program, instance } => {
                 self.living.insert(program, (instance, self.now));
                 self.report(Millis(0), program, instance, spawned(program, instance));
                 self.expect(self.now + Millis(100), ScheduledEvent::End(program, instance, ExitStatus::Code(0)));
@@ -359,7 +359,7 @@ impl<'a> Driver<'a> {
                 let after = if ready > self.now { self.now.until(ready) } else { Millis(0) };
                 self.report(after, program, instance, event);
             }
-            HostCommand::Stop { program, instance } => {
+            HostCommand::Terminate { program, instance } | HostCommand::RunStopCommand { program, instance } => {
                 let after = self.draw(program, instance).stop;
                 self.expect(self.now + after, ScheduledEvent::End(program, instance, ExitStatus::Signal(15)));
             }

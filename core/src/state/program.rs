@@ -95,6 +95,38 @@ pub struct PendingStop {
     pub since: Instant,
 }
 
+/// How an instance is made to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopMethod {
+    /// A signal to everything that it consists of: it has no stop command, or that has failed.
+    Signal,
+    /// Its stop command, which runs beside it.
+    Command,
+    /// It has ended, and what it has done is undone by its stop command, which is its process meanwhile.
+    Undo,
+}
+
+impl StopMethod {
+    /// How a stop begins.
+    fn first(policy: &Policy, phase: Phase) -> Self {
+        match phase {
+            Phase::ActiveExited => Self::Undo,
+            _ if policy.has_stop_command => Self::Command,
+            Phase::Down | Phase::Starting | Phase::Up | Phase::Stopping => Self::Signal,
+        }
+    }
+}
+
+/// The stop of an instance, while it is stopping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// How it is made to end.
+    pub method: StopMethod,
+    /// When it will be killed; `None` once that was asked for.
+    pub kill_at: Option<Instant>,
+}
+
 /// The state of one program.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,11 +163,8 @@ pub struct ProgramState {
     pub operator_down: bool,
     /// That the instance which runs is to be stopped, from the moment that is known.
     pub pending_stop: Option<PendingStop>,
-    /// When a stopping instance will be killed.
-    pub kill_at: Option<Instant>,
-    /// Whether the process, while it is stopping, is that of its stop command.
-    #[serde(default)]
-    pub in_stop_command: bool,
+    /// How it is stopped, in the phase `Stopping`.
+    pub stop: Option<Stop>,
     /// The last event with which the last instance was made to end, if it was: a stop, a signal, a kill.
     #[serde(default)]
     pub stop_event: Option<Seq>,
@@ -187,8 +216,7 @@ impl ProgramState {
             start_pending: policy.autostart && policy.group.is_none(),
             operator_down: !policy.autostart,
             pending_stop: None,
-            kill_at: None,
-            in_stop_command: false,
+            stop: None,
             stop_event: None,
             down_event: None,
             outcome: None,
@@ -208,6 +236,16 @@ impl ProgramState {
     /// Whether there is something to stop: a process, one on its way, or what one has done.
     pub fn is_running(&self) -> bool {
         self.phase != Phase::Down
+    }
+
+    /// When it will be killed, if it is stopping and was not killed yet.
+    pub fn kill_at(&self) -> Option<Instant> {
+        self.stop?.kill_at
+    }
+
+    /// Whether what it has done is being undone: its process is that of its stop command.
+    pub fn is_undoing(&self) -> bool {
+        self.stop.is_some_and(|stop| stop.method == StopMethod::Undo)
     }
 
     /// Whether a dependency may count on it: it is up and no stop of it is pending.

@@ -1,4 +1,7 @@
 //! A host without processes: it does what a real one does, when the world says, and remembers what really ran.
+//!
+//! It watches I6 (one process of a program), I33 (a run that has spoken in time is not silent), I38 (a program with a stop
+//! command gets no signal before that has failed) and I39 (after that it gets one before it is killed).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +13,7 @@ use gaggled_core::{
     event::{Envelope, Event, ProgramEvent},
     graph::{Leaves, Readiness},
     host::{
-        HostCommand, HostEvent, HostReport,
+        Ending, ExitAction, ExitPolicy, HostCommand, HostEvent, HostReport,
         probe::{ProbeError, ProbeKind, UnhealthyReason},
     },
     process::{ExitStatus, Signal, SpawnStage, StartTime},
@@ -41,11 +44,29 @@ pub enum ScheduledEvent {
     },
 }
 
+/// A run that has a process.
+#[derive(Debug)]
+struct LiveRun {
+    instance: InstanceId,
+    pid: i32,
+    ending: Ending,
+    /// Whether its main process is the command, and not the daemon that it has left.
+    is_command: bool,
+    /// How its command has ended, while the daemon that it has left is looked for.
+    awaits_daemon: Option<ExitStatus>,
+    /// Whether that it is to be killed was committed.
+    kill_requested: bool,
+}
+
 /// The processes that there are.
 #[derive(Debug)]
 pub struct SimHost {
     world: World,
-    live: BTreeMap<ProgramId, (InstanceId, i32)>,
+    live: BTreeMap<ProgramId, LiveRun>,
+    /// Runs of which it was reported that their stop command has failed.
+    stop_failed: BTreeSet<(ProgramId, InstanceId)>,
+    /// Those that were not asked to end by a signal since that was committed.
+    must_terminate: BTreeSet<(ProgramId, InstanceId)>,
     /// When each of them came up.
     since: BTreeMap<ProgramId, Instant>,
     /// How runs ended, as whoever has reaped them knows.
@@ -67,6 +88,8 @@ impl SimHost {
         Self {
             world: world.clone(),
             live: BTreeMap::new(),
+            stop_failed: BTreeSet::new(),
+            must_terminate: BTreeSet::new(),
             since: BTreeMap::new(),
             ended: BTreeMap::new(),
             remembers: true,
@@ -89,7 +112,7 @@ impl SimHost {
 
     /// The run of a program that has a process, and its process id.
     pub fn alive(&self, program: ProgramId) -> Option<(InstanceId, i32)> {
-        self.live.get(&program).copied()
+        self.live.get(&program).map(|run| (run.instance, run.pid))
     }
 
     /// How a run ended.
@@ -113,7 +136,14 @@ impl SimHost {
     /// seen now; what they have said is lost.
     pub fn begin(&mut self, now: Instant) -> Vec<(Instant, ScheduledEvent)> {
         self.remembers = true;
-        let living: Vec<_> = self.live.iter().map(|(program, (instance, _))| (*program, *instance)).collect();
+        // The failure of a stop command may not have been written, and then that is run again.
+        self.must_terminate.clear();
+        for run in self.live.values_mut() {
+            // It was found by its token, whatever its command was.
+            run.is_command &= run.awaits_daemon.take().is_none();
+            run.ending = Ending::No;
+        }
+        let living: Vec<_> = self.live.iter().map(|(program, run)| (*program, run.instance)).collect();
         let mut scheduled = Vec::new();
         for (program, instance) in living {
             let since = self.since.get(&program).copied().unwrap_or(now);
@@ -125,6 +155,19 @@ impl SimHost {
 
     /// Looks at an event that was committed: a run that has spoken in time is not silent, however late it was heard.
     pub fn committed(&mut self, envelope: &Envelope) {
+        match &envelope.event {
+            Event::Program(program, ProgramEvent::StopCommandFailed { instance, .. })
+                if self.live.get(program).is_some_and(|run| run.instance == *instance && !run.kill_requested) =>
+            {
+                self.must_terminate.insert((*program, *instance));
+            }
+            Event::Program(program, ProgramEvent::KillRequested { instance }) => {
+                if let Some(run) = self.live.get_mut(program).filter(|run| run.instance == *instance) {
+                    run.kill_requested = true;
+                }
+            }
+            _ => {}
+        }
         if let Event::Program(program, ProgramEvent::Unhealthy { instance, reason: UnhealthyReason::WatchdogTimeout }) =
             &envelope.event
             && let Some(span) = self.world.graph.programs[*program].health.watchdog
@@ -146,12 +189,18 @@ impl SimHost {
     pub fn perform(&mut self, now: Instant, command: HostCommand) -> Vec<(Instant, ScheduledEvent)> {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
-            HostCommand::RunStopCommand { program, instance } => self.undo(now, program, instance),
-            HostCommand::Stop { program, instance } => self.stop(now, program, instance),
+            HostCommand::Undo { program, instance } => self.undo(now, program, instance),
+            HostCommand::RunStopCommand { program, instance } => self.run_stop_command(now, program, instance),
+            HostCommand::Terminate { program, instance } => self.terminate(now, program, instance),
             HostCommand::Probe { program, instance, kind: check } => self.check(now, program, instance, check),
             HostCommand::FlushReports { program, instance } => self.listen(now, program, instance),
-            HostCommand::Kill { program, instance } => self.signal(now, program, instance, Signal::KILL),
-            HostCommand::Signal { program, instance, signal } => self.signal(now, program, instance, signal),
+            HostCommand::Kill { program, instance } => self.kill(now, program, instance),
+            HostCommand::Signal { program, instance, signal } => {
+                if signal.asks_to_end() {
+                    self.is_ending(program, instance, Ending::Signalled);
+                }
+                self.signal(now, program, instance, signal)
+            }
         }
     }
 
@@ -165,11 +214,11 @@ impl SimHost {
     pub fn deliver_event(&mut self, scheduled_event: ScheduledEvent) -> Option<HostReport> {
         match scheduled_event {
             ScheduledEvent::Report(HostReport { program, instance, event: HostEvent::Daemonized { pid, .. } }) => {
-                let (run, known) = self.live.get_mut(&program).filter(|(run, _)| *run == instance)?;
-                *known = pid;
+                let run = self.live.get_mut(&program).filter(|run| run.instance == instance)?;
+                (run.pid, run.is_command, run.awaits_daemon) = (pid, false, None);
                 Some(HostReport {
                     program,
-                    instance: *run,
+                    instance,
                     event: HostEvent::Daemonized { pid, start_time: StartTime(instance.0) },
                 })
             }
@@ -178,13 +227,13 @@ impl SimHost {
             {
                 None
             }
-            ScheduledEvent::Report(report) => Some(report),
-            ScheduledEvent::End(program, instance, status) if self.runs(program, instance) => {
-                self.live.remove(&program);
-                self.ended.insert((program, instance), status);
-                let orphans = self.leaves(program, instance, status);
-                Some(HostReport { program, instance, event: HostEvent::Exited { status, orphans } })
+            ScheduledEvent::Report(report) => {
+                if let HostEvent::StopCommandFailed { .. } = report.event {
+                    self.stop_failed.insert((report.program, report.instance));
+                }
+                Some(report)
             }
+            ScheduledEvent::End(program, instance, status) => self.main_ended(program, instance, status),
             ScheduledEvent::Speak { program, instance, .. } if self.runs(program, instance) => {
                 if self.world.behaviours[program.index()].is_heard_late {
                     self.unheard.insert((program, instance));
@@ -192,7 +241,34 @@ impl SimHost {
                 }
                 Some(HostReport { program, instance, event: HostEvent::WatchdogPing })
             }
-            ScheduledEvent::End(..) | ScheduledEvent::Speak { .. } => None,
+            ScheduledEvent::Speak { .. } => None,
+        }
+    }
+
+    /// The main process of a run has ended, or nothing is left of one that has left no daemon.
+    fn main_ended(&mut self, program: ProgramId, instance: InstanceId, status: ExitStatus) -> Option<HostReport> {
+        let run = self.live.get_mut(&program).filter(|run| run.instance == instance)?;
+        let exit = ExitPolicy::from(&self.world.graph.programs[program]);
+        let is_command = run.is_command && run.awaits_daemon.is_none();
+        if run.awaits_daemon.is_some() && run.ending <= Ending::Signalled {
+            return None;
+        }
+        if exit.action(status, run.ending, is_command) == ExitAction::AwaitDaemon {
+            run.awaits_daemon = Some(status);
+            return None;
+        }
+        let status = run.awaits_daemon.unwrap_or(status);
+        self.live.remove(&program);
+        self.must_terminate.remove(&(program, instance));
+        self.ended.insert((program, instance), status);
+        let orphans = self.leaves(program, instance, status);
+        Some(HostReport { program, instance, event: HostEvent::Exited { status, orphans } })
+    }
+
+    /// A run is to end. A daemon that it has left is not looked for any more.
+    fn is_ending(&mut self, program: ProgramId, instance: InstanceId, ending: Ending) {
+        if let Some(run) = self.live.get_mut(&program).filter(|run| run.instance == instance) {
+            run.ending = run.ending.max(ending);
         }
     }
 
@@ -205,7 +281,7 @@ impl SimHost {
     }
 
     fn runs(&self, program: ProgramId, instance: InstanceId) -> bool {
-        self.live.get(&program).is_some_and(|(own, _)| *own == instance)
+        self.live.get(&program).is_some_and(|run| run.instance == instance)
     }
 
     fn spawn(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
@@ -219,8 +295,8 @@ impl SimHost {
             return vec![(up, ScheduledEvent::Report(HostReport { program, instance, event }))];
         }
         self.next_pid = self.next_pid % 50 + 2;
-        if let Some((other, _)) = self.live.insert(program, (instance, self.next_pid)) {
-            self.violations.push(format!("I6: {program:?} run {instance} was started beside run {other}"));
+        if let Some(other) = self.live.insert(program, LiveRun::new(instance, self.next_pid)) {
+            self.violations.push(format!("I6: {program:?} run {instance} was started beside run {}", other.instance));
         }
         let started = ScheduledEvent::Report(HostReport {
             program,
@@ -256,7 +332,7 @@ impl SimHost {
     fn daemon(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, ScheduledEvent)> {
         let daemonizes = self.world.graph.programs[program].health.daemonizes;
         let after = self.readiness(up, program).filter(|_| daemonizes)?;
-        let pid = 100 + self.live.get(&program).map_or(0, |(_, pid)| *pid % 100);
+        let pid = 100 + self.live.get(&program).map_or(0, |run| run.pid % 100);
         let event = HostEvent::Daemonized { pid, start_time: StartTime(instance.0) };
         Some((up + after, ScheduledEvent::Report(HostReport { program, instance, event })))
     }
@@ -324,25 +400,50 @@ impl SimHost {
             self.violations.push(format!("I6: what run {instance} of {program:?} has done is undone beside a process"));
         }
         self.next_pid = self.next_pid % 50 + 2;
-        self.live.insert(program, (instance, self.next_pid));
+        let run = LiveRun { ending: Ending::Asked, ..LiveRun::new(instance, self.next_pid) };
+        self.live.insert(program, run);
         let event = HostEvent::Spawned { pid: self.next_pid, start_time: StartTime(instance.0) };
         let after = self.world.behaviours[program.index()].after_term.unwrap_or(Millis(3_600_000));
         let end = ScheduledEvent::End(program, instance, ExitStatus::Code(0));
         vec![(now, ScheduledEvent::Report(HostReport { program, instance, event })), (now + after, end)]
     }
 
-    /// Some have a stop command, and some of those fail.
-    fn stop(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
+    /// The stop command of a program runs beside it, and ends it as a signal would; or it fails and does nothing.
+    fn run_stop_command(
+        &mut self,
+        now: Instant,
+        program: ProgramId,
+        instance: InstanceId,
+    ) -> Vec<(Instant, ScheduledEvent)> {
+        let behaviour = self.world.behaviours[program.index()];
+        self.is_ending(program, instance, Ending::Asked);
         let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 32) ^ instance.0);
-        let mut scheduled = self.signal(now, program, instance, Signal::TERM);
-        if now < self.world.faults_end_at && random.percent(20) {
+        if random.percent(behaviour.stop_command_fails) {
             let event = HostEvent::StopCommandFailed { status: ExitStatus::Code(1) };
-            scheduled.push((
-                now + Millis(random.below(20)),
-                ScheduledEvent::Report(HostReport { program, instance, event }),
+            let report = ScheduledEvent::Report(HostReport { program, instance, event });
+            return vec![(now + Millis(random.below(20)), report)];
+        }
+        self.signal(now, program, instance, Signal::TERM)
+    }
+
+    fn terminate(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
+        if self.world.graph.programs[program].has_stop_command && !self.stop_failed.contains(&(program, instance)) {
+            self.violations
+                .push(format!("I38: {program:?} run {instance} got a signal, and its stop command has not failed"));
+        }
+        self.must_terminate.remove(&(program, instance));
+        self.is_ending(program, instance, Ending::Asked);
+        self.signal(now, program, instance, Signal::TERM)
+    }
+
+    fn kill(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
+        if self.must_terminate.remove(&(program, instance)) {
+            self.violations.push(format!(
+                "I39: {program:?} run {instance} was killed without a signal after its stop command failed"
             ));
         }
-        scheduled
+        self.is_ending(program, instance, Ending::Killed);
+        self.signal(now, program, instance, Signal::KILL)
     }
 
     fn signal(
@@ -363,6 +464,12 @@ impl SimHost {
                 None => Vec::new(),
             },
         }
+    }
+}
+
+impl LiveRun {
+    fn new(instance: InstanceId, pid: i32) -> Self {
+        Self { instance, pid, ending: Ending::No, is_command: true, awaits_daemon: None, kill_requested: false }
     }
 }
 

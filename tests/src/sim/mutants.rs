@@ -93,6 +93,10 @@ pub enum Mutant {
     ForgetLevel,
     /// What a program has done is never undone.
     NeverUndo,
+    /// A program with a stop command gets a signal at once.
+    SignalBeforeStopCommand,
+    /// A program whose stop command has failed gets no signal.
+    IgnoreFailedStopCommand,
     /// A dependency that waits until a program is ready takes its start for that.
     TakeStartForReadiness,
     /// A program that is not ready in time is left alone.
@@ -123,7 +127,7 @@ pub enum Mutant {
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 50] = [
+    pub const ALL: [Self; 52] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -161,6 +165,8 @@ impl Mutant {
         Self::TakeFailureForArrival,
         Self::ForgetLevel,
         Self::NeverUndo,
+        Self::SignalBeforeStopCommand,
+        Self::IgnoreFailedStopCommand,
         Self::TakeStartForReadiness,
         Self::WaitForReadinessForEver,
         Self::LeaveTheUnhealthy,
@@ -416,10 +422,9 @@ impl Mutant {
                     }
                 }
             }
-            Self::NeverTerm => outputs.retain(|output| {
-                !matches!(output, Output::Execute(HostCommand::Stop { .. } | HostCommand::Kill { .. }))
-            }),
-            Self::NeverUndo => outputs.retain(|output| !matches!(output, Output::Execute(HostCommand::RunStopCommand { .. }))),
+            Self::NeverTerm | Self::NeverUndo | Self::SignalBeforeStopCommand | Self::IgnoreFailedStopCommand => {
+                self.stop_otherwise(input, &mut outputs);
+            }
             Self::LetBackIn => {
                 let back = outputs.iter().filter_map(|output| match output {
                     Output::Propose(Event::Program(id, ProgramEvent::LevelStopRequested { requested_by }), cause) => Some(
@@ -467,6 +472,28 @@ impl Mutant {
             _ => {}
         }
         outputs
+    }
+
+    /// The mutants of the way in which a program is made to end.
+    fn stop_otherwise(self, input: &Input<'_>, outputs: &mut Vec<Output>) {
+        let failed = matches!(
+            input,
+            Input::Committed(Envelope { event: Event::Program(_, ProgramEvent::StopCommandFailed { .. }), .. })
+        );
+        let is_lost = |command: &HostCommand| match command {
+            HostCommand::Terminate { .. } => self == Self::NeverTerm || failed && self == Self::IgnoreFailedStopCommand,
+            HostCommand::RunStopCommand { .. } | HostCommand::Kill { .. } => self == Self::NeverTerm,
+            HostCommand::Undo { .. } => self == Self::NeverUndo,
+            _ => false,
+        };
+        outputs.retain(|output| !matches!(output, Output::Execute(command) if is_lost(command)));
+        for output in outputs {
+            if let Output::Execute(HostCommand::RunStopCommand { program, instance }) = *output
+                && self == Self::SignalBeforeStopCommand
+            {
+                *output = Output::Execute(HostCommand::Terminate { program, instance });
+            }
+        }
     }
 
     fn take_for_arrival(output: &mut Output) {

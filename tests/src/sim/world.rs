@@ -31,6 +31,8 @@ pub struct Behaviour {
     pub fork_fails: u64,
     /// How long a start takes.
     pub spawn: Millis,
+    /// How often in a hundred its stop command fails.
+    pub stop_command_fails: u64,
     /// How long it takes to be ready, and its command to leave a daemon; `None` never is.
     pub ready: Option<Millis>,
     /// How often in a hundred it fails a check.
@@ -137,13 +139,15 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             random.pick(if group.is_some() { &[Mode::Once, Mode::Wait, Mode::Wait, Mode::Test] } else { &[Mode::Once] })
         };
         let levels: &[&str] = random.pick(&[&[], &[], &[START], &["1"], &["1", "2"], &[STOP], &[START, RESTART]]);
+        let remain_after_exit = mode == Mode::Wait && random.percent(50);
         graph.add_program(Policy {
             name: format!("p{i}").into(),
             mode,
             autostart: random.percent(90),
             group,
             levels: levels.iter().filter(|_| group.is_some()).map(|level| (*level).into()).collect(),
-            remain_after_exit: mode == Mode::Wait && random.percent(50),
+            has_stop_command: remain_after_exit || random.percent(30),
+            remain_after_exit,
             leaves: match mode {
                 Mode::Wait => random.pick(&[Leaves::Keep, Leaves::Keep, Leaves::Kill, Leaves::Release]),
                 Mode::Once => random.pick(&[Leaves::Kill, Leaves::Kill, Leaves::Keep]),
@@ -230,6 +234,7 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
         after_term: (!random.percent(20)).then(|| Millis(random.pick(&[0, 1, 20, 150, 2500]))),
         fork_fails: random.pick(&[0, 0, 0, 10, 50]),
         spawn: random.pick(&[Millis(0), Millis(0), Millis(1), Millis(30), Millis(5000)]),
+        stop_command_fails: random.pick(&[0, 20, 100]),
         ready: random.pick(&[Some(0), Some(1), Some(700), Some(20_000), None]).map(Millis),
         probe_failure_percent: random.pick(&[0, 0, 20, 70]),
         pings_for: Millis(random.pick(&[0, 40_000, u64::MAX >> 20])),

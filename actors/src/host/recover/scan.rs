@@ -15,7 +15,7 @@ use std::{
 use gaggled_core::{
     base::ids::{DenseId, InstanceId, ProgramId},
     graph::Leaves,
-    host::Recovered,
+    host::{Ending, ExitPolicy, Recovered},
     process::{ExitStatus, StartTime},
     state::{Phase, ProgramState, State},
 };
@@ -140,9 +140,10 @@ pub fn look(
                 let own = own.iter().filter(|bearer| bearer.instance == instance && !bearer.stat.is_zombie());
                 let by_itself =
                     known.instance != instance || known.stop_event.is_none() && known.phase != Phase::Stopping;
-                let policy = &state.graph.programs[program];
-                if policy.leaves != Leaves::Kill && by_itself && policy.succeeds(status) {
-                    let count = if policy.leaves == Leaves::Keep { own.count() } else { 0 };
+                let ending = if by_itself { Ending::No } else { Ending::Asked };
+                let exit = ExitPolicy::from(&state.graph.programs[program]);
+                if exit.is_kept(status, ending) {
+                    let count = if exit.leaves == Leaves::Keep { own.count() } else { 0 };
                     let orphans = u16::try_from(count).unwrap_or(u16::MAX);
                     kept.extend(cgroup);
                     return (program, Recovered::Exited { instance, status, orphans });

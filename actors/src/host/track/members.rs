@@ -10,7 +10,7 @@ use crate::host::{
     procfs::{self, Stat},
     spawn::token::Token,
     track::{
-        process_table::{Ending, Process, ProcessTable},
+        process_table::{Process, ProcessTable},
         process_tree::{Held, descendants, kill_tree, wait_for},
         tracker::ProcessTracker,
     },
@@ -25,6 +25,7 @@ use std::{
 use crossbeam_channel::Receiver;
 use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
+    host::Ending,
     process::StartTime,
 };
 use nix::unistd::{getpid, getppid};

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
+    host::Ending,
     process::{ExitStatus, StartTime},
 };
 use nix::{
@@ -50,20 +51,8 @@ pub(crate) enum MainProcess {
     Daemon,
 }
 
-/// Whether an instance is to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ending {
-    /// Nothing was done to it.
-    No,
-    /// An operator has sent it a signal that may end it: what it leaves behind then is not kept.
-    Urged,
-    /// It was asked to: what it leaves behind then has time to end as well.
-    Asked,
-    /// That time is over, or an operator has killed it.
-    Killed,
-}
-
 /// One instance.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) program: ProgramId,
@@ -80,6 +69,8 @@ pub(crate) struct Process {
     pub(crate) own: bool,
     /// Whether it is to end.
     pub(crate) ending: Ending,
+    /// Whether its group was asked to end by a signal.
+    pub(crate) is_group_asked: bool,
     /// Whether everything in its group is gone, and others of its processes are waited for.
     pub(crate) awaits_others: bool,
     /// Those of them that were asked to end, and when the first was: what began later only helps them to.
@@ -108,6 +99,7 @@ impl Process {
             stage: MainProcess::Command,
             own,
             ending: Ending::No,
+            is_group_asked: false,
             awaits_others: false,
             asked: BTreeMap::new(),
             killed: BTreeSet::new(),
@@ -139,7 +131,8 @@ impl Process {
     }
 
     /// Asks everything in its group to end.
-    pub(crate) fn terminate(&self, pid: i32) {
+    pub(crate) fn terminate(&mut self, pid: i32) {
+        self.is_group_asked = true;
         self.signal(pid, Signal::SIGTERM);
         // One that stands still could not hear it.
         self.signal(pid, Signal::SIGCONT);
@@ -215,6 +208,16 @@ impl ProcessTable {
     pub(crate) fn helper_of(&self, program: ProgramId) -> Option<i32> {
         let stops = |helper: &Helper| matches!(helper, Helper::Stop(helped, _) if *helped == program);
         self.helpers.iter().find(|(_, helper)| stops(helper)).map(|(pid, _)| *pid)
+    }
+
+    /// Finds a run and notes that it is to end now. A daemon that it has left is not looked for any more.
+    pub(crate) fn ask_to_end(&mut self, program: ProgramId, instance: InstanceId) -> Option<(i32, &mut Process)> {
+        let (pid, process) = self.find(program, instance)?;
+        process.ending = process.ending.max(Ending::Asked);
+        if process.stage == MainProcess::AwaitingDaemon {
+            process.stage = MainProcess::Command;
+        }
+        Some((pid, process))
     }
 
     pub(crate) fn find(&mut self, program: ProgramId, instance: InstanceId) -> Option<(i32, &mut Process)> {

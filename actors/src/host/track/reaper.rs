@@ -6,8 +6,7 @@ use std::{
 };
 
 use gaggled_core::{
-    graph::Leaves,
-    host::{HostEvent, HostReport},
+    host::{Ending, ExitAction, HostEvent, HostReport},
     process::ExitStatus,
 };
 use nix::{
@@ -21,7 +20,7 @@ use crate::host::{
     recover::flight_recorder::RunSlot,
     spawn::sys,
     track::{
-        process_table::{Ending, Helper, MainProcess, Process, ProcessTable},
+        process_table::{Helper, MainProcess, Process, ProcessTable},
         process_tree::kill_tree,
         tracker::ProcessTracker,
     },
@@ -109,37 +108,31 @@ impl ProcessTracker {
         let Some(process) = table.by_pid.get_mut(&pid) else { return };
         process.ended = Some(status);
         let program = process.program;
-        // An older kernel does not report how an orphan has ended.
-        let may_be_well = status.is_success() || status == ExitStatus::Unknown;
-        let leaves_daemon =
-            self.programs[program].daemon_file().filter(|_| process.stage == MainProcess::Command && may_be_well);
-        if let Some(file) = leaves_daemon.filter(|_| matches!(process.ending, Ending::No | Ending::Urged)) {
-            process.stage = MainProcess::AwaitingDaemon;
-            let (instance, path) = (process.instance, file.to_owned());
-            return self.monitor(MonitorCommand::AwaitDaemon { program, instance, path });
-        }
-        let by_itself = process.ending == Ending::No;
-        match self.programs[program].leaves_after(status) {
-            Leaves::Keep if by_itself => {
-                drop(table);
-                return self.keep(pid, status);
+        let is_command = process.stage == MainProcess::Command;
+        match self.programs[program].exit.action(status, process.ending, is_command) {
+            ExitAction::AwaitDaemon => {
+                process.stage = MainProcess::AwaitingDaemon;
+                self.monitor(MonitorCommand::AwaitDaemon(program, process.instance));
             }
-            Leaves::Release if by_itself => return self.conclude(&mut table, pid, status),
-            Leaves::Kill | Leaves::Keep | Leaves::Release => {}
-        }
-        let lives = process.lives(pid);
-        let waits = process.ending == Ending::Asked;
-        let helped = table.helper_of(program).is_some();
-        match (lives, waits) {
-            (_, true) if helped => {}
-            (false, _) => self.settle(&mut table, pid),
-            // A stop command may end the main process alone; the rest has not been asked.
-            (true, true) if self.programs[program].has_stop => ask_the_rest(&table, pid),
-            (true, true) => {}
-            (true, false) => {
+            ExitAction::Keep => {
+                drop(table);
+                self.keep(pid, status);
+            }
+            ExitAction::Release => self.conclude(&mut table, pid, status),
+            ExitAction::AwaitRest => {
+                let lives = process.lives(pid);
+                match table.helper_of(program) {
+                    // What is left is asked, or has ended, when the stop command has.
+                    Some(_) => {}
+                    None if lives => ask_the_rest(&mut table, pid),
+                    None => self.settle(&mut table, pid),
+                }
+            }
+            ExitAction::KillRest if process.lives(pid) => {
                 drop(table);
                 self.sweep(pid);
             }
+            ExitAction::KillRest => self.settle(&mut table, pid),
         }
     }
 
@@ -164,18 +157,12 @@ impl ProcessTracker {
         match helper {
             Some(Helper::Stop(program, instance)) => {
                 let Some((main, _)) = table.find(program, instance) else { return };
-                // What a stop command cannot do, a signal may.
-                if let Some(process) =
-                    table.by_pid.get(&main).filter(|process| !status.is_success() && process.ending != Ending::Killed)
-                {
-                    self.report(process, HostEvent::StopCommandFailed { status });
-                    process.terminate(main);
-                } else if table
-                    .by_pid
-                    .get(&main)
-                    .is_some_and(|process| process.ended.is_some() && process.ending != Ending::Killed)
-                {
-                    ask_the_rest(table, main);
+                if let Some(process) = table.by_pid.get(&main).filter(|process| process.ending != Ending::Killed) {
+                    if !status.is_success() {
+                        self.report(process, HostEvent::StopCommandFailed { status });
+                    } else if process.ended.is_some() {
+                        ask_the_rest(table, main);
+                    }
                 }
                 self.finish_if_empty(table, main);
             }
@@ -199,7 +186,7 @@ impl ProcessTracker {
                 self.conclude(&mut table, pid, status);
             }
             // It was asked to end meanwhile: nothing of it is kept.
-            Ending::Urged | Ending::Asked | Ending::Killed => {
+            Ending::Signalled | Ending::Asked | Ending::Killed => {
                 drop(table);
                 self.sweep(pid);
             }
@@ -229,9 +216,8 @@ impl ProcessTracker {
         if let Some(process) = table.remove(pid) {
             let orphans = process.orphans();
             Self::end_check_in(table, process.program);
-            let runs_on = self.programs[process.program].leaves_after(status) != Leaves::Kill;
-            let status =
-                if runs_on && process.ending == Ending::No { status } else { self.end_cgroup(&process, status) };
+            let is_kept = self.programs[process.program].exit.is_kept(status, process.ending);
+            let status = if is_kept { status } else { self.end_cgroup(&process, status) };
             if self.programs[process.program].is_monitored {
                 self.monitor(MonitorCommand::End(process.program));
             }
@@ -260,9 +246,9 @@ impl ProcessTracker {
     }
 }
 
-/// Asks what is left of the group of a main process to end.
-fn ask_the_rest(table: &ProcessTable, main: i32) {
-    if let Some(process) = table.by_pid.get(&main) {
+/// Asks what is left of the group of a main process to end, if it was not asked before.
+fn ask_the_rest(table: &mut ProcessTable, main: i32) {
+    if let Some(process) = table.by_pid.get_mut(&main).filter(|process| !process.is_group_asked) {
         process.terminate(main);
     }
 }

@@ -15,8 +15,7 @@ use std::{
 use crossbeam_channel::Sender;
 use gaggled_core::{
     base::ids::{IdVec, InstanceId, ProgramId},
-    graph::Leaves,
-    host::{HostEvent, HostReport, LaunchSpec, PidFile},
+    host::{Ending, ExitPolicy, HostEvent, HostReport, LaunchSpec, PidFile},
     process::{ExitStatus, Signal},
 };
 use nix::{
@@ -32,7 +31,7 @@ use crate::host::{
     recover::flight_recorder::Recorder,
     spawn::sys::{self, SpawnError},
     track::{
-        process_table::{Ending, Helper, MainProcess, Process, ProcessTable},
+        process_table::{Helper, Process, ProcessTable},
         process_tree::{hold, kill_tree},
     },
 };
@@ -68,10 +67,8 @@ impl std::fmt::Debug for ProcessTracker {
 #[derive(Debug)]
 pub(crate) struct ProgramInfo {
     pub(crate) name: String,
-    pub(crate) has_stop: bool,
-    /// What becomes of what a run leaves when it has ended well, and the exit codes that say so.
-    leaves: Leaves,
-    success: Vec<i32>,
+    /// What becomes of a run whose main process has ended.
+    pub(crate) exit: ExitPolicy,
     pub(crate) pid_file: Option<PidFile>,
     /// As whom it runs.
     pub(crate) uid: u32,
@@ -84,18 +81,11 @@ impl ProgramInfo {
         let identity = launch.sandbox.as_ref().and_then(|sandbox| sandbox.identity.as_ref());
         Self {
             name: launch.name.clone(),
-            has_stop: launch.stop_command.is_some(),
-            leaves: launch.leaves,
-            success: launch.success_exit_codes.clone(),
+            exit: launch.exit.clone(),
             pid_file: launch.pid_file.clone(),
             uid: identity.map_or_else(|| geteuid().as_raw(), |identity| identity.uid),
             is_monitored: launch.ready.is_some() || launch.watchdog.is_some(),
         }
-    }
-
-    /// What becomes of what a run leaves that has ended like this by itself.
-    pub(crate) fn leaves_after(&self, status: ExitStatus) -> Leaves {
-        if status.is_one_of(&self.success) { self.leaves } else { Leaves::Kill }
     }
 
     /// The file in which the command writes which process its daemon is.
@@ -179,21 +169,24 @@ impl ProcessTracker {
         (self.report)(HostReport { program: process.program, instance: process.instance, event });
     }
 
-    pub(crate) fn stop(&self, program: ProgramId, instance: InstanceId) {
+    /// Runs the stop command of a run beside it, unless everything in its group has ended.
+    pub(crate) fn run_stop_command(&self, program: ProgramId, instance: InstanceId) {
         let mut table = self.table();
-        let Some((pid, process)) = table.find(program, instance) else { return };
-        process.ending = Ending::Asked;
-        if process.stage == MainProcess::AwaitingDaemon {
-            process.stage = MainProcess::Command;
-        }
-        let is_there = process.ended.is_none() || process.lives(pid);
-        if self.programs[program].has_stop && is_there {
+        let Some((pid, process)) = table.ask_to_end(program, instance) else { return };
+        if process.ended.is_none() || process.lives(pid) {
             self.order(SpawnRequest::StopCommand(program, instance, pid));
-            return;
+        } else {
+            self.settle(&mut table, pid);
         }
+    }
+
+    /// Asks everything that a run consists of to end, by a signal.
+    pub(crate) fn terminate_run(&self, program: ProgramId, instance: InstanceId) {
+        let mut table = self.table();
+        let Some((pid, _)) = table.ask_to_end(program, instance) else { return };
         self.terminate(&mut table, pid);
-        let Some(process) = table.by_pid.get_mut(&pid) else { return };
-        if process.ended.is_some() && !process.lives(pid) {
+        let ended = |process: &&Process| process.ended.is_some() && !process.lives(pid);
+        if table.by_pid.get(&pid).is_some_and(|process| ended(&process)) {
             self.settle(&mut table, pid);
         }
     }
@@ -229,7 +222,7 @@ impl ProcessTracker {
         let mut table = self.table();
         let Some((pid, process)) = table.find(program, instance) else { return };
         if signal.asks_to_end() && process.ending == Ending::No {
-            process.ending = Ending::Urged;
+            process.ending = Ending::Signalled;
         }
         if signal == Signal::TERM {
             process.signal(pid, SIGTERM);
@@ -359,17 +352,8 @@ impl ProcessTracker {
 
     /// The stop command of a program could not be started.
     pub(crate) fn no_helper(&self, program: ProgramId, instance: InstanceId) {
-        let mut table = self.table();
-        self.in_flight.store(0, Ordering::SeqCst);
-        self.registered.notify_all();
-        if let Some((pid, process)) = table.find(program, instance) {
-            (self.report)(HostReport {
-                program,
-                instance,
-                event: HostEvent::StopCommandFailed { status: ExitStatus::Unknown },
-            });
-            process.terminate(pid);
-        }
+        self.not_started();
+        self.tell(program, instance, HostEvent::StopCommandFailed { status: ExitStatus::Unknown });
     }
 
     pub(crate) fn failed(&self, program: ProgramId, instance: InstanceId, error: SpawnError) {

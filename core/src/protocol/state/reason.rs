@@ -65,7 +65,7 @@ impl View<'_> {
         match program.phase {
             Phase::Starting => ("starting".to_owned(), None),
             Phase::Stopping if policy.unconfigured => {
-                let wait = program.kill_at.map(|deadline| self.now.until(deadline));
+                let wait = program.kill_at().map(|deadline| self.now.until(deadline));
                 ("stopping: no longer configured".to_owned(), wait)
             }
             Phase::Stopping => {
@@ -75,7 +75,7 @@ impl View<'_> {
                     }
                     Some(_) | None => format!(": {}", leaving.reason),
                 });
-                let wait = program.kill_at.map(|deadline| self.now.until(deadline));
+                let wait = program.kill_at().map(|deadline| self.now.until(deadline));
                 (format!("stopping{why}"), wait)
             }
             Phase::Up if program.pending_stop.is_some() => ("to be stopped, its dependents go first".to_owned(), None),

@@ -1,6 +1,6 @@
 //! What events make of the state of a program.
 
-use super::{Membership, Outcome, PendingStop, Phase, ProgramState};
+use super::{Membership, Outcome, PendingStop, Phase, ProgramState, Stop, StopMethod};
 use crate::{
     base::{
         ids::{EpochId, InstanceId, Seq},
@@ -44,23 +44,25 @@ impl ProgramState {
                 self.pending_stop =
                     Some(PendingStop { reason: StopReason::Unhealthy, dependents_first: false, since: at });
             }
-            ProgramEvent::SpawnFailed { stage, errno, .. } if self.in_stop_command => {
+            ProgramEvent::SpawnFailed { stage, errno, .. } if self.is_undoing() => {
                 self.outcome = Some(Outcome::SpawnFailed { stage: *stage, errno: *errno });
                 self.down();
                 self.revision += 1;
             }
             ProgramEvent::SpawnFailed { stage, errno, .. } => self.not_started(*stage, *errno, policy, epoch, at),
             ProgramEvent::Stopping { reason, kill_at: deadline, .. } => {
-                self.in_stop_command = self.phase == Phase::ActiveExited;
+                self.stop = Some(Stop { method: StopMethod::first(policy, self.phase), kill_at: Some(*deadline) });
                 self.phase = Phase::Stopping;
                 self.pending_stop =
                     self.pending_stop.or(Some(PendingStop { reason: *reason, dependents_first: false, since: at }));
-                self.kill_at = Some(*deadline);
                 self.stop_event = Some(seq);
             }
-            ProgramEvent::StopCommandFailed { .. } => self.stop_event = Some(seq),
+            ProgramEvent::StopCommandFailed { .. } => {
+                self.stop = self.stop.map(|stop| Stop { method: StopMethod::Signal, ..stop });
+                self.stop_event = Some(seq);
+            }
             ProgramEvent::KillRequested { .. } => {
-                self.kill_at = None;
+                self.stop = self.stop.map(|stop| Stop { kill_at: None, ..stop });
                 self.stop_event = Some(seq);
             }
             ProgramEvent::Exited { remains: true, status, orphans, .. } => {
@@ -226,8 +228,7 @@ impl ProgramState {
         self.ready_since = None;
         self.daemonized = false;
         self.pending_stop = None;
-        self.kill_at = None;
-        self.in_stop_command = false;
+        self.stop = None;
     }
 
     fn wanted_again(&mut self, seq: Seq) {
