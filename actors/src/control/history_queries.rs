@@ -21,8 +21,9 @@ use serde_json::value::RawValue;
 
 use super::{ControlActor, Dispatch, worker::JobResult};
 
-/// The most events in one answer.
-const EVENTS_PAGE: usize = 5_000;
+/// The most events in one answer. An answer of this size has half a megabyte: the allocator keeps the largest that each thread
+/// has had.
+const EVENTS_PAGE: usize = 1_000;
 
 /// Which events are meant.
 pub(super) struct Filter {

@@ -275,7 +275,14 @@ impl Reply {
 
     /// The reply as it goes over the channel.
     pub fn encode(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
+        // Everything but the body is short: a large answer is written without growing its buffer.
+        const ENVELOPE: usize = 512;
+        let body = self.body.as_ref().map_or(0, |body| body.get().len());
+        let mut text = Vec::with_capacity(body + ENVELOPE);
+        match serde_json::to_writer(&mut text, self) {
+            Ok(()) => String::from_utf8(text).unwrap_or_default(),
+            Err(_) => String::new(),
+        }
     }
 }
 
