@@ -1,21 +1,25 @@
 //! Everything that reads what another has written, as functions of bytes that must neither panic nor take long: for the
-//! bounded run in the tests, for the `fuzz` binary of this crate, and for libFuzzer (contrib/fuzz).
+//! bounded run in the tests, and for the long one of `contrib/fuzz`, which is the `fuzz` binary of this crate.
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{Read, Write},
+    net::{Shutdown, TcpListener},
     os::fd::AsRawFd,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread,
 };
 
 use gaggled_actors::host::decode_reaped;
 use gaggled_core::{
     base::{ids::EpochId, time::Millis},
-    config::Config,
+    config::{Config, SmtpgateConfig},
     journal::{audit::JournalAudit, segment::Replay},
     protocol::{BusMessage, Reply, Request, decode_event},
     state::State,
 };
+use gaggled_gateways::smtp::{Delivery, QueuedMail};
 use gaggled_tools::{
     common::time_args,
     daemon::subreaper::{HandoffFile, InheritedFds},
@@ -29,7 +33,7 @@ use crate::sim::random::{Pick, Random};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("configuration", configuration),
     ("request", request),
     ("event", event),
@@ -37,6 +41,7 @@ pub const TARGETS: [Target; 14] = [
     ("letter", letter),
     ("reaped", reaped),
     ("words", words),
+    ("smtp", smtp),
     ("gaggled", |bytes| imported(Format::Gaggled, bytes)),
     ("cltab", |bytes| imported(Format::Cltab, bytes)),
     ("diprocd", |bytes| imported(Format::Diprocd, bytes)),
@@ -109,6 +114,53 @@ fn words(bytes: &[u8]) {
     let _ = Millis::parse(&text);
     let _ = gaggled_core::process::Signal::parse(&text);
     let _ = gaggled_gateways::url::Url::parse(&text, &[]);
+}
+
+/// A mail server that says this, whatever it is asked.
+struct MailServer {
+    replies: Arc<Mutex<Vec<u8>>>,
+    delivery: Delivery,
+}
+
+thread_local! {
+    static MAIL_SERVER: MailServer = MailServer::start();
+}
+
+impl MailServer {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let replies = Arc::new(Mutex::new(Vec::new()));
+        let said = replies.clone();
+        thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                let replies = said.lock().expect("no panic").clone();
+                // The client may have heard enough.
+                let _ = client.write_all(&replies).and_then(|()| client.shutdown(Shutdown::Write));
+                let _ = client.read_to_end(&mut Vec::new());
+            }
+        });
+        let config = SmtpgateConfig { mx: "127.0.0.1".to_owned(), port: Some(port), ..SmtpgateConfig::default() };
+        Self { replies, delivery: Delivery::new(&config, "localhost").expect("a configuration") }
+    }
+}
+
+/// What a mail server answers.
+fn smtp(bytes: &[u8]) {
+    let mail = QueuedMail {
+        number: 1,
+        subject: "a".to_owned(),
+        from: Some("a@example.org".to_owned()),
+        to: "b@example.org".to_owned(),
+        text: "a mail".to_owned(),
+        attempts: 0,
+    };
+    MAIL_SERVER.with(|server| {
+        bytes.clone_into(&mut server.replies.lock().expect("no panic"));
+        if let Err(error) = server.delivery.attempt(&mail) {
+            assert!(!error.why.is_empty());
+        }
+    });
 }
 
 /// What an importer makes of a file is a configuration.

@@ -272,7 +272,7 @@ const FILE_OWNERS: [(&str, &str); 24] = [
     ("actors/src/spec/sandbox.rs", "/proc/self"),
     ("actors/src/journal/directory.rs", "the state directory"),
     ("gateways/src/smtp/spool.rs", "the state directory"),
-    ("gateways/src/smtp/outbox.rs", "the password and the certificate that the configuration names"),
+    ("gateways/src/smtp/delivery.rs", "the password and the certificate that the configuration names"),
     ("tools/src/daemon.rs", "the sockets of gaggled"),
     ("tools/src/daemon/run.rs", "the descriptors from the subreaper"),
     ("tools/src/daemon/adoption.rs", "the kernel's cgroup tree"),

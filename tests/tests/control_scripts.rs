@@ -72,7 +72,7 @@ fn p11_what_control_scripts_start_lives_until_they_stop_it() {
     let started = pids(site.path());
     must_live(&started);
     let reason = daemon.dump()["cluster.start.1"]["reason"].as_str().unwrap_or_default().to_owned();
-    assert_eq!(reason, "exited, still active, with 1 process");
+    assert_eq!(reason, "exited, still active, has left 1 process");
     // P12: whoever is killed.
     daemon.kill_daemon();
     must_live(&started);

@@ -223,6 +223,28 @@ fn what_is_said_while_the_daemon_is_dead_is_heard() {
     assert_eq!((directory.uid(), directory.mode() & 0o022), (nix::unistd::geteuid().as_raw(), 0));
 }
 
+/// The daemon takes the place of a subreaper that was killed, and another daemon follows: what programs say meanwhile is
+/// heard by that.
+#[test]
+fn what_is_said_while_the_subreaper_is_replaced_is_heard() {
+    const PROGRAMS: u64 = 60;
+    let speaker = |number: u64| {
+        let late = 400 + 10 * number;
+        puppet(&format!("p{number}"), &format!("notify {late} READY=1"), "ready: Notify, start_timeout: \"1h\"")
+    };
+    let programs: Vec<String> = (0..PROGRAMS).map(speaker).collect();
+    let mut daemon = Daemon::new(&programs.concat());
+    wait_ready(&mut daemon, "p5", 1);
+    let (subreaper, daemon_pid) = (daemon.pid(), daemon.daemon_pid());
+    kill(Pid::from_raw(subreaper), Signal::SIGKILL).expect("it runs");
+    daemon.wait_for_another(daemon_pid);
+    for number in 0..PROGRAMS {
+        wait_ready(&mut daemon, &format!("p{number}"), 1);
+    }
+    let name = fs::read_to_string(format!("/proc/{}/comm", gaggled_tests::harness::parent(daemon.daemon_pid())));
+    assert_eq!(name.expect("it runs").trim(), "gaggled");
+}
+
 /// A program in another network namespace reaches gaggled.
 #[test]
 fn a_program_without_a_network_says_that_it_is_ready() {

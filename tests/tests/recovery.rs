@@ -260,6 +260,38 @@ fn a_process_that_the_journal_has_not_heard_of_is_found_by_its_token() {
     last.end();
 }
 
+/// The main processes end while gaggled is not there, and what they leave has lost its parent; one has thrown its variables
+/// away, and with them its token.
+#[test]
+fn what_a_program_left_while_gaggled_was_dead_is_killed_and_counted_once() {
+    let program = |name: &str, prefix: &str| {
+        format!(
+            "\"{name}\": (shell: \"{prefix} @PUPPET@ sleep 1000000 & echo $! > @DIR@/{name}; exec @PUPPET@ sleep 1000000\"),"
+        )
+    };
+    let mut daemon = Daemon::new(&format!("{} {}", program("kept", ""), program("bare", "env -i")));
+    let directory = daemon.directory.path().to_owned();
+    let left = |name: &str| fs::read_to_string(directory.join(name)).ok()?.trim().parse::<i32>().ok();
+    daemon.wait_outside("all to be started", || left("kept").is_some() && left("bare").is_some());
+    let before = ["kept", "bare"].map(|name| (daemon.pid_of(name), left(name).expect("its child")));
+    daemon.kill_all();
+    for (main, _) in before {
+        signal(main, Signal::SIGKILL);
+        daemon.wait_gone(main);
+    }
+    let mut daemon = daemon.again();
+    for name in ["kept", "bare"] {
+        daemon.wait_up(name, 2);
+        let output = daemon.tool("gaggled_controller", &["events", "--program", name]);
+        let events = String::from_utf8_lossy(&output.stdout);
+        assert!(events.contains("orphans=1 "), "{events}");
+    }
+    for (_, child) in before {
+        daemon.wait_gone(child);
+    }
+    daemon.end();
+}
+
 /// Test 39: killed at random moments under churn. `GAGGLED_KILLS=1000` does it a thousand times.
 #[test]
 fn killed_again_and_again_under_churn_nothing_is_lost_and_nothing_runs_twice() {

@@ -38,7 +38,7 @@ use gaggled_gateways::{
 
 use self::{
     run::{DaemonExit, Startup, SubreaperLink},
-    subreaper::{HandoffFile, InheritedFds},
+    subreaper::{HandoffFile, InheritedFds, Takeover},
 };
 use crate::{
     VERSION,
@@ -189,8 +189,8 @@ pub fn run(options: &Options) -> ExitCode {
     }
     match begin(options) {
         Ok((code, None)) => ExitCode::from(code),
-        Ok((_, Some(state))) => {
-            let error = subreaper::take_its_place(&state);
+        Ok((_, Some(takeover))) => {
+            let error = subreaper::take_its_place(&takeover);
             eprintln!("Error: gaggled cannot take the place of its subreaper: {error}");
             ExitCode::from(CANNOT_RUN)
         }
@@ -216,9 +216,9 @@ impl<E: std::fmt::Display> From<E> for StartError {
     }
 }
 
-/// Starts the daemon and runs it; the exit status, and, if this process is to take the place of its subreaper, the directory
-/// of the journal.
-fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
+/// Starts the daemon and runs it; the exit status, and, if this process is to take the place of its subreaper, what it
+/// resumes.
+fn begin(options: &Options) -> Result<(u8, Option<Takeover>), StartError> {
     let parent = nix::unistd::getppid();
     let subreaper = options.inherit.clone().map(SubreaperLink::new).transpose()?;
     let before = subreaper.as_ref().and_then(|subreaper| subreaper.before.as_ref());
@@ -250,7 +250,8 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     let server = channels.1.clone();
     let sockets =
         [&system.urls.control, &system.urls.event].map(|url| Url::parse(url, &system.config.gaggled.insecure));
-    let place = directory.path().display().to_string();
+    let stash = subreaper.as_ref().and_then(SubreaperLink::stash);
+    let takeover = Takeover { state: directory.path().display().to_string(), stash };
     let startup = Startup {
         system: &system,
         directory,
@@ -264,8 +265,8 @@ fn begin(options: &Options) -> Result<(u8, Option<String>), StartError> {
     std::mem::forget(server);
     Ok(match ended {
         // Without a subreaper no other daemon can follow.
-        DaemonExit::HandedOver(_) if nix::unistd::getppid() != parent => (0, Some(place)),
-        DaemonExit::HandedOver(Handover::Subreaper) => (0, Some(place)),
+        DaemonExit::HandedOver(_) if nix::unistd::getppid() != parent => (0, Some(takeover)),
+        DaemonExit::HandedOver(Handover::Subreaper) => (0, Some(takeover)),
         DaemonExit::HandedOver(Handover::Reload | Handover::Upgrade) => (0, None),
         DaemonExit::Stopped { survivors, essential_exit } => {
             for socket in sockets {

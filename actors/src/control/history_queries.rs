@@ -208,7 +208,7 @@ fn links(chain: &[Link]) -> Vec<WhyStep> {
     let last = chain.len().saturating_sub(1);
     let repeats = next_cause(chain).is_none();
     let origin = |link: &Link| match link.envelope.cause.event() {
-        Some(_) if repeats => "so it has gone before, again and again".to_owned(),
+        Some(_) if repeats => "the same happened before, again and again".to_owned(),
         _ => describe_origin(&link.envelope.cause),
     };
     chain

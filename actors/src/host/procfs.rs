@@ -51,9 +51,17 @@ pub(crate) fn start_time(pid: i32) -> StartTime {
 
 /// This moment, as the kernel counts the start times of processes.
 pub(crate) fn now() -> StartTime {
+    ticks(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from))
+}
+
+/// The moment that was so long ago, as the kernel counts the start times of processes.
+pub(crate) fn ago(span: Duration) -> StartTime {
+    StartTime(now().0.saturating_sub(ticks(span).0))
+}
+
+fn ticks(since_boot: Duration) -> StartTime {
     let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
-    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from);
-    StartTime(u64::try_from(now.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks) / 1000)
+    StartTime(u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks) / 1000)
 }
 
 /// As whom a process runs.

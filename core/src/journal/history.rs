@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     base::{
-        ids::{Position, ProgramId, Seq},
+        ids::{DenseId, Position, ProgramId, Seq},
         time::WallTime,
     },
     event::{Cause, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
@@ -203,15 +203,31 @@ impl History {
     }
 }
 
-/// The event with which a chain goes on, if it does: a start that repeats is shown twice.
+/// The event with which a chain goes on, if it does. It ends where a start of a program is caused by an event of the same
+/// kind as a later start of it: the program has gone that way again and again.
 pub fn next_cause(chain: &[Link]) -> Option<Seq> {
-    let last = &chain.last()?.envelope;
-    let start = |envelope: &Envelope| match envelope.event {
-        Event::Program(program, ProgramEvent::Starting { .. }) => Some(program),
-        Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => None,
+    let start_and_cause = |pair: &[Link]| match pair {
+        [start, cause] if matches!(start.envelope.event, Event::Program(_, ProgramEvent::Starting { .. })) => {
+            let kind = |link: &Link| (subject(&link.envelope.event), link.envelope.event.name());
+            Some((kind(start), kind(cause)))
+        }
+        _ => None,
     };
-    let goes_round = |program| chain.iter().filter(|link| start(&link.envelope) == Some(program)).count() > 1;
-    last.cause.event().filter(|_| !start(last).is_some_and(goes_round))
+    let (_, last) = chain.split_at_checked(chain.len().saturating_sub(2))?;
+    let earlier = chain.get(..chain.len().saturating_sub(1)).unwrap_or_default();
+    let repeats =
+        start_and_cause(last).is_some_and(|last| earlier.windows(2).any(|pair| start_and_cause(pair) == Some(last)));
+    chain.last()?.envelope.cause.event().filter(|_| !repeats)
+}
+
+/// What an event is about: two events of one kind with the same subject are alike.
+fn subject(event: &Event) -> Option<(u8, usize)> {
+    match event {
+        Event::Program(id, _) => Some((0, id.index())),
+        Event::Dependency(id, _) => Some((1, id.index())),
+        Event::Group(id, _) => Some((2, id.index())),
+        Event::System(_) => None,
+    }
 }
 
 /// What happened, in words, without its cause.
@@ -239,12 +255,14 @@ pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
                 ProgramEvent::StopCommandFailed { status, .. } => format!("the stop command of {program} {status}"),
                 ProgramEvent::KillRequested { .. } => format!("{program} did not stop in time and was killed"),
                 ProgramEvent::Exited { status, orphans: 0, .. } => format!("{program} {status}"),
-                ProgramEvent::Exited { status, orphans: 1, .. } => {
-                    format!("{program} {status}, and a process that it left behind was killed")
-                }
-                ProgramEvent::Exited { status, orphans, .. } => {
-                    format!("{program} {status}, and {orphans} processes that it left behind were killed")
-                }
+                ProgramEvent::Exited { status, orphans, remains, .. } => match (orphans, remains) {
+                    (1, false) => format!("{program} {status}, and a process that it left behind was killed"),
+                    (1, true) => format!("{program} {status}, and a process that it left behind runs on"),
+                    (_, false) => {
+                        format!("{program} {status}, and {orphans} processes that it left behind were killed")
+                    }
+                    (_, true) => format!("{program} {status}, and {orphans} processes that it left behind run on"),
+                },
                 ProgramEvent::LevelStartRequested { .. } => format!("{program} was started by its group"),
                 ProgramEvent::LevelStopRequested { .. } => format!("{program} is stopped by its group"),
                 ProgramEvent::Signalled { signal, .. } => format!("{program} was sent {signal}"),
@@ -325,5 +343,64 @@ pub fn describe_origin(cause: &Cause) -> String {
         Cause::Operator { who, .. } => format!("{who} asked for it"),
         Cause::Kernel => "the operating system reported it".to_owned(),
         Cause::Event(seq) | Cause::Timer(seq) => format!("event {seq} is no longer kept"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        base::{
+            ids::{EpochId, InstanceId},
+            time::Instant,
+        },
+        graph::Policy,
+        process::ExitStatus,
+    };
+
+    const INSTANCE: InstanceId = InstanceId(1);
+
+    fn history(events: &[ProgramEvent]) -> History {
+        let mut graph = Graph::default();
+        let program = graph.add_program(Policy::new("web"));
+        let state = State::new(graph.into(), EpochId(1));
+        let mut history = History::new(100);
+        for (seq, event) in (1..).zip(events) {
+            let cause = if seq == 1 { Cause::DaemonStart } else { Cause::Event(Seq(seq - 1)) };
+            let (event, time) = (Event::Program(program, event.clone()), WallTime(0));
+            let envelope =
+                Envelope { seq: Seq(seq), epoch: EpochId(1), monotonic: Instant::default(), time, cause, event };
+            history.push(Arc::new(envelope), &state);
+        }
+        history
+    }
+
+    fn exited(orphans: u16, remains: bool) -> ProgramEvent {
+        ProgramEvent::Exited { instance: INSTANCE, status: ExitStatus::Code(0), orphans, remains }
+    }
+
+    #[test]
+    fn a_chain_goes_back_through_starts_of_other_causes_and_ends_where_the_same_repeats() {
+        let starting = || ProgramEvent::Starting { instance: INSTANCE };
+        // Started at first, restarted by an operator, then ended and started three times.
+        let mut events = vec![starting(), ProgramEvent::RestartRequested, starting()];
+        events.extend((0..3).flat_map(|_| [exited(0, false), starting()]));
+        let history = history(&events);
+        let seqs = |chain: Vec<Link>| chain.iter().map(|link| link.envelope.seq.0).collect::<Vec<_>>();
+        assert_eq!(seqs(history.chain(Seq(5))), [5, 4, 3, 2, 1], "two starts of different causes are no repetition");
+        assert_eq!(seqs(history.chain(Seq(9))), [9, 8, 7, 6]);
+        assert_eq!(next_cause(&history.chain(Seq(9))), None);
+    }
+
+    #[test]
+    fn what_an_end_leaves_is_said_to_run_on_or_to_be_killed() {
+        for (orphans, remains, words) in [
+            (0, true, "web exited with code 0"),
+            (1, true, "web exited with code 0, and a process that it left behind runs on"),
+            (3, true, "web exited with code 0, and 3 processes that it left behind run on"),
+            (3, false, "web exited with code 0, and 3 processes that it left behind were killed"),
+        ] {
+            assert_eq!(history(&[exited(orphans, remains)]).chain(Seq(1))[0].words, words);
+        }
     }
 }

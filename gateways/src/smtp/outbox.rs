@@ -5,26 +5,18 @@
 
 use std::{
     collections::VecDeque,
-    fs, io, thread,
+    io, thread,
     time::{Duration, Instant},
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError};
-use gaggled_core::config::{SmtpgateConfig, Tls};
-use lettre::{
-    Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor,
-    address::Envelope,
-    transport::smtp::{
-        Error,
-        authentication::Credentials,
-        client::{Certificate, Tls as Protection, TlsParameters},
-        extension::ClientId,
-    },
+use gaggled_core::config::SmtpgateConfig;
+use lettre::{Address, Message};
+
+use super::{
+    Composer, MailError, MailSpool, QueuedMail,
+    delivery::{Delivery, DeliveryError},
 };
-
-use tokio::runtime::Runtime;
-
-use super::{Composer, MailError, MailSpool, QueuedMail};
 
 /// What became of a mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,20 +62,18 @@ struct RetryEntry {
 /// Whether mails could be sent with this configuration.
 pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
     Composer::new(config, "localhost")?;
-    transport(config, "localhost").map(drop)
+    Delivery::new(config, "localhost").map(drop)
 }
 
 impl Outbox {
     /// Begins to deliver to the server of a configuration, beginning with what the ledger has.
     pub fn new(config: &SmtpgateConfig, host: &str, spool: MailSpool, report: Report) -> Result<Self, MailError> {
-        let transport = transport(config, host)?;
+        let delivery = Delivery::new(config, host)?;
         let (mails, queue) = crossbeam_channel::bounded(CAPACITY);
         let failed = |error: io::Error| MailError::Transport { field: "mx", why: error.to_string() };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let next = now();
         let waiting = spool.mails().into_iter().map(|mail| RetryEntry { mail, next }).collect();
-        let timeout = config.timeout.as_duration();
-        let mut postman = DeliveryWorker { transport, timeout, runtime, queue, waiting, spool: spool.clone(), report };
+        let mut postman = DeliveryWorker { delivery, queue, waiting, spool: spool.clone(), report };
         thread::Builder::new().name("outbox".into()).spawn(move || while postman.go() {}).map_err(failed)?;
         Ok(Self { mails, spool })
     }
@@ -117,9 +107,7 @@ pub fn mails(subject: &str, mail: &Message) -> Vec<QueuedMail> {
 
 /// Carries mails to the server, one after the other; what cannot be delivered waits for its turn behind the others.
 struct DeliveryWorker {
-    transport: Transport,
-    timeout: Duration,
-    runtime: Runtime,
+    delivery: Delivery,
     queue: Receiver<QueuedMail>,
     waiting: VecDeque<RetryEntry>,
     spool: MailSpool,
@@ -149,7 +137,7 @@ impl DeliveryWorker {
 
     fn deliver(&mut self, mut mail: RetryEntry) {
         let subject = mail.mail.subject.clone();
-        let why = match self.attempt(&mail.mail) {
+        let why = match self.delivery.attempt(&mail.mail) {
             Ok(()) => return self.done(&mail.mail, &DeliveryOutcome::Delivered(subject)),
             Err(DeliveryError { last: true, why }) => {
                 return self.done(&mail.mail, &DeliveryOutcome::Refused(format!("{subject}: {why}")));
@@ -174,88 +162,6 @@ impl DeliveryWorker {
             (self.report)(&DeliveryOutcome::SpoolFailed(error.to_string()));
         }
     }
-
-    fn attempt(&self, mail: &QueuedMail) -> Result<(), DeliveryError> {
-        let wrong = |why: lettre::address::AddressError| DeliveryError { last: true, why: why.to_string() };
-        let from = mail.from.as_deref().map(str::parse::<Address>).transpose().map_err(wrong)?;
-        let to = mail.to.parse::<Address>().map_err(wrong)?;
-        let envelope =
-            Envelope::new(from, vec![to]).map_err(|why| DeliveryError { last: true, why: why.to_string() })?;
-        let send = self.transport.send_raw(&envelope, mail.text.as_bytes());
-        // The transport limits only its connecting, so everything is limited here.
-        let limited = async { tokio::time::timeout(self.timeout, send).await };
-        match self.runtime.block_on(limited) {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(DeliveryError { last: is_final(&error), why: describe_smtp_error(&error) }),
-            Err(_) => {
-                let why = format!("the server took longer than {} s", self.timeout.as_secs_f32());
-                Err(DeliveryError { last: false, why })
-            }
-        }
-    }
-}
-
-/// Why a mail was not delivered, and whether that is the end of it.
-struct DeliveryError {
-    last: bool,
-    why: String,
-}
-
-type Transport = AsyncSmtpTransport<Tokio1Executor>;
-
-/// Whether trying again is pointless: the server refuses this mail, not just our login or this moment.
-fn is_final(error: &Error) -> bool {
-    let login = error.status().is_some_and(|code| ["530", "534", "535", "538"].contains(&code.to_string().as_str()));
-    error.is_permanent() && !login
-}
-
-fn describe_smtp_error(error: &Error) -> String {
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_words = cause.to_string();
-        if !words.contains(&cause_words) {
-            words = format!("{words}: {cause_words}");
-        }
-        source = cause.source();
-    }
-    words
-}
-
-fn transport(config: &SmtpgateConfig, host: &str) -> Result<Transport, MailError> {
-    let helo = if config.helo.is_empty() { host } else { &config.helo };
-    let port = config.port.unwrap_or(if config.tls == Tls::Implicit { 465 } else { 25 });
-    let protection = match config.tls {
-        Tls::None => Protection::None,
-        Tls::StartTls => Protection::Required(parameters(config)?),
-        Tls::Implicit => Protection::Wrapper(parameters(config)?),
-    };
-    let mut transport = Transport::builder_dangerous(&config.mx)
-        .port(port)
-        .hello_name(ClientId::Domain(helo.to_owned()))
-        .tls(protection)
-        .timeout(Some(config.timeout.as_duration()));
-    if let (Some(user), Some(path)) = (&config.user, &config.password_file) {
-        let password = fs::read_to_string(path).map_err(|error| MailError::Transport {
-            field: "password_file",
-            why: format!("cannot read {path} ({error}): create it, readable for gaggled alone"),
-        })?;
-        transport =
-            transport.credentials(Credentials::new(user.clone(), password.trim_end_matches(['\r', '\n']).to_owned()));
-    }
-    Ok(transport.build())
-}
-
-fn parameters(config: &SmtpgateConfig) -> Result<TlsParameters, MailError> {
-    let mut builder = TlsParameters::builder(config.mx.clone());
-    if let Some(path) = &config.ca {
-        let wrong = |why: String| MailError::Transport { field: "ca", why };
-        let pem = fs::read(path).map_err(|error| wrong(format!("cannot read {path} ({error}): correct the path")))?;
-        let certificate =
-            Certificate::from_pem(&pem).map_err(|error| wrong(format!("{path} holds no certificate: {error}")))?;
-        builder = builder.add_root_certificate(certificate);
-    }
-    builder.build().map_err(|error| MailError::Transport { field: "tls", why: error.to_string() })
 }
 
 #[expect(clippy::disallowed_methods, reason = "mail servers live in real time")]

@@ -10,7 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use gaggled_tools::{
     VERSION,
     common::output,
-    daemon::subreaper::{self, InheritedFds},
+    daemon::subreaper::{self, InheritedFds, Takeover},
     daemon::{self, BAD_CONFIGURATION, LoadedConfig, Options},
     logger,
     offline::graph,
@@ -50,6 +50,10 @@ struct Arguments {
     /// State directory that the first daemon of a subreaper resumes
     #[arg(long, hide = true)]
     resume: Option<String>,
+
+    /// Descriptors of sockets that outlive daemons, for a subreaper that takes the place of another
+    #[arg(long, hide = true, requires = "resume")]
+    stash: Option<String>,
 
     #[command(subcommand)]
     command: Option<Command>,
@@ -129,7 +133,8 @@ fn main() -> ExitCode {
                 return check(&config);
             }
             if arguments.inherit.is_none() {
-                return subreaper::run(own_arguments(), arguments.resume);
+                let takeover = arguments.resume.map(|state| Takeover::new(state, arguments.stash.as_deref()));
+                return subreaper::run(own_arguments(), takeover);
             }
             let Arguments { no_interrupt: ignore_interrupts, take_state, inherit, .. } = arguments;
             daemon::run(&Options { config, ignore_interrupts, take_state, inherit })
@@ -149,7 +154,7 @@ fn own_arguments() -> Vec<OsString> {
     let mut words = std::env::args_os().skip(1);
     let mut kept = Vec::new();
     while let Some(word) = words.next() {
-        if word == "--resume" {
+        if word == "--resume" || word == "--stash" {
             words.next();
         } else {
             kept.push(word);

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
@@ -92,6 +93,11 @@ impl SubreaperLink {
             before,
             binary: position.binary,
         })
+    }
+
+    /// The ends of the stash, for a subreaper that follows.
+    pub(super) fn stash(&self) -> Option<(OwnedFd, OwnedFd)> {
+        self.stash.try_clone().ok().flatten()
     }
 
     /// It ends for good.

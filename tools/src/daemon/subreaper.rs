@@ -83,9 +83,9 @@ impl FromStr for InheritedFds {
 /// How a run of the daemon stands, as it has written itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DaemonStatus {
-    /// It has not begun, or was never well.
+    /// It starts, or has ended before it ran.
     #[default]
-    StartKind,
+    Starting,
     /// Everything has begun.
     Running,
     /// It ends so that another can follow.
@@ -109,15 +109,15 @@ pub struct HandoffFile {
 
 impl DaemonStatus {
     const WORDS: [(Self, &str); 4] = [
-        (Self::StartKind, "start_kind"),
-        (Self::Running, "well"),
+        (Self::Starting, "starting"),
+        (Self::Running, "running"),
         (Self::HandingOver, "handing over"),
-        (Self::Exiting, "ending"),
+        (Self::Exiting, "exiting"),
     ];
 }
 
 impl HandoffFile {
-    /// Reads the `handoff_file` in this memory file.
+    /// Reads what is in this memory file.
     pub fn read(file: &File) -> io::Result<Self> {
         let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).unwrap_or(0)];
         file.read_exact_at(&mut bytes, 0)?;
@@ -126,7 +126,7 @@ impl HandoffFile {
         let mut next = || lines.next().unwrap_or_default();
         let (state, binary, status, identity) = (next().to_owned(), next().to_owned(), next(), next().to_owned());
         let known = DaemonStatus::WORDS.into_iter().find(|(_, word)| *word == status);
-        let status = known.map_or(DaemonStatus::StartKind, |(status, _)| status);
+        let status = known.map_or(DaemonStatus::Starting, |(status, _)| status);
         Ok(Self { state, binary, status, identity })
     }
 
@@ -139,9 +139,29 @@ impl HandoffFile {
     }
 }
 
-/// Starts the daemon with these arguments, again and again, until it ends for good. With `resume`, the directory
-/// of a journal, the first resumes from there.
-pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
+/// What the first daemon of a subreaper resumes that takes the place of another.
+#[derive(Debug, Default)]
+pub struct Takeover {
+    /// The directory of the journal.
+    pub state: String,
+    /// The ends of the stash, with the sockets that are in it.
+    pub stash: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Takeover {
+    /// The takeover with this directory and the numbers of these descriptors, which this process was started with.
+    pub fn new(state: String, stash: Option<&str>) -> Self {
+        let ends = stash.and_then(|stash| stash.split_once(':'));
+        let open = |number: &str| number.parse().ok().and_then(host::inherited);
+        Self { state, stash: ends.and_then(|(into, out_of)| open(into).zip(open(out_of))) }
+    }
+}
+
+/// Starts the daemon with these arguments, again and again, until it ends for good. If this subreaper takes the place of
+/// another, the first daemon resumes what that has left.
+pub fn run(arguments: Vec<OsString>, takeover: Option<Takeover>) -> ExitCode {
+    // One that has taken the place of another was started by another path.
+    let _ = nix::sys::prctl::set_name(c"gaggled");
     lower_oom_score();
     if let Some(limit) = too_few_descriptors() {
         eprintln!(
@@ -150,7 +170,7 @@ pub fn run(arguments: Vec<OsString>, resume: Option<String>) -> ExitCode {
         );
         return ExitCode::from(100);
     }
-    match Subreaper::new(arguments, resume).and_then(Subreaper::run) {
+    match Subreaper::new(arguments, takeover).and_then(Subreaper::run) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("Error: gaggled cannot be started: {error}");
@@ -213,7 +233,7 @@ struct Subreaper {
 }
 
 impl Subreaper {
-    fn new(arguments: Vec<OsString>, resume: Option<String>) -> io::Result<Self> {
+    fn new(arguments: Vec<OsString>, takeover: Option<Takeover>) -> io::Result<Self> {
         host::ignore_file_limit();
         let signals = signals();
         // The daemon inherits this, and lets them in when it can take them.
@@ -224,8 +244,10 @@ impl Subreaper {
         fcntl(&hear, FcntlArg::F_SETFD(FdFlag::empty()))?;
         let memory = |name| memfd_create(name, MFdFlags::empty()).map(File::from);
         let handoff_file = memory(c"gaggled letter")?;
-        let again = resume.is_some();
-        HandoffFile { state: resume.unwrap_or_default(), ..HandoffFile::default() }.write(&handoff_file)?;
+        let again = takeover.is_some();
+        let Takeover { state, stash } = takeover.unwrap_or_default();
+        HandoffFile { state, ..HandoffFile::default() }.write(&handoff_file)?;
+        let new_stash = || socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::empty());
         Ok(Self {
             arguments,
             signals,
@@ -233,7 +255,7 @@ impl Subreaper {
             hear,
             recorder: memory(c"gaggled recorder")?,
             handoff_file,
-            stash: socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::empty())?,
+            stash: stash.map_or_else(new_stash, Ok)?,
             binary: Binary { file: File::open("/proc/self/exe")?, path: std::env::current_exe()? },
             fallback_binary: None,
             daemon: None,
@@ -283,7 +305,7 @@ impl Subreaper {
         alarm::set(STABLE_AFTER);
     }
 
-    /// The `handoff_file`; one that cannot be read says nothing.
+    /// What the daemon has written; nothing if that cannot be read.
     fn handoff_file(&self) -> HandoffFile {
         HandoffFile::read(&self.handoff_file).unwrap_or_default()
     }
@@ -343,17 +365,17 @@ impl Subreaper {
     fn daemon_ended(&mut self, ended: ExitStatus) -> Option<ExitCode> {
         self.daemon = None;
         let handoff_file = self.handoff_file();
-        let start_kind = handoff_file.status == DaemonStatus::StartKind;
+        let never_ran = handoff_file.status == DaemonStatus::Starting;
         // One that ended by itself before it was ever well has said why. One that was killed has not, and programs of a
         // subreaper before this one may run on, so another follows. And one that cannot even begin does not keep gaggled
         // from ending.
         let killed = matches!(ended, ExitStatus::Signal(_) | ExitStatus::Core(_));
         let over = handoff_file.state.is_empty() && !killed
-            || start_kind && self.stop_signal.is_some() && self.deaths > MAX_FAST_RESTARTS;
+            || never_ran && self.stop_signal.is_some() && self.deaths > MAX_FAST_RESTARTS;
         if handoff_file.status == DaemonStatus::Exiting || over {
             return Some(code(ended));
         }
-        if start_kind {
+        if never_ran {
             // A new binary that was never well: back to the one that was.
             if let Some(fallback_binary) = self.fallback_binary.take() {
                 self.binary = fallback_binary;
@@ -363,8 +385,8 @@ impl Subreaper {
         }
         let (was_well, handed_over) =
             (handoff_file.status == DaemonStatus::Running, handoff_file.status == DaemonStatus::HandingOver);
-        let next = HandoffFile { binary: String::new(), status: DaemonStatus::StartKind, ..handoff_file };
-        // Memory that cannot be written has the old handoff_file, which is as good.
+        let next = HandoffFile { binary: String::new(), status: DaemonStatus::Starting, ..handoff_file };
+        // Memory that cannot be written has what was written before, which is as good.
         let _ = next.write(&self.handoff_file);
         self.deaths += u32::from(!handed_over);
         if self.deaths <= MAX_FAST_RESTARTS {
@@ -391,11 +413,20 @@ fn signals() -> SigSet {
 }
 
 /// Makes this process, which was the daemon, the subreaper of the next: its programs stay its children.
-pub fn take_its_place(state: &str) -> io::Error {
+pub fn take_its_place(takeover: &Takeover) -> io::Error {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let kept = arguments.iter().position(|word| word == "--inherit").unwrap_or(arguments.len());
     let arguments = arguments.get(..kept).unwrap_or_default();
     // What comes before the subreaper can take it waits.
     let _ = signals().thread_block();
-    Command::new("/proc/self/exe").arg0("gaggled").arg("--resume").arg(state).args(arguments).exec()
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("gaggled").arg("--resume").arg(&takeover.state);
+    if let Some((into, out_of)) = &takeover.stash {
+        for end in [into, out_of] {
+            // A stash that cannot be handed on costs what programs have said meanwhile.
+            let _ = fcntl(end, FcntlArg::F_SETFD(FdFlag::empty()));
+        }
+        command.arg("--stash").arg(format!("{}:{}", into.as_raw_fd(), out_of.as_raw_fd()));
+    }
+    command.args(arguments).exec()
 }

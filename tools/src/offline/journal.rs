@@ -75,7 +75,7 @@ pub fn run(command: &Command) -> ExitCode {
 
 /// What stands in a segment, with the fold up to there.
 enum SegmentItem<'a> {
-    StartKind(&'a SegmentHeader, &'a State),
+    Head(&'a SegmentHeader, &'a State),
     Event(&'a Envelope, &'a State),
 }
 
@@ -100,7 +100,7 @@ fn visit_all(
     replay: &mut Replay<'_>,
     visit: &mut impl FnMut(SegmentItem<'_>) -> io::Result<()>,
 ) -> Result<(), JournalError> {
-    visit(SegmentItem::StartKind(&replay.head, &replay.state))?;
+    visit(SegmentItem::Head(&replay.head, &replay.state))?;
     while let Some(next) = replay.next_event() {
         let (envelope, _) = next.map_err(JournalError::Broken)?;
         visit(SegmentItem::Event(&envelope, &replay.state))?;
@@ -143,7 +143,7 @@ fn verify(found: &[SegmentFile]) -> ExitCode {
                     events += 1;
                     audit.observe(envelope);
                 }
-                SegmentItem::StartKind(head, state) => {
+                SegmentItem::Head(head, state) => {
                     let same = |last: &State| last.epoch == state.epoch && last.seq == state.seq;
                     differs = last.as_ref().is_some_and(|last| same(last) && last != state);
                     audit.begin(state, head.lost_events);

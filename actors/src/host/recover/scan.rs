@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
     path::PathBuf,
+    time::Duration,
 };
 
 use gaggled_core::{
@@ -20,8 +21,7 @@ use gaggled_core::{
     state::{Phase, ProgramState, State},
 };
 use nix::{
-    errno::Errno,
-    sys::signal::{Signal, kill, killpg},
+    sys::signal::{Signal, kill},
     unistd::{Pid, getppid},
 };
 
@@ -69,17 +69,7 @@ pub fn look(
     reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>,
 ) -> (Vec<(ProgramId, Recovered)>, Vec<SurvivingProcess>, Vec<Cgroup>) {
     end_half_started();
-    let mut bearers: BTreeMap<String, Vec<TokenHolder>> = BTreeMap::new();
-    for pid in procfs::all() {
-        if Token::is_helper(pid, before.identity) {
-            // Its end is no longer awaited.
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            continue;
-        }
-        if let (Some(token), Some(stat)) = (Token::of(pid, before.identity), procfs::stat(pid)) {
-            bearers.entry(token.program).or_default().push(TokenHolder { pid, instance: token.instance, stat });
-        }
-    }
+    let Census { bearers, kin } = Census::take(before.identity);
     let ids = before.state.graph.names();
     let recorded = before.recorded;
     let slots = |name: &str| ids.get(name).and_then(|old| recorded?.get(old.index())).map_or(&[][..], Vec::as_slice);
@@ -97,6 +87,10 @@ pub fn look(
     let done = state.programs.iter().filter(|(id, known)| known.phase == Phase::ActiveExited || lives_on(*id));
     let in_cgroup = |id: ProgramId, instance| Cgroup::find(before.cgroups, &state.graph.programs[id].name, instance);
     let mut kept: Vec<Cgroup> = done.filter_map(|(id, known)| in_cgroup(id, known.instance)).collect();
+    let last_seen = procfs::ago(
+        Duration::from_micros(state.at.as_micros().saturating_sub(before.state.at.as_micros()))
+            .saturating_sub(PID_REUSE),
+    );
     let mut find = |(program, seen): (ProgramId, Seen)| {
         let name = &*state.graph.programs[program].name;
         let (known, file) = (&state.programs[program], before.daemon_files.get(name));
@@ -148,14 +142,19 @@ pub fn look(
                     kept.extend(cgroup);
                     return (program, Recovered::Exited { instance, status, orphans });
                 }
-                let mut orphans = pid.map_or(0, |pid| sweep(pid, &token, before.identity));
-                for bearer in own {
-                    let gone = Token::of(bearer.pid, before.identity).as_ref() != Some(&token);
-                    if !gone && kill(Pid::from_raw(bearer.pid), Signal::SIGKILL).is_ok() {
-                        orphans = orphans.saturating_add(1);
+                let began = (known.instance == instance).then_some(known.start_time);
+                let kin = pid.filter(|pid| *pid > 1).and_then(|pid| Some((pid, kin.get(&pid)?)));
+                let mut killed = kin.map_or_else(BTreeSet::new, |(pid, kin)| {
+                    DeadMain { pid, alive: began.map(|began| began..=last_seen), token: &token }
+                        .sweep(kin, before.identity)
+                });
+                for TokenHolder { pid, .. } in own {
+                    let gone = Token::of(*pid, before.identity).as_ref() != Some(&token);
+                    if !gone && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok() {
+                        killed.insert(*pid);
                     }
                 }
-                let orphans = orphans.max(u16::try_from(members).unwrap_or(u16::MAX));
+                let orphans = u16::try_from(killed.len().max(members)).unwrap_or(u16::MAX);
                 Recovered::Exited { instance, status, orphans }
             }
         };
@@ -209,6 +208,37 @@ fn end_half_started() {
         if procfs::name(child).as_deref() == Some(spawner::THREAD) {
             let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
         }
+    }
+}
+
+/// The processes of the machine that may be of this gaggled.
+#[derive(Default)]
+struct Census {
+    /// Those that carry its tokens, by the names of programs.
+    bearers: BTreeMap<String, Vec<TokenHolder>>,
+    /// All, by their session and by their group.
+    kin: BTreeMap<i32, BTreeSet<i32>>,
+}
+
+impl Census {
+    /// Looks at all processes, and kills the checks and stop commands of the previous daemon: nobody waits for their ends.
+    fn take(identity: &str) -> Self {
+        let mut census = Self::default();
+        for pid in procfs::all() {
+            if Token::is_helper(pid, identity) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                continue;
+            }
+            let Some(stat) = procfs::stat(pid) else { continue };
+            for number in [stat.session, stat.group] {
+                census.kin.entry(number).or_default().insert(pid);
+            }
+            if let Some(token) = Token::of(pid, identity) {
+                let holder = TokenHolder { pid, instance: token.instance, stat };
+                census.bearers.entry(token.program).or_default().push(holder);
+            }
+        }
+        census
     }
 }
 
@@ -286,30 +316,46 @@ impl ProgramScan<'_> {
     }
 }
 
+/// A process id is not given to another process for at least so long: the kernel gives all others away before that.
+const PID_REUSE: Duration = Duration::from_secs(2);
+
 /// What is known of a process, if it is still the one that began then.
 fn same(pid: i32, start_time: StartTime) -> Option<Stat> {
     procfs::stat(pid).filter(|stat| stat.start_time == start_time)
 }
 
-/// Kills what is left of the group of a main process that has gone. The number may have been given away and be that of
-/// others by now, so one of the group must be known: by the token of its instance, or as a child of our subreaper, which
-/// has none but what our programs leave behind.
-fn sweep(pid: i32, token: &Token, identity: &str) -> u16 {
-    if pid <= 1 || killpg(Pid::from_raw(pid), None) == Err(Errno::ESRCH) {
-        return 0;
+/// A main process that has ended while gaggled was not there.
+struct DeadMain<'a> {
+    pid: i32,
+    /// When it began, and until when it is known to have lived, if the journal knows it.
+    alive: Option<RangeInclusive<StartTime>>,
+    token: &'a Token,
+}
+
+impl DeadMain<'_> {
+    /// Kills what is left of its session and group, which are among these, and returns which processes that was.
+    ///
+    /// Its number may have been given away and be that of others by now, so one of them must be known: by the token of the
+    /// run, as a child of our subreaper, which has none but what our programs leave behind, or because it began while the
+    /// main process lived. A number is not given away as long as a session has it, so what was in this session then is of
+    /// this run, also when it has thrown its variables away, as the workers of nginx do.
+    fn sweep(&self, kin: &BTreeSet<i32>, identity: &str) -> BTreeSet<i32> {
+        let seen = kin.iter().filter_map(|other| Some((*other, procfs::stat(*other)?)));
+        let left: Vec<(i32, Stat)> = seen
+            .filter(|(_, stat)| (stat.group == self.pid || stat.session == self.pid) && !stat.is_zombie())
+            .collect();
+        if !left.iter().any(|(other, stat)| self.is_known(*other, stat, identity)) {
+            return BTreeSet::new();
+        }
+        let killed = left.iter().map(|(other, _)| *other);
+        killed.filter(|other| kill(Pid::from_raw(*other), Signal::SIGKILL).is_ok()).collect()
     }
-    let subreaper = getppid().as_raw();
-    let left: Vec<(i32, Stat)> = procfs::all()
-        .filter_map(|other| Some((other, procfs::stat(other)?)))
-        .filter(|(_, stat)| stat.group == pid && !stat.is_zombie())
-        .collect();
-    let is_known = |(other, stat): &(i32, Stat)| {
-        let carries = || Token::of(*other, identity).as_ref() == Some(token);
-        subreaper > 1 && stat.parent == subreaper && stat.session == pid && *other != pid || carries()
-    };
-    if !left.iter().any(is_known) {
-        return 0;
+
+    fn is_known(&self, other: i32, stat: &Stat, identity: &str) -> bool {
+        let subreaper = getppid().as_raw();
+        let is_orphan = subreaper > 1 && stat.parent == subreaper && stat.session == self.pid && other != self.pid;
+        let lived = |alive: &RangeInclusive<StartTime>| alive.contains(&stat.start_time);
+        let is_old = stat.session == self.pid && other != self.pid && self.alive.as_ref().is_some_and(lived);
+        is_orphan || is_old || Token::of(other, identity).as_ref() == Some(self.token)
     }
-    let killed = left.iter().filter(|(other, _)| kill(Pid::from_raw(*other), Signal::SIGKILL).is_ok()).count();
-    u16::try_from(killed).unwrap_or(u16::MAX)
 }

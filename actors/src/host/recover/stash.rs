@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{IoSlice, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     mem::MaybeUninit,
     os::fd::{AsFd, OwnedFd},
 };
@@ -32,6 +32,12 @@ impl Stash {
     /// The stash with these ends.
     pub fn new(into: OwnedFd, out_of: OwnedFd) -> Self {
         Self(Some(Ends { into, out_of }))
+    }
+
+    /// Its ends, to be held besides; `None` if there is no stash.
+    pub fn try_clone(&self) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+        let Some(Ends { into, out_of }) = &self.0 else { return Ok(None) };
+        Ok(Some((into.try_clone()?, out_of.try_clone()?)))
     }
 
     /// Keeps a descriptor under a name. What finds no room is not kept.

@@ -87,8 +87,8 @@ impl View<'_> {
             Phase::ActiveExited => {
                 let kept = match program.kept {
                     0 => String::new(),
-                    1 => ", with 1 process".to_owned(),
-                    kept => format!(", with {kept} processes"),
+                    1 => ", has left 1 process".to_owned(),
+                    kept => format!(", has left {kept} processes"),
                 };
                 (format!("exited, still active{kept}"), None)
             }
