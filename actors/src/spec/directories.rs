@@ -38,7 +38,7 @@ pub(super) fn check(
         let what = format!("{what} \"{}\" of program \"{name}\"", directory.display());
         let found = if directory.is_dir() {
             Diagnostic::warning(format!("{what} {}", exposure(&directory).filter(|_| is_opened)?))
-                .help("use a directory that root owns and that only root can write to, such as /var/log/NAME")
+                .help("use a directory that root owns and that only root can write to, such as a directory of its own in /run or /var/log")
         } else {
             Diagnostic::warning(format!("{what} is no directory now"))
                 .help("the program cannot start before there is one")
