@@ -1,5 +1,12 @@
 //! Listening on a url, and counting its connections.
 
+use std::{
+    io::{self, Read},
+    net::TcpStream,
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
 use nng::{
     Pipe, PipeEvent, Socket,
     options::{Options, transport::ipc::Permissions},
@@ -37,8 +44,61 @@ impl ListenError {
     }
 }
 
+/// For how long a socket is waited for that another process listens on.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Listens on a url. A local socket is for its owner alone, unless each peer is looked at.
+///
+/// A child that a process of gaggled was just starting when that died, or executed itself again, has its sockets until it
+/// has executed its program. Until then they seem to be in use.
 pub(crate) fn listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), ListenError> {
+    let until = now() + CLOSED_WITHIN;
+    loop {
+        match try_listen(socket, url, is_open) {
+            Err(ListenError::InUse(_)) if is_closed(url, until) => {}
+            done => return done,
+        }
+    }
+}
+
+/// Waits until nothing listens on a url any more. What accepts the connection, or is still there at this moment, is in use.
+fn is_closed(url: &Url, until: Instant) -> bool {
+    let left = until.saturating_duration_since(now());
+    // A time of zero would wait for ever.
+    if left.is_zero() {
+        return false;
+    }
+    let Ok(mut stream) = connect(url, left) else { return true };
+    // A gaggled that accepts it greets, and a listener that is closed ends what it has not accepted.
+    match stream.read(&mut [0]) {
+        Ok(0) => true,
+        Ok(_) => false,
+        Err(error) => error.kind() == io::ErrorKind::ConnectionReset,
+    }
+}
+
+/// Connects to a url; reading takes at most this long.
+fn connect(url: &Url, within: Duration) -> io::Result<Box<dyn Read>> {
+    Ok(match url {
+        Url::Ipc(path) => {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(within))?;
+            Box::new(stream)
+        }
+        Url::Tcp { text, .. } => {
+            let stream = TcpStream::connect(text.trim_start_matches("tcp://"))?;
+            stream.set_read_timeout(Some(within))?;
+            Box::new(stream)
+        }
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "sockets live in real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn try_listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), ListenError> {
     let failed = |error| ListenError::new(url, error);
     let builder = nng::ListenerBuilder::new(socket, &url.text()).map_err(failed)?;
     if matches!(url, Url::Ipc(_)) {
@@ -54,5 +114,45 @@ pub(crate) fn notice(peers: &Peers, pipe: Pipe, event: PipeEvent, may: impl Fn(O
         PipeEvent::AddPre if !may(local_peer(pipe)) || !peers.admit(pipe, id) => pipe.close(),
         PipeEvent::RemovePost => peers.forget(id),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::net::UnixListener, thread};
+
+    use super::*;
+
+    fn url(directory: &tempfile::TempDir) -> Url {
+        Url::Ipc(directory.path().join("socket"))
+    }
+
+    #[test]
+    fn a_listener_that_closes_is_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let Url::Ipc(path) = url(&directory) else { unreachable!("it is local") };
+        let listener = UnixListener::bind(&path).expect("it is free");
+        let closing = thread::spawn(move || {
+            // The connection that waits in its queue is ended with it.
+            let (mut polled, wait) = (
+                [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&listener), nix::poll::PollFlags::POLLIN)],
+                nix::poll::PollTimeout::NONE,
+            );
+            nix::poll::poll(&mut polled, wait).expect("a connection");
+        });
+        let socket = Socket::new(nng::Protocol::Pub0).expect("a socket");
+        listen(&socket, &url(&directory), false).expect("it is closed");
+        closing.join().expect("no panic");
+    }
+
+    #[test]
+    fn a_listener_that_answers_is_in_use_at_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [first, second] =
+            [nng::Protocol::Pub0, nng::Protocol::Pub0].map(|kind| Socket::new(kind).expect("a socket"));
+        listen(&first, &url(&directory), false).expect("it is free");
+        let begun = now();
+        assert!(matches!(listen(&second, &url(&directory), false), Err(ListenError::InUse(_))));
+        assert!(begun.elapsed() < CLOSED_WITHIN);
     }
 }

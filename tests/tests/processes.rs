@@ -156,6 +156,26 @@ fn a_child_that_hides_in_a_session_of_its_own_is_found() {
     }
 }
 
+/// A check ends while what it has put into a session of its own goes on starting processes in sessions of theirs.
+#[test]
+fn what_a_check_leaves_is_killed_however_fast_it_forks() {
+    let check = "setsid sh -c 'for i in $(seq 300); do setsid sleep 100077 & done' & while ! pgrep -f '^sleep 100077$'; do :; done";
+    let mut daemon = Daemon::new(&format!(
+        "\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], ready: Command(\"{check}\")),"
+    ));
+    daemon.wait("a to be ready", |_, state| state.programs.values().all(ProgramState::is_ready));
+    let sleeps = || {
+        let processes = fs::read_dir("/proc").expect("processes").flatten();
+        let line = |process: fs::DirEntry| fs::read(process.path().join("cmdline")).unwrap_or_default();
+        processes
+            .filter(|process| process.file_name().to_string_lossy().parse::<i32>().is_ok())
+            .map(line)
+            .any(|line| String::from_utf8_lossy(&line).contains("100077"))
+    };
+    daemon.wait_outside("the end of all that the check has left", || !sleeps());
+    daemon.end();
+}
+
 /// Tests 15 and 17, also for a program that has survived the death of the daemon.
 #[test]
 fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {

@@ -94,7 +94,7 @@ impl Monitor {
         let Self { programs, sockets, inotify, shared } = self;
         let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(THREADS).build()?;
         let live = async move || {
-            let (watches, mut concerned) = FileWatches::new(inotify)?;
+            let (watches, concerned) = FileWatches::new(inotify)?;
             let mut sockets = Some(sockets);
             let slots = Arc::new(Semaphore::new(AT_ONCE));
             let (ears, awaited) = (BTreeMap::new(), BTreeMap::new());
@@ -111,7 +111,7 @@ impl Monitor {
                         Some(task) => attending.carry_out(task),
                         None => return Ok::<(), io::Error>(()),
                     },
-                    Some(program) = concerned.recv() => attending.look(program),
+                    program = concerned.next() => attending.look(program),
                 }
             }
         };

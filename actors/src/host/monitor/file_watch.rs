@@ -5,7 +5,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fs::File,
     io,
     os::{
@@ -19,7 +19,7 @@ use std::{
 use futures_util::StreamExt;
 use gaggled_core::base::ids::{InstanceId, ProgramId};
 use inotify::{Inotify, WatchDescriptor, WatchMask};
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::Notify;
 
 use crate::safe_path::{SafeDirectory, SafePath, reopen_regular};
 
@@ -53,35 +53,68 @@ struct TailedFile {
 /// Who watches what.
 type Watched = Rc<RefCell<Vec<(WatchDescriptor, ProgramId)>>>;
 
+/// Programs that have to be looked at, in the order in which that was found out: each once, however often its files change.
+#[derive(Debug, Default)]
+pub(crate) struct PendingLooks {
+    order: RefCell<VecDeque<ProgramId>>,
+    waiting: RefCell<BTreeSet<ProgramId>>,
+    changed: Notify,
+}
+
+impl PendingLooks {
+    fn push(&self, program: ProgramId) {
+        if self.waiting.borrow_mut().insert(program) {
+            self.order.borrow_mut().push_back(program);
+            self.changed.notify_one();
+        }
+    }
+
+    fn pop(&self) -> Option<ProgramId> {
+        let program = self.order.borrow_mut().pop_front()?;
+        self.waiting.borrow_mut().remove(&program);
+        Some(program)
+    }
+
+    /// The next program, when there is one.
+    pub(crate) async fn next(&self) -> ProgramId {
+        loop {
+            if let Some(program) = self.pop() {
+                return program;
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
 /// Everything that is watched.
 pub(crate) struct FileWatches {
     inotify: inotify::Watches,
     watched: Watched,
-    /// Where a program that has to be looked at is reported.
-    concern: UnboundedSender<ProgramId>,
+    /// The programs that have to be looked at.
+    concern: Rc<PendingLooks>,
     files: BTreeMap<ProgramId, TailedFile>,
     directories: BTreeMap<ProgramId, WatchDescriptor>,
 }
 
 impl FileWatches {
-    /// Watches nothing yet; changes are reported with their program.
-    pub(crate) fn new(inotify: Inotify) -> io::Result<(Self, UnboundedReceiver<ProgramId>)> {
+    /// Watches nothing yet; a program whose files change has to be looked at.
+    pub(crate) fn new(inotify: Inotify) -> io::Result<(Self, Rc<PendingLooks>)> {
         let kernel = inotify.watches();
         let mut events = inotify.into_event_stream([0; 4096])?;
         let watched = Watched::default();
-        let (tell, concerned) = mpsc::unbounded_channel();
-        let (whose, concern) = (watched.clone(), tell.clone());
+        let concern = Rc::new(PendingLooks::default());
+        let (whose, looks) = (watched.clone(), concern.clone());
         tokio::task::spawn_local(async move {
             while let Some(event) = events.next().await {
                 let Ok(event) = event else { continue };
                 let whose = whose.borrow();
                 for (_, program) in whose.iter().filter(|(watch, _)| *watch == event.wd) {
-                    let _ = tell.send(*program);
+                    looks.push(*program);
                 }
             }
         });
         let (files, directories) = (BTreeMap::new(), BTreeMap::new());
-        Ok((Self { inotify: kernel, watched, concern, files, directories }, concerned))
+        Ok((Self { inotify: kernel, watched, concern: concern.clone(), files, directories }, concern))
     }
 
     /// Watches a file that a run writes to.
@@ -136,7 +169,7 @@ impl FileWatches {
             Look::NotYet => return None,
             Look::More => {
                 // After the others have had their turn.
-                let _ = self.concern.send(program);
+                self.concern.push(program);
                 return None;
             }
         }

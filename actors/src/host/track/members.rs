@@ -252,8 +252,9 @@ impl ProcessTracker {
         }
     }
 
-    /// Kills what a check or a stop command of a program has put into sessions of its own, now that it has ended.
-    pub(crate) fn kill_helper_strays(&self, table: &ProcessTable, program: ProgramId) {
+    /// Kills what a check or a stop command of a program has put into sessions of its own, now that it has ended. When that
+    /// has ended, its children are ours, and are looked for in the same way.
+    pub(crate) fn kill_helper_strays(&self, table: &mut ProcessTable, program: ProgramId) {
         let own = getpid().as_raw();
         let name = &self.programs[program].name;
         let is_stray = |child: &i32| {
@@ -261,6 +262,10 @@ impl ProcessTracker {
             let of_other = || procfs::stat(*child).is_none_or(|stat| table.helpers.contains_key(&stat.group));
             !known && Token::of_helper(*child, &self.journal).is_some_and(|token| token.program == *name) && !of_other()
         };
-        procfs::children(own, own).into_iter().filter(is_stray).for_each(kill_tree);
+        let strays: Vec<i32> = procfs::children(own, own).into_iter().filter(is_stray).collect();
+        for stray in strays {
+            kill_tree(stray);
+            table.strays.insert(stray, program);
+        }
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct ProcessTable {
     pub(crate) pid_of: BTreeMap<ProgramId, i32>,
     /// What runs beside programs, to stop or to check them.
     pub(crate) helpers: BTreeMap<i32, Helper>,
+    /// What these have put into sessions of its own, and was killed, until it has ended.
+    pub(crate) strays: BTreeMap<i32, ProgramId>,
     /// Whether nothing is reaped any more: it is left to the next daemon.
     pub(crate) handed_over: bool,
 }

@@ -67,6 +67,9 @@ impl ProcessTracker {
             None if table.helpers.contains_key(&pid) => self.helper_ended(&mut table, pid, status),
             Some(process) if process.own && process.ended.is_none() => self.main_ended(table, pid, status),
             _ => {
+                if let Some(program) = table.strays.remove(&pid) {
+                    self.kill_helper_strays(&mut table, program);
+                }
                 let main = table.main_of(group);
                 self.finish_if_empty(&mut table, main);
                 self.look_again(&table);
