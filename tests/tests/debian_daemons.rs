@@ -2,7 +2,13 @@
 //! their own, with stop commands, with process titles written over their environment. What is not installed is left out;
 //! `contrib/site/daemons/packages` names all.
 
-use std::{collections::BTreeMap, fs, path::Path, process::Command, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
@@ -73,18 +79,29 @@ fn wait_again(daemon: &mut Daemon, killed: &BTreeMap<ProgramId, (InstanceId, i32
     });
 }
 
-/// The processes that have a file of the site open, by their names.
-fn users_of(directory: &Path) -> Vec<String> {
+/// Ends what is left of a site when its test has failed.
+struct Site(PathBuf);
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        for (pid, _) in users_of(&self.0) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The processes that have a file of the site open, and their names.
+fn users_of(directory: &Path) -> Vec<(i32, String)> {
     let is_inside = |entry: fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|file| file.starts_with(directory));
     let uses = |process: &fs::DirEntry| {
         fs::read_dir(process.path().join("fd")).is_ok_and(|mut files| files.any(|file| file.is_ok_and(is_inside)))
     };
     let processes = fs::read_dir("/proc").expect("processes").flatten();
-    let own = std::process::id().to_string();
-    processes
-        .filter(|process| process.file_name().to_str() != Some(&own) && uses(process))
-        .map(|process| fs::read_to_string(process.path().join("comm")).unwrap_or_default())
-        .collect()
+    let named = |process: fs::DirEntry| {
+        let pid = process.file_name().to_str()?.parse().ok().filter(|pid| *pid != std::process::id().cast_signed())?;
+        uses(&process).then(|| (pid, fs::read_to_string(process.path().join("comm")).unwrap_or_default()))
+    };
+    processes.filter_map(named).collect()
 }
 
 #[test]
@@ -98,6 +115,7 @@ fn daemons_of_debian_survive_their_own_death_and_that_of_gaggled() {
     let base = base_port();
     let prepared = script("prepare").arg(&path).arg(base.to_string()).output().expect("sh");
     eprintln!("{}", said(&prepared).1);
+    let _site = Site(path.clone());
     assert!(prepared.status.success());
     let config = fs::read_to_string(path.join("system.ron")).expect("a configuration");
     // The harness knows its channels and its journal in the directory above.
@@ -133,6 +151,6 @@ fn daemons_of_debian_survive_their_own_death_and_that_of_gaggled() {
     must_answer(&daemon, base);
 
     daemon.end();
-    assert_eq!(users_of(&path), Vec::<String>::new(), "they have ended with gaggled");
+    assert_eq!(users_of(&path), [], "they have ended with gaggled");
     daemon.verify();
 }
