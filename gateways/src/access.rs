@@ -102,11 +102,13 @@ const ALL_MAX: usize = 256;
 /// How many connections one user may have.
 const USER_MAX: usize = 32;
 
-/// How many requests a second a connection of another user may send, and how many at once.
-const RATE: f64 = 50.0;
+/// How many requests a second another user may send, over all its connections, and how many at once.
+pub(crate) const RATE: f64 = 50.0;
 const AT_ONCE: f64 = 100.0;
+/// How many requests beyond that a connection may have under way, before it is ended.
+const HELD_MAX: usize = 8;
 
-/// How many requests a connection may send now, and since when that is so.
+/// How many requests a user may send now, and since when that is so.
 #[derive(Debug)]
 struct Allowance {
     left: f64,
@@ -118,10 +120,18 @@ impl Allowance {
         Self { left: AT_ONCE, since: now }
     }
 
+    fn left(&self, now: Instant) -> f64 {
+        let more = now.duration_since(self.since).as_secs_f64() * RATE;
+        (self.left + more).min(AT_ONCE)
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.left(now) >= AT_ONCE
+    }
+
     /// Takes one request; false if it is too many.
     fn take(&mut self, now: Instant) -> bool {
-        let more = now.duration_since(self.since).as_secs_f64() * RATE;
-        (self.left, self.since) = ((self.left + more).min(AT_ONCE), now);
+        (self.left, self.since) = (self.left(now), now);
         let may = self.left >= 1.0;
         self.left -= f64::from(u8::from(may));
         may
@@ -138,13 +148,27 @@ pub(crate) struct Peers {
 struct Connection {
     /// None if it is not known, as of tcp.
     user: Option<u32>,
-    /// None of root and gaggled's own user, who may send as many as they like.
-    allowance: Option<Allowance>,
+    /// How many requests wait to be refused.
+    held: usize,
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It is answered.
+    Answer,
+    /// It is too many, and is refused after a while: who waits for the refusal sends no others meanwhile.
+    Hold,
+    /// The connection does not wait for refusals, and is ended.
+    Close,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     pipes: BTreeMap<i32, Connection>,
+    /// What users may send, as long as it is less than the most; not of root and gaggled's own user, who may send as many
+    /// as they like.
+    allowances: BTreeMap<Option<u32>, Allowance>,
     /// The users whose last connection was refused.
     refused: BTreeSet<Option<u32>>,
 }
@@ -171,16 +195,21 @@ impl Peers {
             }
             return false;
         }
-        let allowance = (!own).then(|| Allowance::new(now()));
-        known.pipes.insert(id, Connection { user, allowance });
+        known.pipes.insert(id, Connection { user, held: 0 });
         true
     }
 
-    /// Counts a request of a connection; how many it may send in a second, if this one is too many.
-    pub(crate) fn count(&self, id: i32) -> Result<(), f64> {
+    /// Counts a request of a connection.
+    pub(crate) fn count(&self, id: i32) -> Verdict {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).count(id, now())
+    }
+
+    /// A request that was held is refused now.
+    pub(crate) fn release(&self, id: i32) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let allowance = known.pipes.get_mut(&id).and_then(|connection| connection.allowance.as_mut());
-        if allowance.is_none_or(|allowance| allowance.take(now())) { Ok(()) } else { Err(RATE) }
+        if let Some(connection) = known.pipes.get_mut(&id) {
+            connection.held = connection.held.saturating_sub(1);
+        }
     }
 
     /// How many connections there are.
@@ -191,6 +220,22 @@ impl Peers {
     /// A connection has ended.
     pub(crate) fn forget(&self, id: i32) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).pipes.remove(&id);
+    }
+}
+
+impl Known {
+    fn count(&mut self, id: i32, now: Instant) -> Verdict {
+        let Some(connection) = self.pipes.get_mut(&id) else { return Verdict::Close };
+        if connection.user.is_some_and(is_own) {
+            return Verdict::Answer;
+        }
+        if self.allowances.entry(connection.user).or_insert_with(|| Allowance::new(now)).take(now) {
+            // One that has grown to the most again says no more than one that is not there.
+            self.allowances.retain(|_, allowance| !allowance.is_full(now));
+            return Verdict::Answer;
+        }
+        connection.held += 1;
+        if connection.held > HELD_MAX { Verdict::Close } else { Verdict::Hold }
     }
 }
 
@@ -206,12 +251,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_may_send_so_many_requests_and_no_more() {
+    fn a_user_may_send_so_many_requests_and_no_more() {
         let begun = now();
         let mut allowance = Allowance::new(begun);
         let taken = |allowance: &mut Allowance, at: Instant| (0..1000).filter(|_| allowance.take(at)).count();
         assert_eq!(taken(&mut allowance, begun), 100, "at once");
         assert_eq!(taken(&mut allowance, begun + Duration::from_secs(1)), 50, "a second later");
         assert_eq!(taken(&mut allowance, begun + Duration::from_secs(60)), 100, "never more than at once");
+    }
+
+    #[test]
+    fn who_sends_too_much_waits_for_refusals_or_is_ended_and_another_connection_does_not_help() {
+        let mut known = Known::default();
+        let (own, stranger, begun) = (geteuid().as_raw(), geteuid().as_raw() + 1, now());
+        for (id, user) in [(1, own), (2, stranger), (3, stranger)] {
+            known.pipes.insert(id, Connection { user: Some(user), held: 0 });
+        }
+        let verdicts = |known: &mut Known, id, count| (0..count).map(|_| known.count(id, begun)).collect::<Vec<_>>();
+        assert!(verdicts(&mut known, 1, 1000).iter().all(|verdict| *verdict == Verdict::Answer));
+        assert!(verdicts(&mut known, 2, 100).iter().all(|verdict| *verdict == Verdict::Answer));
+        assert!(verdicts(&mut known, 2, HELD_MAX).iter().all(|verdict| *verdict == Verdict::Hold));
+        assert_eq!(known.count(2, begun), Verdict::Close);
+        assert_eq!(known.count(3, begun), Verdict::Hold);
+        assert_eq!(known.count(3, begun + Duration::from_secs(1)), Verdict::Answer);
+        assert_eq!(known.allowances.len(), 1);
     }
 }

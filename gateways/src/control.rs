@@ -4,7 +4,7 @@
 //! there is always one more that listens.
 
 use crate::{
-    access::{Access, Peers},
+    access::{Access, Peers, RATE, Verdict},
     client::CallError,
     listen::{ListenError, listen, notice},
     nng_ffi::{self, local_peer},
@@ -34,6 +34,12 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// How many requests may be under way at once.
 const CONTEXTS: usize = 4096;
+
+/// For how long a request is held that is too many: the refusal comes after that.
+const HOLD_TIME: Duration = Duration::from_secs(1);
+
+/// The connection whose request a context holds, if it holds one.
+type Held = Mutex<Option<i32>>;
 
 /// Sends the one answer to a request. If it is dropped without an answer, the client gets the error `busy`.
 #[derive(Debug)]
@@ -121,14 +127,14 @@ impl Server {
 
     fn add_worker(self: &Arc<Self>) -> nng::Result<()> {
         let context = Context::new(&self.socket)?;
-        let (server, own) = (self.clone(), context.clone());
-        let aio = Aio::new(move |aio, result| server.advance(&own, &aio, result))?;
+        let (server, own, held) = (self.clone(), context.clone(), Held::default());
+        let aio = Aio::new(move |aio, result| server.advance(&own, &held, &aio, result))?;
         self.listen_again(&context, &aio)?;
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).push((context, aio));
         Ok(())
     }
 
-    fn advance(self: &Arc<Self>, context: &Context, aio: &Aio, result: AioResult) {
+    fn advance(self: &Arc<Self>, context: &Context, held: &Held, aio: &Aio, result: AioResult) {
         match result {
             AioResult::Recv(Ok(message)) => {
                 let last = self.idle.fetch_sub(1, Ordering::SeqCst) == 1;
@@ -137,15 +143,44 @@ impl Server {
                     // Without one more the next request waits for an answer to this one, which is no loss.
                     let _ = self.add_worker();
                 }
-                self.request(context, aio, message);
+                self.take(context, held, aio, message);
             }
             AioResult::Recv(Err(nng::Error::Closed | nng::Error::Canceled)) => {}
             AioResult::Recv(Err(_)) => {
                 let _ = context.recv(aio);
             }
-            AioResult::Send(_) | AioResult::Sleep(_) => {
+            AioResult::Sleep(_) => {
+                held.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take()
+                    .into_iter()
+                    .for_each(|id| self.peers.release(id));
+                let why = format!("too many requests: a user may send {RATE} a second");
+                let responder = Responder { id: String::new(), place: Some((context.clone(), aio.clone())) };
+                responder.send(&Reply::refused("", ErrorCode::Busy, why));
+            }
+            AioResult::Send(_) => {
                 let _ = self.listen_again(context, aio);
             }
+        }
+    }
+
+    /// Answers a request, unless it is too many.
+    fn take(&self, context: &Context, held: &Held, aio: &Aio, mut message: Message) {
+        let pipe = message.pipe().map(|pipe| (nng_ffi::pipe_id(pipe), pipe));
+        // A connection that has ended meanwhile is answered to nobody.
+        let verdict = pipe.map_or(Verdict::Answer, |(id, _)| self.peers.count(id));
+        match (verdict, pipe) {
+            (Verdict::Hold, Some((id, _))) => {
+                *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
+                // The context is used for nothing else meanwhile.
+                let _ = aio.sleep(HOLD_TIME);
+            }
+            (Verdict::Close, Some((_, pipe))) => {
+                nng_ffi::close(pipe);
+                let _ = self.listen_again(context, aio);
+            }
+            (Verdict::Answer | Verdict::Hold | Verdict::Close, _) => self.request(context, aio, message),
         }
     }
 
@@ -161,11 +196,6 @@ impl Server {
     fn request(&self, context: &Context, aio: &Aio, mut message: Message) {
         let peer = self.peer(&mut message);
         let mut responder = Responder { id: String::new(), place: Some((context.clone(), aio.clone())) };
-        let counted = message.pipe().map_or(Ok(()), |pipe| self.peers.count(nng_ffi::pipe_id(pipe)));
-        if let Err(each_second) = counted {
-            let why = format!("too many requests: a connection may send {each_second} a second");
-            return responder.send(&Reply::refused("", ErrorCode::Busy, why));
-        }
         let decoded =
             if message.len() > REQUEST_MAX { Err(too_long(message.len())) } else { Request::decode(&message) };
         match decoded {

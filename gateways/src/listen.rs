@@ -111,7 +111,7 @@ fn try_listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), ListenErr
 pub(crate) fn notice(peers: &Peers, pipe: Pipe, event: PipeEvent, may: impl Fn(Option<LocalPeer>) -> bool) {
     let id = nng_ffi::pipe_id(pipe);
     match event {
-        PipeEvent::AddPre if !may(local_peer(pipe)) || !peers.admit(pipe, id) => pipe.close(),
+        PipeEvent::AddPre if !may(local_peer(pipe)) || !peers.admit(pipe, id) => nng_ffi::close(pipe),
         PipeEvent::RemovePost => peers.forget(id),
         _ => {}
     }

@@ -31,6 +31,12 @@ pub(crate) fn pipe_id(pipe: Pipe) -> i32 {
     unsafe { nng::ffi::nng_pipe_id(pipe.nng_pipe()) }
 }
 
+/// Ends a connection. The crate's own function panics if that has just ended by itself.
+pub(crate) fn close(pipe: Pipe) {
+    // SAFETY: a pipe that is gone is answered with an error, which says what is wanted.
+    unsafe { nng::ffi::nng_pipe_close(pipe.nng_pipe()) };
+}
+
 fn option(pipe: Pipe, name: &core::ffi::CStr) -> Option<u32> {
     let mut value = 0_u64;
     // SAFETY: the name ends with NUL, the value is a local, and a pipe that is gone is answered with an error.

@@ -256,6 +256,48 @@ fn one_user_cannot_take_all_connections() {
     let _ = attacker.wait();
 }
 
+/// A client that sends requests and does not wait for answers is ended, again and again, and gaggled goes on.
+#[test]
+fn a_client_that_does_not_wait_for_answers_is_ended() {
+    if !is_root() {
+        return;
+    }
+    let site = Arc::new(directory());
+    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", access: (observe: \
+                [\"nobody\"])), programs: {\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"])})";
+    let mut daemon = Daemon::with(text, site.clone(), &DaemonOptions::default());
+    daemon.wait_up("a", 1);
+    let daemon_pid = daemon.daemon_pid();
+    let flood = format!(
+        r#"
+import socket, struct
+body = struct.pack(">I", 0x80000001) + b'{{"v":1,"id":"x","request":"status"}}'
+for _ in range(20):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect("{}/control.ipc")
+        client.settimeout(30)
+        client.sendall(b"\0SP\0\0\x30\0\0")
+        try:
+            client.sendall((b"\x01" + struct.pack(">Q", len(body)) + body) * 1000)
+            while client.recv(65536):
+                pass
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+print("ended")
+"#,
+        site.path().display()
+    );
+    let id = NOBODY.to_string();
+    let output = Command::new("setpriv")
+        .args(["--reuid", &id, "--regid", &id, "--clear-groups", "/usr/bin/python3", "-c", &flood])
+        .output()
+        .expect("python3");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "ended", "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(daemon.daemon_pid(), daemon_pid, "{}", daemon.log());
+    daemon.end();
+}
+
 /// A wish that may be forgotten is not promised.
 #[test]
 fn a_wish_that_cannot_be_written_is_not_promised() {
