@@ -322,7 +322,7 @@ impl ControlActor {
         }
     }
 
-    /// Takes a refusal down, but not more of them than anybody wants to read: whoever may only look could fill the
+    /// Takes a refusal down, but up to a limit: a client that may only look could fill the
     /// journal with them.
     fn log_refusal(&mut self, peer: &Peer, id: &str, code: ErrorCode, why: &str) {
         let now = self.clock.now();
@@ -390,7 +390,7 @@ impl Handler<JobFinished> for ControlActor {
         match concluded {
             JobResult::Reply(reply) => {
                 if let Some(error) = reply.error.as_ref().filter(|_| asked.is_command) {
-                    // Not everybody hears the answer: whoever has sent a SIGHUP does not.
+                    // A SIGHUP has no answer.
                     self.log_refusal(&asked.peer, &asked.id, error.code, &error.message);
                 }
                 answer(reply);

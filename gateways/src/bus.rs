@@ -3,12 +3,6 @@
 //! A thread of its own folds, encodes and publishes, so that neither costs the actors anything. A subscriber that is
 //! too slow loses messages, the oldest first, and learns of it by their numbers; no publisher waits for it.
 
-use crate::{
-    access::{Access, Peers},
-    listen::{ListenError, listen, notice},
-    nng_ffi::LocalPeer,
-    url::Url,
-};
 use std::{
     io,
     sync::{
@@ -28,6 +22,13 @@ use gaggled_core::{
 use nng::{
     Protocol, Socket,
     options::{Options, SendBufferSize},
+};
+
+use crate::{
+    access::{Access, Peers},
+    listen::{ListenError, listen, notice},
+    nng_ffi::LocalPeer,
+    url::Url,
 };
 
 /// How often the heartbeat comes.

@@ -1,10 +1,8 @@
 //! The client of the control channel: one request, one answer, with a limit on everything.
 
-use gaggled_core::protocol::ANSWERED_MAX;
-use gaggled_core::protocol::REQUEST_MAX;
 use std::time::Duration;
 
-use gaggled_core::protocol::{Reply, Request};
+use gaggled_core::protocol::{ANSWERED_MAX, REQUEST_MAX, Reply, Request};
 use nng::{
     Protocol, Socket,
     options::{

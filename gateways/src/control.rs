@@ -3,15 +3,6 @@
 //! A request may be answered much later, when programs have reached a state, so each has a context of its own, and
 //! there is always one more that listens.
 
-use crate::{
-    access::{Access, Peers, RATE, Verdict},
-    client::CallError,
-    listen::{ListenError, listen, notice},
-    nng_ffi::{self, local_peer},
-    url::Url,
-};
-use gaggled_core::protocol::ANSWERED_MAX;
-use gaggled_core::protocol::REQUEST_MAX;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -21,12 +12,20 @@ use std::{
 };
 
 use gaggled_core::protocol::{
-    ErrorCode, Reply, ReplyError, Request,
+    ANSWERED_MAX, ErrorCode, REQUEST_MAX, Reply, ReplyError, Request,
     access::{Peer, Role},
 };
 use nng::{
     Aio, AioResult, Context, Message, Protocol, Socket,
     options::{Options, RecvMaxSize},
+};
+
+use crate::{
+    access::{Access, Peers, RATE, Verdict},
+    client::CallError,
+    listen::{ListenError, listen, notice},
+    nng_ffi::{self, local_peer},
+    url::Url,
 };
 
 /// How long a client may take to take an answer: until then the answer holds a context.
@@ -168,7 +167,7 @@ impl Server {
     /// Answers a request, unless it is too many.
     fn take(&self, context: &Context, held: &Held, aio: &Aio, mut message: Message) {
         let pipe = message.pipe().map(|pipe| (nng_ffi::pipe_id(pipe), pipe));
-        // A connection that has ended meanwhile is answered to nobody.
+        // An answer to a connection that has ended meanwhile is lost.
         let verdict = pipe.map_or(Verdict::Answer, |(id, _)| self.peers.count(id));
         match (verdict, pipe) {
             (Verdict::Hold, Some((id, _))) => {

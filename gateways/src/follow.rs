@@ -3,18 +3,16 @@
 //! It reconnects by itself, notices by number what it has missed, asks for it again, and says so when that is no longer
 //! to be had. It notices a gaggled that has gone by the heartbeat that does not come.
 
-use gaggled_core::base::ids::Position;
-use gaggled_core::protocol::EventsBody;
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
 use gaggled_core::{
-    base::ids::{EpochId, Seq},
+    base::ids::{EpochId, Position, Seq},
     event::Envelope,
     journal::replica::{FeedResult, StateReplica},
-    protocol::{Action, BusMessage, EVENT_TOPIC, HEARTBEAT_TOPIC, Request, decode_event},
+    protocol::{Action, BusMessage, EVENT_TOPIC, EventsBody, HEARTBEAT_TOPIC, Request, decode_event},
     state::State,
 };
 use nng::{

@@ -1,5 +1,5 @@
 //! Control scripts that put daemons into the background and return: scenarios P11, P12 and P14, and what is made of them by
-//! hand. What they leave survives until it is undone, whoever is killed meanwhile.
+//! hand. What they leave survives until it is undone, whichever process of gaggled is killed meanwhile.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -73,7 +73,7 @@ fn p11_what_control_scripts_start_lives_until_they_stop_it() {
     must_live(&started);
     let reason = daemon.dump()["cluster.start.1"]["reason"].as_str().unwrap_or_default().to_owned();
     assert_eq!(reason, "exited, still active, has left 1 process");
-    // P12: whoever is killed.
+    // P12: whichever process of gaggled is killed.
     daemon.kill_daemon();
     must_live(&started);
     daemon.kill_all();

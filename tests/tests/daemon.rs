@@ -219,7 +219,7 @@ fn a_socket_left_by_a_kill_is_replaced_and_nothing_else_is() {
 
 #[test]
 fn plain_tcp_is_for_looking_unless_the_configuration_says_otherwise() {
-    // B23: whoever connects could stop everything.
+    // B23: any client could stop everything.
     let (event, control) = (free_port(), free_port());
     let urls = (format!("tcp://127.0.0.1:{event}"), format!("tcp://127.0.0.1:{control}"));
     let config =

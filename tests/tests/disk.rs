@@ -199,7 +199,7 @@ fn a_journal_is_only_kept_where_nobody_else_can_change_it() {
             "can be written by others",
         ),
         (
-            "a directory of somebody else",
+            "a directory of another user",
             &|| {
                 fs::create_dir(&place).expect("a directory");
                 let nobody = Some(nix::unistd::Uid::from_raw(65534));
@@ -219,8 +219,8 @@ fn a_journal_is_only_kept_where_nobody_else_can_change_it() {
     ];
     let root = nix::unistd::geteuid().is_root();
     for (what, make, words) in cases {
-        if what.contains("somebody else") && !root {
-            eprintln!("skipped: only root can give a directory to somebody else");
+        if what.contains("another user") && !root {
+            eprintln!("skipped: only root can give a directory to another user");
             continue;
         }
         make();

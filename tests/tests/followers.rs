@@ -169,7 +169,7 @@ impl Drop for Gate {
 /// The gate is killed with the server down, in the middle of a mail, and after it; gaggled is killed as well. Every
 /// statement arrives, and none twice once the server has said yes and the gate has heard it.
 #[test]
-fn a_mail_is_neither_lost_nor_sent_twice_whoever_dies() {
+fn a_mail_is_neither_lost_nor_sent_twice_when_gaggled_or_the_gate_dies() {
     let directory = Arc::new(directory());
     let port = gaggled_tests::harness::free_port();
     let config = format!(

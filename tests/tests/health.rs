@@ -201,7 +201,7 @@ fn a_stall_of_gaggled_makes_nobody_silent() {
     assert!(!daemon.timeline().contains("silent"), "{}", daemon.timeline());
 }
 
-/// Nobody can take the address of a program while gaggled is away, and what is said then is heard.
+/// While gaggled is away no other process can take the address of a program, and what is said then is heard.
 #[test]
 fn what_is_said_while_the_daemon_is_dead_is_heard() {
     let mut daemon = Daemon::new(&format!(
@@ -285,7 +285,7 @@ fn a_daemon_is_followed() {
     daemon.kill("plain", Signal::SIGUSR2);
     daemon.wait_down("plain", 2);
     daemon.must(Action::Down(Selection { programs: vec!["scrubbed".to_owned()], wait: true, timeout_ms: None }));
-    // Whoever is its parent now may not have noticed yet.
+    // Its new parent may not have reaped it yet.
     let stat = fs::read_to_string(format!("/proc/{scrubbed}/stat")).unwrap_or_default();
     assert!(stat.is_empty() || stat.contains(") Z "), "it was stopped: {stat}");
     assert!(!daemon.directory.path().join("scrubbed.pid").exists());
@@ -342,7 +342,7 @@ fn a_hostile_pid_file_harms_nobody() {
         );
         programs.push_str(&format!("\"{name}\": (shell: \"{write} > @DIR@/{name}\", {fields}),"));
     }
-    // A link leads to a file of somebody else, and a directory is no file.
+    // A link leads to a file of another user, and a directory is no file.
     programs.push_str("\"link\": (shell: \"ln -sf @DIR@/neighbour.pid @DIR@/link\", pid_file: Read(\"@DIR@/link\"), start_timeout: \"300ms\", depends: {\"neighbour-itself\": ()}),");
     programs.push_str(
         "\"folder\": (shell: \"mkdir -p @DIR@/folder\", pid_file: Read(\"@DIR@/folder\"), start_timeout: \"300ms\"),",

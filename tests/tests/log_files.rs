@@ -40,7 +40,7 @@ fn all_lines(directory: &Path, name: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_log_is_begun_anew_and_loses_nothing_whoever_is_killed() {
+fn a_log_is_begun_anew_and_loses_nothing_when_gaggled_or_its_logger_is_killed() {
     let mut daemon = Daemon::new(&format!(
         "{} {}",
         counter("plain", 3000, "rotate: (size: \"4k\", max_files: 50)"),
@@ -237,7 +237,7 @@ fn a_full_disk_costs_output_and_nothing_else() {
     daemon.end();
 }
 
-/// Another list of logs is taken with a reload, and everybody can be put down although somebody writes for them.
+/// Another list of logs is taken with a reload, and all programs can be stopped although the logger writes for them.
 #[test]
 fn a_reload_takes_other_logs_and_everything_can_go_down() {
     let talker = |name: &str, log: &str| {

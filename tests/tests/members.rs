@@ -130,7 +130,7 @@ fn what_has_a_session_of_its_own_goes_with_its_program_also_after_both_were_kill
     }
 }
 
-/// The daemon is taken for what it is, whoever was killed while its command ran.
+/// The daemon is taken for what it is, whichever process of gaggled was killed while its command ran.
 #[test]
 fn a_daemon_whose_command_was_not_seen_to_end_runs_once() {
     for forks_before in [true, false] {

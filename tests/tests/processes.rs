@@ -88,9 +88,9 @@ fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
     daemon.verify();
 }
 
-/// Whoever has done it is named, and what happens again and again is told once.
+/// The user is named who has done it, and what happens again and again is shown once.
 #[test]
-fn a_chain_of_causes_leads_to_whoever_has_done_it_and_ends() {
+fn a_chain_of_causes_leads_to_the_user_who_has_done_it_and_ends() {
     let mut daemon = Daemon::new(
         "\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]), \
          \"lost\": (command: \"@PUPPET@\", wd: \"/nosuch\", backoff: (initial: 1, max: 1)), \
@@ -307,7 +307,7 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
 
 /// A limit makes a program give up, and only an operator brings it back; with a retry it comes back by itself.
 #[test]
-fn a_program_that_ends_too_often_is_given_up_until_somebody_asks() {
+fn a_program_that_ends_too_often_is_given_up_until_an_operator_starts_it() {
     let mut daemon = Daemon::new(
         "\"bad\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), start_limit: (burst: 3, interval: \"1m\")), \
          \"again\": (command: \"@PUPPET@\", argv: [\"exit\", \"0\", \"3\"], backoff: (initial: 0, max: 0), \
@@ -405,7 +405,7 @@ fn a_herd_that_is_let_go_at_once_comes_up_and_starves_nobody() {
     while daemon.dump().as_object().expect("programs").values().any(|state| state["up"] == false) {
         answers += 1;
     }
-    assert!(answers > 0, "somebody has looked while they came up");
+    assert!(answers > 0, "they were looked at while they came up");
     // And once more, with all of them going down first.
     daemon.kill("gate", Signal::SIGKILL);
     daemon.wait("all to have come back", |_, state| {
@@ -415,7 +415,7 @@ fn a_herd_that_is_let_go_at_once_comes_up_and_starves_nobody() {
     daemon.verify();
 }
 
-/// Test 32: a shutdown in the middle of everything ends in time, whoever asks for what meanwhile.
+/// Test 32: a shutdown in the middle of everything ends in time, whatever operators ask for meanwhile.
 #[test]
 fn a_badly_timed_shutdown_ends_all_the_same() {
     let mut daemon = Daemon::new(

@@ -127,7 +127,7 @@ fn a_follower_goes_on_across_the_death_of_gaggled() {
     assert!(broken.is_empty(), "gaps that nobody has announced: {broken:?}");
 }
 
-/// Both have died, and whoever adopts the programs never reaps: what has ended has ended all the same.
+/// Both have died, and the new parent of the programs never reaps: what has ended counts as ended.
 #[test]
 fn a_program_that_nobody_reaps_has_ended_all_the_same() {
     let idle = "import subprocess, sys, threading; subprocess.Popen(sys.argv[1:]); threading.Event().wait()";

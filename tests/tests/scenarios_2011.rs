@@ -433,7 +433,7 @@ fn s36_waiter_stays() {
 
 #[test]
 fn s37_slow_joiner() {
-    // B26: whoever comes late asks for what it missed.
+    // B26: a late client asks for what it missed.
     scenario("s37_slow_joiner", "a+1 < b+1\n a+1 +300 <= b+1");
 }
 

@@ -82,7 +82,7 @@ fn prepare(directory: &Path) -> String {
     let words = [ports[0], ports[1], ports[2], ports[3], ports[4]].map(|port| port.to_string());
     let prepared = Command::new(site.join("prepare")).arg(directory).args(words).output().expect("sh");
     assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
-    // For whoever runs there as somebody else.
+    // For programs of other users.
     let open = directory.join("open");
     fs::create_dir(&open).expect("a directory");
     fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).expect("rights");

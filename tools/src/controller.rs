@@ -7,7 +7,6 @@ pub mod state_format;
 mod status;
 pub mod tail;
 
-use serde::Serialize;
 use std::{
     fmt::{self, Display, Formatter},
     time::Duration,
@@ -18,6 +17,7 @@ use gaggled_core::{
     protocol::{Action, ErrorCode, Reply, ReplyError, Request},
 };
 use gaggled_gateways::client::{CallError, ControlClient};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 

@@ -1,25 +1,22 @@
 //! Questions about what is past, which memory answers as far as it goes, and the disk beyond that.
 
-use crate::{
-    control::queries::selected,
-    journal::reader::{EventQuery, JournalReader},
-};
-use gaggled_core::control::Operator;
-use gaggled_core::protocol::EventsBody;
-use gaggled_core::protocol::WhyBody;
-use gaggled_core::protocol::WhyStep;
 use gaggled_core::{
     base::{
         ids::{EpochId, Position, Seq},
         time::WallTime,
     },
+    control::Operator,
     journal::history::{Link, describe_origin, next_cause},
-    protocol::{ErrorCode, PointInTime, ProgramView, Reply, ReplyError, View},
+    protocol::{ErrorCode, EventsBody, PointInTime, ProgramView, Reply, ReplyError, View, WhyBody, WhyStep},
 };
 use globset::{Glob, GlobMatcher};
 use serde_json::value::RawValue;
 
 use super::{ControlActor, Dispatch, worker::JobResult};
+use crate::{
+    control::queries::selected,
+    journal::reader::{EventQuery, JournalReader},
+};
 
 /// The most events in one answer. An answer of this size has half a megabyte: the allocator keeps the largest that each thread
 /// has had.

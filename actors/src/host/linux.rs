@@ -3,6 +3,20 @@
 //! Threads do what may wait: one starts processes, one waits for their end, one asks how they are. Signals are sent at
 //! once.
 
+use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
+
+use crossbeam_channel::Sender;
+use gaggled_core::{
+    base::ids::{IdVec, ProgramId},
+    config::sandbox::Rlimit,
+    host::{Host, HostCommand, LaunchSpec},
+    process::ExitStatus,
+};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::getppid,
+};
+
 use crate::host::{
     cgroup::{self, Cgroup},
     messages::{Environment, HostReportFn, MonitorCommand, SpawnRequest, SurvivingProcess},
@@ -16,19 +30,6 @@ use crate::host::{
         orphan_watch::{ExitPipe, OrphanWatch},
         tracker::ProcessTracker,
     },
-};
-use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
-
-use crossbeam_channel::Sender;
-use gaggled_core::{
-    base::ids::{IdVec, ProgramId},
-    config::sandbox::Rlimit,
-    host::{Host, HostCommand, LaunchSpec},
-    process::ExitStatus,
-};
-use nix::{
-    sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::getppid,
 };
 
 /// What a run of the daemon has from the one before and from its subreaper.

@@ -25,6 +25,26 @@ pub enum Progress {
     Failed(String),
 }
 
+impl Progress {
+    fn failure(self) -> Option<String> {
+        match self {
+            Self::Failed(why) => Some(why),
+            Self::Pending | Self::Done => None,
+        }
+    }
+}
+
+/// Notes whether a program or group has reached the state: one that was there may have left again while others were waited
+/// for.
+fn note<T: Ord>(open: &mut BTreeSet<T>, id: T, done: Result<bool, String>) -> Result<(), String> {
+    if done? {
+        open.remove(&id);
+    } else {
+        open.insert(id);
+    }
+    Ok(())
+}
+
 /// What a command, or a `wait` request, waits for: first that its events are committed, then for its target.
 #[derive(Clone, Debug, Default)]
 pub struct Wait {
@@ -95,11 +115,17 @@ impl Wait {
 
     /// How far it has come, whatever has happened.
     pub fn look(&mut self, state: &State) -> Progress {
-        let Some(target) = self.target.clone().filter(|_| !self.is_uncommitted()) else { return self.progress() };
-        let programs = target.programs.keys().map(|program| self.look_at_program(*program, state)).collect::<Vec<_>>();
-        let groups = target.groups.keys().map(|group| self.look_at_group(*group, state));
-        let failed = programs.into_iter().chain(groups).find(|progress| matches!(progress, Progress::Failed(_)));
-        failed.unwrap_or_else(|| self.progress())
+        let Some(target) = self.target.as_ref().filter(|_| !self.is_uncommitted()) else { return self.progress() };
+        let (programs, groups): (Vec<_>, Vec<_>) =
+            (target.programs.keys().copied().collect(), target.groups.keys().copied().collect());
+        let mut failed = None;
+        for program in programs {
+            failed = failed.or(self.look_at_program(program, state).failure());
+        }
+        for group in groups {
+            failed = failed.or(self.look_at_group(group, state).failure());
+        }
+        failed.map_or_else(|| self.progress(), Progress::Failed)
     }
 
     /// How far it has come, after an event of one of its programs.
@@ -107,13 +133,8 @@ impl Wait {
         if self.is_uncommitted() {
             return Progress::Pending;
         }
-        // A program that was there may have left again while the others were waited for.
-        match self.program_done(program, state) {
-            Ok(false) => drop(self.programs.insert(program)),
-            Ok(true) => drop(self.programs.remove(&program)),
-            Err(why) => return Progress::Failed(why),
-        }
-        self.progress()
+        let done = self.program_done(program, state);
+        note(&mut self.programs, program, done).map_or_else(Progress::Failed, |()| self.progress())
     }
 
     /// How far it has come, after an event of one of its groups.
@@ -121,12 +142,8 @@ impl Wait {
         if self.is_uncommitted() {
             return Progress::Pending;
         }
-        match self.group_done(group, state) {
-            Ok(false) => drop(self.groups.insert(group)),
-            Ok(true) => drop(self.groups.remove(&group)),
-            Err(why) => return Progress::Failed(why),
-        }
-        self.progress()
+        let done = self.group_done(group, state);
+        note(&mut self.groups, group, done).map_or_else(Progress::Failed, |()| self.progress())
     }
 
     fn progress(&self) -> Progress {
@@ -157,50 +174,55 @@ impl Wait {
 
     fn program_done(&self, program: ProgramId, state: &State) -> Result<bool, String> {
         let Some(target) = &self.target else { return Ok(true) };
-        let after = target.programs.get(&program).copied().unwrap_or(0);
-        let now = &state.programs[program];
-        let policy = &state.graph.programs[program];
-        let name = &policy.name;
-        // What does not run again waits for no dependency.
-        let waits = self.is_command && now.start_pending;
-        let blocked = waits.then(|| self.blocked_reason(program, state)).flatten();
-        match target.goal {
-            WaitState::Down => Ok(now.phase == Phase::Down),
-            WaitState::Up if now.phase == Phase::Up => {
-                let is_up = now.is_ready() && now.instance > InstanceId(after);
+        let after = InstanceId(target.programs.get(&program).copied().unwrap_or(0));
+        let (now, policy) = (&state.programs[program], &state.graph.programs[program]);
+        match (target.goal, now.phase) {
+            (WaitState::Down, phase) => Ok(phase == Phase::Down),
+            (WaitState::Up, Phase::Up) => {
+                let is_up = now.is_ready() && now.instance > after;
                 Ok(is_up && !(target.is_named && policy.ends_by_itself()))
             }
-            WaitState::Up if now.phase == Phase::ActiveExited => {
-                Ok(now.pending_stop.is_none() && now.instance > InstanceId(after))
+            (WaitState::Up, Phase::ActiveExited) => Ok(now.pending_stop.is_none() && now.instance > after),
+            (WaitState::Up, Phase::Starting | Phase::Stopping) => Ok(false),
+            (WaitState::Up, Phase::Down) => self.has_run(program, after, state),
+        }
+    }
+
+    /// Whether a program that is down has run and ended well, as it was to; an error if it will not come up by itself.
+    fn has_run(&self, program: ProgramId, after: InstanceId, state: &State) -> Result<bool, String> {
+        let (now, policy) = (&state.programs[program], &state.graph.programs[program]);
+        let name = &policy.name;
+        if now.start_limit_hit {
+            let how = now.outcome.map(describe).unwrap_or_default();
+            return Err(format!("{name} has reached its start limit: {how}"));
+        }
+        if now.operator_down && policy.autostart {
+            return Err(format!("{name} was stopped by an operator"));
+        }
+        if now.operator_down {
+            return Err(format!("{name} has autostart: false, and waits for an operator to start it"));
+        }
+        if state.shutdown.is_some() {
+            return Err(format!("{name} cannot come up: gaggled is shutting down"));
+        }
+        // What does not run again waits for no dependency.
+        if self.is_command
+            && now.start_pending
+            && let Some(why) = self.blocked_reason(program, state)
+        {
+            return Err(why);
+        }
+        match now.outcome.filter(|_| now.instance > after) {
+            // The reply to a command says how the start has ended; one that is tried again may come up yet, and is waited for.
+            Some(outcome @ Outcome::SpawnFailed { stage, errno })
+                if !now.start_pending || self.is_command && !stage.is_transient(errno) =>
+            {
+                Err(format!("{name} could not be started: {}", describe(outcome)))
             }
-            WaitState::Up if now.phase != Phase::Down => Ok(false),
-            WaitState::Up if now.start_limit_hit => {
-                Err(format!("{name} has reached its start limit: {}", now.outcome.map(describe).unwrap_or_default()))
+            Some(outcome @ Outcome::Exited(status)) if policy.mode != Mode::Respawn && !now.start_pending => {
+                if policy.succeeds(status) { Ok(true) } else { Err(format!("{name} {}", describe(outcome))) }
             }
-            WaitState::Up if now.operator_down && policy.autostart => Err(format!("{name} was stopped by an operator")),
-            WaitState::Up if now.operator_down => {
-                Err(format!("{name} has autostart: false, and waits for an operator to start it"))
-            }
-            WaitState::Up if state.shutdown.is_some() => {
-                Err(format!("{name} cannot come up: gaggled is shutting down"))
-            }
-            WaitState::Up => match now.outcome {
-                _ if blocked.is_some() => Err(blocked.unwrap_or_default()),
-                // The reply to a command says how the start has ended; one that is tried again may come up yet,
-                // and is waited for.
-                Some(Outcome::SpawnFailed { stage, errno })
-                    if now.instance.0 > after
-                        && (!now.start_pending || self.is_command && !stage.is_transient(errno)) =>
-                {
-                    Err(format!("{name} could not be started: {}", now.outcome.map(describe).unwrap_or_default()))
-                }
-                Some(outcome @ Outcome::Exited(status))
-                    if policy.mode != Mode::Respawn && !now.start_pending && now.instance.0 > after =>
-                {
-                    if policy.succeeds(status) { Ok(true) } else { Err(format!("{name} {}", describe(outcome))) }
-                }
-                _ => Ok(false),
-            },
+            Some(Outcome::SpawnFailed { .. } | Outcome::Exited(_)) | None => Ok(false),
         }
     }
 

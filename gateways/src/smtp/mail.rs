@@ -1,6 +1,5 @@
 //! From statements to a message that any mail reader takes.
 
-use crate::smtp::alert_rules::{Alert, batch_subject};
 use gaggled_core::config::SmtpgateConfig;
 use lettre::{
     Message,
@@ -10,6 +9,8 @@ use lettre::{
     },
 };
 use thiserror::Error;
+
+use crate::smtp::alert_rules::{Alert, batch_subject};
 
 /// Why there can be no mail.
 #[derive(Debug, Error)]

@@ -13,11 +13,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::smtp::alert_rules::AlertRules;
 use gaggled_core::base::ids::Position;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+
+use crate::smtp::alert_rules::AlertRules;
 
 /// The version of the file.
 const FORMAT: u32 = 1;

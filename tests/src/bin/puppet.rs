@@ -137,13 +137,13 @@ fn scrubbed(words: &[&str]) -> ! {
 }
 
 fn notify(text: &str) {
-    let address = std::env::var("NOTIFY_SOCKET").expect("somebody who listens");
+    let address = std::env::var("NOTIFY_SOCKET").expect("a notify socket");
     let address = match address.strip_prefix('@') {
         Some(name) => SocketAddr::from_abstract_name(name).expect("a name"),
         None => SocketAddr::from_pathname(address).expect("a path"),
     };
     let socket = UnixDatagram::unbound().expect("a socket");
-    // Whoever listens may be away.
+    // The listener may be away.
     let _ = socket.send_to_addr(text.as_bytes(), &address);
 }
 
@@ -173,7 +173,7 @@ fn serve(port: &str, file: &str) -> ! {
     unreachable!("there is always another connection");
 }
 
-/// Attacks whoever opens `home/logs/log` or `home/log` and the files beside it: puts links, fifos and hard links in the
+/// Attacks a process that opens `home/logs/log` or `home/log` and the files beside it: puts links, fifos and hard links in the
 /// place of everything on the way, and takes them away again.
 fn race(home: &Path, victim: &Path) -> ! {
     let (logs, away) = (home.join("logs"), home.join("away"));

@@ -2,7 +2,6 @@
 //!
 //! A run must give the same journal as [`super::scheduler`] under [`super::scheduler::Policy::Fifo`].
 
-use gaggled_core::protocol::Action;
 use std::{
     cell::RefCell,
     cmp::Reverse,
@@ -24,6 +23,7 @@ use gaggled_core::{
         time::Instant,
     },
     event::{Cause, Envelope, Event, SystemEvent},
+    protocol::Action,
     state::State,
 };
 use tokio::sync::oneshot;

@@ -69,9 +69,9 @@ pub struct SimHost {
     must_terminate: BTreeSet<(ProgramId, InstanceId)>,
     /// When each of them came up.
     since: BTreeMap<ProgramId, Instant>,
-    /// How runs ended, as whoever has reaped them knows.
+    /// How runs ended, as the process knows that has reaped them.
     ended: BTreeMap<(ProgramId, InstanceId), ExitStatus>,
-    /// Whether whoever knows that has lived since the last beginning.
+    /// Whether that process has lived since the daemon last started.
     remembers: bool,
     next_pid: i32,
     /// The runs that have said that they are alive and were not heard yet.
@@ -126,13 +126,13 @@ impl SimHost {
         runs.last().map(|((_, instance), status)| (*instance, *status))
     }
 
-    /// Whoever has reaped has died: nobody can tell any more how anything ended.
+    /// The process that reaps has died: how runs ended is not known any more.
     pub fn forget(&mut self) {
         self.ended.clear();
         self.remembers = false;
     }
 
-    /// A run of the daemon has begun: from now on somebody remembers. What is still to be seen of those that live is
+    /// A run of the daemon has begun: from now on ends are remembered. What is still to be seen of those that live is
     /// seen now; what they have said is lost.
     pub fn begin(&mut self, now: Instant) -> Vec<(Instant, ScheduledEvent)> {
         self.remembers = true;

@@ -1,4 +1,4 @@
-//! Defects on purpose. Each is a mistake that somebody could make in the rules; the invariants must find every one.
+//! Defects on purpose. Each is a possible mistake in the rules; the invariants must find every one.
 
 use gaggled_core::{
     base::{

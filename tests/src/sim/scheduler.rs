@@ -62,7 +62,7 @@ impl Policy {
     }
 }
 
-/// Somebody who receives messages.
+/// A receiver of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Endpoint {
     Journal,
@@ -241,7 +241,7 @@ impl Simulation {
     fn crash(&mut self, plan: CrashPlan) {
         let envelopes = &mut self.life().envelopes;
         let lost = envelopes.split_off(envelopes.len().saturating_sub(plan.lost));
-        // Whoever has not been answered asks again.
+        // What was not answered is asked again.
         let proposed = self.mailboxes.remove(&Endpoint::Journal).unwrap_or_default();
         let proposed = proposed.into_iter().filter_map(|(from, message)| match message {
             Message::Propose(event, _) if from == Endpoint::World => Some(event),

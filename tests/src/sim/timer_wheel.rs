@@ -26,7 +26,7 @@ impl<T: Copy + Ord> TimerWheel<T> {
         Self { elapsed: 0, slots: BTreeMap::new(), armed: BTreeMap::new(), moments: BTreeSet::new() }
     }
 
-    /// The next moment at which somebody is woken.
+    /// The next moment at which a timer fires.
     pub fn next(&self) -> Option<Instant> {
         self.moments.first().map(|(when, _)| Instant::from_micros(when * 1000))
     }
@@ -54,7 +54,7 @@ impl<T: Copy + Ord> TimerWheel<T> {
         }
     }
 
-    /// Lets time pass until somebody is woken.
+    /// Lets time pass until a timer fires.
     pub fn expire(&mut self) -> Vec<T> {
         let Some((target, _)) = self.moments.first().copied() else { return Vec::new() };
         loop {

@@ -41,7 +41,7 @@ pub struct Behaviour {
     pub pings_for: Millis,
     /// How often in a hundred runs it leaves processes when it ends well.
     pub leaves: u64,
-    /// Whether what it says is only heard when somebody listens: gaggled stands still all the time.
+    /// Whether what it says is only heard when reports are flushed: gaggled stands still all the time.
     pub is_heard_late: bool,
 }
 

@@ -1,11 +1,10 @@
 //! Another configuration, another version.
 
-use gaggled_core::protocol::InfoBody;
 use std::path::{Path, PathBuf};
 
 use gaggled_core::{
     base::time::Millis,
-    protocol::{Action, ErrorCode},
+    protocol::{Action, ErrorCode, InfoBody},
 };
 use gaggled_gateways::client::ControlClient;
 use serde_json::Value;

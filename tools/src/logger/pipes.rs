@@ -38,7 +38,7 @@ pub(super) fn nameless(state: &Path, outlets: &[LogRoute]) -> BTreeMap<String, V
     let Some(identity) = known_identity(state) else { return BTreeMap::new() };
     let named: BTreeMap<&str, &str> =
         outlets.iter().filter_map(|outlet| Some((outlet.program.as_str(), outlet.pipe.as_deref()?))).collect();
-    for (program, pid) in host::bearers(&identity) {
+    for (program, pid) in host::tagged_processes(&identity) {
         let output = PathBuf::from(format!("/proc/{pid}/fd/1"));
         let target = fs::read_link(&output).unwrap_or_default().display().to_string();
         let target = Path::new(target.trim_end_matches(" (deleted)"));

@@ -1,11 +1,5 @@
 //! `gaggled graph`: the dependencies of a configuration, for people and for Graphviz; with their state if a gaggled runs.
 
-use crate::{
-    common::{diagnostics, endpoints, output},
-    controller::state_format::{self, Dump, Row},
-    daemon::own_programs,
-};
-use gaggled_core::config::Config;
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
@@ -14,12 +8,19 @@ use gaggled_core::{
         ids::EpochId,
         time::{Millis, WallTime},
     },
+    config::Config,
     graph::Condition,
     protocol::{Action, Request, View},
     state::State,
 };
 use gaggled_gateways::client::ControlClient;
 use petgraph::{dot, graph::DiGraph};
+
+use crate::{
+    common::{diagnostics, endpoints, output},
+    controller::state_format::{self, Dump, Row},
+    daemon::own_programs,
+};
 
 /// What is drawn.
 #[derive(Debug, Args)]

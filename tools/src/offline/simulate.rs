@@ -1,9 +1,5 @@
 //! `gaggled simulate`: what would happen to a system if something failed, before it does.
 
-use crate::{
-    common::{diagnostics, event_format, output, time_args},
-    daemon::own_programs,
-};
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
@@ -18,6 +14,11 @@ use gaggled_core::{
     journal::history,
     planning::simulate::{Fault, Impact, Scenario, Simulation},
     protocol::encode_event_with_state,
+};
+
+use crate::{
+    common::{diagnostics, event_format, output, time_args},
+    daemon::own_programs,
 };
 
 /// What is assumed.

@@ -69,14 +69,14 @@ pub fn look(
     reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>,
 ) -> (Vec<(ProgramId, Recovered)>, Vec<SurvivingProcess>, Vec<Cgroup>) {
     end_half_started();
-    let Census { bearers, kin } = Census::take(before.identity);
+    let Census { tagged, kin } = Census::take(before.identity);
     let ids = before.state.graph.names();
     let recorded = before.recorded;
     let slots = |name: &str| ids.get(name).and_then(|old| recorded?.get(old.index())).map_or(&[][..], Vec::as_slice);
     let mut seen = Vec::new();
     for (id, policy) in state.graph.programs.iter() {
-        let bearers = bearers.get(&*policy.name).map_or(&[][..], Vec::as_slice);
-        let look = ProgramScan { known: &state.programs[id], slots: slots(&policy.name), bearers };
+        let tagged = tagged.get(&*policy.name).map_or(&[][..], Vec::as_slice);
+        let look = ProgramScan { known: &state.programs[id], slots: slots(&policy.name), tagged };
         seen.extend(look.at_known().into_iter().chain(look.at_later()).map(|seen| (id, seen)));
     }
     // If a PID was reused, the first reaped status is the program's.
@@ -130,8 +130,8 @@ pub fn look(
                 let status = unasked.map_or(status, |cgroup| cgroup.oom_status(status));
                 let members = cgroup.as_ref().map_or(0, |cgroup| cgroup.members().len());
                 // What carries its token goes with it, wherever it is; and so does what is in its cgroup, a little later.
-                let own = bearers.get(name).map_or(&[][..], Vec::as_slice);
-                let own = own.iter().filter(|bearer| bearer.instance == instance && !bearer.stat.is_zombie());
+                let own = tagged.get(name).map_or(&[][..], Vec::as_slice);
+                let own = own.iter().filter(|tagged| tagged.instance == instance && !tagged.stat.is_zombie());
                 let by_itself =
                     known.instance != instance || known.stop_event.is_none() && known.phase != Phase::Stopping;
                 let ending = if by_itself { Ending::No } else { Ending::Asked };
@@ -148,7 +148,7 @@ pub fn look(
                     DeadMain { pid, alive: began.map(|began| began..=last_seen), token: &token }
                         .sweep(kin, before.identity)
                 });
-                for TokenHolder { pid, .. } in own {
+                for TaggedProcess { pid, .. } in own {
                     let gone = Token::of(*pid, before.identity).as_ref() != Some(&token);
                     if !gone && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok() {
                         killed.insert(*pid);
@@ -165,7 +165,7 @@ pub fn look(
 }
 
 /// The processes that carry a token of the gaggled with this journal, with the names of their programs.
-pub fn bearers(identity: &str) -> Vec<(String, i32)> {
+pub fn tagged_processes(identity: &str) -> Vec<(String, i32)> {
     procfs::all().filter_map(|pid| Some((Token::of(pid, identity)?.program, pid))).collect()
 }
 
@@ -215,13 +215,13 @@ fn end_half_started() {
 #[derive(Default)]
 struct Census {
     /// Those that carry its tokens, by the names of programs.
-    bearers: BTreeMap<String, Vec<TokenHolder>>,
+    tagged: BTreeMap<String, Vec<TaggedProcess>>,
     /// All, by their session and by their group.
     kin: BTreeMap<i32, BTreeSet<i32>>,
 }
 
 impl Census {
-    /// Looks at all processes, and kills the checks and stop commands of the previous daemon: nobody waits for their ends.
+    /// Looks at all processes, and kills the checks and stop commands of the previous daemon: their ends are not waited for any more.
     fn take(identity: &str) -> Self {
         let mut census = Self::default();
         for pid in procfs::all() {
@@ -234,8 +234,8 @@ impl Census {
                 census.kin.entry(number).or_default().insert(pid);
             }
             if let Some(token) = Token::of(pid, identity) {
-                let holder = TokenHolder { pid, instance: token.instance, stat };
-                census.bearers.entry(token.program).or_default().push(holder);
+                let holder = TaggedProcess { pid, instance: token.instance, stat };
+                census.tagged.entry(token.program).or_default().push(holder);
             }
         }
         census
@@ -243,7 +243,7 @@ impl Census {
 }
 
 /// A process that carries a token of this gaggled.
-struct TokenHolder {
+struct TaggedProcess {
     pid: i32,
     instance: InstanceId,
     stat: Stat,
@@ -253,7 +253,7 @@ struct TokenHolder {
 struct ProgramScan<'a> {
     known: &'a ProgramState,
     slots: &'a [RunSlot],
-    bearers: &'a [TokenHolder],
+    tagged: &'a [TaggedProcess],
 }
 
 impl ProgramScan<'_> {
@@ -297,18 +297,18 @@ impl ProgramScan<'_> {
         {
             return Some(Seen::Alive { instance, pid, stat });
         }
-        let child = |bearer: &TokenHolder| self.bearers.iter().any(|other| other.pid == bearer.stat.parent);
-        let main = |bearer: &&TokenHolder| {
-            bearer.pid == bearer.stat.session
-                && !bearer.stat.is_zombie()
-                && !child(bearer)
-                && instances.contains(&bearer.instance)
+        let child = |tagged: &TaggedProcess| self.tagged.iter().any(|other| other.pid == tagged.stat.parent);
+        let main = |tagged: &&TaggedProcess| {
+            tagged.pid == tagged.stat.session
+                && !tagged.stat.is_zombie()
+                && !child(tagged)
+                && instances.contains(&tagged.instance)
         };
         let newest =
-            self.bearers.iter().filter(main).max_by_key(|bearer| (bearer.instance, Reverse(bearer.stat.start_time.0)));
+            self.tagged.iter().filter(main).max_by_key(|tagged| (tagged.instance, Reverse(tagged.stat.start_time.0)));
         match (newest, slot) {
-            (Some(bearer), slot) if slot.is_none_or(|slot| slot.instance < bearer.instance || slot.ended.is_none()) => {
-                Some(Seen::Alive { instance: bearer.instance, pid: bearer.pid, stat: bearer.stat })
+            (Some(tagged), slot) if slot.is_none_or(|slot| slot.instance < tagged.instance || slot.ended.is_none()) => {
+                Some(Seen::Alive { instance: tagged.instance, pid: tagged.pid, stat: tagged.stat })
             }
             (_, Some(slot)) => Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid), status: None }),
             (Some(_) | None, None) => None,

@@ -1,20 +1,5 @@
 //! Starts processes, one after the other, in a thread of its own.
 
-use crate::{
-    host::{
-        cgroup::Cgroup,
-        messages::{Environment, ReadinessChannel, SpawnRequest, Spawned},
-        monitor::Addresses,
-        recover::flight_recorder::RunSlot,
-        spawn::{
-            pid_file,
-            sys::{self, PreparedSandbox, SpawnError, SpawnPlan, Stack},
-            token::{self, Token},
-        },
-        track::tracker::ProcessTracker,
-    },
-    safe_path::SafePath,
-};
 use std::{
     collections::BTreeSet,
     ffi::{CStr, CString},
@@ -45,6 +30,22 @@ use nix::{
     },
 };
 use tokio::sync::oneshot;
+
+use crate::{
+    host::{
+        cgroup::Cgroup,
+        messages::{Environment, ReadinessChannel, SpawnRequest, Spawned},
+        monitor::Addresses,
+        recover::flight_recorder::RunSlot,
+        spawn::{
+            pid_file,
+            sys::{self, PreparedSandbox, SpawnError, SpawnPlan, Stack},
+            token::{self, Token},
+        },
+        track::tracker::ProcessTracker,
+    },
+    safe_path::SafePath,
+};
 
 /// The name of the thread; a child has it, too, until it executes its command.
 pub(crate) const THREAD: &str = "spawner";

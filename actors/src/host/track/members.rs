@@ -4,17 +4,6 @@
 //! it is over. They are found as descendants of the group, by the token that they carry when their parents have gone, and
 //! in the cgroup of the run if it has one.
 
-use crate::host::{
-    cgroup::Cgroup,
-    messages::Emptied,
-    procfs::{self, Stat},
-    spawn::token::Token,
-    track::{
-        process_table::{Process, ProcessTable},
-        process_tree::{Held, descendants, kill_tree, wait_for},
-        tracker::ProcessTracker,
-    },
-};
 use std::{
     collections::{BTreeMap, BTreeSet},
     iter,
@@ -30,8 +19,20 @@ use gaggled_core::{
 };
 use nix::unistd::{getpid, getppid};
 
+use crate::host::{
+    cgroup::Cgroup,
+    messages::Emptied,
+    procfs::{self, Stat},
+    spawn::token::Token,
+    track::{
+        process_table::{Process, ProcessTable},
+        process_tree::{Held, descendants, kill_tree, wait_for},
+        tracker::ProcessTracker,
+    },
+};
+
 /// Processes that carry tokens and have lost their parents, with everything below them, by program and run.
-type Bearers = BTreeMap<(String, InstanceId), BTreeMap<i32, Stat>>;
+type ProcessesByToken = BTreeMap<(String, InstanceId), BTreeMap<i32, Stat>>;
 
 /// How many processes of one run are held at once; what is beyond that is found when those have ended.
 const HELD_MAX: usize = 512;
@@ -62,7 +63,7 @@ impl ProcessTracker {
     /// group is gone.
     pub(crate) fn terminate(&self, table: &mut ProcessTable, main: i32) {
         let Some(process) = table.by_pid.get(&main) else { return };
-        let others = self.outside(table, process, &[main], &Bearers::new());
+        let others = self.outside(table, process, &[main], &ProcessesByToken::new());
         if let Some(process) = table.by_pid.get_mut(&main) {
             process.terminate(main);
             process.ask(&others);
@@ -70,13 +71,13 @@ impl ProcessTracker {
     }
 
     /// The processes of a run that are not in its group. `roots` are those of its group, as far as they are known, and
-    /// `bearers` what has been found by tokens.
+    /// `tagged` what has been found by tokens.
     pub(crate) fn outside(
         &self,
         table: &ProcessTable,
         process: &Process,
         roots: &[i32],
-        bearers: &Bearers,
+        tagged: &ProcessesByToken,
     ) -> Vec<Held> {
         let mut found = BTreeMap::new();
         for root in roots {
@@ -84,7 +85,7 @@ impl ProcessTracker {
         }
         let seen = |pid: i32| Some((pid, procfs::stat(pid)?));
         let name = self.programs[process.program].name.clone();
-        found.extend(bearers.get(&(name, process.instance)).into_iter().flatten());
+        found.extend(tagged.get(&(name, process.instance)).into_iter().flatten());
         let cgroup = process.cgroup.iter().flat_map(Cgroup::members);
         found.extend(cgroup.filter_map(seen));
         // What was asked may have thrown its token away.
@@ -119,36 +120,36 @@ impl ProcessTracker {
                 let table = self.table();
                 table.by_pid.get(main).is_some_and(|process| process.may_be_orphaned)
             };
-            let bearers = self.bearers(batch.iter().any(is_orphaned));
+            let tagged = self.tagged(batch.iter().any(is_orphaned));
             for (main, instance) in batch {
-                self.conclude_or_wait(&mut self.table(), main, instance, &bearers);
+                self.conclude_or_wait(&mut self.table(), main, instance, &tagged);
             }
         }
     }
 
     /// What carries a token and has lost its parent: children of this process or of the subreaper, or, after both were
     /// killed, of any other.
-    fn bearers(&self, of_all: bool) -> Bearers {
-        let mut bearers = Bearers::new();
+    fn tagged(&self, of_all: bool) -> ProcessesByToken {
+        let mut tagged = ProcessesByToken::new();
         if of_all {
-            procfs::all().for_each(|pid| self.add_bearer(pid, None, &mut bearers));
-            return bearers;
+            procfs::all().for_each(|pid| self.add_tagged(pid, None, &mut tagged));
+            return tagged;
         }
         let mut seen = BTreeSet::new();
         // The children of a process that ends become ours between two looks.
         loop {
             let new: Vec<i32> = self.foreign_children().into_iter().filter(|child| seen.insert(*child)).collect();
             if new.is_empty() {
-                return bearers;
+                return tagged;
             }
             for child in new {
                 let token = Token::of(child, &self.journal);
                 let mut below = BTreeMap::new();
                 descendants(child, &mut below);
-                self.add_bearer(child, token.clone(), &mut bearers);
+                self.add_tagged(child, token.clone(), &mut tagged);
                 // One that is just ending has no token any more, but those below it have.
                 for pid in below.into_keys() {
-                    self.add_bearer(pid, token.clone(), &mut bearers);
+                    self.add_tagged(pid, token.clone(), &mut tagged);
                 }
             }
         }
@@ -165,21 +166,21 @@ impl ProcessTracker {
     }
 
     /// Adds a process under this token, or under its own.
-    fn add_bearer(&self, pid: i32, token: Option<Token>, bearers: &mut Bearers) {
+    fn add_tagged(&self, pid: i32, token: Option<Token>, tagged: &mut ProcessesByToken) {
         let Some(token) = token.or_else(|| Token::of(pid, &self.journal)) else { return };
         if let Some(stat) = procfs::stat(pid) {
-            bearers.entry((token.program, token.instance)).or_default().insert(pid, stat);
+            tagged.entry((token.program, token.instance)).or_default().insert(pid, stat);
         }
     }
 
     /// A run has ended when a look finds nothing of it outside its group. Until then what is found is asked to end, or is
     /// killed when its time is over, and is looked for again when it has ended: it may have started others meanwhile.
-    fn conclude_or_wait(&self, table: &mut ProcessTable, main: i32, instance: InstanceId, bearers: &Bearers) {
+    fn conclude_or_wait(&self, table: &mut ProcessTable, main: i32, instance: InstanceId, tagged: &ProcessesByToken) {
         let Some(process) = table.by_pid.get_mut(&main).filter(|process| process.instance == instance) else { return };
         process.awaits_others = false;
         let Some(status) = process.ended else { return };
         let Some(process) = table.by_pid.get(&main) else { return };
-        let left = self.outside(table, process, &[], bearers);
+        let left = self.outside(table, process, &[], tagged);
         let Some(process) = table.by_pid.get_mut(&main) else { return };
         if left.is_empty() {
             return self.conclude(table, main, status);
@@ -209,22 +210,22 @@ impl ProcessTracker {
 
     /// Kills what is found of a run that is not in the table. There may be more when that has ended.
     fn kill_kept_once(&self, program: ProgramId, instance: InstanceId) -> Option<Vec<Held>> {
-        let bearers = self.bearers(true);
+        let tagged = self.tagged(true);
         let table = self.table();
         if table.by_pid.values().any(|process| process.program == program && process.instance == instance) {
             return None;
         }
         let gone = Process::new(program, instance, 0, StartTime::default(), false);
-        let left = self.outside(&table, &gone, &[], &bearers);
+        let left = self.outside(&table, &gone, &[], &tagged);
         left.iter().for_each(Held::kill);
         (!left.is_empty()).then_some(left)
     }
 
     /// Counts what a run has left that has ended well, in its group and outside.
     pub(crate) fn count_kept(&self, main: i32, members: &[i32]) -> usize {
-        let bearers = self.bearers(false);
+        let tagged = self.tagged(false);
         let table = self.table();
-        let others = table.by_pid.get(&main).map(|process| self.outside(&table, process, members, &bearers));
+        let others = table.by_pid.get(&main).map(|process| self.outside(&table, process, members, &tagged));
         members.len() + others.map_or(0, |others| others.len())
     }
 

@@ -57,7 +57,7 @@ impl JournalAudit {
             }
             ProgramEvent::StopCommandFailed { .. } if self.seen(id).stopping.is_none() => {
                 self.violations
-                    .push(format!("I32: event {}: a stop command of {id:?} failed that nobody ran", envelope.seq));
+                    .push(format!("I32: event {}: a stop command of {id:?} failed that was not run", envelope.seq));
             }
             ProgramEvent::StopCommandFailed { .. } => {}
             ProgramEvent::KillRequested { .. } => self.seen(id).escalated = true,
@@ -256,7 +256,7 @@ impl JournalAudit {
         }
         let interrupted = self.openings.iter().any(|opening| late.is_some_and(|since| *opening >= since));
         if late.is_some_and(|since| since + policy.health.start_timeout + slack < envelope.monotonic) && !interrupted {
-            wrong.push(format!("I31: event {}: {id:?} was not ready, and nobody has noticed", envelope.seq));
+            wrong.push(format!("I31: event {}: {id:?} was not ready, and no event says so", envelope.seq));
         }
         if ends_everything && self.doomed.is_none() {
             self.doomed = Some((envelope.seq, envelope.monotonic));
