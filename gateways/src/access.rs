@@ -152,6 +152,14 @@ struct Connection {
     held: usize,
 }
 
+/// Whose allowance a request counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Sender {
+    User(u32),
+    /// A connection whose user is not known, as of tcp.
+    Pipe(i32),
+}
+
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -168,7 +176,7 @@ struct Known {
     pipes: BTreeMap<i32, Connection>,
     /// What users may send, as long as it is less than the most; not of root and gaggled's own user, who may send as many
     /// as they like.
-    allowances: BTreeMap<Option<u32>, Allowance>,
+    allowances: BTreeMap<Sender, Allowance>,
     /// The users whose last connection was refused.
     refused: BTreeSet<Option<u32>>,
 }
@@ -219,7 +227,9 @@ impl Peers {
 
     /// A connection has ended.
     pub(crate) fn forget(&self, id: i32) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).pipes.remove(&id);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.pipes.remove(&id);
+        known.allowances.remove(&Sender::Pipe(id));
     }
 }
 
@@ -229,7 +239,8 @@ impl Known {
         if connection.user.is_some_and(is_own) {
             return Verdict::Answer;
         }
-        if self.allowances.entry(connection.user).or_insert_with(|| Allowance::new(now)).take(now) {
+        let sender = connection.user.map_or(Sender::Pipe(id), Sender::User);
+        if self.allowances.entry(sender).or_insert_with(|| Allowance::new(now)).take(now) {
             // One that has grown to the most again says no more than one that is not there.
             self.allowances.retain(|_, allowance| !allowance.is_full(now));
             return Verdict::Answer;

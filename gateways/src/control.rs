@@ -148,20 +148,21 @@ impl Server {
             AioResult::Recv(Err(_)) => {
                 let _ = context.recv(aio);
             }
-            AioResult::Sleep(_) => {
-                held.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take()
-                    .into_iter()
-                    .for_each(|id| self.peers.release(id));
-                let why = format!("too many requests: a user may send {RATE} a second");
-                let responder = Responder { id: String::new(), place: Some((context.clone(), aio.clone())) };
-                responder.send(&Reply::refused("", ErrorCode::Busy, why));
-            }
+            AioResult::Sleep(_) => self.refuse_held(context, held, aio),
             AioResult::Send(_) => {
                 let _ = self.listen_again(context, aio);
             }
         }
+    }
+
+    /// Refuses a request that was held for a while.
+    fn refuse_held(&self, context: &Context, held: &Held, aio: &Aio) {
+        if let Some(id) = held.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.peers.release(id);
+        }
+        let why = format!("too many requests: a user may send {RATE} a second");
+        let responder = Responder { id: String::new(), place: Some((context.clone(), aio.clone())) };
+        responder.send(&Reply::refused("", ErrorCode::Busy, why));
     }
 
     /// Answers a request, unless it is too many.
@@ -173,7 +174,9 @@ impl Server {
             (Verdict::Hold, Some((id, _))) => {
                 *held.lock().unwrap_or_else(PoisonError::into_inner) = Some(id);
                 // The context is used for nothing else meanwhile.
-                let _ = aio.sleep(HOLD_TIME);
+                if aio.sleep(HOLD_TIME).is_err() {
+                    self.refuse_held(context, held, aio);
+                }
             }
             (Verdict::Close, Some((_, pipe))) => {
                 nng_ffi::close(pipe);

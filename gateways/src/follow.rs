@@ -12,7 +12,7 @@ use gaggled_core::{
     base::ids::{EpochId, Position, Seq},
     event::Envelope,
     journal::replica::{FeedResult, StateReplica},
-    protocol::{Action, BusMessage, EVENT_TOPIC, EventsBody, HEARTBEAT_TOPIC, Request, decode_event},
+    protocol::{Action, BusMessage, EVENT_TOPIC, ErrorCode, EventsBody, HEARTBEAT_TOPIC, Reply, Request, decode_event},
     state::State,
 };
 use nng::{
@@ -244,15 +244,15 @@ impl Follower {
             return None;
         }
         let reply = self.caller.call(&Request::new("", action), ControlClient::TIMEOUT).ok();
-        if reply.is_none() {
-            self.unanswered = true;
-            if self.mirror.state().is_none() {
-                let why = format!(
-                    "gaggled publishes, but the control channel at {} does not answer: give its url",
-                    self.caller.url()
-                );
-                self.heard.push_back(FollowEvent::Garbled(why));
-            }
+        // One that is told to ask later gets the rest with the next heartbeat, as one that gets no answer.
+        let is_busy = |reply: &Reply| reply.error.as_ref().is_some_and(|error| error.code == ErrorCode::Busy);
+        self.unanswered = reply.as_ref().is_none_or(is_busy);
+        if reply.is_none() && self.mirror.state().is_none() {
+            let why = format!(
+                "gaggled publishes, but the control channel at {} does not answer: give its url",
+                self.caller.url()
+            );
+            self.heard.push_back(FollowEvent::Garbled(why));
         }
         reply.filter(|reply| reply.ok)?.body
     }

@@ -68,7 +68,11 @@ fn is_closed(url: &Url, until: Instant) -> bool {
     if left.is_zero() {
         return false;
     }
-    let Ok(mut stream) = connect(url, left) else { return true };
+    let mut stream = match connect(url, left) {
+        Ok(stream) => stream,
+        // What is left at the path of a local socket that nothing listens on is replaced.
+        Err(error) => return matches!(url, Url::Ipc(_)) && error.kind() == io::ErrorKind::ConnectionRefused,
+    };
     // A gaggled that accepts it greets, and a listener that is closed ends what it has not accepted.
     match stream.read(&mut [0]) {
         Ok(0) => true,
@@ -86,7 +90,8 @@ fn connect(url: &Url, within: Duration) -> io::Result<Box<dyn Read>> {
             Box::new(stream)
         }
         Url::Tcp { text, .. } => {
-            let stream = TcpStream::connect(text.trim_start_matches("tcp://"))?;
+            let address = text.trim_start_matches("tcp://").parse().map_err(io::Error::other)?;
+            let stream = TcpStream::connect_timeout(&address, within)?;
             stream.set_read_timeout(Some(within))?;
             Box::new(stream)
         }

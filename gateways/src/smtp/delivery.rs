@@ -69,7 +69,7 @@ pub struct DeliveryError {
     pub why: String,
 }
 
-type Transport = AsyncSmtpTransport<Tokio1Executor>;
+pub(super) type Transport = AsyncSmtpTransport<Tokio1Executor>;
 
 /// Whether trying again is pointless: the server refuses this mail, not just our login or this moment.
 fn is_final(error: &Error) -> bool {
@@ -90,7 +90,8 @@ fn describe_smtp_error(error: &Error) -> String {
     words
 }
 
-fn transport(config: &SmtpgateConfig, host: &str) -> Result<Transport, MailError> {
+/// The transport of a configuration. It is made without a runtime of its own, so that it can be tried anywhere.
+pub(super) fn transport(config: &SmtpgateConfig, host: &str) -> Result<Transport, MailError> {
     let helo = if config.helo.is_empty() { host } else { &config.helo };
     let port = config.port.unwrap_or(if config.tls == Tls::Implicit { 465 } else { 25 });
     let protection = match config.tls {

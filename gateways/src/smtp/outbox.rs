@@ -15,7 +15,7 @@ use lettre::{Address, Message};
 
 use super::{
     Composer, MailError, MailSpool, QueuedMail,
-    delivery::{Delivery, DeliveryError},
+    delivery::{self, Delivery, DeliveryError},
 };
 
 /// What became of a mail.
@@ -62,7 +62,7 @@ struct RetryEntry {
 /// Whether mails could be sent with this configuration.
 pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
     Composer::new(config, "localhost")?;
-    Delivery::new(config, "localhost").map(drop)
+    delivery::transport(config, "localhost").map(drop)
 }
 
 impl Outbox {

@@ -2,7 +2,7 @@
 
 use gaggled_core::{
     base::{ids::Seq, time::Millis},
-    protocol::{Action, EventsBody, PointInTime, WhyBody},
+    protocol::{Action, ErrorCode, EventsBody, PointInTime, WhyBody},
 };
 use gaggled_gateways::client::ControlClient;
 use serde_json::Value;
@@ -57,7 +57,11 @@ impl Controller {
         let mut epoch = None;
         loop {
             let action = Action::Events { epoch, since: after, limit: None, program: program.clone(), from, until };
-            let body: EventsBody = Self::ask(&caller, action, Millis(0))?;
+            let body: EventsBody = match Self::ask(&caller, action, Millis(0)) {
+                // gaggled has held the question until more may be asked.
+                Err(CommandError::Refused(error)) if error.code == ErrorCode::Busy => continue,
+                answer => answer?,
+            };
             for event in &body.events {
                 let text = event.get();
                 let event: Value = serde_json::from_str(text).map_err(|why| CommandError::Garbled(why.to_string()))?;

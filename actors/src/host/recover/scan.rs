@@ -68,6 +68,10 @@ pub fn look(
     state: &State,
     reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>,
 ) -> (Vec<(ProgramId, Recovered)>, Vec<SurvivingProcess>, Vec<Cgroup>) {
+    let last_seen = procfs::ago(
+        Duration::from_micros(state.at.as_micros().saturating_sub(before.state.at.as_micros()))
+            .saturating_sub(PID_REUSE),
+    );
     end_half_started();
     let Census { tagged, kin } = Census::take(before.identity);
     let ids = before.state.graph.names();
@@ -87,10 +91,6 @@ pub fn look(
     let done = state.programs.iter().filter(|(id, known)| known.phase == Phase::ActiveExited || lives_on(*id));
     let in_cgroup = |id: ProgramId, instance| Cgroup::find(before.cgroups, &state.graph.programs[id].name, instance);
     let mut kept: Vec<Cgroup> = done.filter_map(|(id, known)| in_cgroup(id, known.instance)).collect();
-    let last_seen = procfs::ago(
-        Duration::from_micros(state.at.as_micros().saturating_sub(before.state.at.as_micros()))
-            .saturating_sub(PID_REUSE),
-    );
     let mut find = |(program, seen): (ProgramId, Seen)| {
         let name = &*state.graph.programs[program].name;
         let (known, file) = (&state.programs[program], before.daemon_files.get(name));
@@ -316,7 +316,7 @@ impl ProgramScan<'_> {
     }
 }
 
-/// A process id is not given to another process for at least so long: the kernel gives all others away before that.
+/// A process id is hardly given to another process within so long: the kernel gives all others away before that.
 const PID_REUSE: Duration = Duration::from_secs(2);
 
 /// What is known of a process, if it is still the one that began then.
@@ -355,7 +355,11 @@ impl DeadMain<'_> {
         let subreaper = getppid().as_raw();
         let is_orphan = subreaper > 1 && stat.parent == subreaper && stat.session == self.pid && other != self.pid;
         let lived = |alive: &RangeInclusive<StartTime>| alive.contains(&stat.start_time);
-        let is_old = stat.session == self.pid && other != self.pid && self.alive.as_ref().is_some_and(lived);
+        // A process that has got the number has it because nothing was left of the session.
+        let is_given_away = procfs::stat(self.pid)
+            .is_some_and(|main| self.alive.as_ref().is_none_or(|alive| main.start_time != *alive.start()));
+        let is_old =
+            !is_given_away && stat.session == self.pid && other != self.pid && self.alive.as_ref().is_some_and(lived);
         is_orphan || is_old || Token::of(other, identity).as_ref() == Some(self.token)
     }
 }

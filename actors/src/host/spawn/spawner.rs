@@ -112,6 +112,9 @@ impl Spawner {
             match order {
                 SpawnRequest::Start(program, instance) => self.run_as(program, instance, ChildKind::Command),
                 SpawnRequest::UndoCommand(program, instance) => self.run_as(program, instance, ChildKind::Stop),
+                // It may have ended meanwhile, and another run may be about to begin.
+                SpawnRequest::StopCommand(program, instance, _)
+                    if self.shared.current(program).is_none_or(|(run, _)| run != instance) => {}
                 SpawnRequest::StopCommand(program, instance, main) => {
                     match self.start(program, instance, ChildKind::Help(main)) {
                         Ok(started) => self.shared.register_helper(started.pid, program, instance),

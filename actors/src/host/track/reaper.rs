@@ -67,7 +67,9 @@ impl ProcessTracker {
             None if table.helpers.contains_key(&pid) => self.helper_ended(&mut table, pid, status),
             Some(process) if process.own && process.ended.is_none() => self.main_ended(table, pid, status),
             _ => {
-                if let Some(program) = table.strays.remove(&pid) {
+                if let Some(program) = table.strays.remove(&pid)
+                    && !table.strays.values().any(|other| *other == program)
+                {
                     self.kill_helper_strays(&mut table, program);
                 }
                 let main = table.main_of(group);
@@ -206,7 +208,9 @@ impl ProcessTracker {
         let others = self.outside(&table, process, &members, &BTreeMap::new());
         process.signal(pid, Signal::SIGKILL);
         if let Some(process) = table.by_pid.get_mut(&pid) {
-            process.left_in_group = members.len();
+            // One that has just made a session of its own is among the others.
+            let is_other = |pid: &&i32| others.iter().any(|other| other.pid == **pid);
+            process.left_in_group = members.iter().filter(|pid| !is_other(pid)).count();
             process.kill_others(&others);
             // A thread may still wait for the processes that were killed just now.
             process.awaits_others = false;
