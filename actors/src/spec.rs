@@ -15,7 +15,7 @@ pub use self::cgroups::prepare as prepare_cgroups;
 use gaggled_core::{
     base::ids::{IdVec, ProgramId},
     config::{Config, Diagnostic, LOGGER, ProgramConfig, SpanIndex, log_policy::LogRoute, sandbox::Cgroup},
-    graph::Graph,
+    graph::{Graph, Policy},
     host::{ExitPolicy, LaunchSpec, LogTarget, PidFile},
 };
 use nix::unistd::geteuid;
@@ -34,14 +34,16 @@ pub fn specs(
     let mut configured: BTreeMap<&str, &ProgramConfig> =
         before.map(|before| before.programs.iter().collect()).unwrap_or_default();
     configured.extend(config.programs.iter());
-    let launch = |name: &str| match configured.get(name) {
+    let launch = |policy: &Policy| match configured.get(&*policy.name) {
         Some(program) => {
+            let name = &*policy.name;
             let cgroup = cgroups.map(|own| Cgroup { parent: own.display().to_string(), settings: settings(program) });
-            LaunchSpec { cgroup, ..launch(name, program, log_routes.get(name).copied()) }
+            let exit = ExitPolicy::from(policy);
+            LaunchSpec { cgroup, exit, ..launch(name, program, log_routes.get(name).copied()) }
         }
-        None => LaunchSpec { name: name.to_owned(), ..LaunchSpec::default() },
+        None => LaunchSpec { name: policy.name.to_string(), ..LaunchSpec::default() },
     };
-    graph.programs.values().map(|policy| launch(&policy.name)).collect()
+    graph.programs.values().map(launch).collect()
 }
 
 fn launch(name: &str, program: &ProgramConfig, outlet: Option<&LogRoute>) -> LaunchSpec {
@@ -61,11 +63,7 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&LogRoute>) -> Lau
         command,
         argv,
         stop_command: program.stop_command.clone(),
-        exit: ExitPolicy {
-            daemonizes: matches!(program.pid_file, Some(PidFile::Read(_))),
-            leaves: program.effective_leaves(),
-            success_exit_codes: program.success_exit_codes.clone(),
-        },
+        exit: ExitPolicy::default(),
         env,
         wd: program.wd.clone(),
         log: match (outlet.and_then(|outlet| outlet.pipe.clone()), program.log.clone()) {

@@ -20,16 +20,16 @@ use gaggled_core::{
 };
 
 /// A host that does nothing.
-struct Nobody;
+struct IdleHost;
 
-impl Actor for Nobody {
+impl Actor for IdleHost {
     type Context = Context<Self>;
 }
-impl Handler<Execute> for Nobody {
+impl Handler<Execute> for IdleHost {
     type Result = ();
     fn handle(&mut self, _: Execute, _: &mut Context<Self>) {}
 }
-impl Handler<Connect> for Nobody {
+impl Handler<Connect> for IdleHost {
     type Result = ();
     fn handle(&mut self, _: Connect, _: &mut Context<Self>) {}
 }
@@ -59,7 +59,7 @@ fn a_panic_costs_one_actor_is_an_event_and_the_machine_is_restored() {
         graph.add_program(Policy { killwait: Millis(1000), group: Some(group), ..Policy::new("a") });
         let envelopes: Rc<RefCell<Vec<Envelope>>> = Rc::default();
         let seen = envelopes.clone();
-        let host = Nobody.start();
+        let host = IdleHost.start();
         let address = HostAddress { perform: host.clone().recipient(), connect: host.clone().recipient() };
         let clock = Clock::simulated();
         let sink = Box::new(move |envelope: &Arc<Envelope>, _: &State| seen.borrow_mut().push((**envelope).clone()));

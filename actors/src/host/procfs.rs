@@ -59,9 +59,9 @@ pub(crate) fn ago(span: Duration) -> StartTime {
     StartTime(now().0.saturating_sub(ticks(span).0))
 }
 
-fn ticks(since_boot: Duration) -> StartTime {
+fn ticks(span: Duration) -> StartTime {
     let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u64::try_from(ticks).ok()).unwrap_or(100);
-    StartTime(u64::try_from(since_boot.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks) / 1000)
+    StartTime(u64::try_from(span.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks) / 1000)
 }
 
 /// As whom a process runs.

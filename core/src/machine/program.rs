@@ -85,12 +85,12 @@ impl ProgramMachine {
             ProgramEvent::Stopping { instance, kill_at: deadline, .. } => {
                 self.pending_proposal = false;
                 let instance = *instance;
-                self.stop_command().into_iter().for_each(|command| out.execute(command));
+                self.execute_stop(out);
                 out.set_timer(Timer::KillTimeout(instance), *deadline);
             }
             // What a stop command cannot do, a signal may, while there is time.
             ProgramEvent::StopCommandFailed { .. } if self.state.kill_at().is_some() => {
-                self.stop_command().into_iter().for_each(|command| out.execute(command));
+                self.execute_stop(out);
             }
             ProgramEvent::KillRequested { instance } => {
                 out.execute(HostCommand::Kill { program, instance: *instance });
@@ -201,14 +201,16 @@ impl ProgramMachine {
         self.propose(ProgramEvent::Stopping { instance, reason, kill_at: deadline }, cause, out);
     }
 
-    /// What the host does to stop the run that there is.
-    fn stop_command(&self) -> Option<HostCommand> {
+    /// Has the run that is stopping stopped in the way that is due now.
+    fn execute_stop(&self, out: &mut Outputs) {
         let (program, instance) = (self.id, self.state.instance);
-        Some(match self.state.stop?.method {
-            StopMethod::Signal => HostCommand::Terminate { program, instance },
-            StopMethod::Command => HostCommand::RunStopCommand { program, instance },
-            StopMethod::Undo => HostCommand::Undo { program, instance },
-        })
+        if let Some(stop) = self.state.stop {
+            out.execute(match stop.method {
+                StopMethod::Signal => HostCommand::Terminate { program, instance },
+                StopMethod::Command => HostCommand::RunStopCommand { program, instance },
+                StopMethod::Undo => HostCommand::Undo { program, instance },
+            });
+        }
     }
 
     /// Whether it is stopped because an operator wants it, or something it follows, down: nothing has failed yet.
@@ -321,8 +323,9 @@ impl ProgramMachine {
         if self.state.phase == Phase::Stopping {
             match self.state.kill_at() {
                 Some(deadline) => {
-                    let undoes = self.state.is_undoing() && self.state.pid.is_some();
-                    self.stop_command().filter(|_| !undoes).into_iter().for_each(|command| out.execute(command));
+                    if !self.state.is_undoing() || self.state.pid.is_none() {
+                        self.execute_stop(out);
+                    }
                     out.set_timer(Timer::KillTimeout(instance), deadline);
                 }
                 None => out.execute(HostCommand::Kill { program, instance }),

@@ -230,11 +230,6 @@ fn receive(socket: &impl AsRawFd) -> io::Result<Message> {
     Ok(Message { pid, uid, text })
 }
 
-/// Whether a line of a notification is this assignment. What is not known is passed over, as `sd_notify(3)` has it.
-pub fn notification_has(text: &str, assignment: &str) -> bool {
-    text.lines().any(|line| line.trim() == assignment)
-}
-
 /// How often a program is heard to be alive at most: it may say so as often as it likes.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -292,7 +287,7 @@ impl NotifyReader {
         let Self { program, shared, .. } = self;
         let Some(instance) = shared.authorised_sender(*program, message.pid, message.uid) else { return };
         let mut heard = self.heard.borrow_mut();
-        let says = |what: &str| notification_has(&message.text, what);
+        let says = |what: &str| message.text.lines().any(|line| line.trim() == what);
         if says("READY=1") && heard.ready != Some(instance) {
             heard.ready = Some(instance);
             shared.tell(*program, instance, HostEvent::Ready);

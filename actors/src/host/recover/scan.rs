@@ -344,22 +344,24 @@ impl DeadMain<'_> {
         let left: Vec<(i32, Stat)> = seen
             .filter(|(_, stat)| (stat.group == self.pid || stat.session == self.pid) && !stat.is_zombie())
             .collect();
-        if !left.iter().any(|(other, stat)| self.is_known(*other, stat, identity)) {
+        // A process that has got the number has it because nothing was left of the session.
+        let is_first = |alive: &&RangeInclusive<StartTime>| {
+            procfs::stat(self.pid).is_none_or(|main| main.start_time == *alive.start())
+        };
+        let alive = self.alive.as_ref().filter(is_first);
+        if !left.iter().any(|(other, stat)| self.is_known(*other, stat, alive, identity)) {
             return BTreeSet::new();
         }
         let killed = left.iter().map(|(other, _)| *other);
         killed.filter(|other| kill(Pid::from_raw(*other), Signal::SIGKILL).is_ok()).collect()
     }
 
-    fn is_known(&self, other: i32, stat: &Stat, identity: &str) -> bool {
+    /// Whether a process is of this run. `alive` is when the main process lived, if its number was not given away.
+    fn is_known(&self, other: i32, stat: &Stat, alive: Option<&RangeInclusive<StartTime>>, identity: &str) -> bool {
         let subreaper = getppid().as_raw();
-        let is_orphan = subreaper > 1 && stat.parent == subreaper && stat.session == self.pid && other != self.pid;
-        let lived = |alive: &RangeInclusive<StartTime>| alive.contains(&stat.start_time);
-        // A process that has got the number has it because nothing was left of the session.
-        let is_given_away = procfs::stat(self.pid)
-            .is_some_and(|main| self.alive.as_ref().is_none_or(|alive| main.start_time != *alive.start()));
-        let is_old =
-            !is_given_away && stat.session == self.pid && other != self.pid && self.alive.as_ref().is_some_and(lived);
-        is_orphan || is_old || Token::of(other, identity).as_ref() == Some(self.token)
+        let is_in_session = stat.session == self.pid && other != self.pid;
+        let is_orphan = subreaper > 1 && stat.parent == subreaper;
+        let is_old = alive.is_some_and(|alive| alive.contains(&stat.start_time));
+        is_in_session && (is_orphan || is_old) || Token::of(other, identity).as_ref() == Some(self.token)
     }
 }

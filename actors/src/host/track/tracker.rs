@@ -185,8 +185,7 @@ impl ProcessTracker {
         let mut table = self.table();
         let Some((pid, _)) = table.ask_to_end(program, instance) else { return };
         self.terminate(&mut table, pid);
-        let ended = |process: &&Process| process.ended.is_some() && !process.lives(pid);
-        if table.by_pid.get(&pid).is_some_and(|process| ended(&process)) {
+        if table.by_pid.get(&pid).is_some_and(|process| process.ended.is_some() && !process.lives(pid)) {
             self.settle(&mut table, pid);
         }
     }
