@@ -26,7 +26,7 @@ pub use self::{
     monitor::notify_directory,
     recover::{
         flight_recorder::Recorder,
-        scan::{PreviousRun, look, strangers, tagged_processes},
+        scan::{PreviousRun, ScanResult, look, strangers, tagged_processes},
         stash::Stash,
     },
     spawn::sys::{ignore_file_limit, ignore_interrupts, inherited, peek_exited, reap},

@@ -3,10 +3,11 @@
 use std::{
     io::{self, Read},
     net::TcpStream,
-    os::unix::net::UnixStream,
+    os::{fd::AsRawFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nng::{
     Pipe, PipeEvent, Socket,
     options::{Options, transport::ipc::Permissions},
@@ -85,7 +86,12 @@ fn is_closed(url: &Url, until: Instant) -> bool {
 fn connect(url: &Url, within: Duration) -> io::Result<Box<dyn Read>> {
     Ok(match url {
         Url::Ipc(path) => {
-            let stream = UnixStream::connect(path)?;
+            let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+            let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+            // A listener that does not accept would block it as soon as its backlog is full.
+            socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+            let stream = UnixStream::from(socket);
+            stream.set_nonblocking(false)?;
             stream.set_read_timeout(Some(within))?;
             Box::new(stream)
         }

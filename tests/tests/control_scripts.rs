@@ -172,3 +172,39 @@ fn what_is_kept_goes_with_its_program_after_a_reload_a_crash_and_both_deaths() {
         daemon.end();
     }
 }
+
+/// A stop command that was under way goes on. What the run has left is asked to end after it, and has its time.
+#[test]
+fn what_is_left_is_asked_to_end_after_a_stop_command_that_another_gaggled_has_begun() {
+    for how in ["crash", "both"] {
+        let mut daemon = Daemon::new(
+            r#""kept": (
+                shell: "setsid sh -c 'trap \"echo > @DIR@/asked; exit\" TERM; echo $$ > @DIR@/kept.pid; while :; do sleep 0.02; done' &",
+                mode: Wait, killwait: "20s",
+                stop_command: "echo > @DIR@/undoing; while ! [ -e @DIR@/go ]; do sleep 0.02; done",
+            ),"#,
+        );
+        let directory = daemon.directory.path().to_owned();
+        let pid = directory.join("kept.pid");
+        let kept = move || fs::read_to_string(&pid).ok()?.trim().parse::<i32>().ok();
+        let written = kept.clone();
+        daemon.wait_outside("what it leaves", move || written().is_some());
+        daemon.wait("it to have ended", |_, state| {
+            state.programs.values().all(|program| program.phase == gaggled_core::state::Phase::ActiveExited)
+        });
+        daemon.must(Action::Down(Selection { programs: vec!["kept".into()], wait: false, timeout_ms: None }));
+        let undoing = directory.join("undoing");
+        daemon.wait_outside("its stop command", move || undoing.exists());
+        if how == "crash" {
+            daemon.kill_daemon();
+        } else {
+            daemon.kill_all();
+            daemon = daemon.again();
+        }
+        fs::write(directory.join("go"), "").expect("a file");
+        daemon.must(Action::Down(Selection { programs: vec!["kept".into()], wait: true, timeout_ms: None }));
+        daemon.wait_gone(kept().expect("its process id"));
+        assert!(directory.join("asked").exists(), "{how}\n{}", daemon.timeline());
+        daemon.end();
+    }
+}

@@ -157,6 +157,35 @@ fn a_daemon_whose_command_was_not_seen_to_end_runs_once() {
     }
 }
 
+/// A daemon that has thrown its environment away, and with it the token, is known by its pid file, also when that is
+/// written after gaggled was killed.
+#[test]
+fn a_daemon_without_a_token_that_was_awaited_when_gaggled_was_killed_runs_once() {
+    for both in [true, false] {
+        let word = unique(4716);
+        let mut daemon = Daemon::new(&format!(
+            "\"d\": (shell: \"env -i setsid sh -c 'echo > @DIR@/forked; while ! [ -e @DIR@/go ]; do sleep 0.02; done; \
+             echo $$ > @DIR@/d.new; mv @DIR@/d.new @DIR@/d.pid; exec sleep {word}' &\", \
+             pid_file: Read(\"@DIR@/d.pid\"), start_timeout: \"20s\", killwait: \"2s\"),"
+        ));
+        daemon.wait("its command", |_, state| state.programs.values().all(|program| program.pid.is_some()));
+        let (command, forked) = (daemon.pid_of("d"), daemon.directory.path().join("forked"));
+        daemon.wait_outside("its daemon", move || forked.exists());
+        daemon.wait_gone(command);
+        if both {
+            daemon.kill_all();
+            daemon = daemon.again();
+        } else {
+            daemon.kill_daemon();
+        }
+        fs::write(daemon.directory.path().join("go"), "").expect("a file");
+        daemon.wait("the daemon to be ready", |_, state| state.programs.values().all(ProgramState::is_ready));
+        assert_eq!((count(&word), daemon.dump()["d"]["instance"].as_u64()), (1, Some(1)), "{}", daemon.timeline());
+        daemon.end();
+        assert_eq!(count(&word), 0);
+    }
+}
+
 #[test]
 fn a_check_ends_with_its_time_its_run_and_gaggled() {
     let word = unique(4715);

@@ -11,12 +11,12 @@ use crossbeam_channel::Sender;
 use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
     config::sandbox::Rlimit,
-    host::{HostReport, probe::ProbeKind},
+    host::{Ending, HostReport, probe::ProbeKind},
     process::{ExitStatus, StartTime},
 };
 use tokio::sync::oneshot;
 
-use super::cgroup::Cgroup;
+use super::{cgroup::Cgroup, track::process_table::MainProcess};
 
 /// Takes what the host sees.
 pub type HostReportFn = Box<dyn Fn(HostReport) + Send + Sync>;
@@ -53,8 +53,10 @@ pub struct SurvivingProcess {
     pub start_time: StartTime,
     /// Whose child it was when it was found.
     pub parent: i32,
-    /// Whether it is the daemon that its command has left.
-    pub is_daemon: bool,
+    /// What its main process is. A command whose daemon is awaited has ended.
+    pub(crate) stage: MainProcess,
+    /// Whether the previous daemon has asked it to end.
+    pub(crate) ending: Ending,
     /// Its cgroup, if it has one to itself.
     pub(crate) cgroup: Option<Cgroup>,
 }

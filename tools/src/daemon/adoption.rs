@@ -112,9 +112,15 @@ impl Startup<'_> {
         let last = recovered.last.as_ref().filter(|(before, _)| before.boot == head.boot);
         let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
         let state = last.map_or(&opening.state, |(_, last)| last);
-        let before =
-            host::PreviousRun { state, identity: &head.journal, recorded: runs.as_deref(), daemon_files, cgroups };
-        let (found, survivors, kept) = host::look(&before, &opening.state, || {
+        let before = host::PreviousRun {
+            state,
+            identity: &head.journal,
+            recorded: runs.as_deref(),
+            daemon_files,
+            is_subreaper_alive: self.resumes(),
+            cgroups,
+        };
+        let host::ScanResult { found, survivors, kept } = host::look(&before, &opening.state, || {
             reaped = pipe.as_mut().and_then(ExitPipe::look).unwrap_or_default();
             reaped.clone()
         });

@@ -15,33 +15,27 @@ use std::{
 
 use gaggled_core::{
     base::ids::{DenseId, InstanceId, ProgramId},
-    graph::Leaves,
-    host::{Ending, ExitPolicy, Recovered},
+    graph::{Leaves, Policy},
+    host::{Ending, ExitAction, ExitPolicy, Recovered},
     process::{ExitStatus, StartTime},
     state::{Phase, ProgramState, State},
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::{Pid, getppid},
-};
+use nix::unistd::getppid;
 
 use crate::host::{
     cgroup::Cgroup,
     messages::SurvivingProcess,
     procfs::{self, Stat},
-    recover::flight_recorder::RunSlot,
+    recover::{
+        flight_recorder::RunSlot,
+        leftovers::{self, Census, DeadRun, TaggedProcess},
+    },
     spawn::{
-        pid_file, spawner, sys,
+        pid_file, sys,
         token::{Token, VARIABLE},
     },
+    track::process_table::MainProcess,
 };
-
-/// What is seen of an instance.
-#[derive(Clone, Copy)]
-enum Seen {
-    Alive { instance: InstanceId, pid: i32, stat: Stat },
-    Gone { instance: InstanceId, pid: Option<i32>, status: Option<ExitStatus> },
-}
 
 /// What the previous daemon has left to look by.
 pub struct PreviousRun<'a> {
@@ -53,115 +47,284 @@ pub struct PreviousRun<'a> {
     pub recorded: Option<&'a [Vec<RunSlot>]>,
     /// The pid files of programs that make daemons of themselves, by their names.
     pub daemon_files: &'a BTreeMap<String, String>,
+    /// Whether its subreaper is there, and with that everything that has lost its parent.
+    pub is_subreaper_alive: bool,
     /// The directories in which cgroups are, and were.
     pub cgroups: &'a [PathBuf],
 }
 
-/// What is found of each program that had a process, or may have one that the journal has not heard of: of the instance
-/// that the journal knows, and then of a later one; those that run, and the
-/// cgroups of what runs that have ended well have left.
+/// What was found.
+#[derive(Debug, Default)]
+pub struct ScanResult {
+    /// What is found of each program that had a process, or may have one that the journal has not heard of: of the instance
+    /// that the journal knows, and then of a later one.
+    pub found: Vec<(ProgramId, Recovered)>,
+    /// What runs, or may come to.
+    pub survivors: Vec<SurvivingProcess>,
+    /// The cgroups of what runs that have ended well have left.
+    pub kept: Vec<Cgroup>,
+}
+
+/// Looks for the instances of all programs, and kills what those have left that have ended.
 ///
 /// `state` is the last state carried over. `reaped` is asked what the subreaper has reaped, when everything has been looked
 /// at: it has reported every end until then.
-pub fn look(
-    before: &PreviousRun<'_>,
-    state: &State,
-    reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>,
-) -> (Vec<(ProgramId, Recovered)>, Vec<SurvivingProcess>, Vec<Cgroup>) {
-    let last_seen = procfs::ago(
-        Duration::from_micros(state.at.as_micros().saturating_sub(before.state.at.as_micros()))
-            .saturating_sub(PID_REUSE),
-    );
-    end_half_started();
-    let Census { tagged, kin } = Census::take(before.identity);
-    let ids = before.state.graph.names();
-    let recorded = before.recorded;
-    let slots = |name: &str| ids.get(name).and_then(|old| recorded?.get(old.index())).map_or(&[][..], Vec::as_slice);
-    let mut seen = Vec::new();
-    for (id, policy) in state.graph.programs.iter() {
-        let tagged = tagged.get(&*policy.name).map_or(&[][..], Vec::as_slice);
-        let look = ProgramScan { known: &state.programs[id], slots: slots(&policy.name), tagged };
-        seen.extend(look.at_known().into_iter().chain(look.at_later()).map(|seen| (id, seen)));
-    }
+pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>) -> ScanResult {
+    leftovers::end_half_started();
+    let census = Census::take(before.identity);
+    let scans: Vec<ProgramScan<'_>> = ProgramScan::all(before, state, &census);
+    let seen =
+        scans.iter().flat_map(|scan| scan.at_known().into_iter().chain(scan.at_later()).map(move |seen| (scan, seen)));
+    let seen: Vec<(&ProgramScan<'_>, Seen)> = seen.collect();
     // If a PID was reused, the first reaped status is the program's.
     let reaped: BTreeMap<i32, ExitStatus> = reaped().into_iter().rev().collect();
-    let mut survivors = Vec::new();
-    // What was released survives in the cgroup of its run.
-    let lives_on = |id: ProgramId| state.graph.programs[id].leaves == Leaves::Release;
-    let done = state.programs.iter().filter(|(id, known)| known.phase == Phase::ActiveExited || lives_on(*id));
-    let in_cgroup = |id: ProgramId, instance| Cgroup::find(before.cgroups, &state.graph.programs[id].name, instance);
-    let mut kept: Vec<Cgroup> = done.filter_map(|(id, known)| in_cgroup(id, known.instance)).collect();
-    let mut find = |(program, seen): (ProgramId, Seen)| {
-        let name = &*state.graph.programs[program].name;
-        let (known, file) = (&state.programs[program], before.daemon_files.get(name));
-        let (seen, found_daemon) = match (seen, file) {
-            (Seen::Gone { instance, pid: Some(_), .. }, Some(file)) if !known.daemonized => {
-                let token = Token { instance, program: name.to_owned() };
-                daemon(file, slots(name), &token, before.identity).map_or((seen, false), |daemon| (daemon, true))
-            }
-            _ => (seen, known.daemonized),
-        };
-        let cgroup = |instance| Cgroup::find(before.cgroups, name, instance);
-        let found = match seen {
-            Seen::Alive { instance, pid, stat } => {
-                let Stat { start_time, parent, .. } = stat;
-                let is_daemon = found_daemon && (Some(pid) == known.pid || !known.daemonized);
-                survivors.push(SurvivingProcess {
-                    program,
-                    instance,
-                    pid,
-                    start_time,
-                    parent,
-                    is_daemon,
-                    cgroup: cgroup(instance),
-                });
-                Recovered::Running { instance, pid, start_time }
+    let kept = scans.iter().filter_map(ProgramScan::cgroup_of_kept).collect();
+    let mut result = ScanResult { kept, ..ScanResult::default() };
+    let mut dead = Vec::new();
+    for (scan, seen) in seen {
+        let recovered = match scan.with_daemon(seen) {
+            Seen::Alive { instance, pid, stat, stage } => {
+                let survivor = scan.survivor(instance, pid, stat.start_time, stage);
+                result.survivors.push(SurvivingProcess { parent: stat.parent, ..survivor });
+                Recovered::Running { instance, pid, start_time: stat.start_time }
             }
             // A child writes itself down before it is anything: what is not written never was.
-            Seen::Gone { instance, pid: None, .. } if recorded.is_some() => Recovered::NeverStarted { instance },
+            Seen::Gone { instance, pid: None, .. } if before.recorded.is_some() => Recovered::NeverStarted { instance },
             Seen::Gone { instance, pid, status } => {
-                let recorded = slots(name).iter().find(|slot| slot.instance == instance).and_then(|slot| slot.ended);
-                let told = || pid.and_then(|pid| reaped.get(&pid).copied());
-                let status = status.or(recorded).or_else(told).unwrap_or(ExitStatus::Unknown);
-                let token = Token { instance, program: name.to_owned() };
-                let cgroup = cgroup(instance);
-                // What was being stopped may have been killed by gaggled itself.
-                let unasked = cgroup.as_ref().filter(|_| known.phase != Phase::Stopping);
-                let status = unasked.map_or(status, |cgroup| cgroup.oom_status(status));
-                let members = cgroup.as_ref().map_or(0, |cgroup| cgroup.members().len());
-                // What carries its token goes with it, wherever it is; and so does what is in its cgroup, a little later.
-                let own = tagged.get(name).map_or(&[][..], Vec::as_slice);
-                let own = own.iter().filter(|tagged| tagged.instance == instance && !tagged.stat.is_zombie());
-                let by_itself =
-                    known.instance != instance || known.stop_event.is_none() && known.phase != Phase::Stopping;
-                let ending = if by_itself { Ending::No } else { Ending::Asked };
-                let exit = ExitPolicy::from(&state.graph.programs[program]);
-                if exit.is_kept(status, ending) {
-                    let count = if exit.leaves == Leaves::Keep { own.count() } else { 0 };
-                    let orphans = u16::try_from(count).unwrap_or(u16::MAX);
-                    kept.extend(cgroup);
-                    return (program, Recovered::Exited { instance, status, orphans });
-                }
-                let began = (known.instance == instance).then_some(known.start_time);
-                let kin = pid.filter(|pid| *pid > 1).and_then(|pid| Some((pid, kin.get(&pid)?)));
-                let mut killed = kin.map_or_else(BTreeSet::new, |(pid, kin)| {
-                    DeadMain { pid, alive: began.map(|began| began..=last_seen), token: &token }
-                        .sweep(kin, before.identity)
-                });
-                for TaggedProcess { pid, .. } in own {
-                    let gone = Token::of(*pid, before.identity).as_ref() != Some(&token);
-                    if !gone && kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok() {
-                        killed.insert(*pid);
+                let status = scan.status(instance, status, || reaped.get(&pid?).copied());
+                match (scan.exit.action(status, scan.ending(instance), !scan.is_daemonized(instance)), pid) {
+                    (ExitAction::AwaitDaemon, Some(pid)) if scan.daemon_file().is_some() => {
+                        let start_time = scan.known_start_time(instance).unwrap_or(scan.last_seen);
+                        result.survivors.push(scan.survivor(instance, pid, start_time, MainProcess::AwaitingDaemon));
+                        Recovered::Running { instance, pid, start_time }
+                    }
+                    (ExitAction::Keep | ExitAction::Release, _) => {
+                        result.kept.extend(scan.cgroup(instance));
+                        Recovered::Exited { instance, status, orphans: scan.count_kept(instance) }
+                    }
+                    (ExitAction::AwaitDaemon | ExitAction::AwaitRest | ExitAction::KillRest, _) => {
+                        dead.push((result.found.len(), scan.dead_run(instance, pid)));
+                        // What is in its cgroup is killed with that.
+                        let members = scan.cgroup(instance).map_or(0, |cgroup| cgroup.members().len());
+                        Recovered::Exited { instance, status, orphans: count(members) }
                     }
                 }
-                let orphans = u16::try_from(killed.len().max(members)).unwrap_or(u16::MAX);
-                Recovered::Exited { instance, status, orphans }
             }
         };
-        (program, found)
-    };
-    let found = seen.into_iter().map(&mut find).collect();
-    (found, survivors, kept)
+        result.found.push((scan.program, recovered));
+    }
+    leftovers::kill_all(dead.iter_mut().map(|(_, run)| run), before.identity);
+    for (index, run) in dead {
+        if let Some((_, Recovered::Exited { orphans, .. })) = result.found.get_mut(index) {
+            *orphans = count(run.killed.len()).max(*orphans);
+        }
+    }
+    result
+}
+
+fn count(processes: usize) -> u16 {
+    u16::try_from(processes).unwrap_or(u16::MAX)
+}
+
+/// What is seen of an instance.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    Alive { instance: InstanceId, pid: i32, stat: Stat, stage: MainProcess },
+    Gone { instance: InstanceId, pid: Option<i32>, status: Option<ExitStatus> },
+}
+
+/// One program: what the journal knows of it, what was recorded, and the processes that carry its token.
+struct ProgramScan<'a> {
+    before: &'a PreviousRun<'a>,
+    program: ProgramId,
+    name: &'a str,
+    known: &'a ProgramState,
+    exit: ExitPolicy,
+    slots: &'a [RunSlot],
+    tagged: &'a [TaggedProcess],
+    /// Until when the previous daemon is known to have watched everything.
+    last_seen: StartTime,
+}
+
+impl<'a> ProgramScan<'a> {
+    fn all(before: &'a PreviousRun<'_>, state: &'a State, census: &'a Census) -> Vec<Self> {
+        let since = Duration::from_micros(state.at.as_micros().saturating_sub(before.state.at.as_micros()));
+        let last_seen = procfs::ago(since.saturating_sub(PID_REUSE));
+        let ids = before.state.graph.names();
+        let of = |(program, policy): (ProgramId, &'a Policy)| {
+            let name = &*policy.name;
+            let old = ids.get(name).and_then(|old| before.recorded?.get(old.index()));
+            Self {
+                before,
+                program,
+                name,
+                known: &state.programs[program],
+                exit: ExitPolicy::from(policy),
+                slots: old.map_or(&[], Vec::as_slice),
+                tagged: census.tagged.get(name).map_or(&[], Vec::as_slice),
+                last_seen,
+            }
+        };
+        state.graph.programs.iter().map(of).collect()
+    }
+
+    /// The instance that the journal knows, if it has had a process to the end.
+    fn at_known(&self) -> Option<Seen> {
+        let (instance, start_time) = (self.known.instance, self.known.start_time);
+        if !self.known.is_running() {
+            return None;
+        }
+        if self.known.phase == Phase::ActiveExited {
+            // What carries the token is part of what the run has done. What undoes that was recorded.
+            let slot = self.slots.iter().rfind(|slot| slot.instance == instance && slot.ended.is_none())?;
+            let stat = procfs::stat(slot.pid).filter(|stat| !stat.is_zombie() && stat.parent == getppid().as_raw())?;
+            return Some(Seen::Alive { instance, pid: slot.pid, stat, stage: MainProcess::Command });
+        }
+        match self.known.pid {
+            Some(pid) => Some(match same(pid, start_time) {
+                Some(stat) if stat.is_zombie() => {
+                    let status = Some(sys::of_wait_status(stat.exit_code));
+                    Seen::Gone { instance, pid: Some(pid), status }
+                }
+                Some(stat) => {
+                    let stage = if self.known.daemonized { MainProcess::Daemon } else { MainProcess::Command };
+                    Seen::Alive { instance, pid, stat, stage }
+                }
+                None => Seen::Gone { instance, pid: Some(pid), status: None },
+            }),
+            None => self.unrecorded(instance..=instance).or(Some(Seen::Gone { instance, pid: None, status: None })),
+        }
+    }
+
+    /// A later instance, which the previous daemon did not live to write down.
+    fn at_later(&self) -> Option<Seen> {
+        self.unrecorded(InstanceId(self.known.instance.0 + 1)..=InstanceId(u64::MAX))
+    }
+
+    /// Where the journal has no process id the recorder may have one; and where that has none, the first of the main
+    /// processes that carry the newest token is the one.
+    fn unrecorded(&self, instances: RangeInclusive<InstanceId>) -> Option<Seen> {
+        let slot = self.slots.iter().rfind(|slot| instances.contains(&slot.instance));
+        if let Some(RunSlot { instance, pid, ended: None }) = slot.copied()
+            // Its parent is dead, so it is the subreaper's, which reports an end before it reaps.
+            && let Some(stat) = procfs::stat(pid).filter(|stat| !stat.is_zombie() && stat.session == pid && stat.parent == getppid().as_raw())
+        {
+            return Some(Seen::Alive { instance, pid, stat, stage: MainProcess::Command });
+        }
+        let child = |tagged: &TaggedProcess| self.tagged.iter().any(|other| other.pid == tagged.stat.parent);
+        let main = |tagged: &&TaggedProcess| {
+            tagged.pid == tagged.stat.session
+                && !tagged.stat.is_zombie()
+                && !child(tagged)
+                && instances.contains(&tagged.instance)
+        };
+        let newest =
+            self.tagged.iter().filter(main).max_by_key(|tagged| (tagged.instance, Reverse(tagged.stat.start_time.0)));
+        match (newest, slot) {
+            (Some(tagged), slot) if slot.is_none_or(|slot| slot.instance < tagged.instance || slot.ended.is_none()) => {
+                let TaggedProcess { pid, instance, stat } = *tagged;
+                Some(Seen::Alive { instance, pid, stat, stage: MainProcess::Command })
+            }
+            (_, Some(slot)) => Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid), status: None }),
+            (Some(_) | None, None) => None,
+        }
+    }
+
+    /// The same, with the daemon that its command has left as the main process, if the previous daemon did not live to write
+    /// that down: it was recorded, or its pid file names it and it carries the token.
+    fn with_daemon(&self, seen: Seen) -> Seen {
+        let Seen::Gone { instance, pid: Some(_), .. } = seen else { return seen };
+        let Some(file) = self.daemon_file().filter(|_| !self.is_daemonized(instance)) else { return seen };
+        let alive = |pid: i32| procfs::stat(pid).filter(|stat| !stat.is_zombie());
+        let subreaper = getppid().as_raw();
+        let recorded = self.slots.iter().find(|slot| slot.instance == instance && slot.ended.is_none());
+        let recorded =
+            recorded.and_then(|slot| Some((slot.pid, alive(slot.pid).filter(|stat| stat.parent == subreaper)?)));
+        let named = || {
+            let pid = pid_file::read(file).ok()?.pid;
+            let is_own = Token::of(pid, self.before.identity).is_some_and(|token| token == self.token(instance));
+            Some((pid, alive(pid).filter(|_| is_own)?))
+        };
+        let daemon = recorded.or_else(named);
+        daemon.map_or(seen, |(pid, stat)| Seen::Alive { instance, pid, stat, stage: MainProcess::Daemon })
+    }
+
+    /// How a run has ended, as its zombie says, or else the recorder or the subreaper.
+    fn status(
+        &self,
+        instance: InstanceId,
+        zombie: Option<ExitStatus>,
+        reaped: impl FnOnce() -> Option<ExitStatus>,
+    ) -> ExitStatus {
+        let recorded = || self.slots.iter().find(|slot| slot.instance == instance).and_then(|slot| slot.ended);
+        let status = zombie.or_else(recorded).or_else(reaped).unwrap_or(ExitStatus::Unknown);
+        // What was being stopped may have been killed by gaggled itself.
+        let cgroup = self.cgroup(instance).filter(|_| self.known.phase != Phase::Stopping);
+        cgroup.map_or(status, |cgroup| cgroup.oom_status(status))
+    }
+
+    /// Whether a run that has ended was asked to.
+    fn ending(&self, instance: InstanceId) -> Ending {
+        let known = self.known;
+        let by_itself = known.instance != instance || known.stop_event.is_none() && known.phase != Phase::Stopping;
+        if by_itself { Ending::No } else { Ending::Asked }
+    }
+
+    fn survivor(&self, instance: InstanceId, pid: i32, start_time: StartTime, stage: MainProcess) -> SurvivingProcess {
+        // Where there was no process to the end, one that is there undoes what the run has done.
+        let is_asked = matches!(self.known.phase, Phase::Stopping | Phase::ActiveExited);
+        let ending = if is_asked && instance == self.known.instance { Ending::Asked } else { Ending::No };
+        let cgroup = self.cgroup(instance);
+        // What loses its parent becomes the subreaper's.
+        let parent = if self.before.is_subreaper_alive { getppid().as_raw() } else { 0 };
+        SurvivingProcess { program: self.program, instance, pid, start_time, parent, stage, ending, cgroup }
+    }
+
+    fn dead_run(&self, instance: InstanceId, pid: Option<i32>) -> DeadRun {
+        let alive = self.known_start_time(instance).map(|began| began..=self.last_seen);
+        DeadRun { token: self.token(instance), pid, alive, killed: BTreeSet::new() }
+    }
+
+    /// How many processes that carry its token a run has left which are kept.
+    fn count_kept(&self, instance: InstanceId) -> u16 {
+        let is_left = |tagged: &&TaggedProcess| tagged.instance == instance && !tagged.stat.is_zombie();
+        if self.exit.leaves == Leaves::Keep { count(self.tagged.iter().filter(is_left).count()) } else { 0 }
+    }
+
+    /// The cgroup of the last run that has ended well, if what that has left lives on. What was released survives in it.
+    fn cgroup_of_kept(&self) -> Option<Cgroup> {
+        let is_kept = self.known.phase == Phase::ActiveExited || self.exit.leaves == Leaves::Release;
+        is_kept.then(|| self.cgroup(self.known.instance))?
+    }
+
+    fn cgroup(&self, instance: InstanceId) -> Option<Cgroup> {
+        Cgroup::find(self.before.cgroups, self.name, instance)
+    }
+
+    fn token(&self, instance: InstanceId) -> Token {
+        Token { instance, program: self.name.to_owned() }
+    }
+
+    fn daemon_file(&self) -> Option<&str> {
+        self.before.daemon_files.get(self.name).map(String::as_str)
+    }
+
+    /// Whether the daemon of a run was found, as the journal knows.
+    fn is_daemonized(&self, instance: InstanceId) -> bool {
+        self.known.daemonized && self.known.instance == instance
+    }
+
+    fn known_start_time(&self, instance: InstanceId) -> Option<StartTime> {
+        (self.known.instance == instance && self.known.pid.is_some()).then_some(self.known.start_time)
+    }
+}
+
+/// A process id is hardly given to another process within so long: the kernel gives all others away before that.
+const PID_REUSE: Duration = Duration::from_secs(2);
+
+/// What is known of a process, if it is still the one that began then.
+fn same(pid: i32, start_time: StartTime) -> Option<Stat> {
+    procfs::stat(pid).filter(|stat| stat.start_time == start_time)
 }
 
 /// The processes that carry a token of the gaggled with this journal, with the names of their programs.
@@ -184,184 +347,3 @@ pub fn strangers(control: &str, users: &BTreeSet<u32>) -> Vec<(String, i32)> {
 
 /// The variable with the control url of a program's gaggled.
 const CONTROL_VARIABLE: &str = "GAGGLED_CONTROL_URL";
-
-/// The daemon that the command of a run has left, if the previous daemon did not live to write that down: it was recorded, or
-/// its pid file names it and it carries the token.
-fn daemon(file: &str, slots: &[RunSlot], token: &Token, identity: &str) -> Option<Seen> {
-    let alive = |pid: i32| procfs::stat(pid).filter(|stat| !stat.is_zombie());
-    let subreaper = getppid().as_raw();
-    let recorded = slots.iter().find(|slot| slot.instance == token.instance && slot.ended.is_none());
-    let recorded = recorded.and_then(|slot| Some((slot.pid, alive(slot.pid).filter(|stat| stat.parent == subreaper)?)));
-    let named = || {
-        let pid = pid_file::read(file).ok()?.pid;
-        Some((pid, alive(pid).filter(|_| Token::of(pid, identity).as_ref() == Some(token))?))
-    };
-    let (pid, stat) = recorded.or_else(named)?;
-    Some(Seen::Alive { instance: token.instance, pid, stat })
-}
-
-/// Ends the children of the previous daemon that had not executed their command when it died: they would do so later, when
-/// no result is expected from them. They are still threads of the spawner by name.
-fn end_half_started() {
-    let subreaper = getppid().as_raw();
-    for child in procfs::children(subreaper, subreaper) {
-        if procfs::name(child).as_deref() == Some(spawner::THREAD) {
-            let _ = kill(Pid::from_raw(child), Signal::SIGKILL);
-        }
-    }
-}
-
-/// The processes of the machine that may be of this gaggled.
-#[derive(Default)]
-struct Census {
-    /// Those that carry its tokens, by the names of programs.
-    tagged: BTreeMap<String, Vec<TaggedProcess>>,
-    /// All, by their session and by their group.
-    kin: BTreeMap<i32, BTreeSet<i32>>,
-}
-
-impl Census {
-    /// Looks at all processes, and kills the checks and stop commands of the previous daemon: their ends are not waited for any more.
-    fn take(identity: &str) -> Self {
-        let mut census = Self::default();
-        for pid in procfs::all() {
-            if Token::is_helper(pid, identity) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                continue;
-            }
-            let Some(stat) = procfs::stat(pid) else { continue };
-            for number in [stat.session, stat.group] {
-                census.kin.entry(number).or_default().insert(pid);
-            }
-            if let Some(token) = Token::of(pid, identity) {
-                let holder = TaggedProcess { pid, instance: token.instance, stat };
-                census.tagged.entry(token.program).or_default().push(holder);
-            }
-        }
-        census
-    }
-}
-
-/// A process that carries a token of this gaggled.
-struct TaggedProcess {
-    pid: i32,
-    instance: InstanceId,
-    stat: Stat,
-}
-
-/// One program: what the journal knows of it, what was recorded, and the processes that carry its token.
-struct ProgramScan<'a> {
-    known: &'a ProgramState,
-    slots: &'a [RunSlot],
-    tagged: &'a [TaggedProcess],
-}
-
-impl ProgramScan<'_> {
-    /// The instance that the journal knows, if it has had a process to the end.
-    fn at_known(&self) -> Option<Seen> {
-        let (instance, start_time) = (self.known.instance, self.known.start_time);
-        if !self.known.is_running() {
-            return None;
-        }
-        if self.known.phase == Phase::ActiveExited {
-            // What carries the token is part of what the run has done. What undoes that was recorded.
-            let slot = self.slots.iter().rfind(|slot| slot.instance == instance && slot.ended.is_none())?;
-            let stat = procfs::stat(slot.pid).filter(|stat| !stat.is_zombie() && stat.parent == getppid().as_raw())?;
-            return Some(Seen::Alive { instance, pid: slot.pid, stat });
-        }
-        match self.known.pid {
-            Some(pid) => Some(match same(pid, start_time) {
-                Some(stat) if stat.is_zombie() => {
-                    let status = Some(sys::of_wait_status(stat.exit_code));
-                    Seen::Gone { instance, pid: Some(pid), status }
-                }
-                Some(stat) => Seen::Alive { instance, pid, stat },
-                None => Seen::Gone { instance, pid: Some(pid), status: None },
-            }),
-            None => self.unrecorded(instance..=instance).or(Some(Seen::Gone { instance, pid: None, status: None })),
-        }
-    }
-
-    /// A later instance, which the previous daemon did not live to write down.
-    fn at_later(&self) -> Option<Seen> {
-        self.unrecorded(InstanceId(self.known.instance.0 + 1)..=InstanceId(u64::MAX))
-    }
-
-    /// Where the journal has no process id the recorder may have one; and where that has none, the first of the main
-    /// processes that carry the newest token is the one.
-    fn unrecorded(&self, instances: RangeInclusive<InstanceId>) -> Option<Seen> {
-        let slot = self.slots.iter().rfind(|slot| instances.contains(&slot.instance));
-        if let Some(RunSlot { instance, pid, ended: None }) = slot.copied()
-            // Its parent is dead, so it is the subreaper's, which reports an end before it reaps.
-            && let Some(stat) = procfs::stat(pid).filter(|stat| !stat.is_zombie() && stat.session == pid && stat.parent == getppid().as_raw())
-        {
-            return Some(Seen::Alive { instance, pid, stat });
-        }
-        let child = |tagged: &TaggedProcess| self.tagged.iter().any(|other| other.pid == tagged.stat.parent);
-        let main = |tagged: &&TaggedProcess| {
-            tagged.pid == tagged.stat.session
-                && !tagged.stat.is_zombie()
-                && !child(tagged)
-                && instances.contains(&tagged.instance)
-        };
-        let newest =
-            self.tagged.iter().filter(main).max_by_key(|tagged| (tagged.instance, Reverse(tagged.stat.start_time.0)));
-        match (newest, slot) {
-            (Some(tagged), slot) if slot.is_none_or(|slot| slot.instance < tagged.instance || slot.ended.is_none()) => {
-                Some(Seen::Alive { instance: tagged.instance, pid: tagged.pid, stat: tagged.stat })
-            }
-            (_, Some(slot)) => Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid), status: None }),
-            (Some(_) | None, None) => None,
-        }
-    }
-}
-
-/// A process id is hardly given to another process within so long: the kernel gives all others away before that.
-const PID_REUSE: Duration = Duration::from_secs(2);
-
-/// What is known of a process, if it is still the one that began then.
-fn same(pid: i32, start_time: StartTime) -> Option<Stat> {
-    procfs::stat(pid).filter(|stat| stat.start_time == start_time)
-}
-
-/// A main process that has ended while gaggled was not there.
-struct DeadMain<'a> {
-    pid: i32,
-    /// When it began, and until when it is known to have lived, if the journal knows it.
-    alive: Option<RangeInclusive<StartTime>>,
-    token: &'a Token,
-}
-
-impl DeadMain<'_> {
-    /// Kills what is left of its session and group, which are among these, and returns which processes that was.
-    ///
-    /// Its number may have been given away and be that of others by now, so one of them must be known: by the token of the
-    /// run, as a child of our subreaper, which has none but what our programs leave behind, or because it began while the
-    /// main process lived. A number is not given away as long as a session has it, so what was in this session then is of
-    /// this run, also when it has thrown its variables away, as the workers of nginx do.
-    fn sweep(&self, kin: &BTreeSet<i32>, identity: &str) -> BTreeSet<i32> {
-        let seen = kin.iter().filter_map(|other| Some((*other, procfs::stat(*other)?)));
-        let left: Vec<(i32, Stat)> = seen
-            .filter(|(_, stat)| (stat.group == self.pid || stat.session == self.pid) && !stat.is_zombie())
-            .collect();
-        // A process that has got the number has it because nothing was left of the session.
-        let is_first = |alive: &&RangeInclusive<StartTime>| {
-            procfs::stat(self.pid).is_none_or(|main| main.start_time == *alive.start())
-        };
-        let alive = self.alive.as_ref().filter(is_first);
-        if !left.iter().any(|(other, stat)| self.is_known(*other, stat, alive, identity)) {
-            return BTreeSet::new();
-        }
-        let killed = left.iter().map(|(other, _)| *other);
-        killed.filter(|other| kill(Pid::from_raw(*other), Signal::SIGKILL).is_ok()).collect()
-    }
-
-    /// Whether a process is of this run. `alive` is when the main process lived, if its number was not given away.
-    fn is_known(&self, other: i32, stat: &Stat, alive: Option<&RangeInclusive<StartTime>>, identity: &str) -> bool {
-        let subreaper = getppid().as_raw();
-        let is_in_session = stat.session == self.pid && other != self.pid;
-        let is_orphan = subreaper > 1 && stat.parent == subreaper;
-        let is_old = alive.is_some_and(|alive| alive.contains(&stat.start_time));
-        is_in_session && (is_orphan || is_old) || Token::of(other, identity).as_ref() == Some(self.token)
-    }
-}

@@ -18,12 +18,7 @@ use crate::host::{
         pid_file,
         token::{self, Token},
     },
-    track::{
-        orphan_watch::OrphanWatch,
-        process_table::{MainProcess, Process},
-        process_tree::hold,
-        tracker::ProcessTracker,
-    },
+    track::{orphan_watch::OrphanWatch, process_table::MainProcess, process_tree::hold, tracker::ProcessTracker},
 };
 
 impl ProcessTracker {
@@ -58,7 +53,7 @@ impl ProcessTracker {
         let mut table = self.table();
         let (main, process) =
             table.find(program, instance).filter(|(_, process)| process.stage == MainProcess::AwaitingDaemon)?;
-        let (own, start_time) = (process.own, process.start_time);
+        let (own, start_time, may_be_orphaned) = (process.own, process.start_time, process.may_be_orphaned);
         let pid = named.pid;
         let Some(stat) = procfs::stat(pid).filter(|stat| !stat.is_zombie()) else {
             return Some(Err(ProbeError::NoSuchProcess(pid)));
@@ -68,26 +63,31 @@ impl ProcessTracker {
         if known || stat.start_time.0 < start_time.0 || !self.belongs(program, instance, named) {
             return Some(Err(ProbeError::ForeignProcess(pid)));
         }
-        // The end of a child is heard, and the subreaper reports its own. After both were killed a daemon belongs to init:
-        // it must carry the token then, because its parent says nothing about it.
+        // The end of a child is heard, and the subreaper reports its own. After both were killed a daemon belongs to init,
+        // and its parent says nothing about it.
         let parent = if own { getpid() } else { getppid() }.as_raw();
         let is_orphan = stat.parent != parent;
-        if is_orphan && (own || !self.carries_token(program, instance, pid) || !self.watch_orphan(pid, stat.start_time))
-        {
+        let may_be_ours =
+            || self.carries_token(program, instance, pid) || may_be_orphaned && self.vouches(program, named);
+        if is_orphan && (own || !may_be_ours() || !self.watch_orphan(pid, stat.start_time)) {
             return Some(Err(ProbeError::ForeignProcess(pid)));
         }
-        let cgroup = table.remove(main).and_then(|process| process.cgroup);
-        let daemon = Process::new(program, instance, pid, stat.start_time, own).in_cgroup(cgroup);
-        let daemon = if stat.group == pid { daemon } else { daemon.in_group(stat.group) };
+        let daemon = table.remove(main)?.replaced_by(pid, &stat);
         self.recorder.write(program, RunSlot { instance, pid, ended: None });
         self.report(&daemon, HostEvent::Daemonized { pid, start_time: stat.start_time });
-        table.insert(pid, daemon.into_daemon());
+        table.insert(pid, daemon);
         Some(Ok(()))
     }
 
     fn carries_token(&self, program: ProgramId, instance: InstanceId, pid: i32) -> bool {
         let token = Token::of(pid, &self.journal);
         token.is_some_and(|token| token.instance == instance && token.program == self.programs[program].name)
+    }
+
+    /// Whether only the user of a program, root or gaggled could have written its pid file: what that names is then as much
+    /// as its user could end by itself.
+    fn vouches(&self, program: ProgramId, named: pid_file::PidFileEntry) -> bool {
+        [self.programs[program].uid, 0, geteuid().as_raw()].contains(&named.owner)
     }
 
     /// Has the end of a process heard that neither we nor the subreaper will reap.

@@ -14,7 +14,10 @@ use nix::{
 };
 use tokio::sync::oneshot;
 
-use crate::host::{cgroup::Cgroup, procfs};
+use crate::host::{
+    cgroup::Cgroup,
+    procfs::{self, Stat},
+};
 
 /// The instances of which something is left.
 #[derive(Debug, Default)]
@@ -117,9 +120,17 @@ impl Process {
         Self { cgroup, ..self }
     }
 
-    /// The same, as the daemon that its command has left.
-    pub(crate) fn into_daemon(self) -> Self {
-        Self { stage: MainProcess::Daemon, ..self }
+    /// The same, as it was found by this daemon. A command whose daemon is awaited has ended.
+    pub(crate) fn found_as(self, stage: MainProcess, ending: Ending, may_be_orphaned: bool) -> Self {
+        let ended = (stage == MainProcess::AwaitingDaemon).then_some(ExitStatus::Unknown);
+        Self { stage, ending, may_be_orphaned, ended, ..self }
+    }
+
+    /// The same run with the daemon that its command has left as its main process.
+    pub(crate) fn replaced_by(self, pid: i32, stat: &Stat) -> Self {
+        let daemon = Self::new(self.program, self.instance, pid, stat.start_time, self.own).in_cgroup(self.cgroup);
+        let daemon = if stat.group == pid { daemon } else { daemon.in_group(stat.group) };
+        daemon.found_as(MainProcess::Daemon, self.ending, self.may_be_orphaned)
     }
 
     /// The same, in the group that it is in.
@@ -206,9 +217,10 @@ impl ProcessTable {
         self.by_group.get(&group).copied().unwrap_or(group)
     }
 
-    /// The process of the stop command that runs beside a program.
-    pub(crate) fn helper_of(&self, program: ProgramId) -> Option<i32> {
-        let stops = |helper: &Helper| matches!(helper, Helper::Stop(helped, _) if *helped == program);
+    /// The process of the stop command that runs beside a run of a program.
+    pub(crate) fn helper_of(&self, program: ProgramId, instance: InstanceId) -> Option<i32> {
+        let stops =
+            |helper: &Helper| matches!(helper, Helper::Stop(helped, run) if (*helped, *run) == (program, instance));
         self.helpers.iter().find(|(_, helper)| stops(helper)).map(|(pid, _)| *pid)
     }
 

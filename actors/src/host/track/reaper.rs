@@ -112,12 +112,12 @@ impl ProcessTracker {
     fn main_ended(&self, mut table: MutexGuard<'_, ProcessTable>, pid: i32, status: ExitStatus) {
         let Some(process) = table.by_pid.get_mut(&pid) else { return };
         process.ended = Some(status);
-        let program = process.program;
+        let (program, instance) = (process.program, process.instance);
         let is_command = process.stage == MainProcess::Command;
         match self.programs[program].exit.action(status, process.ending, is_command) {
             ExitAction::AwaitDaemon => {
                 process.stage = MainProcess::AwaitingDaemon;
-                self.monitor(MonitorCommand::AwaitDaemon(program, process.instance));
+                self.monitor(MonitorCommand::AwaitDaemon(program, instance));
             }
             ExitAction::Keep => {
                 drop(table);
@@ -126,7 +126,7 @@ impl ProcessTracker {
             ExitAction::Release => self.conclude(&mut table, pid, status),
             ExitAction::AwaitRest => {
                 let lives = process.lives(pid);
-                match table.helper_of(program) {
+                match table.helper_of(program, instance) {
                     // What is left is asked, or has ended, when the stop command has.
                     Some(_) => {}
                     None if lives => ask_the_rest(&mut table, pid),
@@ -144,7 +144,8 @@ impl ProcessTracker {
     fn finish_if_empty(&self, table: &mut ProcessTable, main: i32) {
         let last_of =
             table.by_pid.get(&main).filter(|process| process.stage != MainProcess::AwaitingDaemon).filter(|process| {
-                let helped = process.ending == Ending::Asked && table.helper_of(process.program).is_some();
+                let helped =
+                    process.ending == Ending::Asked && table.helper_of(process.program, process.instance).is_some();
                 !helped && !process.lives(main)
             });
         if last_of.is_some_and(|process| process.ended.is_some()) {

@@ -31,7 +31,7 @@ use crate::host::{
     recover::flight_recorder::Recorder,
     spawn::sys::{self, SpawnError},
     track::{
-        process_table::{Helper, Process, ProcessTable},
+        process_table::{Helper, MainProcess, Process, ProcessTable},
         process_tree::{hold, kill_tree},
     },
 };
@@ -198,7 +198,7 @@ impl ProcessTracker {
         };
         process.ending = Ending::Killed;
         let runs = process.ended.is_none();
-        if let Some(helper) = table.helper_of(program) {
+        if let Some(helper) = table.helper_of(program, instance) {
             kill_tree(helper);
         }
         let Some((pid, process)) = table.find(program, instance) else { return };
@@ -238,20 +238,24 @@ impl ProcessTracker {
     /// Takes a process of the previous daemon into the table. What neither we nor the subreaper will reap is returned, to be
     /// watched.
     pub(crate) fn adopt(&self, survivor: SurvivingProcess, subreaper: Option<i32>) -> Option<(i32, OwnedFd)> {
-        let SurvivingProcess { program, instance, pid, start_time, parent, is_daemon, cgroup } = survivor;
+        let SurvivingProcess { program, instance, pid, start_time, parent, stage, ending, cgroup } = survivor;
         let process = Process::new(program, instance, pid, start_time, false).in_cgroup(cgroup);
         let process = match procfs::stat(pid).map(|stat| stat.group).filter(|group| *group != pid) {
             Some(group) => process.in_group(group),
             None => process,
         };
-        let mut process = if is_daemon { process.into_daemon() } else { process };
-        process.may_be_orphaned = subreaper != Some(parent);
-        self.table().insert(pid, process);
-        if is_daemon {
+        // What a stop command undoes may be a child of any earlier process of gaggled.
+        let may_be_orphaned = subreaper != Some(parent) || ending == Ending::Asked;
+        self.table().insert(pid, process.found_as(stage, ending, may_be_orphaned));
+        if stage == MainProcess::Daemon {
             // That it is may not have been written.
             self.tell(program, instance, HostEvent::Daemonized { pid, start_time });
         }
         self.monitor_run(program, instance, pid, ReadinessChannel::default());
+        if stage == MainProcess::AwaitingDaemon {
+            self.monitor(MonitorCommand::AwaitDaemon(program, instance));
+            return None;
+        }
         if subreaper == Some(parent) {
             // The subreaper reports its end, or has reported it already.
             return None;
