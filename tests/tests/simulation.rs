@@ -1,9 +1,12 @@
 //! Ten thousand worlds, and the defects that they must find.
 
+use std::{fs, path::Path};
+
 use gaggled_tests::sim::{
     actix, invariants,
     mutants::Mutant,
     scheduler::{Policy, Simulation},
+    script::Script,
     world::World,
 };
 
@@ -21,7 +24,7 @@ fn ten_thousand_worlds_keep_every_invariant() {
         failed.iter().take(5).map(|(seed, found)| format!("seed {seed}: {}", found.join("; "))).collect();
     assert!(
         failed.is_empty(),
-        "{} of 10000 seeds fail; replay one with `cargo sim -- SEED`\n{}",
+        "{} of 10000 seeds fail; replay one with `cargo sim -- SEED`, shrink it with `--shrink FILE`\n{}",
         failed.len(),
         shown.join("\n")
     );
@@ -46,4 +49,21 @@ fn the_real_actors_write_the_same_journal() {
         assert!(differ.is_none(), "seed {seed}: {differ:#?}");
         assert_eq!(simulated.len(), real.len(), "seed {seed}");
     }
+}
+
+/// Worlds that once failed, as small as they can be. Each finds the defect that it names, and nothing without it.
+#[test]
+fn every_scenario_finds_its_defect_and_nothing_else() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let mut count = 0;
+    for entry in fs::read_dir(directory).expect("scenarios") {
+        let path = entry.expect("a scenario").path();
+        let text = fs::read_to_string(&path).expect("a scenario");
+        let script: Script = text.parse().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let without = Script { mutant: None, ..script.clone() };
+        assert_eq!(without.violations(), Vec::<String>::new(), "{}", path.display());
+        assert!(script.mutant.is_none() || script.holds(), "{}: {:?}", path.display(), script.violations());
+        count += 1;
+    }
+    assert!(count >= 3);
 }

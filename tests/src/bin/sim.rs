@@ -2,15 +2,16 @@
 //!
 //! One seed alone shows its system and its journal, in words or as the lines that followers get.
 
-use std::process::ExitCode;
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use gaggled_core::{journal::history, protocol::encode_event_with_state, state::State};
 use gaggled_tests::sim::{
     invariants,
     mutants::Mutant,
-    scheduler::{Policy, Run, Simulation},
-    world::World,
+    scheduler::{Run, Simulation},
+    script::Script,
+    shrink::shrink,
 };
 
 /// Run the worlds of some seeds, and show what is wrong with them
@@ -18,60 +19,92 @@ use gaggled_tests::sim::{
 #[command(name = "cargo sim --", no_binary_name = false)]
 struct Arguments {
     /// The first seed
-    seed: u64,
+    #[arg(required_unless_present = "scenario")]
+    seed: Option<u64>,
     /// How many seeds
     #[arg(default_value_t = 1)]
     count: u64,
     /// A defect on purpose, by the name of its variant
     mutant: Option<String>,
+    /// Run the scenario in this file instead of the world of a seed
+    #[arg(long, value_name = "FILE", conflicts_with = "seed")]
+    scenario: Option<PathBuf>,
     /// With one seed: show the events up to this number
     #[arg(long, value_name = "SEQ")]
     until: Option<u64>,
     /// With one seed: print each event as JSON, as the bus does
     #[arg(long)]
     json: bool,
+    /// Make the first world that fails as small as it can be and still fail alike, and write it to this file
+    #[arg(long, value_name = "FILE")]
+    shrink: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let find = |name: &String| Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == *name);
-    let mutant = arguments.mutant.as_ref().map(find);
-    if mutant == Some(None) {
-        let names: Vec<String> = Mutant::ALL.iter().map(|mutant| format!("{mutant:?}")).collect();
-        eprintln!("Error: there is no mutant of this name: use one of {}", names.join(", "));
-        return ExitCode::from(2);
-    }
-    let mutant = mutant.flatten();
-    let mut failed = 0;
-    for seed in arguments.seed..arguments.seed.saturating_add(arguments.count) {
-        let world = World::new(seed);
-        let policy = Policy::of(seed);
-        let run = Simulation::new(&world, policy, mutant).run();
-        if arguments.count == 1 {
-            show(&world, &run, &arguments);
+    match run(&arguments) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("Error: {error}");
+            ExitCode::from(2)
         }
-        let found = invariants::check(&world, &run);
-        if !found.is_empty() {
+    }
+}
+
+/// Runs what was asked for, and returns how many worlds fail.
+fn run(arguments: &Arguments) -> Result<u64, String> {
+    if let Some(path) = &arguments.scenario {
+        let named = |error: String| format!("{}: {error}", path.display());
+        let text = fs::read_to_string(path).map_err(|error| named(error.to_string()))?;
+        let script: Script = text.parse().map_err(named)?;
+        return Ok(u64::from(fails(&script, &path.display().to_string(), arguments)?));
+    }
+    let mutant = arguments.mutant.as_deref().map(mutant_named).transpose()?;
+    let first = arguments.seed.unwrap_or_default();
+    let mut failed = 0;
+    for seed in first..first.saturating_add(arguments.count) {
+        if fails(&Script::of(seed, mutant), &format!("seed {seed}"), arguments)? {
             failed += 1;
-            eprintln!("seed {seed} ({policy:?}): {}", found.iter().take(4).cloned().collect::<Vec<_>>().join("; "));
+            if arguments.shrink.is_some() {
+                break;
+            }
         }
     }
     eprintln!("{failed} of {} fail", arguments.count);
-    ExitCode::from(u8::from(failed > 0))
+    Ok(failed)
 }
 
-fn show(world: &World, run: &Run, arguments: &Arguments) {
+fn mutant_named(name: &str) -> Result<Mutant, String> {
+    let found = Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name);
+    let names = || Mutant::ALL.map(|mutant| format!("{mutant:?}")).join(", ");
+    found.ok_or_else(|| format!("there is no mutant {name}: use one of {}", names()))
+}
+
+/// Whether a world fails. It is shown if it is the only one, and shrunk if that was asked for.
+fn fails(script: &Script, name: &str, arguments: &Arguments) -> Result<bool, String> {
+    let run = Simulation::new(&script.world, script.order, script.mutant).run();
+    if arguments.count == 1 && arguments.shrink.is_none() {
+        show(script, &run, arguments);
+    }
+    let found = invariants::check(&script.world, &run);
+    if found.is_empty() {
+        return Ok(false);
+    }
+    eprintln!("{name} ({:?}): {}", script.order, found.iter().take(4).cloned().collect::<Vec<_>>().join("; "));
+    if let Some(path) = &arguments.shrink {
+        if !script.holds() {
+            return Err(format!("{name} fails without the defect, too: shrink it without {:?}", script.mutant));
+        }
+        fs::write(path, shrink(script.clone()).print()).map_err(|error| format!("{}: {error}", path.display()))?;
+        eprintln!("the smallest world that fails alike is in {}", path.display());
+    }
+    Ok(true)
+}
+
+fn show(script: &Script, run: &Run, arguments: &Arguments) {
     if !arguments.json {
-        for policy in world.graph.programs.values() {
-            println!("{policy:?}");
-        }
-        for one in world.graph.dependencies.values() {
-            let (of, on) = (&world.graph.programs[one.dependent].name, &world.graph.programs[one.dependency].name);
-            println!("{of} -> {on}: {:?} for {}, propagate: {}", one.condition, one.delay, one.propagate);
-        }
-        for (at, action) in world.commands() {
-            println!("at {} ms: {action:?}", at.as_millis());
-        }
+        println!("{}", script.print());
     }
     for life in &run.lives {
         let mut state: State = life.start.clone();

@@ -19,6 +19,8 @@ use gaggled_core::{
     state::{Phase, State},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     host::SimHost,
     mutants::Mutant,
@@ -53,7 +55,7 @@ impl SimulatedEpoch {
 }
 
 /// When the daemon dies, and how.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct CrashPlan {
     /// After how many events of this daemon.
     pub after: usize,

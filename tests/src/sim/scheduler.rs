@@ -27,6 +27,8 @@ use gaggled_core::{
     state::State,
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     crash::{self, CrashPlan, SimulatedEpoch},
     host::{ScheduledEvent, SimHost},
@@ -38,7 +40,7 @@ use super::{
 };
 
 /// In which order messages are delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Policy {
     /// As actix does: an actor that has messages runs until it has none.
     Fifo,

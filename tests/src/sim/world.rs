@@ -15,13 +15,16 @@ use gaggled_core::{
     protocol::{Action, Selection},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     crash,
     random::{Pick, Random},
 };
 
 /// How a program behaves once it runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Behaviour {
     /// How long a run lasts at most.
     pub lifetime: Millis,
@@ -43,6 +46,22 @@ pub struct Behaviour {
     pub leaves: u64,
     /// Whether what it says is only heard when reports are flushed: gaggled stands still all the time.
     pub is_heard_late: bool,
+}
+
+impl Behaviour {
+    /// One that runs for ever, is ready at once, passes every check and ends when it is asked to.
+    pub const WELL: Self = Self {
+        lifetime: Millis(4 * 3600 * 1000),
+        after_term: Some(Millis(0)),
+        fork_fails: 0,
+        spawn: Millis(0),
+        stop_command_fails: 0,
+        ready: Some(Millis(0)),
+        probe_failure_percent: 0,
+        pings_for: FOR_EVER,
+        leaves: 0,
+        is_heard_late: false,
+    };
 }
 
 /// What an operator wants.
@@ -75,6 +94,9 @@ pub struct World {
 
 /// For how long after the last misfortune everything must have settled.
 pub const SETTLING: Millis = Millis(240_000);
+
+/// Longer than any world lasts: a year.
+const FOR_EVER: Millis = Millis(365 * 24 * 3600 * 1000);
 
 /// Nobody is quicker than the daemon's own beginning.
 const FIRST_COMMAND: Instant = Instant::from_micros(1000);
@@ -237,7 +259,7 @@ fn draw_behaviour(random: &mut Random, storm: bool) -> Behaviour {
         stop_command_fails: random.pick(&[0, 20, 100]),
         ready: random.pick(&[Some(0), Some(1), Some(700), Some(20_000), None]).map(Millis),
         probe_failure_percent: random.pick(&[0, 0, 20, 70]),
-        pings_for: Millis(random.pick(&[0, 40_000, u64::MAX >> 20])),
+        pings_for: random.pick(&[Millis(0), Millis(40_000), FOR_EVER]),
         leaves: random.pick(&[0, 0, 50, 100]),
         is_heard_late: random.percent(20),
     }
