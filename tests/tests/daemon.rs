@@ -342,6 +342,26 @@ fn everything_is_not_what_comes_up_only_when_it_is_asked_for() {
 }
 
 #[test]
+fn a_restart_of_a_group_brings_back_what_an_operator_has_started() {
+    let program = |name: &str, fields: &str| {
+        format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], group: \"g\", {fields}),")
+    };
+    let mut daemon = Daemon::new(&format!("{} {}", program("a", ""), program("spare", "autostart: false")));
+    daemon.wait_up("a", 1);
+    for (words, run) in
+        [(&["up", "spare"][..], 1), (&["restart", "g"], 2), (&["restart"], 3), (&["tell", "g", "restart"], 4)]
+    {
+        assert!(daemon.tool("gaggled_controller", words).status.success(), "{words:?}");
+        daemon.wait_up("spare", run);
+        daemon.wait_up("a", run);
+    }
+    daemon.must(Action::Down(Selection { programs: vec!["spare".into()], wait: true, timeout_ms: None }));
+    assert!(daemon.tool("gaggled_controller", &["restart", "g"]).status.success());
+    assert_eq!(daemon.dump()["spare"]["phase"], "down", "{}", daemon.timeline());
+    daemon.end();
+}
+
+#[test]
 fn the_exit_codes_of_the_controller_are_as_documented() {
     let mut daemon = Daemon::new(&format!(
         "{} \"slow\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"3000\", \"0\"]), \"waits\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], depends: {{\"spare\": ()}}), \"spare\": (command: \"@PUPPET@\", argv: [\"sleep\", \"9\"], autostart: false), \"fails\": (command: \"@PUPPET@\", wd: \"/nosuch\", autostart: false),",

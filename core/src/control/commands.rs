@@ -10,7 +10,7 @@ use crate::{
         time::Millis,
     },
     event::{Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::{RESTART, START, STOP},
+    graph::{Group, RESTART, START, STOP},
     process::Signal,
     protocol::{Action, DEFAULT_TIMEOUT, ErrorCode, ReplyError, Selection, WaitState},
     state::{LevelSwitch, ProgramState},
@@ -139,7 +139,7 @@ impl Operator<'_> {
             if *self.state.groups[*group].level == *STOP {
                 events.extend(self.group_up(*group)?);
             } else {
-                events.push(Event::Group(*group, GroupEvent::RestartRequested));
+                events.extend(self.group_restart(*group));
             }
         }
         let target = Target::new(Targets { programs, groups }, WaitState::Up).named(&selection.programs);
@@ -150,10 +150,10 @@ impl Operator<'_> {
         self.refuse_in_shutdown()?;
         let id = self.find_group(group)?;
         let graph = &self.state.graph;
-        let event = if level == RESTART {
-            Event::Group(id, GroupEvent::RestartRequested)
+        let events = if level == RESTART {
+            self.group_restart(id)
         } else if graph.has_level(id, level) {
-            level_requested(id, level.into())
+            vec![level_requested(id, level.into())]
         } else {
             let level: String = level.chars().take(64).collect();
             let known = graph.levels(id).join(", ");
@@ -163,7 +163,7 @@ impl Operator<'_> {
         let chosen = Targets { groups: [id].into(), ..Targets::default() };
         let target = Target::new(chosen, WaitState::Up).after(self.state, |_| false);
         let timeout = timeout_ms.unwrap_or(DEFAULT_TIMEOUT);
-        Ok(Proposal { events: vec![event], target: wait.then_some(target), timeout })
+        Ok(Proposal { events, target: wait.then_some(target), timeout })
     }
 
     /// The events that bring a group up: to its default level if it is stopped, else to the level that it is at; and its
@@ -188,6 +188,19 @@ impl Operator<'_> {
             level == state.level && state.level_switch == LevelSwitch::Settled && state.failed_program.is_none();
         let moved = (!is_settled).then(|| level_requested(group, level.clone()));
         Ok(moved.into_iter().chain(events_for(members, &ProgramEvent::StartRequested)).collect())
+    }
+
+    /// The events that restart a group. It starts only members with `autostart`, so those that an operator has started are
+    /// restarted one by one; if programs of the group have something to run for its restart, all others go on.
+    fn group_restart(&self, group: GroupId) -> Vec<Event> {
+        let Group { members, has_restart, .. } = &self.state.graph.groups[group];
+        let is_started = |id: &&ProgramId| {
+            let (policy, now) = (&self.state.graph.programs[**id], &self.state.programs[**id]);
+            !has_restart && !policy.autostart && !now.operator_down && now.is_running()
+        };
+        let restarted = members.iter().filter(is_started);
+        let group = Event::Group(group, GroupEvent::RestartRequested);
+        [group].into_iter().chain(events_for(restarted, &ProgramEvent::RestartRequested)).collect()
     }
 
     fn level_up(&self, group: GroupId) -> Option<Level> {

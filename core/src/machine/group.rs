@@ -168,8 +168,10 @@ impl GroupMachine {
 
     fn must_leave(&self, member: &Member) -> bool {
         let Membership::Admitted(since) = member.state.membership else { return false };
-        let everything = self.state.level_switch == LevelSwitch::Restarting && !self.runs_restart();
-        !self.belongs(member) || everything && since < self.state.requested_by
+        // What the group does not start is restarted by the command itself.
+        let is_restarted =
+            self.state.level_switch == LevelSwitch::Restarting && !self.runs_restart() && self.policy(member).autostart;
+        !self.belongs(member) || is_restarted && since < self.state.requested_by
     }
 
     fn must_enter(&self, member: &Member) -> bool {

@@ -123,11 +123,13 @@ pub enum Mutant {
     SelectOnlyTheFirst,
     /// A stop of everything leaves the groups alone.
     LeaveGroupsAlone,
+    /// A restart of a group stops those of its programs for good that it does not start by itself.
+    StopTheManual,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 52] = [
+    pub const ALL: [Self; 53] = [
         Self::StartWithoutDependencies,
         Self::StartTooEarly,
         Self::StartInShutdown,
@@ -180,6 +182,7 @@ impl Mutant {
         Self::DoneWhenOneIsThere,
         Self::SelectOnlyTheFirst,
         Self::LeaveGroupsAlone,
+        Self::StopTheManual,
     ];
 
     /// What a command proposes instead.
@@ -200,6 +203,16 @@ impl Mutant {
                     if let Event::Group(_, GroupEvent::LevelRequested { level }) = event {
                         *level = START.into();
                     }
+                }
+            }
+            (Self::StopTheManual, Action::Restart(_)) => {
+                let is_member = |event: &Event| match event {
+                    Event::Program(id, ProgramEvent::RestartRequested) => state.graph.programs[*id].group.is_some(),
+                    _ => false,
+                };
+                let restarts = |event: &Event| matches!(event, Event::Group(_, GroupEvent::RestartRequested));
+                if proposal.events.iter().any(restarts) {
+                    proposal.events.retain(|event| !is_member(event));
                 }
             }
             (Self::LeaveGroupsAlone, Action::Down(selection)) if everything(selection) => {

@@ -251,6 +251,12 @@ fn wrong(action: &Action, state: &State, proposal: &Proposal) -> Option<String> 
         // A group that is started also starts its programs that an operator has stopped.
         let with_group =
             policy.group.is_some_and(|group| everything || names_it(selection, &state.graph.groups[group].name));
+        let is_manual = !policy.autostart && !now.operator_down && now.phase != Phase::Down;
+        let restarts = |group: GroupId| {
+            let level = &state.groups[group].level;
+            with_group && !state.graph.groups[group].has_restart && **level != *STOP && is_manual
+        };
+        let selected = selected || wanted == ProgramEvent::RestartRequested && policy.group.is_some_and(restarts);
         if proposed != selected && !(proposed && with_group && wanted == ProgramEvent::StartRequested) {
             return Some(format!("{} is {}selected", policy.name, if selected { "" } else { "not " }));
         }

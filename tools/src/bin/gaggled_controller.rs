@@ -67,7 +67,7 @@ enum Command {
     Up(TargetArgs),
     /// Stop programs; they stay down until they are started, also after a restart of gaggled
     Down(TargetArgs),
-    /// Restart programs; without names, all but those that an operator has stopped
+    /// Restart programs; without names, all but those that an operator has stopped, or has not started
     Restart(TargetArgs),
     /// Move a group to a level: stop the programs that do not run there, then start those that do, in order
     Tell {
