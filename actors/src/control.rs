@@ -40,7 +40,7 @@ use self::{
 };
 use crate::{
     clock::Clock,
-    journal::{JournalActor, file::JournalWriterHandle, reader::JournalReader},
+    journal::{JournalActor, reader::JournalReader, writer_handle::JournalWriterHandle},
     machine_actor::panic_message,
     messages::{Committed, Propose},
 };

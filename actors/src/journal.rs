@@ -1,12 +1,12 @@
 //! The journal actor: every event passes here, is admitted, numbered and applied, and then sent on.
 
 pub mod directory;
-pub mod entry;
-pub mod file;
+mod directory_watch;
 mod fsync;
-mod place;
 pub mod reader;
 mod writer;
+pub mod writer_command;
+pub mod writer_handle;
 
 use std::sync::Arc;
 
@@ -30,7 +30,8 @@ use crate::{
 #[rtype(result = "()")]
 pub struct OpenJournal;
 
-/// Receives every event in order, after the machines that it concerns, with the state after it.
+/// Receives every event in order, after the machines that it concerns, with the state after it. The list of all is in
+/// `tools/src/daemon/run.rs`.
 pub type Sink = Box<dyn FnMut(&Arc<Envelope>, &State)>;
 
 /// Hears what was refused to those who are no actors of their own.

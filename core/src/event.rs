@@ -219,26 +219,26 @@ pub enum StopReason {
     Shutdown,
 }
 
-/// What can happen to a dependency `of -> on`.
+/// What can happen to a dependency.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event")]
 pub enum DependencyEvent {
-    /// `on` has been up, in one instance, for the delay.
+    /// The program that it is on has met its condition, in one instance, for the delay.
     #[serde(rename = "DependencySatisfied")]
     Satisfied {
-        /// The run of `on`.
+        /// The run of the program that it is on.
         #[serde(rename = "dependency_instance")]
         instance: InstanceId,
     },
-    /// `on` is no longer up, or is about to be stopped.
+    /// The program that it is on is no longer up, or is about to be stopped.
     #[serde(rename = "DependencyBroken")]
     Broken,
-    /// `on` went down and the dependency propagates that: `of` is to be replaced, or revived.
+    /// The program that it is on went down and the dependency propagates that: the dependent restarts.
     #[serde(rename = "RestartTriggered")]
     RestartTriggered {
-        /// The event that took `on` down. Each has exactly one restart for each edge.
+        /// The event that took it down. Each has exactly one restart for each dependency.
         down_event: Seq,
-        /// Whether `on` has yet to be stopped, so that `of` goes first; else it is down already.
+        /// Whether it has yet to be stopped, so that the dependent goes first; else it is down already.
         before_stop: bool,
     },
 }

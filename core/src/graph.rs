@@ -59,16 +59,16 @@ impl Group {
 /// What a dependency waits for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
-    /// That `on` is up.
+    /// That the dependency is up.
     #[default]
     Started,
-    /// That `on` is ready.
+    /// That the dependency is ready.
     Ready,
-    /// That `on` has run to its end by itself, with exit code 0.
+    /// That the dependency has run to its end by itself, with success.
     Completed,
 }
 
-/// A dependency: `of` needs `on`.
+/// A dependency of one program on another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dependency {
     /// The program that depends.
@@ -80,7 +80,7 @@ pub struct Dependency {
     pub condition: Condition,
     /// How long that must have been so, in one instance.
     pub delay: Millis,
-    /// Whether `of` is stopped and started again when `on` goes down.
+    /// Whether the dependent is stopped and started again when the dependency goes down.
     pub propagate: bool,
 }
 

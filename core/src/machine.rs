@@ -56,6 +56,8 @@ pub enum Timer {
     Probe,
     /// This instance should be ready by now.
     StartTimeout(InstanceId),
+    /// This instance, which is meant to end by itself, should have ended by now.
+    RunTimeout(InstanceId),
     /// This instance should have said something by now.
     Watchdog(InstanceId),
 }

@@ -3,12 +3,14 @@
 //! `contrib/protocol.md` describes it for writers of clients. It has a version, and is never changed in silence.
 
 pub mod access;
+mod describe;
 mod event;
 mod reply_body;
 mod request;
 mod state;
 
 pub use self::{
+    describe::{describe_event, describe_origin},
     event::{
         BusMessage, Heartbeat, ProgramIndex, decode_event, encode_applied, encode_event, encode_event_with_state,
         encode_message,

@@ -29,9 +29,9 @@ use crate::{
 /// The state of one dependency.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DependencyState {
-    /// The run of `on` that satisfies it.
+    /// The run that satisfies it.
     pub satisfied: Option<InstanceId>,
-    /// The last fall of `on` that it answered with a restart.
+    /// The last `down_event` that it answered with a restart.
     pub last_down_event: Option<Seq>,
 }
 
@@ -124,10 +124,10 @@ impl State {
             Event::Dependency(id, event) => self.apply_dependency(*id, event, envelope),
             Event::Group(id, event) => self.groups[*id].apply(envelope.seq, event),
             Event::System(SystemEvent::ShutdownStarted) => self.shutdown = Some(envelope.monotonic),
-            Event::System(SystemEvent::ShutdownCompleted { unkillable: survivors }) => {
-                self.unkillable = Some(*survivors);
+            Event::System(SystemEvent::ShutdownCompleted { unkillable }) => {
+                self.unkillable = Some(*unkillable);
             }
-            Event::System(SystemEvent::HandoverStarted { kind: to }) => self.handover = Some((*to, envelope.seq)),
+            Event::System(SystemEvent::HandoverStarted { kind }) => self.handover = Some((*kind, envelope.seq)),
             Event::System(
                 SystemEvent::DaemonStarted { .. }
                 | SystemEvent::JournalDegraded { .. }
@@ -149,7 +149,7 @@ impl State {
         (&self.graph.dependencies[id], &self.dependencies[id])
     }
 
-    /// When a dependency is, or will be, open; `None` while `on` cannot be counted on.
+    /// When a dependency is, or will be, satisfied; `None` while its program cannot be counted on.
     pub fn satisfied_at(&self, id: DependencyId) -> Option<Instant> {
         let dependency = &self.graph.dependencies[id];
         self.programs[dependency.dependency].satisfies_at(dependency)

@@ -70,7 +70,7 @@ impl Drop for Responder {
     }
 }
 
-/// Takes requests.
+/// Takes requests. The daemon connects it to the control actor: `handler` in `tools/src/daemon.rs`.
 pub type Handler = Arc<dyn Fn(Peer, Request, Responder) + Send + Sync>;
 
 /// The server. It works for as long as it exists, and is meant to exist as long as the process.

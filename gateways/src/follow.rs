@@ -1,4 +1,4 @@
-//! Follows a gaggled: subscribes, asks for a snapshot, and keeps a mirror that is never silently wrong.
+//! Follows a gaggled: subscribes, asks for a snapshot, and keeps a replica that is never silently wrong.
 //!
 //! It reconnects by itself, notices by number what it has missed, asks for it again, and says so when that is no longer
 //! to be had. It notices a gaggled that has gone by the heartbeat that does not come.
@@ -37,7 +37,7 @@ pub enum FollowEvent {
         /// Whether events were missed that are no longer kept.
         missed: bool,
     },
-    /// An event, which the mirror has already applied, and its text.
+    /// An event, which the replica has already applied, and its text.
     Event(Box<Envelope>, String),
     /// An event of an earlier daemon of gaggled, about programs that there are no longer.
     Past(String),
@@ -65,7 +65,7 @@ pub struct StartPosition {
 pub struct Follower {
     events: Socket,
     caller: ControlClient,
-    mirror: StateReplica,
+    replica: StateReplica,
     heard: VecDeque<FollowEvent>,
     last_heard: Instant,
     silent: bool,
@@ -88,7 +88,7 @@ impl Follower {
         let mut follower = Self {
             events,
             caller,
-            mirror: StateReplica::default(),
+            replica: StateReplica::default(),
             heard,
             last_heard: now(),
             silent: false,
@@ -104,7 +104,7 @@ impl Follower {
 
     /// The state that is followed, once there is one.
     pub fn state(&self) -> Option<&State> {
-        self.mirror.state()
+        self.replica.state()
     }
 
     /// The next thing that is heard; [`FollowEvent::Nothing`] at `until`, if that is given.
@@ -143,7 +143,7 @@ impl Follower {
         match BusMessage::parse(message) {
             Ok(BusMessage::Heartbeat(beat)) => {
                 self.unanswered = false;
-                let fed = self.mirror.beat(beat);
+                let fed = self.replica.beat(beat);
                 self.take(fed, "");
             }
             Ok(BusMessage::Event(text)) => self.feed(text),
@@ -152,7 +152,7 @@ impl Follower {
     }
 
     fn feed(&mut self, text: &str) {
-        match self.mirror.feed(text) {
+        match self.replica.feed(text) {
             Ok(fed) => self.take(fed, text),
             Err(why) => self.heard.push_back(FollowEvent::Garbled(why)),
         }
@@ -164,7 +164,7 @@ impl Follower {
             FeedResult::Duplicate => {}
             FeedResult::Gap(epoch, since) => {
                 self.fetch(epoch, since);
-                if !text.is_empty() && matches!(self.mirror.feed(text), Ok(FeedResult::Gap(..))) {
+                if !text.is_empty() && matches!(self.replica.feed(text), Ok(FeedResult::Gap(..))) {
                     self.synchronise();
                 }
             }
@@ -183,7 +183,7 @@ impl Follower {
             }
             for event in &body.events {
                 let text = event.get().to_owned();
-                if let Ok(FeedResult::Applied(envelope)) = self.mirror.feed(&text) {
+                if let Ok(FeedResult::Applied(envelope)) = self.replica.feed(&text) {
                     self.heard.push_back(FollowEvent::Event(envelope, text));
                 }
             }
@@ -247,7 +247,7 @@ impl Follower {
         // One that is told to ask later gets the rest with the next heartbeat, as one that gets no answer.
         let is_busy = |reply: &Reply| reply.error.as_ref().is_some_and(|error| error.code == ErrorCode::Busy);
         self.unanswered = reply.as_ref().is_none_or(is_busy);
-        if reply.is_none() && self.mirror.state().is_none() {
+        if reply.is_none() && self.replica.state().is_none() {
             let why = format!(
                 "gaggled publishes, but the control channel at {} does not answer: give its url",
                 self.caller.url()
@@ -263,7 +263,7 @@ impl Follower {
         match serde_json::from_str::<State>(body.get()) {
             Ok(state) => {
                 let before =
-                    self.mirror.state().map(|state| StartPosition { epoch: Some(state.epoch), seq: state.seq });
+                    self.replica.state().map(|state| StartPosition { epoch: Some(state.epoch), seq: state.seq });
                 let missed = before.is_some_and(|before| before.epoch == Some(state.epoch));
                 // Events of the daemons between are delivered as well.
                 let since = self.since.take().or(before.filter(|_| !missed));
@@ -273,7 +273,7 @@ impl Follower {
                     self.since = self.last_told().or(since);
                     return;
                 }
-                self.mirror.restore(state);
+                self.replica.restore(state);
                 self.heard.push_back(FollowEvent::Synchronised { missed: missed || !complete });
             }
             Err(why) => self.heard.push_back(FollowEvent::Garbled(format!("snapshot is not understood: {why}"))),

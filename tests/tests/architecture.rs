@@ -275,7 +275,7 @@ const FILE_OWNERS: [(&str, &str); 24] = [
     ("gateways/src/smtp/delivery.rs", "the password and the certificate that the configuration names"),
     ("tools/src/daemon.rs", "the sockets of gaggled"),
     ("tools/src/daemon/run.rs", "the descriptors from the subreaper"),
-    ("tools/src/daemon/adoption.rs", "the kernel's cgroup tree"),
+    ("tools/src/daemon/startup.rs", "the kernel's cgroup tree"),
     ("tools/src/common/diagnostics.rs", "the configuration"),
     ("tools/src/offline/import.rs", "what an operator gives to be imported"),
     ("tools/src/offline/import/info.rs", "what an operator gives to be imported"),

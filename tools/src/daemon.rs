@@ -1,11 +1,11 @@
 //! The daemon: a checked configuration becomes actors, channels and a log, until everything has stopped.
 
-mod adoption;
 mod event_log;
 mod event_sinks;
 mod handover;
 pub mod own_programs;
 mod run;
+mod startup;
 pub mod subreaper;
 
 use std::{

@@ -106,7 +106,7 @@ impl MailGateway {
         }
     }
 
-    /// The event tells the state just after it, which the mirror may have left behind already.
+    /// The event tells the state just after it, which the replica may have left behind already.
     fn event(&mut self, text: &str) {
         #[derive(Deserialize)]
         struct Header {

@@ -6,8 +6,10 @@ use gaggled_core::{
         time::WallTime,
     },
     control::Operator,
-    journal::history::{Link, describe_origin, next_cause},
-    protocol::{ErrorCode, EventsBody, PointInTime, ProgramView, Reply, ReplyError, View, WhyBody, WhyStep},
+    journal::history::{Link, next_cause},
+    protocol::{
+        ErrorCode, EventsBody, PointInTime, ProgramView, Reply, ReplyError, View, WhyBody, WhyStep, describe_origin,
+    },
 };
 use globset::{Glob, GlobMatcher};
 use serde_json::value::RawValue;

@@ -5,7 +5,7 @@ use std::{convert::Infallible, future::Future, time::Duration};
 use tokio::sync::mpsc;
 
 use super::ReplyFn;
-use crate::journal::file::JournalWriterHandle;
+use crate::journal::writer_handle::JournalWriterHandle;
 
 /// How long a disk that does not answer may hold up an answer. It goes out all the same then: the event that says that
 /// the journal is not written is there for all to see.

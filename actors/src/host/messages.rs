@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::{cgroup::Cgroup, track::process_table::MainProcess};
 
-/// Takes what the host sees.
+/// Takes what the host sees. The daemon connects it to the host actor: `start_host` in `tools/src/daemon/run.rs`.
 pub type HostReportFn = Box<dyn Fn(HostReport) + Send + Sync>;
 
 /// What every program gets.

@@ -164,9 +164,9 @@ impl StateDirectory {
                     Corruption::NewerFormat(_) => {
                         return Err(StateError::Newer { path: segment.path.display().to_string(), how });
                     }
-                    Corruption::Truncated => cut(&segment.path, good),
+                    Corruption::Truncated => truncate_torn_tail(&segment.path, good),
                     Corruption::Damaged(_) => {
-                        let file = put_aside(&segment.path, bytes.get(..good).unwrap_or_default());
+                        let file = quarantine(&segment.path, bytes.get(..good).unwrap_or_default());
                         remains.damaged.push((file, how.to_string()));
                     }
                 }
@@ -258,7 +258,7 @@ fn with_earlier(segments: &[SegmentFile], entries: Vec<LoggedEvent>, history: us
 }
 
 /// Takes away what a crash has left of a frame. If that fails it is read past again next time.
-fn cut(path: &Path, at: usize) {
+fn truncate_torn_tail(path: &Path, at: usize) {
     if at == 0 {
         let _ = fs::remove_file(path);
     } else if let Ok(file) = OpenOptions::new().write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(path) {
@@ -268,7 +268,7 @@ fn cut(path: &Path, at: usize) {
 
 /// Keeps a damaged segment under another name; what of it holds takes its place. If that fails it is read past again
 /// next time.
-fn put_aside(path: &Path, good: &[u8]) -> String {
+fn quarantine(path: &Path, good: &[u8]) -> String {
     let aside = path.with_extension("damaged");
     if let Err(error) = fs::hard_link(path, &aside)
         && error.kind() != io::ErrorKind::AlreadyExists

@@ -11,10 +11,10 @@ use gaggled_core::{
     },
     event::Envelope,
     journal::{
-        history::{Link, describe_event, next_cause},
+        history::{Link, next_cause},
         segment::{Corruption, Replay, SegmentError},
     },
-    protocol::{PointInTime, encode_applied},
+    protocol::{PointInTime, describe_event, encode_applied},
     state::State,
 };
 use globset::GlobMatcher;

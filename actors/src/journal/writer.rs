@@ -21,9 +21,9 @@ use gaggled_core::{
 use tokio::sync::oneshot;
 
 use super::{
-    entry::{JournalStatusFn, Retention, WriterCommand, WriterInit},
+    directory_watch::{Healed, Place},
     fsync::FsyncThread,
-    place::{Healed, Place},
+    writer_command::{JournalStatusFn, Retention, WriterCommand, WriterInit},
 };
 use crate::{
     clock::real_now,

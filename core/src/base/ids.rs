@@ -43,7 +43,7 @@ id!(
     ProgramId(u32)
 );
 id!(
-    /// A dependency edge, by its place in the configuration.
+    /// A dependency, by its place in the configuration.
     DependencyId(u32)
 );
 id!(

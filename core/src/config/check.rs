@@ -214,7 +214,7 @@ impl Checker<'_> {
             let other = self.programs.get(on);
             let mode = other.map(|other| other.effective_mode()).unwrap_or_default();
             let once = mode != Mode::Respawn;
-            let until = other.map_or(Condition::Started, |other| depends.effective_until(other));
+            let until = other.map_or(Condition::Started, |other| depends.effective_condition(other));
             let needs = format!("program \"{name}\" depends on \"{on}\"");
             let error = match other {
                 None => Diagnostic::error(format!("{needs}, which does not exist"))

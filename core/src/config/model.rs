@@ -287,7 +287,7 @@ impl ProgramConfig {
 
 impl DependsConfig {
     /// What is waited for of a program.
-    pub fn effective_until(&self, on: &ProgramConfig) -> Condition {
+    pub fn effective_condition(&self, on: &ProgramConfig) -> Condition {
         self.condition.unwrap_or_else(|| match on.effective_mode() {
             Mode::Wait | Mode::Test => Condition::Completed,
             Mode::Respawn | Mode::Once if on.health().ready_on_start() => Condition::Started,
@@ -333,7 +333,8 @@ impl Config {
         groups
     }
 
-    /// The programs, dependencies and groups of a checked configuration.
+    /// The programs, dependencies and groups of a checked configuration. The daemon builds its state from them in
+    /// `tools/src/daemon/startup.rs`.
     pub fn graph(&self) -> Graph {
         let mut graph = Graph::new(self.gaggled.killwait);
         let groups: BTreeMap<&str, GroupId> = self
@@ -374,12 +375,12 @@ impl Config {
         for (name, program) in self.enabled_programs() {
             for (on, depends) in program.depends.iter() {
                 if let (Some(of), Some(on), Some(other)) = (ids.get(name), ids.get(on), configured.get(on)) {
-                    let until = depends.effective_until(other);
+                    let condition = depends.effective_condition(other);
                     let DependsConfig { delay, propagate, .. } = *depends;
                     graph.add_dependency(graph::Dependency {
                         dependent: *of,
                         dependency: *on,
-                        condition: until,
+                        condition,
                         delay,
                         propagate,
                     });

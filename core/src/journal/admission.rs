@@ -1,7 +1,7 @@
 //! What may be committed: every precondition, checked against the folded state at the moment of numbering.
 //!
-//! A proposal races with what happens meanwhile: a dependency may die between the moment its edge opens and the moment
-//! the dependent starts. Checked here, at the one point where events are numbered, the rules hold exactly in the order
+//! A proposal races with what happens meanwhile: a program may end between the moment that satisfies a dependency on it and
+//! the moment that the dependent starts. Checked here, at the one point where events are numbered, the rules hold exactly in the order
 //! of the journal. A refusal is not an error; it says what to wait for.
 
 use super::Refusal;

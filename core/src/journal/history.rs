@@ -10,10 +10,10 @@ use crate::{
         ids::{DenseId, Position, ProgramId, Seq},
         time::WallTime,
     },
-    event::{Cause, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::{Condition, Graph},
-    protocol::{describe, encode_event_with_state},
-    state::{Membership, Outcome, Phase, ProgramState, State},
+    event::{Cause, Envelope, Event, GroupEvent, ProgramEvent},
+    graph::Graph,
+    protocol::{describe_event, encode_event_with_state},
+    state::{Membership, Phase, ProgramState, State},
 };
 
 /// An event, and the state of its program after it.
@@ -227,122 +227,6 @@ fn subject(event: &Event) -> Option<(u8, usize)> {
         Event::Dependency(id, _) => Some((1, id.index())),
         Event::Group(id, _) => Some((2, id.index())),
         Event::System(_) => None,
-    }
-}
-
-/// What happened, in words, without its cause.
-pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
-    let name = |id: ProgramId| &graph.programs[id].name;
-    match &envelope.event {
-        Event::Program(id, event) => {
-            let program = name(*id);
-            match event {
-                ProgramEvent::Starting { instance } => format!("{program} is being started (run {instance})"),
-                ProgramEvent::Started { pid, .. } => format!("{program} started with pid {pid}"),
-                ProgramEvent::Adopted { pid, .. } => format!("{program} was found running with pid {pid}"),
-                ProgramEvent::Daemonized { pid, .. } => format!("{program} has left a daemon with pid {pid}"),
-                ProgramEvent::Ready { .. } => format!("{program} is ready"),
-                ProgramEvent::Unhealthy { reason: unhealthy_reason, .. } => {
-                    format!("{program} is unhealthy: {unhealthy_reason}")
-                }
-                ProgramEvent::SpawnFailed { stage, errno, .. } => {
-                    format!(
-                        "{program} could not be started: {}",
-                        describe(Outcome::SpawnFailed { stage: *stage, errno: *errno })
-                    )
-                }
-                ProgramEvent::Stopping { reason, .. } => format!("{program} is being stopped, because {reason}"),
-                ProgramEvent::StopCommandFailed { status, .. } => format!("the stop command of {program} {status}"),
-                ProgramEvent::KillRequested { .. } => format!("{program} did not stop in time and was killed"),
-                ProgramEvent::Exited { status, orphans: 0, .. } => format!("{program} {status}"),
-                ProgramEvent::Exited { status, orphans, remains, .. } => match (orphans, remains) {
-                    (1, false) => format!("{program} {status}, and a process that it left behind was killed"),
-                    (1, true) => format!("{program} {status}, and a process that it left behind runs on"),
-                    (_, false) => {
-                        format!("{program} {status}, and {orphans} processes that it left behind were killed")
-                    }
-                    (_, true) => format!("{program} {status}, and {orphans} processes that it left behind run on"),
-                },
-                ProgramEvent::LevelStartRequested { .. } => format!("{program} was started by its group"),
-                ProgramEvent::LevelStopRequested { .. } => format!("{program} is stopped by its group"),
-                ProgramEvent::Signalled { signal, .. } => format!("{program} was sent {signal}"),
-                ProgramEvent::StopRequested => format!("stop of {program} was requested"),
-                ProgramEvent::StartRequested => format!("start of {program} was requested"),
-                ProgramEvent::RestartRequested => format!("{program} was asked to restart"),
-            }
-        }
-        Event::Dependency(id, event) => dependency_in_words(graph, *id, event),
-        Event::Group(id, event) => group_in_words(&graph.groups[*id].name, event),
-        Event::System(event) => match event {
-            SystemEvent::DaemonStarted { version, programs, start_kind, adopted, exited_meanwhile } => {
-                let found = match (adopted, exited_meanwhile) {
-                    (0, 0) => String::new(),
-                    (adopted, 0) => format!(", {adopted} of them still running"),
-                    (0, ended) => format!(", {ended} of them ended meanwhile"),
-                    (adopted, ended) => format!(", {adopted} of them still running and {ended} ended meanwhile"),
-                };
-                let noun = if *programs == 1 { "program" } else { "programs" };
-                format!("gaggled {version} started{start_kind} with {programs} {noun}{found}")
-            }
-            SystemEvent::HandoverStarted { kind: to } => format!("gaggled hands over to the next daemon, for {to}"),
-            SystemEvent::JournalDegraded { reason: why } => format!("the journal is not written: {why}"),
-            SystemEvent::JournalRestored { lost_events: missed } => {
-                format!("the journal is written again; {missed} events are missing in it")
-            }
-            SystemEvent::JournalDamaged { file, reason: why } => format!("{file} was quarantined, because {why}"),
-            SystemEvent::ShutdownStarted => "gaggled was asked to shut down".to_owned(),
-            SystemEvent::ShutdownCompleted { unkillable: 0 } => "everything has stopped".to_owned(),
-            SystemEvent::ShutdownCompleted { unkillable: 1 } => "1 program could not be stopped".to_owned(),
-            SystemEvent::ShutdownCompleted { unkillable: survivors } => {
-                format!("{survivors} programs could not be stopped")
-            }
-            SystemEvent::CommandRefused { reason: why, .. } => format!("a command was refused: {why}"),
-            SystemEvent::ActorPanicked { actor, message } => format!("bug in gaggled: {actor} panicked: {message}"),
-        },
-    }
-}
-
-fn group_in_words(group: &str, event: &GroupEvent) -> String {
-    match event {
-        GroupEvent::LevelRequested { level } => format!("group {group} was asked to go to level {level}"),
-        GroupEvent::RestartRequested => format!("group {group} was asked to restart"),
-        GroupEvent::LevelReached { .. } => format!("group {group} has reached its level"),
-        GroupEvent::Failed { failed_program: by, .. } => format!("group {group} failed, because {by} did not end well"),
-        GroupEvent::FallbackStarted { level } => format!("group {group} went to level {level} for that"),
-    }
-}
-
-fn dependency_in_words(
-    graph: &Graph,
-    id: crate::base::ids::DependencyId,
-    event: &crate::event::DependencyEvent,
-) -> String {
-    use crate::event::DependencyEvent::{Broken, RestartTriggered, Satisfied};
-    let dependency = &graph.dependencies[id];
-    let (of, on) = (&graph.programs[dependency.dependent].name, &graph.programs[dependency.dependency].name);
-    match event {
-        Satisfied { .. } if dependency.condition == Condition::Completed => {
-            format!("{on} had completed, as {of} needs")
-        }
-        Satisfied { .. } => {
-            let what = if dependency.condition == Condition::Ready { "ready" } else { "up" };
-            match dependency.delay.0 {
-                0 => format!("{on} was {what}, as {of} needs"),
-                _ => format!("{on} had been {what} for {}, as {of} needs", dependency.delay),
-            }
-        }
-        Broken => format!("{of} can no longer count on {on}"),
-        RestartTriggered { .. } => format!("{of} has to restart, because {on} went down"),
-    }
-}
-
-/// Where a chain of causes ends, in words.
-pub fn describe_origin(cause: &Cause) -> String {
-    match cause {
-        Cause::DaemonStart => "gaggled was started".to_owned(),
-        Cause::Operator { who, .. } => format!("{who} asked for it"),
-        Cause::Kernel => "the operating system reported it".to_owned(),
-        Cause::Event(seq) | Cause::Timer(seq) => format!("event {seq} is no longer kept"),
     }
 }
 

@@ -52,7 +52,7 @@ pub struct EpochStart {
 impl EpochStart {
     /// Carries the state of the previous daemon over to the programs of a configuration.
     ///
-    /// A program that has a process and is no longer configured is kept, as retired, until it has stopped.
+    /// A program that has a process and is no longer configured is kept, as unconfigured, until it has stopped.
     pub fn new(last: Option<PreviousEpoch<'_>>, graph: &Graph, epoch: EpochId, now: Instant, wall: WallTime) -> Self {
         let (start_kind, state) = match last {
             None => (StartKind::First, State { at: now, ..State::new(Arc::new(graph.clone()), epoch) }),
@@ -152,8 +152,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
             }
             // A pending stop gets its full timeout again, counted from this start.
             let since = next.at;
-            next.programs[id].pending_stop =
-                next.programs[id].pending_stop.map(|leaving| PendingStop { since, ..leaving });
+            next.programs[id].pending_stop = next.programs[id].pending_stop.map(|stop| PendingStop { since, ..stop });
         }
         if next.programs[id].is_running() {
             next.running.insert(id);
@@ -305,10 +304,10 @@ fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now:
         && !unwritten
     {
         // What it has done is being undone already. If the reason was not written, it is wanted as it was.
-        let reason = known.pending_stop.map_or(StopReason::Operator, |leaving| leaving.reason);
-        let deadline = now + policy.killwait;
+        let reason = known.pending_stop.map_or(StopReason::Operator, |stop| stop.reason);
+        let kill_at = now + policy.killwait;
         events.extend([
-            ProgramEvent::Stopping { instance, reason, kill_at: deadline },
+            ProgramEvent::Stopping { instance, reason, kill_at },
             ProgramEvent::Adopted { instance, pid, start_time },
         ]);
         events.extend(known.pending_stop.is_none().then_some(ProgramEvent::StartRequested));

@@ -17,7 +17,7 @@ pub struct StateReplica {
     names: ProgramIndex,
 }
 
-/// What came of feeding a mirror.
+/// The result of feeding a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedResult {
     /// It was the next event.

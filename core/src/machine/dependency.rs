@@ -30,7 +30,7 @@ pub struct DependencyMachine {
     /// Whether opening or closing was proposed and has not been answered.
     pending_proposal: bool,
     /// The event after which the delay was begun.
-    armed_by: Seq,
+    timer_cause: Seq,
 }
 
 impl DependencyMachine {
@@ -45,7 +45,7 @@ impl DependencyMachine {
                         | ProgramEvent::Ready { .. }
                         | ProgramEvent::Exited { .. }
                 ) {
-                    self.armed_by = envelope.seq;
+                    self.timer_cause = envelope.seq;
                 }
             }
             Event::Dependency(dependency, event) if *dependency == self.id => self.own_event(event),
@@ -77,14 +77,16 @@ impl DependencyMachine {
         }
     }
 
-    /// A fall is answered at once, and each by an event of its own, however quickly they follow each other.
+    /// Each time that the dependency goes down is answered at once by an event of its own, however quickly they follow each
+    /// other. What that does to the dependent is in [`ProgramState::apply_dependency`](crate::state::ProgramState), and what
+    /// follows from it in [`ProgramMachine`](crate::machine::program).
     fn propagate_down(&mut self, cause: &Cause, out: &mut Outputs) {
         if self.definition.propagate && self.dependency.down_event > self.answered {
             self.answered = self.dependency.down_event;
             if let Some(down_event) = self.dependency.down_event {
-                let planned = self.dependency.pending_stop.is_some_and(|leaving| leaving.dependents_first);
-                let due = DependencyEvent::RestartTriggered { down_event, before_stop: planned };
-                out.propose(Event::Dependency(self.id, due), cause.clone());
+                let before_stop = self.dependency.pending_stop.is_some_and(|stop| stop.dependents_first);
+                let restart = DependencyEvent::RestartTriggered { down_event, before_stop };
+                out.propose(Event::Dependency(self.id, restart), cause.clone());
             }
         }
     }
@@ -118,7 +120,7 @@ impl Machine for DependencyMachine {
             state: *edge_state,
             answered: edge_state.last_down_event,
             pending_proposal: false,
-            armed_by: state.programs[dependency.dependency].last_seq,
+            timer_cause: state.programs[dependency.dependency].last_seq,
         }
     }
 
@@ -128,7 +130,7 @@ impl Machine for DependencyMachine {
                 self.committed(envelope);
                 self.decide(now, Cause::Event(envelope.seq), out);
             }
-            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.armed_by), out),
+            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.timer_cause), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
             Input::Restored(since) => self.decide(now, restored_cause(self.dependency.last_seq, *since), out),
             Input::HostReported(_) => {}

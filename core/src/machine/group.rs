@@ -138,9 +138,9 @@ impl GroupMachine {
             }
             if self.holds_back(member) {
                 if member.state.has_failed() {
-                    let by = self.policy(member).name.clone();
+                    let failed_program = self.policy(member).name.clone();
                     self.propose(
-                        Event::Group(self.id, GroupEvent::Failed { requested_by, failed_program: by }),
+                        Event::Group(self.id, GroupEvent::Failed { requested_by, failed_program }),
                         cause.clone(),
                         out,
                     );

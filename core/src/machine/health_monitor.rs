@@ -79,7 +79,7 @@ impl HealthMonitor {
             out.set_timer(Timer::Probe, now + check.every);
         }
         if let Some(limit) = self.policy.run_timeout {
-            out.set_timer(Timer::StartTimeout(state.instance), since + limit);
+            out.set_timer(Timer::RunTimeout(state.instance), since + limit);
         }
         self.on_watchdog_ping(now, state, out);
     }
@@ -120,8 +120,8 @@ impl HealthMonitor {
             HostEvent::ProbeResult(Err(error)) => {
                 self.failures += 1;
                 if self.policy.check.is_some_and(|check| self.failures >= check.failures) {
-                    let unhealthy_reason = UnhealthyReason::HealthCheckFailed(error);
-                    self.propose(ProgramEvent::Unhealthy { instance, reason: unhealthy_reason }, Cause::Kernel, out);
+                    let reason = UnhealthyReason::HealthCheckFailed(error);
+                    self.propose(ProgramEvent::Unhealthy { instance, reason }, Cause::Kernel, out);
                 } else {
                     self.set_check_timer(now, out);
                 }
@@ -132,8 +132,8 @@ impl HealthMonitor {
                 self.on_watchdog_ping(now, state, out);
             }
             HostEvent::ReportsFlushed => {
-                if let Some(unhealthy_reason) = self.overdue.take().and_then(|timer| self.missed(state, timer)) {
-                    let unhealthy = ProgramEvent::Unhealthy { instance, reason: unhealthy_reason };
+                if let Some(reason) = self.overdue.take().and_then(|timer| self.missed(state, timer)) {
+                    let unhealthy = ProgramEvent::Unhealthy { instance, reason };
                     self.propose(unhealthy, Cause::Timer(state.phase_event), out);
                 }
             }
@@ -167,11 +167,12 @@ impl HealthMonitor {
             Timer::StartTimeout(instance) if instance == state.instance && state.ready_since.is_none() => {
                 Some(UnhealthyReason::ReadinessTimeout(self.last))
             }
-            Timer::StartTimeout(instance) if instance == state.instance => {
+            Timer::RunTimeout(instance) if instance == state.instance => {
                 self.policy.run_timeout.map(|_| UnhealthyReason::RunTimeout)
             }
             Timer::Watchdog(instance) if instance == state.instance => Some(UnhealthyReason::WatchdogTimeout),
             Timer::StartTimeout(_)
+            | Timer::RunTimeout(_)
             | Timer::Watchdog(_)
             | Timer::Probe
             | Timer::Backoff

@@ -44,7 +44,7 @@ pub struct ProgramMachine {
     /// Whether a proposal of `decide` has not been answered.
     pending_proposal: bool,
     /// The event after which the timer of `decide` was armed.
-    armed_by: Seq,
+    timer_cause: Seq,
     health: HealthMonitor,
 }
 
@@ -82,11 +82,11 @@ impl ProgramMachine {
                 self.health.reset();
                 out.execute(HostCommand::Spawn { program, instance: *instance });
             }
-            ProgramEvent::Stopping { instance, kill_at: deadline, .. } => {
+            ProgramEvent::Stopping { instance, kill_at, .. } => {
                 self.pending_proposal = false;
                 let instance = *instance;
                 self.execute_stop(out);
-                out.set_timer(Timer::KillTimeout(instance), *deadline);
+                out.set_timer(Timer::KillTimeout(instance), *kill_at);
             }
             // What a stop command cannot do, a signal may, while there is time.
             ProgramEvent::StopCommandFailed { .. } if self.state.kill_at().is_some() => {
@@ -196,9 +196,9 @@ impl ProgramMachine {
                 now + killwait
             }
         };
-        let deadline = bound.min(now + killwait);
+        let kill_at = bound.min(now + killwait);
         let instance = self.state.instance;
-        self.propose(ProgramEvent::Stopping { instance, reason, kill_at: deadline }, cause, out);
+        self.propose(ProgramEvent::Stopping { instance, reason, kill_at }, cause, out);
     }
 
     /// Has the run that is stopping stopped in the way that is due now.
@@ -233,7 +233,7 @@ impl ProgramMachine {
     }
 
     fn set_timer(&mut self, timer: Timer, at: Instant, cause: &Cause, out: &mut Outputs) {
-        self.armed_by = cause.event().unwrap_or(self.armed_by);
+        self.timer_cause = cause.event().unwrap_or(self.timer_cause);
         out.set_timer(timer, at);
     }
 
@@ -359,7 +359,7 @@ impl Machine for ProgramMachine {
             shutdown_killwait: state.graph.killwait,
             signalled: None,
             pending_proposal: false,
-            armed_by: state.programs[id].last_seq,
+            timer_cause: state.programs[id].last_seq,
             health: HealthMonitor::new(id, &state.graph.programs[id]),
         }
     }
@@ -372,10 +372,12 @@ impl Machine for ProgramMachine {
             }
             Input::HostReported(report) => self.host_reported(now, *report, out),
             Input::TimerFired(Timer::KillTimeout(instance)) => self.kill(*instance, out),
-            Input::TimerFired(timer @ (Timer::Probe | Timer::StartTimeout(_) | Timer::Watchdog(_))) => {
+            Input::TimerFired(
+                timer @ (Timer::Probe | Timer::StartTimeout(_) | Timer::RunTimeout(_) | Timer::Watchdog(_)),
+            ) => {
                 self.health.timer_fired(&self.state, *timer, out);
             }
-            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.armed_by), out),
+            Input::TimerFired(_) => self.decide(now, Cause::Timer(self.timer_cause), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
             Input::Restored(since) => self.restored(now, *since, out),
         }

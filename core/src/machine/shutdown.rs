@@ -38,8 +38,8 @@ impl ShutdownMachine {
         let give_up = begun + self.timeout;
         if self.running.is_empty() || now >= give_up {
             self.completed = true;
-            let survivors = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
-            out.propose(Event::System(SystemEvent::ShutdownCompleted { unkillable: survivors }), cause);
+            let unkillable = u32::try_from(self.running.len()).unwrap_or(u32::MAX);
+            out.propose(Event::System(SystemEvent::ShutdownCompleted { unkillable }), cause);
         }
     }
 }

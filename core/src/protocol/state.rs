@@ -129,7 +129,7 @@ pub struct DependencyView {
     pub condition: Condition,
     /// How long that must have been so.
     pub delay_ms: Millis,
-    /// Whether `of` goes down with it.
+    /// Whether the dependent goes down with it.
     pub propagate: bool,
     /// Whether it is satisfied.
     pub satisfied: bool,

@@ -66,9 +66,9 @@ impl GroupState {
                 self.failed_program = None;
             }
             GroupEvent::LevelReached { .. } => self.level_switch = LevelSwitch::Settled,
-            GroupEvent::Failed { failed_program: by, .. } => {
+            GroupEvent::Failed { failed_program, .. } => {
                 self.level_switch = LevelSwitch::Failed;
-                self.failed_program = Some(by.clone());
+                self.failed_program = Some(failed_program.clone());
             }
             GroupEvent::FallbackStarted { level } => {
                 self.level = level.clone();

@@ -254,8 +254,8 @@ impl ProgramState {
     }
 
     /// Since when a dependency may count on it, if it may.
-    pub fn satisfied_since(&self, until: Condition) -> Option<Instant> {
-        match until {
+    pub fn satisfied_since(&self, condition: Condition) -> Option<Instant> {
+        match condition {
             Condition::Started => self.up_since.filter(|_| self.is_running_and_wanted()),
             Condition::Ready => self.ready_since.filter(|_| self.is_running_and_wanted()),
             Condition::Completed => self.is_completed().then_some(self.phase_since),
@@ -294,7 +294,7 @@ impl ProgramState {
     /// The exit status of an essential program that has ended by itself with this event.
     pub fn essential_exit(&self, event: &ProgramEvent) -> Option<ExitStatus> {
         if let ProgramEvent::Exited { status, remains, .. } = event {
-            let unhealthy = self.pending_stop.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
+            let unhealthy = self.pending_stop.is_some_and(|stop| stop.reason == StopReason::Unhealthy);
             let wanted = !self.operator_down && !self.start_pending && self.membership != Membership::Stopped;
             let by_itself = self.pending_stop.is_none() || unhealthy && wanted;
             return (by_itself && !remains).then_some(*status);

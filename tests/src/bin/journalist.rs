@@ -5,9 +5,9 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use gaggled_actors::journal::{
     directory::{StateDirectory, boot, segments},
-    entry::{Retention, WriterInit},
-    file::JournalWriterHandle,
     reader::{EventQuery, JournalReader},
+    writer_command::{Retention, WriterInit},
+    writer_handle::JournalWriterHandle,
 };
 use gaggled_core::{
     base::{

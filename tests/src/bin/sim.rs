@@ -5,7 +5,10 @@
 use std::{fs, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use gaggled_core::{journal::history, protocol::encode_event_with_state, state::State};
+use gaggled_core::{
+    protocol::{describe_event, encode_event_with_state},
+    state::State,
+};
 use gaggled_tests::sim::{
     invariants,
     mutants::Mutant,
@@ -117,7 +120,7 @@ fn show(script: &Script, run: &Run, arguments: &Arguments) {
                 let after = state.graph.subject(&envelope.event).map(|program| (program, &state.programs[program]));
                 println!("{}", encode_event_with_state(envelope, &state.graph, after));
             } else {
-                let words = history::describe_event(envelope, &state.graph);
+                let words = describe_event(envelope, &state.graph);
                 println!("{:>9} ms {:>6}  {words}  ({})", envelope.monotonic.as_millis(), envelope.seq, envelope.cause);
             }
         }

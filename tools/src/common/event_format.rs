@@ -6,8 +6,8 @@ use gaggled_core::{
     base::time::WallTime,
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
     graph::Graph,
-    journal::history::describe_event,
     process::ExitStatus,
+    protocol::describe_event,
 };
 use owo_colors::{AnsiColors, OwoColorize};
 use serde_json::Value;

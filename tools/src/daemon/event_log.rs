@@ -15,7 +15,7 @@ use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
     event::{Envelope, Event, GroupEvent, SystemEvent},
     graph::Graph,
-    journal::history::describe_event,
+    protocol::describe_event,
 };
 use slog::{Drain, Logger, error, info, o, warn};
 

@@ -15,7 +15,7 @@ use std::{
 use actix::Recipient;
 use gaggled_actors::{
     control::{ControlRequest, HandoverPrepared, HandoverRequest, PrepareHandover},
-    journal::file::JournalWriterHandle,
+    journal::writer_handle::JournalWriterHandle,
     spec,
 };
 use gaggled_core::{

@@ -20,9 +20,9 @@ use gaggled_actors::{
     journal::{
         JournalActor,
         directory::{RecoveredState, StateDirectory},
-        entry::{JournalStatusFn, Retention, WriterInit},
-        file::{Healed, JournalWriterHandle},
         reader::JournalReader,
+        writer_command::{JournalStatusFn, Retention, WriterInit},
+        writer_handle::{Healed, JournalWriterHandle},
     },
     messages::{Flush, HostReported, Propose},
     spec,
@@ -41,9 +41,9 @@ use tokio::{
 
 use super::{
     Channels, LoadedConfig,
-    adoption::AdoptedState,
     event_sinks::{ControlSink, LastEvent, ThreadSinks},
     handover::HandoverManager,
+    startup::StartupState,
 };
 use crate::{
     VERSION,
@@ -164,9 +164,9 @@ impl Startup<'_> {
     fn begin(
         &mut self,
         clock: Clock,
-        taken: AdoptedState,
+        taken: StartupState,
     ) -> io::Result<(RunningDaemon, oneshot::Receiver<LastEvent>)> {
-        let AdoptedState { head, state, committed, recorder, mut pipe, survivors, kept, reaped, before, own_cgroups } =
+        let StartupState { head, state, committed, recorder, mut pipe, survivors, kept, reaped, before, own_cgroups } =
             taken;
         let cgroups = head.cgroups.clone();
         let (publisher, server, slot_of_server) = self.channels.take().ok_or(io::ErrorKind::NotFound)?;

@@ -11,9 +11,8 @@ use gaggled_core::{
     },
     event::{Event, SystemEvent},
     graph::Graph,
-    journal::history,
     planning::simulate::{Fault, Impact, Scenario, Simulation},
-    protocol::encode_event_with_state,
+    protocol::{describe_event, encode_event_with_state},
 };
 
 use crate::{
@@ -75,7 +74,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
             if matches!(envelope.event, Event::System(SystemEvent::DaemonStarted { .. })) {
                 continue;
             }
-            let words = history::describe_event(envelope, &state.graph);
+            let words = describe_event(envelope, &state.graph);
             lines.push(format!("{:>10} {:>5}  {words}{why}", seconds(envelope.monotonic), envelope.seq));
         }
     }

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use crate::host::{
     cgroup::Cgroup,
     procfs::{self, Stat},
+    track::process_tree::Held,
 };
 
 /// The instances of which something is left.
@@ -144,11 +145,30 @@ impl Process {
     }
 
     /// Asks everything in its group to end.
-    pub(crate) fn terminate(&mut self, pid: i32) {
+    pub(crate) fn terminate_group(&mut self, pid: i32) {
         self.is_group_asked = true;
         self.signal(pid, Signal::SIGTERM);
         // One that stands still could not hear it.
         self.signal(pid, Signal::SIGCONT);
+    }
+
+    /// Asks processes outside its group to end, those of them that were not asked before.
+    pub(crate) fn ask(&mut self, others: &[Held]) {
+        // Start times are rounded: one that is as late as the first request may have begun after it.
+        let since = self.asked_since.replace(self.asked_since.unwrap_or_else(procfs::now));
+        for held in others.iter().filter(|held| since.is_none_or(|since| held.start_time.0 < since.0)) {
+            if self.asked.insert(held.pid, held.start_time).is_none() {
+                held.terminate();
+            }
+        }
+    }
+
+    /// Kills processes outside its group, and counts each once.
+    pub(crate) fn kill_others(&mut self, others: &[Held]) {
+        for held in others {
+            held.kill();
+            self.killed.insert((held.pid, held.start_time));
+        }
     }
 
     /// Sends a signal to its group, if that is still its own.

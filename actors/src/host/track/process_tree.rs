@@ -5,11 +5,14 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use gaggled_core::process::StartTime;
+use gaggled_core::{base::ids::InstanceId, process::StartTime};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use crate::host::procfs::{self, Stat};
+
+/// Processes that carry tokens and have lost their parents, with everything below them, by program and run.
+pub(crate) type ProcessesByToken = BTreeMap<(String, InstanceId), BTreeMap<i32, Stat>>;
 
 /// A process that cannot be mistaken for another that gets its id later.
 pub(crate) struct Held {

@@ -32,7 +32,7 @@ use crate::host::{
     spawn::sys::{self, SpawnError},
     track::{
         process_table::{Helper, MainProcess, Process, ProcessTable},
-        process_tree::{hold, kill_tree},
+        process_tree::{ProcessesByToken, hold, kill_tree},
     },
 };
 
@@ -176,7 +176,7 @@ impl ProcessTracker {
         if process.ended.is_none() || process.lives(pid) {
             self.order(SpawnRequest::StopCommand(program, instance, pid));
         } else {
-            self.settle(&mut table, pid);
+            self.queue_final_sweep(&mut table, pid);
         }
     }
 
@@ -184,9 +184,20 @@ impl ProcessTracker {
     pub(crate) fn terminate_run(&self, program: ProgramId, instance: InstanceId) {
         let mut table = self.table();
         let Some((pid, _)) = table.ask_to_end(program, instance) else { return };
-        self.terminate(&mut table, pid);
+        self.terminate_processes(&mut table, pid);
         if table.by_pid.get(&pid).is_some_and(|process| process.ended.is_some() && !process.lives(pid)) {
-            self.settle(&mut table, pid);
+            self.queue_final_sweep(&mut table, pid);
+        }
+    }
+
+    /// Asks everything that a run consists of to end, as far as it has not lost its parents: those are looked for when the
+    /// group is gone.
+    pub(crate) fn terminate_processes(&self, table: &mut ProcessTable, main: i32) {
+        let Some(process) = table.by_pid.get(&main) else { return };
+        let others = self.outside(table, process, &[main], &ProcessesByToken::new());
+        if let Some(process) = table.by_pid.get_mut(&main) {
+            process.terminate_group(main);
+            process.ask(&others);
         }
     }
 
@@ -208,11 +219,11 @@ impl ProcessTracker {
         // Its main process has gone, so nothing more will be heard of it. To count the rest takes a look at all
         // processes, for which the actors do not wait.
         let later = self.own.upgrade();
-        let count = move || later.iter().for_each(|shared| shared.sweep(pid));
+        let count = move || later.iter().for_each(|shared| shared.kill_rest(pid));
         let counting = thread::Builder::new().name("kill-kept".into()).spawn(count);
         if counting.is_err() {
             process.signal(pid, SIGKILL);
-            self.settle(&mut table, pid);
+            self.queue_final_sweep(&mut table, pid);
         }
     }
 

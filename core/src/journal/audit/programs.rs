@@ -48,10 +48,10 @@ impl JournalAudit {
                 seen.in_stop_command = false;
                 seen.stopping = None;
             }
-            ProgramEvent::Stopping { reason, kill_at: deadline, .. } => {
+            ProgramEvent::Stopping { reason, kill_at, .. } => {
                 self.goes_last(id, *reason, at);
                 let seen = self.seen(id);
-                seen.stopping = Some((at, *deadline));
+                seen.stopping = Some((at, *kill_at));
                 seen.told = true;
                 seen.in_stop_command = !seen.running;
             }

@@ -39,8 +39,8 @@ impl ProgramState {
                 }
             }
             ProgramEvent::Ready { .. } => self.ready_since = Some(at),
-            ProgramEvent::Unhealthy { reason: unhealthy_reason, .. } => {
-                self.unhealthy_reason = Some(*unhealthy_reason);
+            ProgramEvent::Unhealthy { reason, .. } => {
+                self.unhealthy_reason = Some(*reason);
                 self.pending_stop =
                     Some(PendingStop { reason: StopReason::Unhealthy, dependents_first: false, since: at });
             }
@@ -50,8 +50,8 @@ impl ProgramState {
                 self.revision += 1;
             }
             ProgramEvent::SpawnFailed { stage, errno, .. } => self.not_started(*stage, *errno, policy, epoch, at),
-            ProgramEvent::Stopping { reason, kill_at: deadline, .. } => {
-                self.stop = Some(Stop { method: StopMethod::first(policy, self.phase), kill_at: Some(*deadline) });
+            ProgramEvent::Stopping { reason, kill_at, .. } => {
+                self.stop = Some(Stop { method: StopMethod::first(policy, self.phase), kill_at: Some(*kill_at) });
                 self.phase = Phase::Stopping;
                 self.pending_stop =
                     self.pending_stop.or(Some(PendingStop { reason: *reason, dependents_first: false, since: at }));
@@ -114,11 +114,11 @@ impl ProgramState {
         match event {
             DependencyEvent::Satisfied { .. } => self.unsatisfied = self.unsatisfied.saturating_sub(1),
             DependencyEvent::Broken => self.unsatisfied = self.unsatisfied.saturating_add(1),
-            DependencyEvent::RestartTriggered { before_stop: planned, .. } => {
+            DependencyEvent::RestartTriggered { before_stop, .. } => {
                 self.start_pending = self.membership != Membership::Stopped;
                 self.not_before = None;
                 self.recent_starts.clear();
-                if *planned {
+                if *before_stop {
                     self.request_stop(StopReason::DependencyDown, seq, at);
                 } else if self.is_running() && self.pending_stop.is_none() {
                     self.pending_stop =
@@ -173,7 +173,7 @@ impl ProgramState {
         self.kept = kept;
         self.outcome = Some(Outcome::Exited(status));
         self.succeeded = true;
-        if self.pending_stop.is_none_or(|leaving| !leaving.dependents_first) {
+        if self.pending_stop.is_none_or(|stop| !stop.dependents_first) {
             self.down_event = Some(seq);
         }
         self.phase = Phase::ActiveExited;
@@ -184,10 +184,10 @@ impl ProgramState {
 
     fn exited(&mut self, status: ExitStatus, policy: &Policy, epoch: EpochId, seq: Seq, at: Instant) {
         let began = self.up_since.unwrap_or(at);
-        let unhealthy = self.pending_stop.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy);
+        let unhealthy = self.pending_stop.is_some_and(|stop| stop.reason == StopReason::Unhealthy);
         let planned = self.pending_stop.is_some() && !unhealthy;
         let wanted = !self.operator_down && self.membership != Membership::Stopped;
-        if self.pending_stop.is_none_or(|leaving| !leaving.dependents_first) {
+        if self.pending_stop.is_none_or(|stop| !stop.dependents_first) {
             self.down_event = Some(seq);
         }
         self.outcome = Some(Outcome::Exited(status));

@@ -6,70 +6,30 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    iter,
-    sync::Arc,
     thread,
 };
 
-use crossbeam_channel::Receiver;
 use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
-    host::Ending,
     process::StartTime,
 };
 use nix::unistd::{getpid, getppid};
 
 use crate::host::{
     cgroup::Cgroup,
-    messages::Emptied,
     procfs::{self, Stat},
     spawn::token::Token,
     track::{
         process_table::{Process, ProcessTable},
-        process_tree::{Held, descendants, kill_tree, wait_for},
+        process_tree::{Held, ProcessesByToken, descendants, kill_tree, wait_for},
         tracker::ProcessTracker,
     },
 };
 
-/// Processes that carry tokens and have lost their parents, with everything below them, by program and run.
-type ProcessesByToken = BTreeMap<(String, InstanceId), BTreeMap<i32, Stat>>;
-
 /// How many processes of one run are held at once; what is beyond that is found when those have ended.
 const HELD_MAX: usize = 512;
 
-impl Process {
-    /// Asks processes outside its group to end, those of them that were not asked before.
-    fn ask(&mut self, others: &[Held]) {
-        // Start times are rounded: one that is as late as the first request may have begun after it.
-        let since = self.asked_since.replace(self.asked_since.unwrap_or_else(procfs::now));
-        for held in others.iter().filter(|held| since.is_none_or(|since| held.start_time.0 < since.0)) {
-            if self.asked.insert(held.pid, held.start_time).is_none() {
-                held.terminate();
-            }
-        }
-    }
-
-    /// Kills processes outside its group, and counts each once.
-    pub(crate) fn kill_others(&mut self, others: &[Held]) {
-        for held in others {
-            held.kill();
-            self.killed.insert((held.pid, held.start_time));
-        }
-    }
-}
-
 impl ProcessTracker {
-    /// Asks everything that a run consists of to end, as far as it has not lost its parents: those are looked for when the
-    /// group is gone.
-    pub(crate) fn terminate(&self, table: &mut ProcessTable, main: i32) {
-        let Some(process) = table.by_pid.get(&main) else { return };
-        let others = self.outside(table, process, &[main], &ProcessesByToken::new());
-        if let Some(process) = table.by_pid.get_mut(&main) {
-            process.terminate(main);
-            process.ask(&others);
-        }
-    }
-
     /// The processes of a run that are not in its group. `roots` are those of its group, as far as they are known, and
     /// `tagged` what has been found by tokens.
     pub(crate) fn outside(
@@ -102,34 +62,9 @@ impl ProcessTracker {
         others.filter_map(|(pid, stat)| Held::new(pid, &stat)).collect()
     }
 
-    /// Everything in the group of a run is gone: it has ended when the rest is gone, too, which is looked for by the
-    /// thread of [`ProcessTracker::sweep_for_ever`].
-    pub(crate) fn settle(&self, table: &mut ProcessTable, main: i32) {
-        if let Some(process) = table.by_pid.get_mut(&main).filter(|process| !process.awaits_others) {
-            process.awaits_others = true;
-            let _ = self.emptied.send((main, process.instance));
-        }
-    }
-
-    /// Looks for what runs have outside their groups, for all of them at once that have ended meanwhile: a look at all
-    /// processes costs the same for one as for a thousand.
-    pub(crate) fn sweep_for_ever(&self, emptied: &Receiver<Emptied>) {
-        for first in emptied {
-            let batch: Vec<Emptied> = iter::once(first).chain(emptied.try_iter()).collect();
-            let is_orphaned = |(main, _): &Emptied| {
-                let table = self.table();
-                table.by_pid.get(main).is_some_and(|process| process.may_be_orphaned)
-            };
-            let tagged = self.tagged(batch.iter().any(is_orphaned));
-            for (main, instance) in batch {
-                self.conclude_or_wait(&mut self.table(), main, instance, &tagged);
-            }
-        }
-    }
-
     /// What carries a token and has lost its parent: children of this process or of the subreaper, or, after both were
     /// killed, of any other.
-    fn tagged(&self, of_all: bool) -> ProcessesByToken {
+    pub(crate) fn tagged(&self, of_all: bool) -> ProcessesByToken {
         let mut tagged = ProcessesByToken::new();
         if of_all {
             procfs::all().for_each(|pid| self.add_tagged(pid, None, &mut tagged));
@@ -173,29 +108,6 @@ impl ProcessTracker {
         }
     }
 
-    /// A run has ended when a look finds nothing of it outside its group. Until then what is found is asked to end, or is
-    /// killed when its time is over, and is looked for again when it has ended: it may have started others meanwhile.
-    fn conclude_or_wait(&self, table: &mut ProcessTable, main: i32, instance: InstanceId, tagged: &ProcessesByToken) {
-        let Some(process) = table.by_pid.get_mut(&main).filter(|process| process.instance == instance) else { return };
-        process.awaits_others = false;
-        let Some(status) = process.ended else { return };
-        let Some(process) = table.by_pid.get(&main) else { return };
-        let left = self.outside(table, process, &[], tagged);
-        let Some(process) = table.by_pid.get_mut(&main) else { return };
-        if left.is_empty() {
-            return self.conclude(table, main, status);
-        }
-        if process.ending == Ending::Asked {
-            process.ask(&left);
-        } else {
-            process.kill_others(&left);
-        }
-        if let Err(left) = self.await_others(process, main, left) {
-            process.kill_others(&left);
-            self.conclude(table, main, status);
-        }
-    }
-
     /// Kills what a run has left that ended well, when nothing of it is wanted after all.
     pub(crate) fn kill_kept(&self, program: ProgramId, instance: InstanceId) {
         let own = self.own.clone();
@@ -227,30 +139,6 @@ impl ProcessTracker {
         let table = self.table();
         let others = table.by_pid.get(&main).map(|process| self.outside(&table, process, members, &tagged));
         members.len() + others.map_or(0, |others| others.len())
-    }
-
-    /// Waits in a thread until these have ended, or gives them back if there is no thread to be had.
-    fn await_others(&self, process: &mut Process, main: i32, left: Vec<Held>) -> Result<(), Vec<Held>> {
-        let (shared, instance) = (self.own.clone(), process.instance);
-        let left = Arc::new(left);
-        let held = Arc::clone(&left);
-        let wait = move || {
-            wait_for(&held);
-            if let Some(shared) = shared.upgrade() {
-                shared.others_ended(main, instance);
-            }
-        };
-        process.awaits_others = thread::Builder::new().name("others".into()).spawn(wait).is_ok();
-        if process.awaits_others { Ok(()) } else { Err(Arc::into_inner(left).unwrap_or_default()) }
-    }
-
-    fn others_ended(&self, main: i32, instance: InstanceId) {
-        let mut table = self.table();
-        let Some(process) = table.by_pid.get_mut(&main).filter(|process| process.instance == instance) else { return };
-        process.awaits_others = false;
-        if process.ended.is_some() {
-            self.settle(&mut table, main);
-        }
     }
 
     /// Kills what a check or a stop command of a program has put into sessions of its own, now that it has ended. When that

@@ -5,7 +5,7 @@
 //! says so; a new segment, which begins with a snapshot, heals that. A file that could not be synchronised is never
 //! written again, because the kernel may have dropped what it could not write.
 
-use crate::journal::entry::{JournalStatusFn, Retention, WriterCommand, WriterInit};
+use crate::journal::writer_command::{JournalStatusFn, Retention, WriterCommand, WriterInit};
 use std::{
     io,
     path::PathBuf,
@@ -21,7 +21,7 @@ use crossbeam_channel::{Sender, TrySendError};
 use gaggled_core::{base::ids::Seq, event::SystemEvent, journal::segment::ConfigSource};
 use tokio::sync::oneshot;
 
-pub use super::place::Healed;
+pub use super::directory_watch::Healed;
 use super::{Sink, writer::Writer};
 
 /// How many events may wait for the disk.

@@ -27,7 +27,7 @@ use super::{LoadedConfig, run::Startup};
 use crate::VERSION;
 
 /// What has been taken over from the previous daemon.
-pub(super) struct AdoptedState {
+pub(super) struct StartupState {
     pub head: SegmentHeader,
     /// The state before the first event of this daemon.
     pub state: State,
@@ -56,7 +56,7 @@ struct ProcessScan {
 
 impl Startup<'_> {
     /// Looks what the previous daemon has left, and commits what follows from that.
-    pub(super) fn take_over(&self, clock: Clock) -> Result<AdoptedState, String> {
+    pub(super) fn take_over(&self, clock: Clock) -> Result<StartupState, String> {
         let Self { system, directory, fallback_directory_reason, recovered, .. } = self;
         let mut head = system.head(clock, recovered, directory);
         let last = recovered.last.as_ref().map(|(last, _)| last.config.clone());
@@ -74,20 +74,20 @@ impl Startup<'_> {
         let stays = |path: &PathBuf| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
         let of_before = of_before.iter().filter(|path| own.as_ref() != Some(path) && stays(path));
         head.cgroups = own.iter().chain(of_before).cloned().collect();
-        let opening = system.opening(clock, head.epoch, self);
-        let state = opening.state.clone();
+        let epoch_start = system.epoch_start(clock, head.epoch, self);
+        let state = epoch_start.state.clone();
         let files = spec::daemon_files(&system.config);
-        let looked = self.look(&opening, &head, &files, &head.cgroups).map_err(|error| error.to_string())?;
+        let looked = self.look(&epoch_start, &head, &files, &head.cgroups).map_err(|error| error.to_string())?;
         let ProcessScan { found, survivors, kept, reaped, recorder, pipe } = looked;
-        let wishes = system.wishes(
+        let changes = system.requested_changes(
             &state,
             (directory, recovered, self.resumes()),
             fallback_directory_reason.as_deref(),
             before.as_ref(),
         );
-        let committed = opening.commit(VERSION, found, wishes);
+        let committed = epoch_start.commit(VERSION, found, changes);
         let before = before.map(|before| before.config);
-        Ok(AdoptedState { head, state, committed, recorder, pipe, survivors, kept, reaped, before, own_cgroups: own })
+        Ok(StartupState { head, state, committed, recorder, pipe, survivors, kept, reaped, before, own_cgroups: own })
     }
 
     /// Whether the previous daemon has left this one its work in the middle of it.
@@ -99,7 +99,7 @@ impl Startup<'_> {
     /// left of the journal but its identity.
     fn look(
         &self,
-        opening: &EpochStart,
+        epoch_start: &EpochStart,
         head: &SegmentHeader,
         daemon_files: &BTreeMap<String, String>,
         cgroups: &[PathBuf],
@@ -111,7 +111,7 @@ impl Startup<'_> {
         let mut reaped = Vec::new();
         let last = recovered.last.as_ref().filter(|(before, _)| before.boot == head.boot);
         let runs = last.and_then(|(before, _)| recorder.read(before.epoch));
-        let state = last.map_or(&opening.state, |(_, last)| last);
+        let state = last.map_or(&epoch_start.state, |(_, last)| last);
         let before = host::PreviousRun {
             state,
             identity: &head.journal,
@@ -120,7 +120,7 @@ impl Startup<'_> {
             is_subreaper_alive: self.resumes(),
             cgroups,
         };
-        let host::ScanResult { found, survivors, kept } = host::look(&before, &opening.state, || {
+        let host::ScanResult { found, survivors, kept } = host::look(&before, &epoch_start.state, || {
             reaped = pipe.as_mut().and_then(ExitPipe::look).unwrap_or_default();
             reaped.clone()
         });
@@ -143,7 +143,7 @@ impl LoadedConfig {
         }
     }
 
-    fn opening(&self, clock: Clock, epoch: EpochId, startup: &Startup<'_>) -> EpochStart {
+    fn epoch_start(&self, clock: Clock, epoch: EpochId, startup: &Startup<'_>) -> EpochStart {
         let Startup { recovered, directory, .. } = startup;
         let last = recovered.last.as_ref().map(|(head, state)| PreviousEpoch {
             state,
@@ -157,36 +157,36 @@ impl LoadedConfig {
 
     /// What is to be committed besides what was found: what a changed configuration wants, and what is wrong with the
     /// journal.
-    fn wishes(
+    fn requested_changes(
         &self,
         state: &State,
         (directory, recovered, resumes): (&StateDirectory, &RecoveredState, bool),
         fallback_directory_reason: Option<&str>,
         before: Option<&Self>,
     ) -> Vec<(Event, Cause)> {
-        let mut wishes = Vec::new();
+        let mut changes = Vec::new();
         for (file, why) in &recovered.damaged {
             let event = SystemEvent::JournalDamaged { file: file.clone(), reason: why.clone() };
-            wishes.push((Event::System(event), Cause::Kernel));
+            changes.push((Event::System(event), Cause::Kernel));
         }
         // It may have been made anew and not been written to again.
         if directory.origin == Origin::Lost || resumes && recovered.last.is_none() {
             let why = "it was removed while gaggled ran: programs are known by their tokens, but what operators wanted \
                        and the history are lost";
             let file = directory.path().display().to_string();
-            wishes.push((Event::System(SystemEvent::JournalDamaged { file, reason: why.to_owned() }), Cause::Kernel));
+            changes.push((Event::System(SystemEvent::JournalDamaged { file, reason: why.to_owned() }), Cause::Kernel));
         }
         if let Some(why) = fallback_directory_reason {
             let event = SystemEvent::JournalDegraded { reason: why.to_owned() };
-            wishes.push((Event::System(event), Cause::Kernel));
+            changes.push((Event::System(event), Cause::Kernel));
         }
         if let Some((head, last)) = &recovered.last
             && head.config.text != self.text.text
             && let Some(old) = before
         {
             let cause = last.handover.map_or(Cause::DaemonStart, |(_, seq)| Cause::Event(seq));
-            wishes.extend(Plan::new(&old.config, &self.config, last).wishes(state, &cause));
+            changes.extend(Plan::new(&old.config, &self.config, last).wishes(state, &cause));
         }
-        wishes
+        changes
     }
 }
