@@ -49,7 +49,7 @@ pub fn start(
     Actors { journal, machines }
 }
 
-/// Lets everything begin: what is wanted comes up, and what was under way goes on.
+/// Opens the journal: programs that are wanted start, and starts and stops that were under way continue.
 pub fn open(journal: &Addr<JournalActor>) {
     journal.do_send(OpenJournal);
 }

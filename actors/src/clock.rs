@@ -5,7 +5,7 @@ use gaggled_core::base::time::{Instant, WallTime};
 /// A monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    /// A moment, and how long the clock had run then.
+    /// An instant of tokio, and the reading of this clock at that instant.
     origin: (tokio::time::Instant, Instant),
     wall: Wall,
 }
@@ -18,8 +18,8 @@ enum Wall {
     Virtual,
 }
 
-/// Now, for what waits for the kernel or a disk and not for a program: that lives in real time, also where programs do
-/// not.
+/// The real time, for timeouts on the kernel or a disk: these pass in real time even where programs run in virtual
+/// time.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
 pub(crate) fn real_now() -> std::time::Instant {
     std::time::Instant::now()

@@ -1,7 +1,7 @@
 //! The control actor: answers requests, and turns commands into proposals.
 //!
-//! It keeps a fold of its own, so that a question never waits for the journal, and the last events, so that it can say
-//! why. A command is answered when its events are committed, or, if its sender waits, when the programs are there.
+//! It keeps its own copy of the state, so that a query never waits for the journal, and the latest events, to explain
+//! causes. A command is answered when its events are committed, or, if its sender waits, when its target is reached.
 
 mod dispatch;
 mod history_queries;
@@ -70,7 +70,7 @@ pub struct ProposalRefused {
     pub refusal: Refusal,
 }
 
-/// Everything has stopped. When this has been handled, whatever was asked before has been answered.
+/// Everything has stopped. When this message has been handled, all earlier requests have been answered.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct DrainReplies;
@@ -92,7 +92,7 @@ pub struct DaemonInfo {
     pub state: String,
 }
 
-/// What changes gaggled as a whole.
+/// A request that concerns gaggled as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandoverRequest {
     /// Only say what another configuration would change.
@@ -105,23 +105,23 @@ pub enum HandoverRequest {
         /// The file, if it is not the one that gaggled was started with.
         file: Option<String>,
     },
-    /// Go on as another version.
+    /// Hand over to another version.
     Upgrade {
         /// The binary, if it is not the one that gaggled was started from.
         binary: Option<String>,
     },
 }
 
-/// What came of it.
+/// The outcome of preparing a handover.
 #[derive(Clone, Debug)]
 pub struct HandoverPrepared {
     /// The body of the reply.
     pub body: serde_json::Value,
-    /// What the next daemon is to begin for; everything that it needs has been left for it.
+    /// The handover to start, for which everything has been prepared; `None` if this daemon goes on.
     pub handover: Option<Handover>,
 }
 
-/// Prepares a change of gaggled as a whole, given the state. It may take its time.
+/// Prepares a plan or a handover, given the state. It may block.
 pub type PrepareHandover = Arc<dyn Fn(HandoverRequest, &State) -> Result<HandoverPrepared, ReplyError> + Send + Sync>;
 
 /// What the actor works with besides the state.
@@ -131,11 +131,11 @@ pub struct ControlServices {
     pub clock: Clock,
     /// Where commands are proposed.
     pub journal: Addr<JournalActor>,
-    /// What is waited for before a command is answered.
+    /// The journal writer: a command is answered when its events are written.
     pub file: JournalWriterHandle,
-    /// What is past.
+    /// Reads events that are no longer in memory.
     pub reader: JournalReader,
-    /// What changes gaggled as a whole.
+    /// Prepares plans and handovers.
     pub prepare_handover: PrepareHandover,
     /// What gaggled says of itself.
     pub info: DaemonInfo,
@@ -145,7 +145,7 @@ pub struct ControlServices {
 struct RequestContext {
     peer: Peer,
     id: String,
-    /// For finding the same request again; empty if it may be done twice.
+    /// Identifies a request that is sent again; empty if it may be carried out twice.
     key: String,
     /// Whether it is a command and not a query.
     is_command: bool,
@@ -162,11 +162,11 @@ pub struct ControlActor {
     journal: Addr<JournalActor>,
     pending: PendingRequests,
     reply_gate: ReplyGate,
-    /// The commands that were answered last, by who gave them and their id.
+    /// The latest replies to commands, by client, request id and action.
     answered: VecDeque<(String, Reply)>,
-    /// What commands have done in the previous daemons: they act once, too.
+    /// The effects of commands given to previous daemons: a command that is sent again acts only once.
     taken: BTreeSet<CommandKey>,
-    /// Commands that go without an id of their own are numbered.
+    /// The number of commands so far, which names commands without an id.
     commands: u64,
     /// Since when refusals are counted, and how many there were.
     refusals: (Instant, u32),
@@ -186,7 +186,7 @@ impl ControlActor {
     pub const HISTORY: usize = 8192;
     /// How many requests may wait for programs at once.
     const WAITERS: usize = 2048;
-    /// How many of them may only look, so that there is always room for a command.
+    /// A query may wait only below this number, so that there is always room for a command.
     const WATCHERS: usize = 1024;
     /// For how long a request may wait.
     const WAIT_MAX: Millis = Millis(3_600_000);
@@ -225,7 +225,7 @@ impl ControlActor {
 
     fn ask(&mut self, ControlRequest { peer, request, answer }: ControlRequest, ctx: &mut Context<Self>) {
         if self.state.handover.is_some() {
-            // The next daemon will be asked: the client's socket sends again what was not answered when this one has gone.
+            // No reply: when this daemon has ended, the client's socket sends the request to the next one.
             return std::mem::forget(answer);
         }
         let Request { id, action, .. } = request;
@@ -284,7 +284,7 @@ impl ControlActor {
         let before = events.len();
         events.retain(|event| !self.taken.contains(&CommandKey::new(&peer.who, id, event, &self.state.graph)));
         if events.len() < before {
-            // The answer was lost with the previous daemon; what has been done is done, or under way.
+            // The previous daemon committed these events but could not reply: any run satisfies the target.
             target = target.map(|target| target.after(&self.state, |_| true));
         }
         self.commands += 1;
@@ -322,8 +322,8 @@ impl ControlActor {
         }
     }
 
-    /// Takes a refusal down, but up to a limit: a client that may only look could fill the
-    /// journal with them.
+    /// Records a refusal in the journal, up to a limit: a client that may only observe could otherwise fill the journal
+    /// with them.
     fn log_refusal(&mut self, peer: &Peer, id: &str, code: ErrorCode, why: &str) {
         let now = self.clock.now();
         if now >= self.refusals.0 + REFUSALS.1 {
@@ -374,7 +374,7 @@ impl Handler<Committed> for ControlActor {
 impl Handler<ControlRequest> for ControlActor {
     type Result = ();
     fn handle(&mut self, ask: ControlRequest, ctx: &mut Context<Self>) {
-        // A request that meets a bug costs its own answer and no other: the answer that is dropped says so.
+        // A panic affects only this request: when its responder is dropped, the client gets an error.
         let asked = catch_unwind(AssertUnwindSafe(|| self.ask(ask, ctx)));
         if let Err(panic) = asked {
             let message = panic_message(panic.as_ref());
@@ -390,7 +390,7 @@ impl Handler<JobFinished> for ControlActor {
         match concluded {
             JobResult::Reply(reply) => {
                 if let Some(error) = reply.error.as_ref().filter(|_| asked.is_command) {
-                    // A SIGHUP has no answer.
+                    // Logged as well, because a reload by SIGHUP has no client to reply to.
                     self.log_refusal(&asked.peer, &asked.id, error.code, &error.message);
                 }
                 answer(reply);

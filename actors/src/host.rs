@@ -1,7 +1,7 @@
 //! The host: the actor that owns the processes of this machine.
 //!
-//! Only here is there anything unsafe, in `spawn::sys`, because the kernel offers no other way to start a process at the
-//! same price whatever the size of the daemon.
+//! All unsafe code is in `spawn::sys`, because no safe interface starts a process at a cost that is independent of the
+//! size of the daemon.
 
 pub mod cgroup;
 mod linux;
@@ -51,12 +51,13 @@ impl<P: Unpin + 'static> Actor for HostActor<P> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        // What waits here is bounded by the number of programs: each has at most one command and one report under way.
+        // No limit: the number of programs bounds the queue, since each has at most one command and one report under
+        // way.
         ctx.set_mailbox_capacity(0);
     }
 }
 
-/// Carry out what was asked for, and leave everything else to the next daemon.
+/// Carry out the commands so far, within this time, and leave everything else to the next daemon.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct HandOver(pub Duration);

@@ -34,7 +34,7 @@ pub struct OpenJournal;
 /// `tools/src/daemon/run.rs`.
 pub type Sink = Box<dyn FnMut(&Arc<Envelope>, &State)>;
 
-/// Hears what was refused to those who are no actors of their own.
+/// Receives refusals of proposals that no machine has made.
 pub type RefusalHandler = Box<dyn FnMut(&Cause, &Refusal)>;
 
 /// The actor of the journal.

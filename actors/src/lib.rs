@@ -1,8 +1,8 @@
-//! This machine: one actor per program and per dependency, the journal, and the processes.
+//! The actors of a daemon: one per program, dependency and group, and those for the journal, control and the host.
 //!
-//! The actors are thin: [`machine_actor`] hands what it hears to a machine of the core and does what that wants. They know
-//! nothing of the network; what comes from outside enters through [`control`], and what goes out leaves through a
-//! closure given to [`actor_system`].
+//! The actors are thin: [`machine_actor`] passes inputs to a machine of the core and carries out its outputs. They know
+//! nothing of the network: requests enter through [`control`], and events leave through sinks given to
+//! [`actor_system`].
 
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::unreachable))]
 #![deny(clippy::wildcard_enum_match_arm)]

@@ -94,7 +94,7 @@ pub struct MachineActor {
     id: ActorId,
     /// None after a panic, until it is restored.
     machine: Option<AnyMachine>,
-    /// Reports of the host meanwhile: the host does not repeat them.
+    /// Reports of the host while the machine is missing: the host does not repeat them.
     buffered: Vec<HostReport>,
     panics: u32,
     timers: Timers,

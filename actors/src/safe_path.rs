@@ -11,7 +11,7 @@
 //! - a file is first looked at through a descriptor that cannot read or write it, because the mere opening of a device
 //!   may have an effect, and nothing is ever waited for.
 //!
-//! Nothing else in gaggled opens a path of a program; a test of the sources keeps it so.
+//! No other code in gaggled opens a path of a program; a test of the sources enforces that.
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -152,9 +152,9 @@ impl SafePath {
     }
 }
 
-/// Never waits, never becomes the controlling terminal, never reaches a program.
+/// Does not block, acquires no controlling terminal, and is not inherited by programs.
 const QUIET: OFlag = OFlag::O_NONBLOCK.union(OFlag::O_NOCTTY).union(OFlag::O_CLOEXEC);
-/// Only looks: the file itself is not opened.
+/// Finds the file without opening it.
 const LOOK: OFlag = OFlag::O_PATH.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 impl SafeDirectory {
@@ -185,7 +185,7 @@ impl SafeDirectory {
         Ok(Self { descriptor, trust })
     }
 
-    /// A directory in this one. What is below a directory that others can change can be replaced as a whole.
+    /// A directory in this one. Below a directory that others can change, no directory is trusted: they can replace it.
     fn child(&self, name: &OsStr) -> io::Result<Self> {
         let child = Self::of(openat(&self.descriptor, name, LOOK | OFlag::O_DIRECTORY, Mode::empty())?)?;
         let trust = if self.trust == Trust::Others { self.trust } else { child.trust };
@@ -253,7 +253,7 @@ impl SafeDirectory {
         Ok(openat(&self.descriptor, name, flags, Mode::from_bits_truncate(mode))?.into())
     }
 
-    /// Makes a new regular file in the place of whatever has its name, that only users who can read `like` can read.
+    /// Replaces an entry by a new regular file that only users who can read `like` can read.
     ///
     /// # Errors
     /// What the kernel says; `EEXIST` if another keeps making a file of that name.

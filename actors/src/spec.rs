@@ -1,4 +1,4 @@
-//! From a configuration to what the host needs, and whether it can be had on this machine.
+//! Turns a configuration into what the host needs, and checks whether this machine can provide it.
 
 mod cgroups;
 mod directories;
@@ -20,8 +20,8 @@ use gaggled_core::{
 };
 use nix::unistd::geteuid;
 
-/// What the host needs of each program of a graph. One that is no longer configured is stopped as the configuration
-/// before said, if that is known, and never started again.
+/// The launch specification of each program of a graph. A program that is no longer configured is stopped as the
+/// previous configuration says, if that is known, and never started again.
 pub fn specs(
     config: &Config,
     before: Option<&Config>,
@@ -96,7 +96,7 @@ pub fn log_routes(config: &Config, pipes: &Path) -> Vec<LogRoute> {
         let merged = config.gaggled.prefix_output && program.log.is_none();
         let taken = name != LOGGER && (merged || program.rotate.is_some());
         let pipe = taken.then(|| pipes.join(format!("{name}.pipe")).display().to_string());
-        // Those that read it by its path may run in other directories than gaggled.
+        // Absolute, because the readers of the file may run in other directories than gaggled.
         let whole =
             |log: &String| std::path::absolute(log).map_or_else(|_| log.clone(), |log| log.display().to_string());
         LogRoute { program: name.to_owned(), file: program.log.as_ref().map(whole), pipe, rotate: program.rotate }
@@ -113,7 +113,7 @@ pub fn daemon_files(config: &Config) -> BTreeMap<String, String> {
     config.enabled_programs().filter_map(|(name, program)| Some((name.to_owned(), file(program)?))).collect()
 }
 
-/// A pid file whose name is not absolute is looked for where the program runs.
+/// A pid file with a relative path is looked for in the working directory of the program.
 fn in_directory(file: &PidFile, wd: Option<&str>) -> PidFile {
     let whole = |path: &String| wd.map_or_else(|| path.clone(), |wd| Path::new(wd).join(path).display().to_string());
     match file {
@@ -128,7 +128,7 @@ pub fn search_path(config: &Config, path: &str) -> Vec<String> {
     all.filter(|directory| !directory.is_empty()).map(str::to_owned).collect()
 }
 
-/// The variables that every program gets: gaggled's own, those of the configuration, and where gaggled is.
+/// The variables that every program gets: gaggled's own, those of the configuration, and those about gaggled.
 pub fn variables(
     config: &Config,
     own: impl IntoIterator<Item = (String, String)>,
@@ -145,8 +145,8 @@ pub fn variables(
     variables
 }
 
-/// Whether a variable changes what any program does that is started with it: the loader, the C library, and the
-/// interpreters of scripts read them. What root has in its environment is not meant for programs of other users.
+/// Whether a variable changes what any program does, because the loader, the C library or an interpreter reads it. Such
+/// variables of root are not passed to programs of other users.
 fn is_dangerous(name: &str) -> bool {
     const NAMES: [&str; 22] = [
         "BASH_ENV",
@@ -181,7 +181,7 @@ pub fn withheld(config: &Config, own: impl IntoIterator<Item = String>) -> BTree
     own.into_iter().filter(|name| is_dangerous(name) && config.gaggled.env.get(name).is_none()).collect()
 }
 
-/// What a program asks for and cannot have here: users, commands, directories. Of a disabled program nothing is asked.
+/// The users, commands and directories that enabled programs need and this machine does not have.
 pub fn check(config: &Config, locator: &SpanIndex, search: &[String]) -> Vec<Diagnostic> {
     let mut found = cgroups::check(config, locator);
     for (name, program) in config.enabled_programs() {
@@ -205,7 +205,7 @@ pub fn check(config: &Config, locator: &SpanIndex, search: &[String]) -> Vec<Dia
     found
 }
 
-/// Where a path of a program is for gaggled, if the program has another root.
+/// The path at which gaggled finds a path of a program, which may have another root.
 fn inside(program: &ProgramConfig, path: &Path) -> PathBuf {
     match &program.chroot {
         Some(root) => Path::new(root).join(path.strip_prefix("/").unwrap_or(path)),

@@ -1,7 +1,7 @@
 //! The configuration file: RON in, a checked [`Config`] out, or everything that is wrong with it.
 //!
-//! A file is taken whole or refused whole. Mistakes of spelling stop at the first; mistakes of sense are all reported,
-//! each with the place in the file and the cure.
+//! A file is accepted or refused as a whole. Of syntax errors only the first is reported, of semantic errors all, each
+//! with its place in the file and a remedy.
 
 mod check;
 pub mod log_policy;
@@ -29,30 +29,30 @@ pub use self::{
 pub enum Severity {
     /// It may not.
     Error,
-    /// It may, but not everything in it has the effect that one would expect.
+    /// It may, but a part of it does not have the effect that one would expect.
     Warning,
 }
 
-/// Something to say about a configuration.
+/// An error or a warning about a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// Whether the file may be used.
     pub severity: Severity,
     /// What is wrong, in one sentence.
     pub message: String,
-    /// Where, as bytes of the text; `None` if it is something that is missing altogether.
+    /// Where, as bytes of the text; `None` for something that is missing altogether.
     pub span: Option<Range<usize>>,
     /// What to do about it.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// Something that makes the file unusable.
+    /// An error: the file cannot be used.
     pub fn error(message: impl Into<String>) -> Self {
         Self { severity: Severity::Error, message: message.into(), span: None, help: None }
     }
 
-    /// Something to know.
+    /// A warning: the file can be used.
     pub fn warning(message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(message) }
     }
@@ -63,21 +63,21 @@ impl Diagnostic {
         Self { span, ..self }
     }
 
-    /// The same, with the cure.
+    /// The same, with the remedy.
     #[must_use]
     pub fn help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }
     }
 }
 
-/// A configuration that can be used, with what is to be said about it all the same.
+/// A configuration that can be used, with its warnings.
 #[derive(Debug)]
 pub struct Parsed {
     /// The configuration.
     pub config: Config,
-    /// Where everything stands in the text.
+    /// The places of its keys in the text.
     pub locator: SpanIndex,
-    /// What to know about it.
+    /// The warnings about it.
     pub warnings: Vec<Diagnostic>,
 }
 
@@ -100,7 +100,7 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// Everything that makes the file unusable, each with its place and the cure.
+    /// All errors of the file, each with its place and a remedy.
     pub fn parse(text: &str) -> Result<Parsed, Vec<Diagnostic>> {
         let config: Self = dialect().from_str(text).map_err(|error| vec![spelling(text, &error)])?;
         let locator = SpanIndex::new(text);

@@ -6,7 +6,7 @@
 //! | a command becomes events, and a target to wait for | [`Operator::propose`] |
 //! | a command is done, late, or will never be done | [`Wait`], and [`Waits`] for all of them |
 //!
-//! Who may give which command is not decided here, and neither is how long anyone waits.
+//! Access control and timeouts are not handled here.
 
 mod commands;
 mod operator;

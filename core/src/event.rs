@@ -1,7 +1,7 @@
-//! What can have happened, in the past tense, and the envelope that numbers it.
+//! Events, named in the past tense, and the envelope that numbers them.
 //!
-//! An event is complete in itself and concerns one program, one dependency, or the system. On the wire it goes by
-//! names; see [`crate::protocol`].
+//! An event is self-contained, and concerns one program, dependency or group, or the system. On the wire it contains
+//! names, not ids; see [`crate::protocol`].
 
 mod system;
 
@@ -28,7 +28,7 @@ pub struct Envelope {
     pub epoch: EpochId,
     /// When it was committed.
     pub monotonic: Instant,
-    /// The same for people.
+    /// The wall time of that, for people.
     pub time: WallTime,
     /// Why it happened.
     pub cause: Cause,
@@ -36,7 +36,7 @@ pub struct Envelope {
     pub event: Event,
 }
 
-/// Why an event happened. An event that is named here has a smaller number.
+/// Why an event happened. A causing event has a smaller number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cause {
@@ -51,7 +51,7 @@ pub enum Cause {
     },
     /// Another event.
     Event(Seq),
-    /// A delay ended that began with this event.
+    /// The end of a delay that began with this event.
     Timer(Seq),
     /// The operating system reported it.
     Kernel,
@@ -87,7 +87,7 @@ pub enum ProgramEvent {
         instance: InstanceId,
         /// Its process id.
         pid: i32,
-        /// When that process began: with the process id it is known for sure.
+        /// When that process began: together with the process id this identifies it.
         start_time: StartTime,
     },
     /// It was found running when this daemon started: it has survived the previous one.
@@ -116,7 +116,7 @@ pub enum ProgramEvent {
         /// The run.
         instance: InstanceId,
     },
-    /// It runs, and does not do what it is there for.
+    /// It runs, and has failed its readiness probe, health check, watchdog or time limit.
     #[serde(rename = "ProgramUnhealthy")]
     Unhealthy {
         /// The run.
@@ -127,7 +127,7 @@ pub enum ProgramEvent {
     /// It could not be started.
     #[serde(rename = "ProgramSpawnFailed")]
     SpawnFailed {
-        /// The run that never was.
+        /// The run that never began.
         instance: InstanceId,
         /// The step that failed.
         stage: SpawnStage,
@@ -145,7 +145,7 @@ pub enum ProgramEvent {
         #[serde(rename = "kill_at_us")]
         kill_at: Instant,
     },
-    /// Its stop command did not end well, so it is sent its signal as if it had none.
+    /// Its stop command failed, so that it is stopped by a signal, as without a stop command.
     #[serde(rename = "ProgramStopCommandFailed")]
     StopCommandFailed {
         /// The run that is to end.
@@ -159,16 +159,16 @@ pub enum ProgramEvent {
         /// The run that is killed.
         instance: InstanceId,
     },
-    /// Its main process has ended, and no process of it is left.
+    /// Its main process has ended, and so have its other processes, except those that are to run on.
     #[serde(rename = "ProgramExited")]
     Exited {
         /// The run that ended.
         instance: InstanceId,
         /// How.
         status: ExitStatus,
-        /// How many processes of its group had to be killed after its main process was gone.
+        /// How many processes its main process left: they were killed or, if the program keeps them, run on.
         orphans: u16,
-        /// Whether what it has done stands, until its stop command undoes it.
+        /// Whether its effects remain until it is stopped.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         remains: bool,
     },
@@ -213,9 +213,9 @@ pub enum StopReason {
     DependencyDown,
     /// Its group goes to another level, or is restarted.
     Level,
-    /// It does not do what it is there for.
+    /// It is unhealthy.
     Unhealthy,
-    /// The whole system goes down.
+    /// gaggled shuts down.
     Shutdown,
 }
 
@@ -256,13 +256,13 @@ pub enum GroupEvent {
     /// An operator wants it restarted: stopped and started, or its programs of level `restart` run.
     #[serde(rename = "GroupRestartRequested")]
     RestartRequested,
-    /// It is there: what does not run at its level has gone, and what does has been let in.
+    /// It has reached its level: programs that do not run at the level are down, and those that do have been started.
     #[serde(rename = "GroupLevelReached")]
     LevelReached {
         /// The event that has requested this level.
         requested_by: Seq,
     },
-    /// One of its programs that hold back the others did not end well, so that those do not start.
+    /// A program of mode `Wait` or `Test` did not end well, so that the programs after it are not started.
     #[serde(rename = "GroupFailed")]
     Failed {
         /// The event that has requested this level.
@@ -270,7 +270,7 @@ pub enum GroupEvent {
         /// The program.
         failed_program: Arc<str>,
     },
-    /// Because it has failed it goes to the level that the configuration has for that.
+    /// It has failed, and goes to the level that its `on_failure` names.
     #[serde(rename = "GroupFallbackStarted")]
     FallbackStarted {
         /// The level.
@@ -279,8 +279,8 @@ pub enum GroupEvent {
 }
 
 impl ProgramEvent {
-    /// Whether there is something of the program to stop, or is about to be, from this event on; `None` if that stays as
-    /// it is.
+    /// Whether the program has something to stop from this event on: a process, a start under way, or effects to undo;
+    /// `None` if the event does not change that.
     pub fn sets_running(&self) -> Option<bool> {
         match self {
             Self::Starting { .. } => Some(true),

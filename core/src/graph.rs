@@ -34,10 +34,10 @@ pub struct Group {
     /// Its programs, in the order of the configuration.
     #[serde(default)]
     pub members: Vec<ProgramId>,
-    /// Those of them that hold back what comes after them.
+    /// Those of them that hold back the programs after them: mode `Wait` or `Test`.
     #[serde(default)]
     pub gates: Vec<ProgramId>,
-    /// Whether one of them names the level of what is run for a restart.
+    /// Whether one of its programs names the level `restart`.
     #[serde(default)]
     pub has_restart: bool,
 }
@@ -78,7 +78,7 @@ pub struct Dependency {
     /// What is waited for.
     #[serde(default)]
     pub condition: Condition,
-    /// How long that must have been so, in one instance.
+    /// How long the condition must have been met, in one instance.
     pub delay: Millis,
     /// Whether the dependent is stopped and started again when the dependency goes down.
     pub propagate: bool,
@@ -98,14 +98,14 @@ pub struct Graph {
     /// The groups.
     #[serde(default)]
     pub groups: IdVec<GroupId, Group>,
-    /// The programs of its group that each program builds on without a dependency: what they have done is undone only
-    /// when it is down.
+    /// For each program, the earlier ones of its group whose effects it relies on: they are undone only when it is
+    /// down.
     #[serde(default)]
     after_gates: IdVec<ProgramId, Vec<ProgramId>>,
-    /// The same the other way round.
+    /// The inverse: the later programs of its group that rely on its effects.
     #[serde(default)]
     gated: IdVec<ProgramId, Vec<ProgramId>>,
-    /// How long a shutdown may take before what is left is killed.
+    /// How long a shutdown may take before the remaining processes are killed.
     pub killwait: Millis,
 }
 
@@ -163,7 +163,8 @@ impl Graph {
         &self.dependencies_on[on]
     }
 
-    /// The programs that stop before this one if both are to stop: its dependents, and those that it holds back as a gate.
+    /// The programs that stop before this one if both are to stop: its dependents, and the later ones of its group that
+    /// rely on its effects.
     pub fn dependents(&self, on: ProgramId) -> BTreeSet<ProgramId> {
         let dependents = self.dependencies_on(on).iter().map(|dependency| self.dependencies[*dependency].dependent);
         dependents.chain(self.gated[on].iter().copied()).collect()

@@ -15,11 +15,12 @@ pub use self::{
     report::{HostEvent, HostReport, Recovered},
 };
 
-/// What owns processes must do. An observation comes back through whatever the implementation was given to report to.
+/// What an owner of processes implements. It sends its [`HostReport`]s over a channel that it was given when it was
+/// made.
 pub trait Host {
     /// Carries out an effect. Must not block.
     fn execute(&mut self, command: HostCommand);
 
-    /// From now on reports can be sent.
+    /// Called once: from now on the host may send reports.
     fn start(&mut self) {}
 }

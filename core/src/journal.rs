@@ -77,7 +77,7 @@ impl Journal {
         Ok(self.commit_unchecked(now, wall, event, cause))
     }
 
-    /// What has made a program end is the last that was done for it; the proposer may not have seen that event.
+    /// The cause of an exit is the last event that stopped the program, which the proposer may not have seen yet.
     fn latest(&self, event: &Event, cause: Cause) -> Cause {
         let stop_event = match (event, &cause) {
             (Event::Program(id, ProgramEvent::Exited { .. }), Cause::Event(_)) => self.state.programs[*id].stop_event,
@@ -86,7 +86,7 @@ impl Journal {
         stop_event.map_or(cause, Cause::Event)
     }
 
-    /// Commits what was admitted elsewhere: the simulator's defective journals use it.
+    /// Commits an event without admission: for facts found at recovery, and for the simulator's defective journals.
     pub fn commit_unchecked(&mut self, now: Instant, wall: WallTime, event: Event, cause: Cause) -> Envelope {
         let seq = Seq(self.state.seq.0 + 1);
         let envelope =

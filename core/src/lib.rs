@@ -4,20 +4,20 @@
 //! thread, no file and no socket in this crate, so the same rules run in the daemon, in every tool that follows it,
 //! and in the simulator.
 //!
-//! The folders, in reading order, which is the way of an event:
+//! The modules, in reading order, which follows the path of an event:
 //!
 //! | module | what |
 //! |---|---|
 //! | [`base`] | ids, times, sizes |
-//! | [`process`] | how processes start and end, as the kernel says it |
-//! | [`config`] | reads a file, and says what is wrong with it |
+//! | [`process`] | how processes start and end, as the kernel reports it |
+//! | [`config`] | reads a configuration file, and reports its errors |
 //! | [`graph`] | programs, dependencies and groups of a configuration |
 //! | [`event`] | what can happen |
 //! | [`state`] | the one fold over events |
 //! | [`journal`] | admits and numbers events; segments, recovery after a crash, replicas, the audit |
 //! | [`machine`] | the machines that propose events and ask a host for effects |
 //! | [`control`] | what commands of operators mean |
-//! | [`host`] | the interface to what owns processes |
+//! | [`host`] | the interface to the owner of the processes |
 //! | [`planning`] | what another configuration would change, and what a failure would do |
 //! | [`protocol`] | events, requests and replies as JSON |
 

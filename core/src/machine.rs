@@ -1,7 +1,7 @@
 //! What every machine of the rules has in common: inputs, outputs, and one step.
 //!
-//! A machine changes its mind only when it sees a committed envelope. It proposes events and asks for effects; it
-//! never sends anything to another machine and never waits for an answer.
+//! A machine changes its folded state only with a committed envelope. It proposes events and asks for effects; it never
+//! sends anything to another machine and never waits for an answer.
 
 pub mod any;
 pub mod dependency;
@@ -23,19 +23,19 @@ use crate::{
     state::State,
 };
 
-/// What a machine hears.
+/// An input of a machine.
 #[derive(Clone, Debug)]
 pub enum Input<'a> {
     /// An event was committed.
     Committed(&'a Envelope),
-    /// A proposal of this machine was not.
+    /// A proposal of this machine was refused.
     Refused(&'a Event, &'a Refusal),
-    /// The host saw something of this machine's instance.
+    /// The host reported an observation of this machine's instance.
     HostReported(HostReport),
-    /// A timer that this machine armed has come.
+    /// A timer that this machine armed has expired.
     TimerFired(Timer),
-    /// The machine was built from the fold, at the beginning or after a panic, and nothing is armed. What follows from
-    /// that follows from this event, unless the fold knows better.
+    /// The machine was built from the folded state, at the start or after a panic, and no timer is armed. This event is
+    /// the cause of its proposals, unless the state names one.
     Restored(Seq),
 }
 
@@ -52,28 +52,28 @@ pub enum Timer {
     DependencyDelay,
     /// The shutdown has taken too long.
     ShutdownTimeout,
-    /// A program is to be asked whether it is ready, or well.
+    /// A readiness probe or a health check is due.
     Probe,
     /// This instance should be ready by now.
     StartTimeout(InstanceId),
     /// This instance, which is meant to end by itself, should have ended by now.
     RunTimeout(InstanceId),
-    /// This instance should have said something by now.
+    /// This instance should have sent a watchdog message by now.
     Watchdog(InstanceId),
 }
 
-/// What a machine wants.
+/// An output of a machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// That this be committed.
+    /// Commit this event.
     Propose(Event, Cause),
-    /// That the host do this; only ever for what has been committed.
+    /// Have the host execute this; based on committed events only.
     Execute(HostCommand),
-    /// A timer that fires at this moment.
+    /// Arm a timer that fires at this moment.
     SetTimer(Timer, Instant),
 }
 
-/// The wants of one step, in order.
+/// The outputs of one step, in order.
 #[derive(Debug, Default)]
 pub struct Outputs(Vec<Output>);
 
@@ -93,7 +93,7 @@ impl Outputs {
         self.0.push(Output::SetTimer(timer, at));
     }
 
-    /// Takes what was wanted and leaves nothing.
+    /// Removes and returns all outputs.
     pub fn drain(&mut self) -> std::vec::Drain<'_, Output> {
         self.0.drain(..)
     }
@@ -114,7 +114,7 @@ impl Timers {
         self.0.values().min().copied()
     }
 
-    /// Takes the timers that have come, in order.
+    /// Removes and returns the timers that are due, in a fixed order.
     pub fn take_due(&mut self, now: Instant) -> Vec<Timer> {
         let due: Vec<Timer> = self.0.iter().filter(|(_, at)| **at <= now).map(|(timer, _)| *timer).collect();
         for timer in &due {
@@ -124,7 +124,7 @@ impl Timers {
     }
 }
 
-/// The cause of what a machine wants when it has just been built: the last event that concerned it, if there was one.
+/// The cause of the proposals of a machine that was just built: the last event that concerned it, or else `since`.
 pub(crate) fn restored_cause(last: Seq, since: Seq) -> Cause {
     Cause::Event(if last > Seq(0) { last } else { since })
 }
@@ -147,7 +147,7 @@ pub(crate) fn restored_cause(last: Seq, since: Seq) -> Cause {
 /// let state = State::new(Arc::new(graph), EpochId(1));
 /// let mut machine = AnyMachine::new(&state, ActorId::Program(a));
 ///
-/// // A machine that begins proposes the start that is pending. It changes its mind only when that is committed.
+/// // A new machine proposes the pending start. Its state changes only when the event is committed.
 /// let mut out = Outputs::default();
 /// machine.step(Instant::default(), &Input::Restored(Seq(1)), &mut out);
 /// let outputs: Vec<Output> = out.drain().collect();
@@ -160,9 +160,9 @@ pub trait Machine {
     /// What identifies a machine of this kind.
     type Id: Copy;
 
-    /// The machine as the fold has it: at the beginning, and again after a panic.
+    /// Builds the machine from the folded state: at the start, and again after a panic.
     fn new(state: &State, id: Self::Id) -> Self;
 
-    /// Takes an input and says what follows from it.
+    /// Processes an input, and adds the outputs that follow from it.
     fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs);
 }

@@ -1,4 +1,4 @@
-//! What would happen: with another configuration, or if something failed.
+//! Previews: what another configuration would change, and what a failure would cause.
 
 pub mod plan;
 pub mod simulate;

@@ -1,4 +1,4 @@
-//! What the kernel says of processes: how they start, what identifies them, and how they end.
+//! What the kernel reports of processes: how they start, what identifies them, and how they end.
 
 mod signal;
 
@@ -28,7 +28,7 @@ pub enum SpawnStage {
     Limits,
     /// Changing the root directory.
     Chroot,
-    /// Becoming the user, and giving up what the user has not.
+    /// Switching to the user, and dropping the rights that the user does not have.
     User,
     /// Changing to the working directory.
     WorkingDirectory,
@@ -37,7 +37,7 @@ pub enum SpawnStage {
 }
 
 impl SpawnStage {
-    /// The error number of a start that was given up before it was tried: ECANCELED.
+    /// The error number of a start that was abandoned before it was attempted: ECANCELED.
     pub const CANCELLED: i32 = 125;
 
     /// Whether the same start may succeed later without any change: the machine lacked processes,
@@ -79,19 +79,19 @@ pub enum ExitStatus {
     Signal(i32),
     /// A signal killed it and it left a core.
     Core(i32),
-    /// The kernel killed it for want of memory.
+    /// The kernel killed it because memory ran out.
     OutOfMemory,
     /// It has ended, and its status is not known.
     Unknown,
 }
 
 impl ExitStatus {
-    /// Whether it says that all went well.
+    /// Whether it is exit code 0.
     pub fn is_success(self) -> bool {
         self == Self::Code(0)
     }
 
-    /// Whether it is one of the exit codes that mean success; only 0 does if there is none.
+    /// Whether it is one of the exit codes in `success`; without any, whether it is 0.
     pub fn is_one_of(self, success: &[i32]) -> bool {
         match self {
             Self::Code(code) if !success.is_empty() => success.contains(&code),
@@ -114,7 +114,7 @@ impl fmt::Display for ExitStatus {
 
 /// When a process began, as the kernel counts it: clock ticks since the machine was booted. 0 if it is not known.
 ///
-/// A process id is given to another process sooner or later; together with this it is not.
+/// The kernel reuses process ids; a process id together with a start time is unique.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StartTime(pub u64);

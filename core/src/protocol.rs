@@ -1,6 +1,6 @@
 //! The public interface: what goes over the channels, as JSON.
 //!
-//! `contrib/protocol.md` describes it for writers of clients. It has a version, and is never changed in silence.
+//! `contrib/protocol.md` describes it for authors of clients. It is versioned, and never changed without notice.
 
 pub mod access;
 mod describe;
@@ -31,5 +31,5 @@ pub const EVENT_TOPIC: &str = "event/";
 
 /// The largest request, in bytes.
 pub const REQUEST_MAX: usize = 64 * 1024;
-/// The largest that is answered with an error; nng ends the connection of anything larger.
+/// A request up to this size is answered, if only with an error; nng closes the connection of a larger one.
 pub const ANSWERED_MAX: usize = 1024 * 1024;

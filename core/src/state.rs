@@ -1,8 +1,7 @@
 //! The state of everything, as a fold of the events and nothing else.
 //!
-//! [`State::apply`] is the only fold there is: the daemon, the tools that follow it, and the simulator call it. What a
-//! program's state is changes only with an event that concerns that program, so a follower that looks at one program
-//! needs only that program's events.
+//! [`State::apply`] is the only fold: the daemon, the tools that follow it, and the simulator call it. The state of a
+//! program changes only with an event of that program, so a follower of one program needs only its events.
 
 mod backoff;
 mod group;
@@ -55,7 +54,7 @@ pub struct State {
     pub epoch: EpochId,
     /// The last event that was applied.
     pub seq: Seq,
-    /// When that was.
+    /// When that event was committed.
     pub at: Instant,
     /// The state of each program.
     pub programs: IdVec<ProgramId, ProgramState>,
@@ -66,13 +65,13 @@ pub struct State {
     pub groups: IdVec<GroupId, GroupState>,
     /// When the shutdown began.
     pub shutdown: Option<Instant>,
-    /// Programs of which there is something to stop, or is about to be.
+    /// Programs with something to stop: a process, a start under way, or effects to undo.
     pub running: BTreeSet<ProgramId>,
     /// How many programs outlived the shutdown, once it is complete.
     pub unkillable: Option<u32>,
-    /// How an essential program has ended, with which everything ends.
+    /// The exit status of the essential program whose end shuts down everything.
     pub essential_exit: Option<ExitStatus>,
-    /// That this daemon hands over to the next, and the event that records it.
+    /// The handover to the next daemon, once it has begun, and the event that records it.
     pub handover: Option<(Handover, Seq)>,
 }
 impl State {
@@ -149,7 +148,7 @@ impl State {
         (&self.graph.dependencies[id], &self.dependencies[id])
     }
 
-    /// When a dependency is, or will be, satisfied; `None` while its program cannot be counted on.
+    /// When a dependency is, or will be, satisfied; `None` while its program does not meet the condition.
     pub fn satisfied_at(&self, id: DependencyId) -> Option<Instant> {
         let dependency = &self.graph.dependencies[id];
         self.programs[dependency.dependency].satisfies_at(dependency)

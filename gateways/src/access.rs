@@ -55,7 +55,8 @@ impl Members {
     }
 }
 
-/// Who may do what at a local socket. Groups are looked up once: a change of their members counts after a reload.
+/// The roles of users at a local socket. Groups are looked up once: a change of their members takes effect after a
+/// reload.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Access {
     operate: Members,
@@ -65,7 +66,7 @@ pub struct Access {
 }
 
 impl Access {
-    /// Looks up what a configuration says.
+    /// Looks up the users and groups of a configuration.
     ///
     /// # Errors
     /// A name that does not exist here.
@@ -102,13 +103,14 @@ const ALL_MAX: usize = 256;
 /// How many connections one user may have.
 const USER_MAX: usize = 32;
 
-/// How many requests a second another user may send, over all its connections, and how many at once.
+/// How many requests a second any user but root and gaggled's own may send, over all its connections, and how many at
+/// once.
 pub(crate) const RATE: f64 = 50.0;
 const AT_ONCE: f64 = 100.0;
-/// How many requests beyond that a connection may have under way, before it is ended.
+/// How many held requests a connection may have before it is closed.
 const HELD_MAX: usize = 8;
 
-/// How many requests a user may send now, and since when that is so.
+/// How many requests a user may send, as counted at a moment.
 #[derive(Debug)]
 struct Allowance {
     left: f64,
@@ -129,7 +131,7 @@ impl Allowance {
         self.left(now) >= AT_ONCE
     }
 
-    /// Takes one request; false if it is too many.
+    /// Counts one request; false if it exceeds the rate.
     fn take(&mut self, now: Instant) -> bool {
         (self.left, self.since) = (self.left(now), now);
         let may = self.left >= 1.0;
@@ -146,13 +148,13 @@ pub(crate) struct Peers {
 
 #[derive(Debug)]
 struct Connection {
-    /// None if it is not known, as of tcp.
+    /// `None` if it is not known, as for tcp.
     user: Option<u32>,
     /// How many requests wait to be refused.
     held: usize,
 }
 
-/// Whose allowance a request counts for.
+/// The sender whose allowance a request is charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Sender {
     User(u32),
@@ -160,24 +162,23 @@ enum Sender {
     Pipe(i32),
 }
 
-/// What becomes of a request.
+/// What to do with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// It is answered.
     Answer,
-    /// It is too many, and is refused after a while: who waits for the refusal sends no others meanwhile.
+    /// It exceeds the rate, and is refused after a delay: a client that waits for the refusal sends nothing meanwhile.
     Hold,
-    /// The connection does not wait for refusals, and is ended.
+    /// The client does not wait for refusals, and the connection is closed.
     Close,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     pipes: BTreeMap<i32, Connection>,
-    /// What users may send, as long as it is less than the most; not of root and gaggled's own user, who may send as many
-    /// as they like.
+    /// The allowances that are not full. Root and gaggled's own user have none: their requests are not limited.
     allowances: BTreeMap<Sender, Allowance>,
-    /// The users whose last connection was refused.
+    /// The users of whom a connection was refused, which is logged once for each.
     refused: BTreeSet<Option<u32>>,
 }
 
@@ -192,7 +193,8 @@ impl Peers {
         let of_user = users().filter(|other| *other == user).count();
         let is_full = total >= ALL_MAX || !own && user.is_some() && of_user >= USER_MAX;
         if is_full {
-            // Once for each user: a flood must not become one of lines. Nothing waits for a log that is stuck.
+            // Logged once for each user, against a flood of lines; without the lock, because writing to the log may
+            // block.
             let first = known.refused.insert(user);
             drop(known);
             if first {
@@ -212,7 +214,7 @@ impl Peers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).count(id, now())
     }
 
-    /// A request that was held is refused now.
+    /// Records that a held request is refused now.
     pub(crate) fn release(&self, id: i32) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connection) = known.pipes.get_mut(&id) {
@@ -225,7 +227,7 @@ impl Peers {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).pipes.len()
     }
 
-    /// A connection has ended.
+    /// Removes a connection that has ended.
     pub(crate) fn forget(&self, id: i32) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.pipes.remove(&id);
@@ -241,7 +243,7 @@ impl Known {
         }
         let sender = connection.user.map_or(Sender::Pipe(id), Sender::User);
         if self.allowances.entry(sender).or_insert_with(|| Allowance::new(now)).take(now) {
-            // One that has grown to the most again says no more than one that is not there.
+            // A full allowance need not be kept: a missing one counts as full.
             self.allowances.retain(|_, allowance| !allowance.is_full(now));
             return Verdict::Answer;
         }

@@ -1,7 +1,7 @@
 //! The bus: every event on an nng pub socket, and once a second the heartbeat.
 //!
-//! A thread of its own folds, encodes and publishes, so that neither costs the actors anything. A subscriber that is
-//! too slow loses messages, the oldest first, and learns of it by their numbers; no publisher waits for it.
+//! A separate thread folds, encodes and publishes events, so that the actors spend no time on it. A subscriber that is
+//! too slow loses messages, the oldest first, and detects this by their numbers; the publisher does not wait for it.
 
 use std::{
     io,
@@ -59,7 +59,7 @@ impl Publisher {
         let counting = socket.pipe_notify(move |pipe, event| {
             let may = |peer: Option<LocalPeer>| peer.is_none_or(|peer| access.role(peer) >= Role::Observe);
             notice(&peers, pipe, event, may);
-            // One that was refused is removed, too, without ever having been added.
+            // A refused connection is reported as removed, too, although it was never added.
             count.store(peers.len(), Ordering::Relaxed);
         });
         counting.map_err(|error| ListenError::new(url, error))?;
@@ -92,7 +92,7 @@ impl Publisher {
     }
 
     fn send(&self, message: &str) {
-        // A pub socket takes everything; what fails is the allocation of the message, and followers notice by number.
+        // Sending fails only if the message cannot be allocated; followers detect the gap by its number.
         let _ = self.socket.send(message.as_bytes());
     }
 }

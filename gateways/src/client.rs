@@ -28,10 +28,10 @@ pub enum CallError {
     Timeout {
         /// The url.
         url: String,
-        /// How long it was waited for.
+        /// How long the client waited.
         within: Duration,
     },
-    /// The request is longer than any that is read.
+    /// The request is longer than the server accepts.
     #[error(
         "the request has {bytes} bytes, and may have {REQUEST_MAX}: name groups or patterns, or ask in several requests"
     )]
@@ -39,7 +39,7 @@ pub enum CallError {
         /// How many bytes it has.
         bytes: usize,
     },
-    /// The answer is not one.
+    /// The answer cannot be parsed.
     #[error("answer of gaggled at {url} is not understood: {why}")]
     Malformed {
         /// The url.
@@ -65,7 +65,7 @@ fn cure(why: nng::Error) -> &'static str {
 }
 
 impl ControlClient {
-    /// How long an answer may take that nothing has to be waited for.
+    /// The time limit for a request that does not wait for programs.
     pub const TIMEOUT: Duration = Duration::from_secs(5);
 
     /// Connects; an error if no process listens.
@@ -84,7 +84,7 @@ impl ControlClient {
         Ok(Self { socket, url: url.to_owned() })
     }
 
-    /// Where it asks.
+    /// The url of the control channel.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -95,7 +95,7 @@ impl ControlClient {
         socket.set_opt::<ReconnectMinTime>(Some(Duration::from_millis(10)))?;
         socket.set_opt::<ReconnectMaxTime>(Some(Duration::from_secs(1)))?;
         socket.set_opt::<SendTimeout>(Some(Self::TIMEOUT))?;
-        // A request that is lost with its connection is sent again; its id keeps it from being done twice.
+        // A request that is lost with its connection is sent again; its id prevents a second execution.
         socket.set_opt::<ResendTime>(Some(Duration::from_secs(60)))?;
         Ok(socket)
     }

@@ -28,13 +28,13 @@ use crate::{
     url::Url,
 };
 
-/// How long a client may take to take an answer: until then the answer holds a context.
+/// How long a client may take to receive an answer, which occupies a context until then.
 const ANSWER_TIME: Duration = Duration::from_secs(10);
 
 /// How many requests may be under way at once.
 const CONTEXTS: usize = 4096;
 
-/// For how long a request is held that is too many: the refusal comes after that.
+/// How long a request that exceeds the rate is held before it is refused.
 const HOLD_TIME: Duration = Duration::from_secs(1);
 
 /// The connection whose request a context holds, if it holds one.
@@ -44,7 +44,7 @@ type Held = Mutex<Option<i32>>;
 #[derive(Debug)]
 pub struct Responder {
     id: String,
-    /// The context that the request came in by; none once it was answered.
+    /// The context that received the request; `None` once it was answered.
     place: Option<(Context, Aio)>,
 }
 
@@ -56,7 +56,8 @@ impl Responder {
 
     fn answer(&mut self, reply: &Reply) {
         if let Some((context, aio)) = self.place.take() {
-            // If the client is gone, or does not take the answer in time, the context listens again: the callback sees to it.
+            // If the client is gone, or does not receive the answer in time, the callback makes the context listen
+            // again.
             let _ = aio.set_timeout(Some(ANSWER_TIME));
             let _ = context.send(&aio, reply.encode().as_bytes());
         }
@@ -73,7 +74,7 @@ impl Drop for Responder {
 /// Takes requests. The daemon connects it to the control actor: `handler` in `tools/src/daemon.rs`.
 pub type Handler = Arc<dyn Fn(Peer, Request, Responder) + Send + Sync>;
 
-/// The server. It works for as long as it exists, and is meant to exist as long as the process.
+/// The server. It is meant to exist as long as the process.
 pub struct Server {
     socket: Socket,
     url: Url,
@@ -81,7 +82,8 @@ pub struct Server {
     peers: Arc<Peers>,
     handler: Handler,
     idle: AtomicUsize,
-    /// All that were ever made: one that was dropped while it is under way would take its thread with it.
+    /// All contexts ever made: one that is dropped in its own callback would block the thread of that callback for
+    /// ever.
     workers: Mutex<Vec<(Context, Aio)>>,
 }
 
@@ -91,7 +93,7 @@ impl std::fmt::Debug for Server {
     }
 }
 
-/// A client refuses what is longer still with the same sentence.
+/// The refusal of a request that is too long; the client uses its text for requests that it does not send.
 fn too_long(bytes: usize) -> ReplyError {
     ReplyError { code: ErrorCode::BadRequest, message: CallError::TooLong { bytes }.to_string() }
 }
@@ -104,7 +106,7 @@ impl Server {
         socket.set_opt::<RecvMaxSize>(ANSWERED_MAX).map_err(failed)?;
         let peers = Arc::new(Peers::default());
         let noticed = peers.clone();
-        // Those who may do nothing are let in, so that each request of theirs is refused aloud.
+        // Peers without rights may connect, so that each of their requests is answered with an error.
         let noticing = socket.pipe_notify(move |pipe, event| notice(&noticed, pipe, event, |_| true));
         noticing.map_err(failed)?;
         listen(&socket, url, access.is_open())?;
@@ -139,7 +141,7 @@ impl Server {
                 let last = self.idle.fetch_sub(1, Ordering::SeqCst) == 1;
                 let known = self.workers.lock().unwrap_or_else(PoisonError::into_inner).len();
                 if last && known < CONTEXTS {
-                    // Without one more the next request waits for an answer to this one, which is no loss.
+                    // If that fails, the next request only has to wait until this one is answered.
                     let _ = self.add_worker();
                 }
                 self.take(context, held, aio, message);
@@ -165,10 +167,10 @@ impl Server {
         responder.send(&Reply::refused("", ErrorCode::Busy, why));
     }
 
-    /// Answers a request, unless it is too many.
+    /// Handles a request, unless its sender exceeds the rate.
     fn take(&self, context: &Context, held: &Held, aio: &Aio, mut message: Message) {
         let pipe = message.pipe().map(|pipe| (nng_ffi::pipe_id(pipe), pipe));
-        // An answer to a connection that has ended meanwhile is lost.
+        // Without a pipe the connection has ended, and the answer is lost.
         let verdict = pipe.map_or(Verdict::Answer, |(id, _)| self.peers.count(id));
         match (verdict, pipe) {
             (Verdict::Hold, Some((id, _))) => {
@@ -186,7 +188,7 @@ impl Server {
         }
     }
 
-    /// Counted before, because the next request may be there at once.
+    /// Waits for the next request. The context is counted as idle before, because a request may arrive at once.
     fn listen_again(&self, context: &Context, aio: &Aio) -> nng::Result<()> {
         self.idle.fetch_add(1, Ordering::SeqCst);
         let _ = aio.set_timeout(None);
@@ -209,7 +211,8 @@ impl Server {
         }
     }
 
-    /// Who asks, and what that may do: root and the daemon's own user everything, others what the configuration says.
+    /// The sender of a request and its role: root and the daemon's own user may do everything, others what is
+    /// configured.
     fn peer(&self, message: &mut Message) -> Peer {
         match &self.url {
             Url::Ipc(_) => match message.pipe().and_then(local_peer) {

@@ -1,7 +1,7 @@
 //! Follows a gaggled: subscribes, asks for a snapshot, and keeps a replica that is never silently wrong.
 //!
-//! It reconnects by itself, notices by number what it has missed, asks for it again, and says so when that is no longer
-//! to be had. It notices a gaggled that has gone by the heartbeat that does not come.
+//! It reconnects by itself, detects missed events by their numbers, requests them again, and reports if they are no
+//! longer kept. If no heartbeat arrives, it reports that gaggled is silent.
 
 use std::{
     collections::VecDeque,
@@ -29,29 +29,29 @@ use crate::{
     client::{CallError, ControlClient},
 };
 
-/// What a follower hears.
+/// What a follower reports.
 #[derive(Clone, Debug)]
 pub enum FollowEvent {
-    /// The state as a whole: at first, when another daemon has started, and when events were lost for good.
+    /// The whole state was replaced: at first, when another daemon has started, and when events were lost for good.
     Synchronised {
         /// Whether events were missed that are no longer kept.
         missed: bool,
     },
     /// An event, which the replica has already applied, and its text.
     Event(Box<Envelope>, String),
-    /// An event of an earlier daemon of gaggled, about programs that there are no longer.
+    /// An event of an earlier daemon, about programs that no longer exist.
     Past(String),
-    /// Nothing was heard of gaggled for some heartbeats.
+    /// No message of gaggled has arrived for some heartbeats.
     Silent,
-    /// It is heard again.
+    /// Messages of gaggled arrive again.
     Back,
-    /// Something came that is not understood.
+    /// A message could not be parsed, or the control channel does not answer.
     Garbled(String),
-    /// Nothing, until the moment that was given.
+    /// Nothing has arrived until the given moment.
     Nothing,
 }
 
-/// The last event that is known already.
+/// The last event that the caller knows already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartPosition {
     /// The epoch that it belongs to; any if it is not known.
@@ -71,15 +71,15 @@ pub struct Follower {
     silent: bool,
     /// Events after this are delivered before anything else.
     since: Option<StartPosition>,
-    /// Whether the last question was not answered: the next heartbeat shows that gaggled can be asked again.
+    /// Whether the last request was not answered: the next heartbeat permits another one.
     unanswered: bool,
 }
 
-/// After how long without a heartbeat gaggled is said to be silent.
+/// The time without a message after which gaggled is reported as silent.
 const SILENCE: Duration = HEARTBEAT.saturating_mul(3);
 
 impl Follower {
-    /// Begins to follow; gaggled may come later. With `since`, the events after that one are delivered first.
+    /// Begins to follow; gaggled may start later. With `since`, the events after that one are delivered first.
     pub fn new(eventurl: &str, controlurl: &str, since: Option<StartPosition>) -> Result<Self, CallError> {
         let unreachable = |why| CallError::Unreachable { url: eventurl.to_owned(), why };
         let events = subscribe(eventurl).map_err(unreachable)?;
@@ -95,7 +95,7 @@ impl Follower {
             since,
             unanswered: false,
         };
-        // One that is there is not kept waiting for; one that comes later shows itself by its first message.
+        // If gaggled runs, do not wait for its first message; if it starts later, that message triggers the request.
         if ControlClient::dial(controlurl).is_ok() {
             follower.synchronise();
         }
@@ -107,7 +107,7 @@ impl Follower {
         self.replica.state()
     }
 
-    /// The next thing that is heard; [`FollowEvent::Nothing`] at `until`, if that is given.
+    /// Waits for the next event; [`FollowEvent::Nothing`] at `until`, if that is given.
     pub fn next(&mut self, until: Option<Instant>) -> FollowEvent {
         loop {
             if let Some(heard) = self.heard.pop_front() {
@@ -172,7 +172,7 @@ impl Follower {
         }
     }
 
-    /// Asks for what was missed, or, if that is no longer to be had, for everything.
+    /// Requests the missed events or, if they are no longer kept, a snapshot.
     fn fetch(&mut self, epoch: EpochId, since: Seq) {
         let mut since = StartPosition { epoch: Some(epoch), seq: since };
         loop {
@@ -194,7 +194,7 @@ impl Follower {
         }
     }
 
-    /// Tells what has happened after an event, up to a state; false if some of that is no longer kept.
+    /// Delivers the events after `since` up to a state; false if some of them are no longer kept.
     fn replay_missed(&mut self, since: StartPosition, state: &State) -> bool {
         let names = state.graph.names();
         let mut since = since;
@@ -221,7 +221,7 @@ impl Follower {
         }
     }
 
-    /// The last event that waits to be delivered.
+    /// The last event that is queued for delivery.
     fn last_told(&self) -> Option<StartPosition> {
         self.heard.iter().rev().find_map(|heard| {
             let text = match heard {
@@ -244,7 +244,7 @@ impl Follower {
             return None;
         }
         let reply = self.caller.call(&Request::new("", action), ControlClient::TIMEOUT).ok();
-        // One that is told to ask later gets the rest with the next heartbeat, as one that gets no answer.
+        // After the reply `busy` the request is repeated with the next heartbeat, as after no reply.
         let is_busy = |reply: &Reply| reply.error.as_ref().is_some_and(|error| error.code == ErrorCode::Busy);
         self.unanswered = reply.as_ref().is_none_or(is_busy);
         if reply.is_none() && self.replica.state().is_none() {
@@ -257,7 +257,7 @@ impl Follower {
         reply.filter(|reply| reply.ok)?.body
     }
 
-    /// Asks for everything. Without an answer the next event or heartbeat leads here again.
+    /// Requests a snapshot. Without an answer the next event or heartbeat causes another request.
     fn synchronise(&mut self) {
         let Some(body) = self.ask(Action::Snapshot) else { return };
         match serde_json::from_str::<State>(body.get()) {
@@ -265,7 +265,7 @@ impl Follower {
                 let before =
                     self.replica.state().map(|state| StartPosition { epoch: Some(state.epoch), seq: state.seq });
                 let missed = before.is_some_and(|before| before.epoch == Some(state.epoch));
-                // Events of the daemons between are delivered as well.
+                // Events of the daemons that ran in between are delivered as well.
                 let since = self.since.take().or(before.filter(|_| !missed));
                 let complete = since.is_none_or(|since| self.replay_missed(since, &state));
                 if self.unanswered {
@@ -281,7 +281,7 @@ impl Follower {
     }
 }
 
-/// A socket that hears everything, and connects again by itself.
+/// A socket that receives all messages, and reconnects by itself.
 fn subscribe(url: &str) -> nng::Result<Socket> {
     let socket = Socket::new(Protocol::Sub0)?;
     socket.set_opt::<RecvBufferSize>(BUFFER)?;
@@ -294,7 +294,7 @@ fn subscribe(url: &str) -> nng::Result<Socket> {
     Ok(socket)
 }
 
-/// The question for the events after one.
+/// The request for the events after a position.
 fn events(since: StartPosition) -> Action {
     let StartPosition { epoch, seq } = since;
     Action::Events { epoch, since: seq, limit: None, program: None, from: None, until: None }

@@ -1,4 +1,5 @@
-//! Other parties: the bus and the control channel over nng, and mail. No decisions about programs are taken here.
+//! Interfaces to other processes: the bus and the control channel over nng, and mail. They decide nothing about
+//! programs.
 
 pub mod access;
 pub mod bus;

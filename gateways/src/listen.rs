@@ -23,7 +23,7 @@ use crate::{
 /// Why a url cannot be listened on.
 #[derive(Debug, Error)]
 pub enum ListenError {
-    /// Another process does.
+    /// Another process listens on it.
     #[error("{0} is in use: another gaggled, or another program, listens there; stop it, or use another url")]
     InUse(String),
     /// Anything else.
@@ -45,13 +45,13 @@ impl ListenError {
     }
 }
 
-/// For how long a socket is waited for that another process listens on.
+/// How long to wait for another process to close its listening socket.
 const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 
-/// Listens on a url. A local socket is for its owner alone, unless each peer is looked at.
+/// Listens on a url. A local socket is for its owner alone, unless `is_open`: each peer is checked then.
 ///
-/// A child that a process of gaggled was just starting when that died, or executed itself again, has its sockets until it
-/// has executed its program. Until then they seem to be in use.
+/// If gaggled dies, or executes itself again, just after it has forked a child, the child has its sockets until it
+/// executes its own program. Until then they seem to be in use.
 pub(crate) fn listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), ListenError> {
     let until = now() + CLOSED_WITHIN;
     loop {
@@ -62,7 +62,7 @@ pub(crate) fn listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), Li
     }
 }
 
-/// Waits until nothing listens on a url any more. What accepts the connection, or is still there at this moment, is in use.
+/// Waits until no process listens on a url any more; false if one accepts a connection, or still listens at `until`.
 fn is_closed(url: &Url, until: Instant) -> bool {
     let left = until.saturating_duration_since(now());
     // A time of zero would wait for ever.
@@ -71,10 +71,11 @@ fn is_closed(url: &Url, until: Instant) -> bool {
     }
     let mut stream = match connect(url, left) {
         Ok(stream) => stream,
-        // What is left at the path of a local socket that nothing listens on is replaced.
+        // The file of a local socket that no process listens on is replaced.
         Err(error) => return matches!(url, Url::Ipc(_)) && error.kind() == io::ErrorKind::ConnectionRefused,
     };
-    // A gaggled that accepts it greets, and a listener that is closed ends what it has not accepted.
+    // A live gaggled accepts the connection and sends a greeting; a closed listener ends connections it has not
+    // accepted.
     match stream.read(&mut [0]) {
         Ok(0) => true,
         Ok(_) => false,
@@ -88,7 +89,7 @@ fn connect(url: &Url, within: Duration) -> io::Result<Box<dyn Read>> {
         Url::Ipc(path) => {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
             let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-            // A listener that does not accept would block it as soon as its backlog is full.
+            // A listener that does not accept would block `connect` as soon as its backlog is full.
             socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
             let stream = UnixStream::from(socket);
             stream.set_nonblocking(false)?;
@@ -118,7 +119,7 @@ fn try_listen(socket: &Socket, url: &Url, is_open: bool) -> Result<(), ListenErr
     builder.start().map(|_| ()).map_err(|(_, error)| failed(error))
 }
 
-/// Keeps count of the connections of a socket, and ends those that are too many or not allowed.
+/// Counts the connections of a socket, and closes those that exceed a limit or are not allowed.
 pub(crate) fn notice(peers: &Peers, pipe: Pipe, event: PipeEvent, may: impl Fn(Option<LocalPeer>) -> bool) {
     let id = nng_ffi::pipe_id(pipe);
     match event {

@@ -1,4 +1,4 @@
-//! What the `nng` crate has no safe interface for, and what keeps the library it calls in the binary.
+//! Calls for which the `nng` crate has no safe interface, and a reference that makes the linker keep the C library.
 
 #![expect(unsafe_code, reason = "the peer's user id is an option that the crate does not offer")]
 
@@ -19,7 +19,7 @@ pub(crate) struct LocalPeer {
     pub pid: u32,
 }
 
-/// Who is at the other end, if it is a local socket.
+/// The peer of a connection, if it is on a local socket.
 pub(crate) fn local_peer(pipe: Pipe) -> Option<LocalPeer> {
     let (uid, gid) = (option(pipe, c"ipc:peer-uid")?, option(pipe, c"ipc:peer-gid")?);
     Some(LocalPeer { uid, gid, pid: option(pipe, c"ipc:peer-pid").unwrap_or(0) })
@@ -31,15 +31,15 @@ pub(crate) fn pipe_id(pipe: Pipe) -> i32 {
     unsafe { nng::ffi::nng_pipe_id(pipe.nng_pipe()) }
 }
 
-/// Ends a connection. The crate's own function panics if that has just ended by itself.
+/// Closes a connection. The crate's own function panics if the peer has just closed it.
 pub(crate) fn close(pipe: Pipe) {
-    // SAFETY: a pipe that is gone is answered with an error, which says what is wanted.
+    // SAFETY: for a pipe that is closed already the call only returns an error, which is ignored.
     unsafe { nng::ffi::nng_pipe_close(pipe.nng_pipe()) };
 }
 
 fn option(pipe: Pipe, name: &core::ffi::CStr) -> Option<u32> {
     let mut value = 0_u64;
-    // SAFETY: the name ends with NUL, the value is a local, and a pipe that is gone is answered with an error.
+    // SAFETY: the name ends with NUL, the value is a local, and for a closed pipe the call returns an error.
     let failed = unsafe { nng::ffi::nng_pipe_get_uint64(pipe.nng_pipe(), name.as_ptr(), &raw mut value) };
     if failed == 0 { u32::try_from(value).ok() } else { None }
 }

@@ -1,8 +1,8 @@
 //! Which urls may be used, and where the default ones are.
 //!
-//! Local sockets are the rule: the directory they are in decides who may connect, and the kernel reports who does. Plain
-//! tcp has no identity of its peer, so beyond this machine it is refused, unless the configuration lists the url as
-//! `insecure`; on this machine it may only be looked through.
+//! Local sockets are the rule: their directory decides who may connect, and the kernel reports the identity of the
+//! peer. Plain tcp does not identify its peer, so a url that other machines can reach is refused, unless the
+//! configuration lists it as `insecure`; through a url of this machine alone, peers may only query the state.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ const PATH_MAX: usize = 107;
 /// Why a url cannot be used.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum UrlError {
-    /// It is of no kind that is known.
+    /// Its scheme is not supported.
     #[error("url \"{0}\" is not understood: write ipc:///absolute/path, or tcp://127.0.0.1:PORT")]
     Unknown(String),
     /// Its path is not absolute.
@@ -42,7 +42,7 @@ pub enum UrlError {
     /// It has no port, or none that is a number.
     #[error("url \"{0}\" has no port: write tcp://127.0.0.1:PORT")]
     NoPort(String),
-    /// What is there is not a socket.
+    /// The path exists, and is not a socket.
     #[error("{path} is {what}, not a socket: remove it, or use another path")]
     NotASocket {
         /// The path.
@@ -50,7 +50,7 @@ pub enum UrlError {
         /// What it is.
         what: &'static str,
     },
-    /// The directory of a socket is not there, or is not safe.
+    /// The directory of the socket does not exist, or is not safe.
     #[error("{path} {why}")]
     Directory {
         /// The path.
@@ -80,7 +80,7 @@ pub enum Url {
 }
 
 impl Url {
-    /// Reads a url, given those that the configuration calls insecure.
+    /// Reads a url, given those that the configuration lists as insecure.
     pub fn parse(text: &str, insecure: &[String]) -> Result<Self, UrlError> {
         let trusted = insecure.iter().any(|url| url == text);
         if let Some(path) = text.strip_prefix("ipc://") {
@@ -114,7 +114,7 @@ impl Url {
         }
     }
 
-    /// Looks whether a socket can be put there without harm: nng removes what it finds at the path.
+    /// Checks that a socket can be created safely: nng removes an existing file at its path.
     pub fn prepare(&self) -> Result<(), UrlError> {
         let Self::Ipc(path) = self else { return Ok(()) };
         let directory = path.parent().unwrap_or(Path::new("/"));
@@ -168,14 +168,14 @@ pub fn make_default_directory() -> Result<PathBuf, UrlError> {
     make_default_directory_for(false)
 }
 
-/// The same; if others may use the sockets, they may enter the directory, and neither list nor change it.
+/// The same; with `others`, other users may enter the directory, but neither list nor change it.
 pub fn make_default_directory_for(others: bool) -> Result<PathBuf, UrlError> {
     let directory = default_directory()?;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(|error| UrlError::Directory {
         path: directory.display().to_string(),
         why: format!("cannot be made ({error}): make it, or give eventurl and controlurl"),
     })?;
-    // What an operator has given it beyond that stays.
+    // Further permissions that an operator has granted are kept.
     if let Some(mode) = fs::metadata(&directory).ok().map(|found| found.mode() & 0o777).filter(|_| others) {
         let _ = fs::set_permissions(&directory, fs::Permissions::from_mode(mode | 0o011));
     }

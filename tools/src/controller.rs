@@ -28,7 +28,7 @@ use crate::common::output;
 pub enum CommandError {
     /// There was no answer.
     Call(CallError),
-    /// The answer was no.
+    /// The request was refused.
     Refused(ReplyError),
     /// The answer is not understood.
     Garbled(String),
@@ -73,7 +73,7 @@ impl CommandError {
     }
 }
 
-/// One use of the control channel.
+/// A connection to the control channel, and how to print replies.
 #[derive(Debug)]
 pub struct Controller {
     /// Where gaggled answers.
@@ -89,7 +89,7 @@ impl Controller {
         Self::ask(&caller, action, wait)
     }
 
-    /// Asks. The id makes a request that is sent twice act once.
+    /// Sends a request. Because of its id, a request that is sent twice acts once.
     fn ask<T: DeserializeOwned>(caller: &ControlClient, action: Action, wait: Millis) -> Result<T, CommandError> {
         let within = ControlClient::TIMEOUT + Duration::from_millis(wait.0);
         let id = format!("{}-{}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
@@ -109,7 +109,7 @@ impl Controller {
         }
     }
 
-    /// A command that has nothing to show but that it was done.
+    /// Carries out a command that has no result to show.
     pub fn change(&self, wait: Millis, action: Action) -> Result<(), CommandError> {
         let body: Value = self.call(action, wait)?;
         if self.json { self.show(&body) } else { Ok(()) }
@@ -132,7 +132,7 @@ impl Controller {
     }
 }
 
-/// What gaggled has sent, as what it is.
+/// Parses the body of a reply.
 fn understood<T: DeserializeOwned>(body: Value) -> Result<T, CommandError> {
     serde_json::from_value(body).map_err(|why| CommandError::Garbled(why.to_string()))
 }

@@ -1,4 +1,4 @@
-//! The daemon: a checked configuration becomes actors, channels and a log, until everything has stopped.
+//! The daemon: checks a configuration, starts actors, channels and a log for it, and runs until everything has stopped.
 
 mod event_log;
 mod event_sinks;
@@ -50,7 +50,7 @@ use crate::{
 pub const BAD_CONFIGURATION: u8 = 1;
 /// Exit status: programs could not be ended.
 pub const SURVIVORS: u8 = 3;
-/// Exit status: gaggled cannot work here, for instance because another one does.
+/// Exit status: gaggled cannot run here, for instance because another one does.
 pub const CANNOT_RUN: u8 = 100;
 
 /// A configuration that can be run here.
@@ -71,9 +71,9 @@ pub struct Options {
     pub config: PathBuf,
     /// Whether the interrupt of the terminal is ignored.
     pub ignore_interrupts: bool,
-    /// Whether the state of another configuration is taken.
+    /// Whether a state directory of another configuration may be used.
     pub take_state: bool,
-    /// What the subreaper gives.
+    /// The descriptors from the subreaper.
     pub inherit: Option<InheritedFds>,
 }
 
@@ -111,8 +111,8 @@ impl LoadedConfig {
         if wrong.is_empty() { Ok(system) } else { Err(wrong) }
     }
 
-    /// The configuration that was in force already, with the journal here. What it needs may be gone by now; that is no
-    /// reason to leave the programs alone.
+    /// A configuration that is already in force, with the journal here. Files that it needs may be gone by now, but the
+    /// programs that run must still be supervised.
     fn in_force(text: ConfigSource, ignore_interrupts: bool, state: &Path) -> Option<Self> {
         let parsed = Config::parse(&text.text).ok()?;
         Some(Self::examine(parsed, text, ignore_interrupts, Some(state)).0)
@@ -204,9 +204,9 @@ pub fn run(options: &Options) -> ExitCode {
 
 /// Why a daemon cannot start.
 enum StartError {
-    /// The configuration cannot be used, as has been said.
+    /// The configuration cannot be used. The reasons have been printed.
     Configuration,
-    /// Something here does not let it.
+    /// This machine or the state directory does not allow it.
     Here(String),
 }
 
@@ -225,7 +225,7 @@ fn begin(options: &Options) -> Result<(u8, Option<Takeover>), StartError> {
     let (system, directory, fallback_directory_reason, recovered) = if let Some(before) = before {
         let (system, directory, recovered) = resume(before, options)?;
         if let Some((_, State { unkillable: Some(survivors), essential_exit, .. })) = &recovered.last {
-            // Everything had stopped, and the previous daemon has died with that on its lips.
+            // Everything had stopped, but the previous daemon died before it could report that.
             subreaper.iter().for_each(SubreaperLink::end);
             return Ok((stopped(*survivors, *essential_exit), None));
         }
@@ -235,7 +235,7 @@ fn begin(options: &Options) -> Result<(u8, Option<Takeover>), StartError> {
             LoadedConfig::check(&options.config, options.ignore_interrupts).ok_or(StartError::Configuration)?;
         let (directory, fallback_directory_reason) = find_state(&system)?;
         let elsewhere = fallback_directory_reason.as_ref().and_then(|_| {
-            // Its pipes are where the journal is.
+            // The pipes of logs are in the directory of the journal.
             LoadedConfig::in_force(system.text.clone(), options.ignore_interrupts, directory.path())
         });
         let system = elsewhere.unwrap_or(system);
@@ -280,7 +280,7 @@ fn begin(options: &Options) -> Result<(u8, Option<Takeover>), StartError> {
     })
 }
 
-/// The exit status when everything has stopped, but for so many programs.
+/// The exit status when everything has stopped except this many programs.
 fn stopped(survivors: u32, essential_exit: Option<ExitStatus>) -> u8 {
     if survivors == 0 {
         return essential_exit.map_or(0, status_of);
@@ -289,7 +289,7 @@ fn stopped(survivors: u32, essential_exit: Option<ExitStatus>) -> u8 {
     SURVIVORS
 }
 
-/// The exit status of gaggled when an essential program has ended so.
+/// The exit status of gaggled when an essential program has ended with this status.
 fn status_of(essential_exit: ExitStatus) -> u8 {
     match essential_exit {
         ExitStatus::Code(code) => u8::try_from(code).unwrap_or(1),
@@ -315,8 +315,8 @@ fn resume(
     Ok((system.ok_or(StartError::Configuration)?, directory, recovered))
 }
 
-/// A directory that another configuration has used holds what operators wanted of other programs, and the history of
-/// another system; programs of the same name would be taken for each other.
+/// Refuses a directory that another configuration has used: it holds the history and the operator commands of another
+/// system, and programs of the same name would be mistaken for each other.
 fn refuse_another(
     system: &LoadedConfig,
     directory: &StateDirectory,
@@ -339,14 +339,14 @@ fn refuse_another(
     )))
 }
 
-/// Programs of an earlier gaggled at the same control url whose state directory is gone cannot be distinguished from those of
-/// another, and would be started a second time.
+/// Refuses to start beside programs of an earlier gaggled at the same control url whose state directory is gone: they
+/// cannot be recognised, and would be started a second time.
 fn refuse_strangers(system: &LoadedConfig, directory: &StateDirectory) -> Result<(), StartError> {
     let found = host::strangers(&system.urls.control, &spec::users(&system.config));
     if found.is_empty() {
         return Ok(());
     }
-    // Nothing has been begun: the next start finds the directory as this one did.
+    // Nothing has been started: the next start must find the directory as this one did.
     directory.forget();
     let pids: Vec<String> = found.iter().map(|(program, pid)| format!("{program} (pid {pid})")).collect();
     Err(StartError::Here(format!(
@@ -357,8 +357,8 @@ fn refuse_strangers(system: &LoadedConfig, directory: &StateDirectory) -> Result
     )))
 }
 
-/// Opens the directory of the journal. If its disk cannot be written, another is taken that does not outlive the machine,
-/// and that is said.
+/// Opens the state directory. If its disk cannot be written, a fallback is used that does not survive a reboot; the
+/// reason is returned with it.
 fn find_state(system: &LoadedConfig) -> Result<(StateDirectory, Option<String>), StartError> {
     let path = endpoints::state_directory(&system.config.gaggled)?;
     match StateDirectory::open(&path, None) {
@@ -381,10 +381,10 @@ fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }
 
-/// How another gaggled ends its answer, if it can.
+/// The end of a positive answer of another binary.
 const GOES_ON: &str = " can go on";
 
-/// What another gaggled asks before it lets this one go on: whether it can read the journal, and which version it is.
+/// Answers a running gaggled before an upgrade: whether this binary can read the journal, and which version it is.
 pub fn check_takeover(state: &Path) -> ExitCode {
     match gaggled_actors::journal::directory::last_segment(state) {
         Ok(()) => crate::common::output::end(crate::common::output::line(&format!("gaggled {VERSION}{GOES_ON}"))),

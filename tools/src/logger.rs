@@ -1,8 +1,8 @@
 //! The process that writes logs which are rotated or merged: a program like any other, which gaggled runs itself.
 //!
-//! Each program writes to a pipe with a name, which it holds open for reading, too. So nothing is lost and no program is
-//! disturbed while this process, or gaggled, is away; what is written waits in the pipe. Each log has a thread of its own:
-//! a disk that is stuck delays no other log.
+//! Each program writes to a named pipe, which it also holds open for reading. So nothing is lost and no program is
+//! affected while this process, or gaggled, does not run: the output waits in the pipe. Each log has its own thread, so
+//! that a stuck disk delays no other log.
 
 mod bounded_buffer;
 mod file;
@@ -55,7 +55,7 @@ pub fn fingerprint(log_routes: &[LogRoute]) -> String {
     format!("{number:016x}")
 }
 
-/// Leaves the list of logs in the directory of the journal, for the process that writes them and for who reads them.
+/// Writes the list of logs to the state directory, for the logger and for the readers of logs.
 pub fn leave(state: &Path, log_routes: &[LogRoute]) -> io::Result<()> {
     let directory = pipes(state);
     if log_routes.iter().any(|outlet| outlet.pipe.is_some()) {
@@ -72,7 +72,7 @@ pub fn list(state: &Path) -> io::Result<Vec<LogRoute>> {
     serde_json::from_slice(&fs::read(told(state))?).map_err(io::Error::from)
 }
 
-/// Writes until it gets a TERM, and then what is left.
+/// Writes until it gets a signal to stop, and then what is left in the pipes.
 pub fn run(state: &Path) -> ExitCode {
     host::ignore_file_limit();
     let mut signals = SigSet::empty();
@@ -116,12 +116,12 @@ pub fn run(state: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Where lines go.
+/// A destination for log output.
 pub trait Sink: Send {
     /// Writes a chunk; what cannot be written is counted. False if nothing more can be written before this process ends,
     /// so that the rest is better left in the pipe.
     fn write(&mut self, chunk: &[u8]) -> bool;
-    /// Says how many bytes were dropped before they came here.
+    /// Records how many bytes were dropped before they reached this sink.
     fn dropped(&mut self, bytes: u64);
     /// There is nothing more.
     fn end(&mut self);

@@ -1,4 +1,4 @@
-//! The gate from events to mail: follows gaggled, and sends what the alert rules find worth a mail.
+//! The mail gateway: follows the events of gaggled, and sends the mails that the alert rules ask for.
 
 use std::time::{Duration, Instant as PointInTime};
 
@@ -20,10 +20,10 @@ use gaggled_gateways::{
 use serde::Deserialize;
 use slog::{Logger, debug, error, info, warn};
 
-/// For how long what was heard may be unwritten. Nothing is said of it before.
+/// How long received events may stay unrecorded in the spool. No mail is sent about them before they are recorded.
 const FLUSH_DELAY: Millis = Millis(1000);
 
-/// The gate.
+/// The mail gateway.
 #[derive(Debug)]
 pub struct MailGateway {
     follower: Follower,
@@ -33,15 +33,15 @@ pub struct MailGateway {
     outbox: Outbox,
     batch: Millis,
     clock: Clock,
-    /// The last event that was heard.
+    /// The last event that was received.
     position: Option<Position>,
-    /// When what was heard is written down, if nothing is said before.
+    /// When the position is written to the spool, if no mail is written before.
     write_at: Option<Instant>,
     logger: Logger,
 }
 
 impl MailGateway {
-    /// The gate of a configuration, on a host of this name, that goes on from where its ledger has it.
+    /// The gateway of a configuration, on a host of this name, which continues at the position in the spool.
     pub fn new(
         config: &SmtpgateConfig,
         host: &str,
@@ -106,7 +106,7 @@ impl MailGateway {
         }
     }
 
-    /// The event tells the state just after it, which the replica may have left behind already.
+    /// Uses the state in the event, which is that just after it; the follower's state may be later.
     fn event(&mut self, text: &str) {
         #[derive(Deserialize)]
         struct Header {
@@ -140,7 +140,7 @@ impl MailGateway {
         if written.is_empty() && self.write_at.is_none_or(|at| at > now) {
             return;
         }
-        // First what has been heard and what is to be said of it, as one; then the saying.
+        // The position and the new mails are written to the spool in one step, before any mail is sent.
         let (mails, kept) = self.spool.advance(self.position, &self.alert_rules, written);
         self.write_at = None;
         let report = reporter(self.logger.clone());
@@ -168,7 +168,7 @@ impl MailGateway {
     }
 }
 
-/// Writes what becomes of mails into the log.
+/// Logs the outcome of mails.
 fn reporter(logger: Logger) -> Report {
     Box::new(move |outcome| match outcome {
         DeliveryOutcome::Delivered(mail) => info!(logger, "delivered: {}", mail),

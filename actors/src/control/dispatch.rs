@@ -11,7 +11,7 @@ use super::{
     worker::{Job, JobResult},
 };
 
-/// What a request leads to.
+/// How a request is answered.
 pub(super) enum Dispatch {
     /// It is answered at once.
     Reply(Reply),
@@ -24,7 +24,7 @@ pub(super) enum Dispatch {
 }
 
 impl ControlActor {
-    /// What a request leads to.
+    /// Decides how a request is answered.
     pub(super) fn dispatch(&self, id: &str, action: Action) -> Result<Dispatch, ReplyError> {
         if let Action::Dump { at, .. } | Action::Why { at, .. } = &action {
             self.past_only(*at)?;

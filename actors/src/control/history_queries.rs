@@ -1,4 +1,4 @@
-//! Questions about what is past, which memory answers as far as it goes, and the disk beyond that.
+//! Queries about past events and states: recent ones are answered from memory, older ones from the disk.
 
 use gaggled_core::{
     base::{
@@ -20,8 +20,8 @@ use crate::{
     journal::reader::{EventQuery, JournalReader},
 };
 
-/// The most events in one answer. An answer of this size has half a megabyte: the allocator keeps the largest that each thread
-/// has had.
+/// The most events in one reply. A reply of this size has half a megabyte, and the allocator keeps the largest buffer
+/// of each thread.
 const EVENTS_PAGE: usize = 1_000;
 
 /// Which events are meant.
@@ -33,7 +33,8 @@ pub(super) struct Filter {
 }
 
 impl ControlActor {
-    /// The programs of which events are wanted. It may be one that there is no longer, but not one that there never was.
+    /// The pattern for the programs whose events are wanted. It must match a configured program, or one of the events
+    /// in memory.
     pub(super) fn matcher(&self, program: Option<String>) -> Result<Option<GlobMatcher>, ReplyError> {
         let Some(word) = program else { return Ok(None) };
         let glob = Glob::new(&word).map_err(|why| ReplyError {
@@ -70,7 +71,7 @@ impl ControlActor {
         filter: Filter,
     ) -> Dispatch {
         let limit = limit.unwrap_or(EVENTS_PAGE).min(EVENTS_PAGE);
-        // Without an epoch the question is for what there is, and what there is not is no gap.
+        // Without an epoch the query asks for the events that are kept: missing earlier ones are no gap.
         let after = match epoch {
             Some(epoch) => Position { epoch, seq: since },
             None => self.latest_of(since),
@@ -90,7 +91,7 @@ impl ControlActor {
         Dispatch::Offload(Box::new(move |id| JobResult::Reply(archived_events(id, &reader, &wanted, known, exact))))
     }
 
-    /// The last position of a number, whichever the epoch.
+    /// The position that an event number without an epoch stands for.
     fn latest_of(&self, seq: Seq) -> Position {
         let epoch = self.history.get(seq).map(|entry| entry.envelope.epoch);
         let oldest =
@@ -175,7 +176,7 @@ fn too_early(id: &str, reader: &JournalReader) -> Reply {
     Reply::refused(id, ErrorCode::Failed, format!("the journal does not reach back to that moment{since}"))
 }
 
-/// A chain that goes back beyond what is in memory.
+/// Extends a chain of causes with the events that are only on disk.
 fn completed(mut chain: Vec<Link>, reader: &JournalReader) -> Vec<Link> {
     let next = next_cause(&chain);
     chain.extend(next.into_iter().flat_map(|seq| reader.chain(seq)));
@@ -223,7 +224,7 @@ fn links(chain: &[Link]) -> Vec<WhyStep> {
         .collect()
 }
 
-/// What memory has.
+/// The first and the last event in memory.
 #[derive(Clone, Copy)]
 struct MemoryRange {
     first: Position,
@@ -234,11 +235,11 @@ fn archived_events(id: &str, reader: &JournalReader, wanted: &EventQuery, known:
     let MemoryRange { first, last } = known;
     let mut found = reader.events(wanted);
     if found.end <= wanted.after && !found.full {
-        // The disk has nothing of it. What memory has is all there is.
+        // The disk has none of the events: go on with the first one in memory.
         found.gap = true;
         found.end = Position { seq: Seq(first.seq.0.saturating_sub(1)), ..first };
     }
-    // What the disk does not have yet, memory has: the next question goes there.
+    // Events that are not on disk yet are in memory: the client's next query finds them there.
     let until = wanted.until.is_some() && found.full && found.events.len() < wanted.limit;
     let more = found.end < last && !until;
     let events = EventsBody {

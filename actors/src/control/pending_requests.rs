@@ -17,7 +17,7 @@ use super::ReplyFn;
 /// A request that has not been answered.
 pub(super) struct PendingRequest {
     pub id: String,
-    /// For finding the same request again; empty if it may be done twice.
+    /// Identifies a request that is sent again; empty if it may be carried out twice.
     pub key: String,
     pub timeout: Option<SpawnHandle>,
     /// The body of the reply, if it is not that of a command to programs.
@@ -106,7 +106,7 @@ impl PendingRequests {
         self.answer(number, &reply);
     }
 
-    /// The time of a request is over.
+    /// A request has timed out.
     pub(super) fn time_out(&mut self, number: u64, state: &State, now: Instant) {
         let Some(request) = self.requests.get_mut(&number) else { return };
         request.timeout = None;

@@ -1,4 +1,4 @@
-//! The answer to a command waits for the journal: what was reported as done to an operator survives the death of gaggled.
+//! Holds the reply to a command back until its events are written: what an operator sees as done survives a crash.
 
 use std::{convert::Infallible, future::Future, time::Duration};
 
@@ -7,14 +7,14 @@ use tokio::sync::mpsc;
 use super::ReplyFn;
 use crate::journal::writer_handle::JournalWriterHandle;
 
-/// How long a disk that does not answer may hold up an answer. It goes out all the same then: the event that says that
-/// the journal is not written is there for all to see.
+/// How long a disk that does not respond may delay a reply. After that the reply is sent all the same, marked as not
+/// durable.
 const DISK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Holds answers back.
 pub(super) struct ReplyGate {
     file: JournalWriterHandle,
-    /// Every answer that is held back has a copy of it, and the last of them ends what is received.
+    /// Every delayed reply holds a clone; when the last one is dropped, `all_sent` is closed.
     held: Option<mpsc::Sender<Infallible>>,
     all_sent: Option<mpsc::Receiver<Infallible>>,
 }
@@ -25,7 +25,7 @@ impl ReplyGate {
         Self { file, held: Some(held), all_sent: Some(all_sent) }
     }
 
-    /// The same answer, which is sent when everything that is committed by then has been written.
+    /// Delays a reply until all events that were committed before it have been written.
     pub(super) fn hold(&self, answer: ReplyFn) -> ReplyFn {
         let (file, held) = (self.file.clone(), self.held.clone());
         Box::new(move |mut reply| {
@@ -39,7 +39,7 @@ impl ReplyGate {
         })
     }
 
-    /// Ends when all that was held back has been sent.
+    /// Completes when all delayed replies have been sent.
     pub(super) fn end(&mut self) -> impl Future<Output = ()> + 'static {
         self.held = None;
         let all_sent = self.all_sent.take();

@@ -1,4 +1,4 @@
-//! A thread for what takes its time: reading segments, reading a configuration, trying another binary.
+//! A thread for requests that block: reading segments, reading a configuration, checking another binary.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -15,16 +15,16 @@ use gaggled_core::{
 use super::{ControlActor, ReplyFn, RequestContext};
 use crate::machine_actor::panic_message;
 
-/// How much may wait for it.
+/// How many jobs may wait for the thread.
 const QUEUE_MAX: usize = 64;
 
-/// What is to be done, given the id of the request.
+/// The work for a request, called with the id of the request.
 pub(super) type Job = Box<dyn FnOnce(&str) -> JobResult + Send>;
 
-/// What came of a job.
+/// The result of a job.
 pub(super) enum JobResult {
     Reply(Reply),
-    /// Everything has been left for the next daemon, which is to begin for this; and what is then answered.
+    /// A handover has been prepared and is to start; the value is the body of the reply.
     Handover(Handover, serde_json::Value),
 }
 
@@ -44,7 +44,7 @@ struct QueuedJob {
     control: Addr<ControlActor>,
 }
 
-/// The way to the thread, which ends with this value; nothing if there is no thread to be had.
+/// The queue of the thread, which ends with this value; `None` if the thread could not be started.
 pub(super) struct BlockingWorker(Option<Sender<QueuedJob>>);
 
 impl BlockingWorker {
@@ -56,7 +56,7 @@ impl BlockingWorker {
 
     pub(super) fn give(&self, asked: RequestContext, job: Job, answer: ReplyFn, control: Addr<ControlActor>) {
         if let Some(orders) = &self.0 {
-            // One that is dropped, because too many wait, is answered with that.
+            // If the queue is full the job is dropped, and its responder sends the client an error.
             let _ = orders.try_send(QueuedJob { asked, job, answer, control });
         }
     }

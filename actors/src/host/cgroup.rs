@@ -1,7 +1,7 @@
-//! Cgroups: each run of a program has one to itself, as what the kernel holds it to, and as what nothing of it escapes.
+//! Cgroups: each run of a program gets its own, which applies the limits of the program and contains all its processes.
 //!
-//! They are in a directory of this gaggled's own, `DIRECTORY/ID`, where the id is that of its journal: two gaggleds that
-//! are given the same directory do not meet. A run has `DIRECTORY/ID/PROGRAM.RUN`, which goes with it.
+//! They are in `DIRECTORY/ID`, where the id is derived from that of the journal, so that two gaggleds with the same
+//! directory do not collide. A run has `DIRECTORY/ID/PROGRAM.RUN`, which is removed when the run has ended.
 
 use std::{
     collections::BTreeSet,
@@ -28,7 +28,7 @@ mod directory;
 
 pub use self::directory::{CgroupError, check, own_directory, prepare, remove_directory, try_settings};
 
-/// How long the kernel may take to end what was killed. What takes longer is left to the next daemon.
+/// How long killed processes may take to end. A cgroup that takes longer is left to the next daemon.
 const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The cgroup of one run.
@@ -36,19 +36,19 @@ const REMOVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Cgroup(PathBuf);
 
 impl Cgroup {
-    /// That of this run.
+    /// The cgroup of a run.
     pub(crate) fn new(own: &Path, program: &str, instance: InstanceId) -> Self {
         Self(own.join(format!("{program}.{instance}")))
     }
 
-    /// That of this run in one of these directories, if there is one.
+    /// The cgroup of a run in one of these directories, if it exists.
     pub(crate) fn find(directories: &[PathBuf], program: &str, instance: InstanceId) -> Option<Self> {
         directories.iter().map(|own| Self::new(own, program, instance)).find(|cgroup| cgroup.0.is_dir())
     }
 
     /// Makes it. A process that writes `0` to the returned file enters it.
     pub(crate) fn make(&self, settings: &[(String, String)]) -> io::Result<File> {
-        // One that an earlier run of this number has left may hold unknown processes.
+        // Fails if it exists: one that an earlier run of this number has left may hold unknown processes.
         fs::create_dir(&self.0)?;
         set(&self.0, settings).and_then(|()| self.procs_file()).inspect_err(|_| {
             self.remove();
@@ -60,10 +60,10 @@ impl Cgroup {
         open(&self.0, "cgroup.procs")
     }
 
-    /// The processes that have not ended, in it and in those that they have made in it.
+    /// The processes that have not ended, in this cgroup and in those nested in it.
     pub(crate) fn members(&self) -> Vec<i32> {
         let pids = |path: &PathBuf| -> Vec<i32> {
-            // One that is not to be seen from here is 0.
+            // A process of a pid namespace that is not visible here is listed as 0.
             read(path, "cgroup.procs").lines().filter_map(|pid| pid.parse().ok()).filter(|pid| *pid > 0).collect()
         };
         with_nested(&self.0).iter().flat_map(pids).collect()
@@ -72,7 +72,7 @@ impl Cgroup {
     /// Kills everything in it.
     pub(crate) fn kill(&self) {
         if write(&self.0, "cgroup.kill", "1").is_err() {
-            // Kernels before 5.14 cannot do that; but what stands still makes nothing new meanwhile.
+            // Kernels before 5.14 have no cgroup.kill; but a frozen process cannot start others meanwhile.
             let _ = write(&self.0, "cgroup.freeze", "1");
             for pid in self.members() {
                 sys::send(pid, SIGKILL);
@@ -80,7 +80,8 @@ impl Cgroup {
         }
     }
 
-    /// How a main process in it has ended that gaggled has not killed: the kernel may have, because memory ran out.
+    /// Corrects the status of a main process that gaggled has not killed: the kernel may have killed it for lack of
+    /// memory.
     pub(crate) fn oom_status(&self, status: ExitStatus) -> ExitStatus {
         let events = read(&self.0, "memory.events.local");
         let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -90,7 +91,7 @@ impl Cgroup {
         }
     }
 
-    /// Removes it; whether it is gone. It stays as long as something in it has not ended.
+    /// Removes the cgroup; returns whether it is gone. It cannot be removed before all processes in it have ended.
     pub(crate) fn remove(&self) -> bool {
         let remove = |path: &PathBuf| {
             fs::remove_dir(path).map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true)
@@ -98,11 +99,11 @@ impl Cgroup {
         with_nested(&self.0).iter().rev().all(remove)
     }
 
-    /// Kills everything in it and removes it; whether that was possible in time.
+    /// Kills everything in it and removes it; returns whether that succeeded in time.
     fn end(&self, within: Duration) -> bool {
         let deadline = real_now() + within;
         self.kill();
-        // Before it is looked at again, so that no change is missed.
+        // Watched before the first attempt to remove it, so that no change is missed.
         let mut changes = Inotify::init().and_then(|changes| {
             changes.watches().add(self.0.join("cgroup.events"), WatchMask::MODIFY).map(|_| changes)
         });
@@ -118,7 +119,7 @@ impl Cgroup {
     }
 }
 
-/// Ends the cgroups that are sent to it, in a thread of its own: the kernel takes its time.
+/// Kills and removes the cgroups that are sent to it, in a separate thread, because the kernel may take a while.
 pub(crate) fn undertake(dead: Receiver<Cgroup>) -> io::Result<()> {
     let work = move || {
         for cgroup in dead {
@@ -128,7 +129,7 @@ pub(crate) fn undertake(dead: Receiver<Cgroup>) -> io::Result<()> {
     thread::Builder::new().name("cgroup-remover".into()).spawn(work).map(drop)
 }
 
-/// The cgroups in a directory of our own but these: what is left of runs that have ended.
+/// The cgroups in gaggled's own directory except the known ones: those of runs that have ended.
 pub(crate) fn others(own: &Path, known: &BTreeSet<Cgroup>) -> Vec<Cgroup> {
     directories_in(own).into_iter().map(Cgroup).filter(|cgroup| !known.contains(cgroup)).collect()
 }
@@ -161,7 +162,7 @@ fn write(directory: &Path, file: &str, text: &str) -> io::Result<()> {
     open(directory, file)?.write_all(text.as_bytes())
 }
 
-/// Opens one of the kernel's files; what is not there is not made.
+/// Opens an existing file of the kernel for writing.
 fn open(directory: &Path, file: &str) -> io::Result<File> {
     OpenOptions::new().write(true).open(directory.join(file))
 }

@@ -1,7 +1,6 @@
 //! The processes of this machine.
 //!
-//! Threads do what may wait: one starts processes, one waits for their end, one asks how they are. Signals are sent at
-//! once.
+//! Threads do the work that may block: one starts processes, one reaps them, one probes them. Signals are sent at once.
 
 use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -32,7 +31,7 @@ use crate::host::{
     },
 };
 
-/// What a run of the daemon has from the one before and from its subreaper.
+/// What a daemon takes over from the previous daemon and from its subreaper.
 pub struct TakeoverState {
     /// The sockets that were kept.
     pub stash: Stash,
@@ -40,11 +39,11 @@ pub struct TakeoverState {
     pub pipe: Option<ExitPipe>,
     /// The programs that were found running.
     pub survivors: Vec<SurvivingProcess>,
-    /// The directories in which cgroups are, and were.
+    /// The directories of the cgroups of this daemon and of previous ones.
     pub cgroups: Vec<PathBuf>,
-    /// The cgroups of what runs that have ended well have left.
+    /// The cgroups of runs that have ended and whose remaining processes are kept.
     pub kept: Vec<Cgroup>,
-    /// The ends that the subreaper has reported so far.
+    /// The process ids and exit statuses that the subreaper has reported so far.
     pub reaped: Vec<(i32, ExitStatus)>,
     /// Is called when the subreaper has died.
     pub gone: Box<dyn FnOnce() + Send>,
@@ -95,8 +94,8 @@ impl LinuxHost {
         Ok(Self { shared, orders, inheritance: Some(inheritance) })
     }
 
-    /// Carries out what was asked for so far, and then leaves everything as it is: whatever ends from now on is left for
-    /// the next daemon to hear of. A start that takes longer than `within` is not waited for.
+    /// Carries out the commands so far, and then reaps nothing any more: processes that end from now on are left to the
+    /// next daemon. Starts that take longer than `within` are not waited for.
     pub fn hand_over(&self, within: Duration) {
         let (reached, mark) = crossbeam_channel::bounded(1);
         let _ = self.orders.send(SpawnRequest::Barrier(reached));
@@ -121,7 +120,7 @@ impl Host for LinuxHost {
             self.shared.ended_elsewhere(pid, status);
         }
         self.shared.monitor(MonitorCommand::Listen);
-        // Without this thread the ends of survivors are not heard of, and everything else works.
+        // Without this thread the ends of survivors go unnoticed, but everything else works.
         let _ = OrphanWatch { pipe, orphans }.start(self.shared.clone(), gone);
     }
 
@@ -148,7 +147,7 @@ impl Host for LinuxHost {
     }
 }
 
-/// Makes this process the parent of what its descendants leave behind, so that nothing escapes by losing its parent.
+/// Makes this process the parent of its orphaned descendants, so that no process escapes by losing its parent.
 pub fn become_subreaper() -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true).map_err(io::Error::from)
 }
@@ -156,8 +155,8 @@ pub fn become_subreaper() -> io::Result<()> {
 /// The fewest descriptors that gaggled can work with.
 pub const DESCRIPTORS_MIN: u64 = 64;
 
-/// Raises the limit of descriptors of this process to the most that it may have. Returns what it was, which is what
-/// programs get: some break when they may have more than 1,024.
+/// Raises the descriptor limit of this process as far as allowed. Returns the previous limit, which programs get: some
+/// break with more than 1,024.
 pub fn raise_descriptors() -> io::Result<Rlimit> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -166,7 +165,7 @@ pub fn raise_descriptors() -> io::Result<Rlimit> {
     Ok(Rlimit { soft, hard })
 }
 
-/// Sees to it that no program gets a descriptor that this process was given.
+/// Sets close-on-exec on all descriptors above 2 that this process was given, so that no program gets them.
 pub fn close_on_exec() -> io::Result<()> {
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let number: Option<i32> = entry?.file_name().to_str().and_then(|name| name.parse().ok());

@@ -18,15 +18,16 @@ use tokio::sync::oneshot;
 
 use super::{cgroup::Cgroup, track::process_table::MainProcess};
 
-/// Takes what the host sees. The daemon connects it to the host actor: `start_host` in `tools/src/daemon/run.rs`.
+/// Receives the reports of the host.
 pub type HostReportFn = Box<dyn Fn(HostReport) + Send + Sync>;
 
 /// What every program gets.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
-    /// The variables, over which those of the program go.
+    /// The variables, which those of a program override.
     pub variables: BTreeMap<String, String>,
-    /// Those of them that only programs of gaggled's own user get: they change what any program does that is started.
+    /// Variables that programs of other users do not get, because they change what any program does, such as
+    /// `LD_PRELOAD`.
     pub withheld: BTreeSet<String>,
     /// The limit of descriptors that programs have, if it is not that of gaggled.
     pub descriptors: Option<Rlimit>,
@@ -53,7 +54,7 @@ pub struct SurvivingProcess {
     pub start_time: StartTime,
     /// Whose child it was when it was found.
     pub parent: i32,
-    /// What its main process is. A command whose daemon is awaited has ended.
+    /// The kind of its main process. If its daemon is awaited, this process has ended.
     pub(crate) stage: MainProcess,
     /// Whether the previous daemon has asked it to end.
     pub(crate) ending: Ending,
@@ -61,11 +62,11 @@ pub struct SurvivingProcess {
     pub(crate) cgroup: Option<Cgroup>,
 }
 
-/// What the thread is to do.
+/// A request to the spawner thread.
 pub(crate) enum SpawnRequest {
     /// Start this run of a program.
     Start(ProgramId, InstanceId),
-    /// Run the stop command of a program as the process of this run, which has ended.
+    /// Run the stop command of a program as the main process of this run, whose own main process has ended.
     UndoCommand(ProgramId, InstanceId),
     /// Run the stop command of a program beside this run, whose main process has this id.
     StopCommand(ProgramId, InstanceId, i32),
@@ -86,40 +87,41 @@ pub(crate) enum SpawnRequest {
 /// A process that was started.
 pub(crate) struct Spawned {
     pub(crate) pid: i32,
-    /// What it shows that it is ready with.
+    /// The channels through which it reports that it is ready.
     pub(crate) hearing: ReadinessChannel,
     /// Its cgroup, if it has one.
     pub(crate) cgroup: Option<Cgroup>,
 }
 
-/// A run of which everything in its group is gone: its main process, and which run it is.
+/// A run whose process group is empty: its main process, and the run.
 pub(crate) type Emptied = (i32, InstanceId);
 
-/// What a run was given to say something with, beyond its notify socket.
+/// The channels through which a run reports that it is ready.
 #[derive(Debug, Default)]
 pub(crate) struct ReadinessChannel {
-    /// What it writes to, if it is ready by a descriptor.
+    /// The file that it writes to, if it reports through a descriptor.
     pub descriptor: Option<File>,
-    /// How long its log was when it began, if it is ready by a line of that.
+    /// The size of its log when it began, if a line of the log shows that it is ready.
     pub log_from: Option<u64>,
-    /// Its notify socket, if that could not be made before.
+    /// Its notify socket, if that was created at this start.
     pub notify_socket: Option<UnixDatagram>,
 }
 
-/// What the monitor is to do.
+/// A request to the monitor thread.
 #[derive(Debug)]
 pub(crate) enum MonitorCommand {
     /// Listen to a run that has begun, or was taken over.
     Begin { program: ProgramId, instance: InstanceId, pid: i32, hearing: ReadinessChannel },
-    /// Listen to what programs say: what has survived is known.
+    /// Begin to read the notify sockets: the surviving runs are registered now.
     Listen,
-    /// Report everything that a run has said so far, and then that it was heard.
+    /// Report all messages of a run so far, and then that this is done.
     Hear(ProgramId, InstanceId),
-    /// Ask a run.
+    /// Probe a run.
     Check(ProgramId, InstanceId, ProbeKind),
     /// The command of a run has ended well: find the daemon that it has left.
     AwaitDaemon(ProgramId, InstanceId),
-    /// A process of no run has ended: its children may be ours now.
+    /// A process other than a main process has ended, and its children may now be gaggled's: check the awaited pid
+    /// files.
     RecheckPidFiles,
     /// The run of a program has ended.
     End(ProgramId),

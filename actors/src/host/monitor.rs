@@ -1,7 +1,7 @@
-//! Listens to programs, and asks them how they are: a thread of its own, on which nothing else waits.
+//! The monitor thread: receives what programs report about themselves, and probes them.
 //!
-//! When something is asked and what follows from the answer is decided by the rules; here it is only carried out, each
-//! check within its time and not too many at once.
+//! The rules decide when to probe and what follows from a result. The monitor only carries probes out, each within its
+//! timeout and not too many at once.
 
 mod file_watch;
 mod notify_socket;
@@ -38,10 +38,10 @@ use self::{
 
 /// How many checks are carried out at once.
 const AT_ONCE: usize = 64;
-/// How many threads they may take.
+/// How many threads probes may use.
 const THREADS: usize = 16;
 
-/// What is asked of a program, and how it says that it is ready.
+/// How a program is probed, and how it reports that it is ready.
 #[derive(Clone, Debug)]
 struct Monitored {
     ready: Option<ReadinessProbe>,
@@ -49,7 +49,7 @@ struct Monitored {
     log: Option<String>,
 }
 
-/// Listens and asks.
+/// The monitor before its thread is started.
 pub(crate) struct Monitor {
     programs: IdVec<ProgramId, Monitored>,
     sockets: Sockets,
@@ -57,12 +57,12 @@ pub(crate) struct Monitor {
     shared: Arc<ProcessTracker>,
 }
 
-/// The monitor at work.
+/// The state of the monitor thread.
 struct MonitorLoop {
     programs: IdVec<ProgramId, Monitored>,
     shared: Arc<ProcessTracker>,
     watches: FileWatches,
-    /// Where programs say something; empty until they are listened to.
+    /// The readers of notify sockets; empty until [`MonitorCommand::Listen`].
     ears: BTreeMap<ProgramId, Rc<NotifyReader>>,
     slots: Arc<Semaphore>,
     /// The pid files that are looked at until they name a daemon.
@@ -70,7 +70,7 @@ struct MonitorLoop {
 }
 
 impl Monitor {
-    /// Makes what programs need to be heard.
+    /// Binds the notify sockets and initialises inotify.
     pub(crate) fn new(
         specs: &IdVec<ProgramId, LaunchSpec>,
         environment: &Environment,
@@ -102,7 +102,7 @@ impl Monitor {
             loop {
                 tokio::select! {
                     task = tasks.recv() => match task {
-                        // Processes that sent a message earlier are known now.
+                        // The senders of earlier messages are in the process table by now.
                         Some(MonitorCommand::Listen) => {
                             if let Some(sockets) = sockets.take() {
                                 attending.ears.append(&mut sockets.listen(&attending.shared));
@@ -116,7 +116,7 @@ impl Monitor {
             }
         };
         thread::Builder::new().name("monitor".into()).spawn(move || {
-            // Without it probed programs are never ready, and are stopped for that.
+            // Without this thread, programs with a readiness probe never become ready, and are stopped for that.
             let _ = LocalSet::new().block_on(&runtime, live());
         })?;
         Ok(())
@@ -172,7 +172,7 @@ impl MonitorLoop {
         self.look(program);
     }
 
-    /// Something that a program writes to has changed.
+    /// Checks the files of a program, one of which may have changed.
     fn look(&mut self, program: ProgramId) {
         if let Some(instance) = self.watches.is_reached(program) {
             self.shared.tell(program, instance, HostEvent::Ready);

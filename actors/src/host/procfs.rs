@@ -1,4 +1,4 @@
-//! What `/proc` has about processes.
+//! Reads information about processes from `/proc`.
 
 use std::{fs, time::Duration};
 
@@ -54,7 +54,7 @@ pub(crate) fn now() -> StartTime {
     ticks(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::MAX, Duration::from))
 }
 
-/// The moment that was so long ago, as the kernel counts the start times of processes.
+/// The moment this long ago, as the kernel counts the start times of processes.
 pub(crate) fn ago(span: Duration) -> StartTime {
     StartTime(now().0.saturating_sub(ticks(span).0))
 }
@@ -64,7 +64,7 @@ fn ticks(span: Duration) -> StartTime {
     StartTime(u64::try_from(span.as_millis()).unwrap_or(u64::MAX).saturating_mul(ticks) / 1000)
 }
 
-/// As whom a process runs.
+/// The real user id of a process.
 pub(crate) fn uid(pid: i32) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().next()?.parse().ok()
@@ -81,8 +81,7 @@ pub(crate) fn all() -> impl Iterator<Item = i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// The processes that a thread of a process is the parent of. What loses its parent becomes the child of the first
-/// thread of a subreaper.
+/// The children of one thread of a process. An orphan becomes the child of the first thread of a subreaper.
 pub(crate) fn children(pid: i32, thread: i32) -> Vec<i32> {
     let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()

@@ -1,4 +1,4 @@
-//! What a daemon finds of the programs of the daemon before it.
+//! Finds the programs of the previous daemon.
 
 pub(crate) mod flight_recorder;
 mod leftovers;

@@ -1,4 +1,4 @@
-//! Starting processes: what a child does between its creation and its command, and what it is marked with.
+//! Starts processes: what a child does between its creation and its command, and the token that it carries.
 
 pub(crate) mod pid_file;
 pub(crate) mod spawner;

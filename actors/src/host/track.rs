@@ -1,4 +1,4 @@
-//! The processes that there are: which run each belongs to, how it ends, and what it leaves behind.
+//! Tracks processes: which run each belongs to, how it ends, and what it leaves behind.
 
 pub(crate) mod orphan_watch;
 pub(crate) mod outside_group;

@@ -1,4 +1,4 @@
-//! The directory that the journal lies in: whether it is safe, whether it is ours, and what the last daemon has left.
+//! The state directory: whether it is safe, whose journal it holds, and what the previous daemon has left in it.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -30,9 +30,9 @@ pub enum StateError {
     /// It is not a directory, or another user could change it.
     #[error("{path} {why}")]
     Unsafe {
-        /// What is wrong.
+        /// The file or directory.
         path: String,
-        /// How, and the cure.
+        /// What is wrong with it, and how to correct it.
         why: String,
     },
     /// Another gaggled writes there.
@@ -42,15 +42,15 @@ pub enum StateError {
     InUse {
         /// The directory.
         path: String,
-        /// Which, as far as it is known.
+        /// Its process id, as far as it is known.
         pid: String,
     },
-    /// The system refuses.
+    /// A system call failed.
     #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state_directory)")]
     Io {
-        /// What was tried.
+        /// The file or directory.
         path: String,
-        /// Why not.
+        /// The error.
         error: io::Error,
     },
     /// A later version has written it.
@@ -63,13 +63,13 @@ pub enum StateError {
     },
 }
 
-/// The directory of one gaggled. As long as this value lives, no other gaggled gets it.
+/// The directory of one gaggled. While this value exists, no other gaggled can open it.
 #[derive(Debug)]
 pub struct StateDirectory {
     path: PathBuf,
     /// The id of the journal, drawn once. Only gaggled may know it: tokens are signed with it.
     pub identity: String,
-    /// Whose identity that is.
+    /// Where the identity comes from.
     pub origin: Origin,
     _lock: Flock<File>,
 }
@@ -114,8 +114,9 @@ pub struct SegmentFile {
 const SUFFIX: &str = ".journal";
 
 impl StateDirectory {
-    /// Makes the directory if it is not there, looks whether it is safe, and takes it. `kept` is the identity that the run
-    /// of gaggled before has left in memory: if the directory has lost it, that is the one that programs carry.
+    /// Creates the directory if it does not exist, checks that it is safe, and locks it. `kept` is the identity that
+    /// the previous daemon has left in memory. It is restored if the directory has lost it, because programs carry
+    /// tokens of it.
     pub fn open(path: &Path, kept: Option<&str>) -> Result<Self, StateError> {
         make_directory(path)?;
         let lock = lock(path)?;
@@ -141,7 +142,7 @@ impl StateDirectory {
         &self.path
     }
 
-    /// Reads what the previous daemons have left. What is damaged is put aside, and what stood before the damage is taken.
+    /// Reads what the previous daemons have left. A damaged segment is put aside, and used up to the damage.
     pub fn recover(&self, history: usize) -> Result<RecoveredState, StateError> {
         let mut remains = RecoveredState::default();
         let segments = segments(&self.path);
@@ -158,7 +159,7 @@ impl StateDirectory {
             };
             let (replayed, broken) = replay(&bytes, history);
             if let Some(SegmentError { how, at }) = broken {
-                // Without its beginning nothing of it is of use.
+                // A segment whose beginning is damaged is of no use.
                 let good = if replayed.is_some() { at } else { 0 };
                 match how {
                     Corruption::NewerFormat(_) => {
@@ -183,7 +184,7 @@ impl StateDirectory {
     }
 }
 
-/// Looks whether the last segment of a directory can be read, without taking the directory.
+/// Checks whether the last segment of a directory can be read, without locking the directory.
 pub fn last_segment(directory: &Path) -> Result<(), StateError> {
     for segment in segments(directory).iter().rev() {
         match Replay::open(&read_own(&segment.path)?) {
@@ -221,7 +222,7 @@ impl SegmentFile {
     }
 }
 
-/// Replays a segment as far as it holds, and keeps the last events of it.
+/// Replays a segment up to its first error, and keeps its last events.
 fn replay(bytes: &[u8], keep: usize) -> (Option<(Replay<'_>, Vec<LoggedEvent>)>, Option<SegmentError>) {
     let mut replay = match Replay::open(bytes) {
         Ok(replay) => replay,
@@ -241,7 +242,7 @@ fn replay(bytes: &[u8], keep: usize) -> (Option<(Replay<'_>, Vec<LoggedEvent>)>,
     (Some((replay, history.into_entries())), broken)
 }
 
-/// Fills up the last events from these segments, which are earlier, so that a question about last night can be answered at once.
+/// Adds the last events of earlier segments, so that a query about last night can be answered at once.
 fn with_earlier(segments: &[SegmentFile], entries: Vec<LoggedEvent>, history: usize) -> Vec<LoggedEvent> {
     let mut entries = entries;
     for segment in segments.iter().rev() {
@@ -257,7 +258,7 @@ fn with_earlier(segments: &[SegmentFile], entries: Vec<LoggedEvent>, history: us
     entries
 }
 
-/// Takes away what a crash has left of a frame. If that fails it is read past again next time.
+/// Cuts off an incomplete frame that a crash has left. If that fails the next daemon ignores it again.
 fn truncate_torn_tail(path: &Path, at: usize) {
     if at == 0 {
         let _ = fs::remove_file(path);
@@ -266,8 +267,8 @@ fn truncate_torn_tail(path: &Path, at: usize) {
     }
 }
 
-/// Keeps a damaged segment under another name; what of it holds takes its place. If that fails it is read past again
-/// next time.
+/// Keeps a damaged segment under another name, and puts its intact part in its place. If that fails the next daemon
+/// skips the damage again.
 fn quarantine(path: &Path, good: &[u8]) -> String {
     let aside = path.with_extension("damaged");
     if let Err(error) = fs::hard_link(path, &aside)
@@ -286,11 +287,11 @@ fn quarantine(path: &Path, good: &[u8]) -> String {
     aside.display().to_string()
 }
 
-/// Makes a directory of gaggled's own if it is not there, and checks that no other user can change it. The one that it is
-/// in is made, too.
+/// Creates a directory of gaggled's own, and its parent, if they do not exist, and checks that no other user can change
+/// it.
 pub fn make_private(path: &Path, mode: u32) -> Result<(), StateError> {
     for directory in path.parent().filter(|parent| !parent.exists()).into_iter().chain([path]) {
-        // The file mode mask of gaggled is not meant for this.
+        // Set explicitly, because the umask of gaggled applies above.
         let created = fs::DirBuilder::new().mode(mode).create(directory);
         match created.and_then(|()| fs::set_permissions(directory, fs::Permissions::from_mode(mode))) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -323,7 +324,7 @@ fn check_directory(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Opens a file of the directory, which must be a file, and ours.
+/// Opens a file of the directory, which must be a regular file of gaggled's user.
 pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File, StateError> {
     let wrong = |why: &str| StateError::Unsafe { path: path.display().to_string(), why: why.to_owned() };
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
@@ -342,11 +343,11 @@ pub(crate) fn open_own(path: &Path, options: &mut OpenOptions) -> Result<File, S
     Ok(file)
 }
 
-/// Opens a file of the directory for writing; on a disk that can only be read, for reading.
+/// Opens a file of the directory for writing; on a read-only file system, for reading.
 fn open_or_look(path: &Path) -> Result<File, StateError> {
     let opened = open_own(path, OpenOptions::new().read(true).write(true).create(true));
     match &opened {
-        // Where there was a gaggled before, there is one.
+        // The file exists if a gaggled has used the directory before.
         Err(StateError::Io { error, .. }) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && path.exists() => {
             open_own(path, OpenOptions::new().read(true))
         }
@@ -373,7 +374,7 @@ fn make_directory(path: &Path) -> Result<(), StateError> {
     check_directory(path)
 }
 
-/// Takes the directory for this process.
+/// Locks the directory for this process.
 fn lock(path: &Path) -> Result<Flock<File>, StateError> {
     let name = path.join("lock");
     let locked = Flock::lock(open_or_look(&name)?, FlockArg::LockExclusiveNonblock).ok();
@@ -381,20 +382,20 @@ fn lock(path: &Path) -> Result<Flock<File>, StateError> {
         let pid = holder(&open_or_look(&name)?).map_or_else(String::new, |pid| format!(", pid {pid}"));
         return Err(StateError::InUse { path: path.display().to_string(), pid });
     };
-    // For people only; a disk that is full is none of the lock's business.
+    // Only for information: the lock is held even if the disk is full.
     let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
     Ok(lock)
 }
 
-/// The process that holds the lock, as it has written.
+/// The process that holds the lock, according to the lock file.
 fn holder(lock: &File) -> Option<i32> {
     let mut pid = [0; 16];
     let length = lock.read_at(&mut pid, 0).ok()?;
     std::str::from_utf8(pid.get(..length)?).ok()?.trim().parse().ok()
 }
 
-/// How long a gaggled that was killed may take to release the lock. A child that it was just starting has it, too, until
-/// that has executed its program.
+/// How long a killed gaggled may take to release the lock: a child that it was just starting holds it, too, until the
+/// exec.
 const DYING: Duration = Duration::from_secs(1);
 
 /// Waits for the lock, but not long: a gaggled that has not been killed keeps it.
@@ -406,8 +407,8 @@ fn lock_in_time(file: File) -> Option<Flock<File>> {
     receiver.recv_timeout(DYING).ok()?.ok()
 }
 
-/// Makes a directory that was removed, replaced or emptied that of the journal with this identity again. It is locked if
-/// it is not yet.
+/// Turns a directory that was removed, replaced or emptied into the state directory of this journal again. It is locked
+/// if it is not yet.
 pub(crate) fn claim(path: &Path, identity: &str, locks: bool) -> Result<Option<Flock<File>>, StateError> {
     make_directory(path)?;
     let lock = if locks { Some(lock(path)?) } else { None };
@@ -415,8 +416,8 @@ pub(crate) fn claim(path: &Path, identity: &str, locks: bool) -> Result<Option<F
     Ok(lock)
 }
 
-/// The id of the journal, and where it comes from. The kernel draws one when there is none, and for a copy: two gaggleds
-/// must never take each other's programs for their own.
+/// The id of the journal, and where it comes from. A new one is generated if there is none, and for a copy: two
+/// gaggleds must never take each other's programs for their own.
 fn identity(directory: &Path) -> Result<(String, Origin), StateError> {
     let path = directory.join("identity");
     let failed = |error| StateError::Io { path: path.display().to_string(), error };

@@ -1,9 +1,9 @@
-//! The state directory under a running gaggled: whether it is still the one that was opened, and how it is made anew.
+//! Watches the state directory of a running gaggled, and restores it if it is removed or replaced.
 //!
-//! A cleaner of old files, an operator or a restored backup may remove, replace or empty the directory. What is written
-//! then is written to files that are not found again: the next run of gaggled would begin from nothing, beside programs
-//! that it does not know. The kernel reports most such changes at once (inotify); of those that it does not report, such as
-//! another directory in the place of a parent, the writer learns when it looks, at the latest before a handover.
+//! A cleaner of old files, an operator or a restored backup may remove, replace or empty the directory. Events then go
+//! to files that the next run of gaggled does not find: it would start without history, beside programs that it does
+//! not know. inotify reports most such changes at once. The others, such as a replaced parent directory, are noticed
+//! when the writer checks the directory, at the latest before a handover.
 
 use std::{
     fs::{self, File},
@@ -19,7 +19,7 @@ use nix::fcntl::Flock;
 
 use crate::journal::directory::{StateError, claim};
 
-/// What identifies a file of a machine.
+/// The device and inode number of a file.
 type Node = (u64, u64);
 
 /// The state directory as it was opened, or made anew.
@@ -75,7 +75,7 @@ impl Place {
         lost.then_some("files were removed from the state directory")
     }
 
-    /// Makes the directory anew, or takes what is there now, with the identity of this journal.
+    /// Creates the directory again, or uses the one that is there now, with the identity of this journal.
     pub(super) fn heal(&mut self) -> Result<(), StateError> {
         // A lock file that is still there is held by this process already.
         let is_held = self.lock.is_some() && node(&self.path.join("lock")) == self.lock;
@@ -97,7 +97,8 @@ fn found_node(found: &fs::Metadata) -> Node {
     (found.dev(), found.ino())
 }
 
-/// Tells of everything that goes away from the directory. It is asked to watch again when there is another one.
+/// Reports all removals from the directory, and that of the directory. A message in `wanted` makes it watch the
+/// directory that is there then.
 fn watch_for(path: &Path, wanted: &Receiver<()>, told: &Sender<()>) {
     let flags = WatchMask::DELETE | WatchMask::MOVED_FROM | WatchMask::DELETE_SELF | WatchMask::MOVE_SELF;
     let mut buffer = [0; 4096];
@@ -110,7 +111,7 @@ fn watch_for(path: &Path, wanted: &Receiver<()>, told: &Sender<()>) {
         let _ = told.try_send(());
         while wanted.is_empty() {
             let Ok(events) = inotify.read_events_blocking(&mut buffer) else { return };
-            // One that was moved away is not the state directory any more.
+            // A directory that was removed or moved away is not the state directory any more.
             let over = EventMask::IGNORED | EventMask::MOVE_SELF;
             let ends = events.into_iter().any(|event| event.mask.intersects(over));
             let _ = told.try_send(());
@@ -121,5 +122,5 @@ fn watch_for(path: &Path, wanted: &Receiver<()>, told: &Sender<()>) {
     }
 }
 
-/// Is called when the directory was made anew, so that what others keep in it is put there again.
+/// Called when the directory was created again, to restore the other files of gaggled in it.
 pub type Healed = Arc<dyn Fn() + Send + Sync>;

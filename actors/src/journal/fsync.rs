@@ -1,4 +1,4 @@
-//! Waits for the disk, in a thread of its own: events are written on meanwhile, and so survive the death of gaggled.
+//! Synchronises files in a separate thread, so that events are written meanwhile and survive a crash of gaggled.
 
 use std::{fs::File, io, sync::Arc, thread};
 
@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, Sender};
 /// A file that has been synchronised, and whether that has worked.
 type Done = (Arc<File>, io::Result<()>);
 
-/// The way to the thread, which ends with this value.
+/// A handle of the thread, which ends with this value.
 pub(super) struct FsyncThread {
     orders: Sender<Arc<File>>,
     done: Receiver<Done>,
@@ -30,7 +30,7 @@ impl FsyncThread {
         Ok(Self { orders, done, busy: false })
     }
 
-    /// Begins to synchronise a file, unless one is under way.
+    /// Begins to synchronise a file, unless another synchronisation is under way.
     pub(super) fn begin(&mut self, file: &Arc<File>) -> bool {
         let begun = !self.busy && self.orders.try_send(file.clone()).is_ok();
         self.busy |= begun;

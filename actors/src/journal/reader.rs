@@ -1,6 +1,6 @@
-//! What is past, read from the segments on disk.
+//! Reads past events and states from the segments on disk.
 //!
-//! Nothing here is quick: call it from a thread for which no actor waits.
+//! All calls read from the disk: use a thread for which no actor waits.
 
 use std::path::{Path, PathBuf};
 
@@ -41,13 +41,13 @@ pub struct EventQuery {
 pub struct EventPage {
     /// The events as JSON, each with the state of its program after it.
     pub events: Vec<String>,
-    /// Whether some of what was asked for is not there.
+    /// Whether some of the requested events are missing.
     pub gap: bool,
-    /// Where the first event that is kept stands.
+    /// The position of the first event that is kept.
     pub first: Position,
     /// How far the search has come; there may be more after it.
     pub end: Position,
-    /// Whether it has ended because there were enough.
+    /// Whether the search stopped at the limit, or after `until`.
     pub full: bool,
 }
 
@@ -57,7 +57,7 @@ pub struct JournalReader {
     directory: PathBuf,
 }
 
-/// One segment as it is passed through: an event, the fold after it, and its JSON. False ends the passage.
+/// Called for each event of a segment, with the state after it. False stops the replay.
 type Visit<'a> = dyn FnMut(&Envelope, &State) -> bool + 'a;
 
 impl JournalReader {
@@ -75,7 +75,7 @@ impl JournalReader {
         found.gap = wanted.after.seq < oldest.after;
         let begin = segments.iter().rposition(|segment| segment.position() <= wanted.after).unwrap_or(0);
         for segment in segments.iter().skip(begin) {
-            // Events that were never written are between two segments.
+            // A gap between two segments means that events were never written.
             found.gap |= segment.after > found.end.seq && found.end.seq >= oldest.after;
             let passed = pass(segment, &mut |envelope, state| {
                 let position = Position { epoch: envelope.epoch, seq: envelope.seq };
@@ -110,7 +110,7 @@ impl JournalReader {
         found
     }
 
-    /// When the first event was that is kept.
+    /// The time of the first event that is kept.
     pub fn begins(&self) -> Option<WallTime> {
         let mut first = None;
         let _ = pass(segments(&self.directory).first()?, &mut |envelope, _| {
@@ -120,7 +120,7 @@ impl JournalReader {
         first
     }
 
-    /// The state at a moment, and when its last event was; `None` if that is not kept.
+    /// The state at a moment, and the time of its last event; `None` if the journal does not reach back to it.
     pub fn state_at(&self, moment: PointInTime) -> Option<(State, WallTime)> {
         let is_past = |envelope: &Envelope| match moment {
             PointInTime::Seq(seq) => envelope.seq > seq,
@@ -183,7 +183,7 @@ impl SegmentFile {
     }
 }
 
-/// Passes through a segment as far as it holds.
+/// Replays a segment up to its end or its first error.
 fn pass(segment: &SegmentFile, visit: &mut Visit<'_>) -> Result<(), ScanError> {
     let bytes = read_own(&segment.path)?;
     let mut replay = match Replay::open(&bytes) {
@@ -193,7 +193,7 @@ fn pass(segment: &SegmentFile, visit: &mut Visit<'_>) -> Result<(), ScanError> {
     while let Some(next) = replay.next_event() {
         let envelope = match next {
             Ok((envelope, _)) => envelope,
-            // It may be written just now.
+            // The last frame may be in the middle of being written.
             Err(SegmentError { how: Corruption::Truncated, .. }) => break,
             Err(broken) => return Err(broken.into()),
         };

@@ -1,4 +1,4 @@
-//! What the thread does that writes the journal.
+//! The thread that writes the journal.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -43,26 +43,26 @@ pub(super) struct Writer {
     /// Is called when the directory was made anew.
     healed: Healed,
     head: SegmentHeader,
-    /// The fold of everything that has come, written or not.
+    /// The state after all events so far, written or not.
     state: State,
     retention: Retention,
     health: JournalStatusFn,
     /// The segment that is written; `None` if there is none yet, or it has failed.
     file: Option<Arc<File>>,
-    /// Whether segments were removed that held what was written.
+    /// Whether segments with written events were removed.
     is_lost: bool,
     /// Where the last segment is.
     segment: Option<SegmentFile>,
     syncer: FsyncThread,
-    /// Who is notified when everything so far has been written.
+    /// Channels to notify when everything so far has been written.
     marks: Vec<oneshot::Sender<bool>>,
-    /// Its size, and what of it is sure to be whole.
+    /// The size of the segment, and the size up to which it is intact.
     written: u64,
     good: u64,
     /// What is to be written, and how many events it holds.
     buffer: Vec<u8>,
     buffered: u64,
-    /// What is left to the next daemon.
+    /// The configuration that is left to the next daemon.
     config: Option<ConfigSource>,
     /// Whether events were lost on the way to this thread, so that a snapshot has to follow.
     behind: Arc<AtomicBool>,
@@ -79,7 +79,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// What writes, and what it writes first.
+    /// Creates the writer, and returns it with the first events to write.
     pub(super) fn new(
         directory: PathBuf,
         journaled: WriterInit,
@@ -152,7 +152,7 @@ impl Writer {
         self.sync();
     }
 
-    /// The disk has been waited for, by the other thread.
+    /// A file has been synchronised by the fsync thread.
     fn synchronised(&mut self, (file, result): (Arc<File>, io::Result<()>)) {
         self.syncer.free();
         if self.file.as_ref().is_some_and(|own| Arc::ptr_eq(own, &file)) {
@@ -163,7 +163,8 @@ impl Writer {
         }
     }
 
-    /// What was written to a directory that is not there any more is written again to one that is.
+    /// Checks the state directory. If it or files in it were removed, goes on with a new segment in a restored
+    /// directory.
     fn look_at_place(&mut self) {
         let segment = self.segment.as_ref().map(|segment| segment.path.as_path()).zip(self.file.as_deref());
         let Some(damage) = self.place.damage(segment) else { return };
@@ -173,7 +174,7 @@ impl Writer {
         self.restore();
     }
 
-    /// Goes on in the directory that is there now, made anew if it has to be.
+    /// Begins a new segment, in a new state directory if the old one is gone.
     fn restore(&mut self) {
         if self.place.damage(None).is_some() {
             if let Err(why) = self.place.heal() {
@@ -189,14 +190,14 @@ impl Writer {
         }
     }
 
-    /// What was in segments that are gone is missing: the directory may hold an older part of this journal.
+    /// Counts the events of removed segments as missing. The directory may still hold an older part of this journal.
     fn count_lost(&mut self) {
         if std::mem::take(&mut self.is_lost) {
             self.missed = last_seq(&self.directory).map_or(0, |last| self.state.seq.0.saturating_sub(last.0));
         }
     }
 
-    /// When this thread has caught up, an event brings the snapshot that makes up for what was lost.
+    /// Once the queue is empty after events were lost, reports that: the event makes the sink send a snapshot.
     fn catch_up(&mut self, entries: &Receiver<WriterCommand>) {
         if entries.is_empty() && self.behind.load(Ordering::SeqCst) && !std::mem::replace(&mut self.asked, true) {
             (self.health)(SystemEvent::JournalDegraded {
@@ -205,7 +206,7 @@ impl Writer {
         }
     }
 
-    /// What is due: a disk that is tried again, a synchronisation, a new segment.
+    /// Does what is due: a retry after a disk failure, a synchronisation, a new segment.
     fn keep_up(&mut self) {
         let now = real_now();
         if self.retry_at.is_some_and(|at| at <= now) {
@@ -218,7 +219,7 @@ impl Writer {
             self.unsynced.0 = 0;
             self.sync_at = None;
         }
-        // A synchronisation under way is of the segment that is written.
+        // Not while this segment is being synchronised.
         if self.file.is_some() && self.written >= self.retention.segment() && !self.syncer.is_busy() {
             self.sync();
             self.begin(&[]);
@@ -255,7 +256,7 @@ impl Writer {
             WriterCommand::Flush { synchronise, reply } => {
                 self.write();
                 if synchronise {
-                    // What follows relies on it: a handover.
+                    // A handover follows, which relies on it.
                     self.look_at_place();
                     self.sync();
                 }
@@ -266,7 +267,8 @@ impl Writer {
         }
     }
 
-    /// Begins a segment with a snapshot, and with the first events of a daemon if it is its first: whole or not at all.
+    /// Begins a segment with a snapshot, and with the first events of a daemon if it is its first. The file is complete
+    /// or does not exist.
     fn begin(&mut self, opening: &[Envelope]) {
         self.retry_at = None;
         self.head.lost_events = self.missed;
@@ -303,7 +305,8 @@ impl Writer {
         frame
     }
 
-    /// Makes the file of a segment. It gets its name when it is whole, so that there is never a part of a beginning.
+    /// Creates the file of a segment. It is renamed when it is complete, so that no segment has an incomplete
+    /// beginning.
     fn make(&self, segment: &SegmentFile, bytes: &[u8]) -> Result<File, String> {
         let new = segment.path.with_extension("new");
         let made = make_at(&new, bytes).and_then(|file| {
@@ -330,7 +333,7 @@ impl Writer {
                 self.sync_at = self.sync_at.or(Some(real_now() + SYNC));
             }
             Err(error) => {
-                // What was written in part is taken back; if that fails it is a torn end.
+                // An incomplete write is cut off; if that fails, the segment ends with an incomplete frame.
                 let _ = file.set_len(self.good);
                 self.missed += self.buffered;
                 self.fail(&words(&error));
@@ -349,7 +352,7 @@ impl Writer {
         }
     }
 
-    /// It could not be synchronised: the kernel may have dropped everything since the last time that it could.
+    /// The segment could not be synchronised: the kernel may have dropped everything since the last synchronisation.
     fn lost(&mut self, error: &io::Error) {
         self.missed += self.unsynced.1;
         self.fail(&words(error));
@@ -365,7 +368,7 @@ impl Writer {
         }
     }
 
-    /// Deletes the oldest segments when there is too much of them, and those that are too old.
+    /// Deletes the oldest segments if they take too much space, and those that are too old.
     fn forget(&self) {
         let segments = segments(&self.directory);
         let Some((_, past)) = segments.split_last() else { return };
@@ -408,7 +411,7 @@ fn make_at(path: &Path, bytes: &[u8]) -> Result<File, String> {
     Ok(file)
 }
 
-/// An error without the number of the system.
+/// The text of an error, without its number.
 fn words(error: &io::Error) -> String {
     let words = error.to_string();
     words.split(" (os error").next().unwrap_or_default().to_lowercase()

@@ -1,4 +1,4 @@
-//! What the journal's thread is given.
+//! The messages to the writer thread of the journal.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ impl Retention {
     }
 }
 
-/// To the thread.
+/// A message to the writer thread.
 pub(super) enum WriterCommand {
     Event(Arc<Envelope>),
     /// Events were lost on the way; this is the state after them.
@@ -45,10 +45,10 @@ pub(super) enum WriterCommand {
 /// Gets the events about the journal itself.
 pub type JournalStatusFn = Arc<dyn Fn(SystemEvent) + Send + Sync>;
 
-/// What is written before the events that come.
+/// What the first segment begins with.
 #[derive(Clone, Debug)]
 pub struct WriterInit {
-    /// Whose segments they are.
+    /// The header of the segments.
     pub head: SegmentHeader,
     /// The state before the opening.
     pub state: State,

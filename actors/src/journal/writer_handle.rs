@@ -1,9 +1,9 @@
 //! The journal on disk: one thread writes it, and no actor waits for that thread.
 //!
-//! Events are written as they come and synchronised within a second: the death of gaggled loses what is still under way
-//! to the thread, a loss of power a second. When the disk is full, broken or too slow, supervision goes on and an event
-//! says so; a new segment, which begins with a snapshot, heals that. A file that could not be synchronised is never
-//! written again, because the kernel may have dropped what it could not write.
+//! Events are written as they come and synchronised within a second: a crash of gaggled loses those that are still
+//! queued for the thread, a power failure those of the last second. When the disk is full, broken or too slow,
+//! supervision goes on and an event reports it; a new segment, which begins with a snapshot, makes up for the missing
+//! events. A file that could not be synchronised is never written again, because the kernel may have dropped data.
 
 use crate::journal::writer_command::{JournalStatusFn, Retention, WriterCommand, WriterInit};
 use std::{
@@ -27,7 +27,7 @@ use super::{Sink, writer::Writer};
 /// How many events may wait for the disk.
 const CAPACITY: usize = 32_768;
 
-/// The way to the thread.
+/// A handle of the writer thread.
 #[derive(Clone)]
 pub struct JournalWriterHandle {
     entries: Sender<WriterCommand>,
@@ -44,7 +44,7 @@ impl std::fmt::Debug for JournalWriterHandle {
 }
 
 impl JournalWriterHandle {
-    /// Begins to write. The thread ends after the last of these values has gone.
+    /// Starts the thread, which ends when the last handle is dropped.
     pub fn start(
         directory: PathBuf,
         journaled: WriterInit,
@@ -86,10 +86,10 @@ impl JournalWriterHandle {
         self.entries.try_send(WriterCommand::Config(config)).map_err(|_| "too many events wait for the disk".to_owned())
     }
 
-    /// Ends when everything so far has been written, or cannot be; whether it was.
+    /// Completes when everything so far has been written, or cannot be; with whether it was.
     pub fn when_written(&self) -> oneshot::Receiver<bool> {
         let (mark, written) = oneshot::channel();
-        // If too many events wait already, then what is asked about is not going to be written.
+        // If the queue is full the mark is dropped: then the latest events will not be written either.
         let _ = self.entries.try_send(WriterCommand::Mark(mark));
         written
     }

@@ -1,4 +1,4 @@
-//! Whether the cgroups that a configuration asks for can be had here.
+//! Checks whether this machine can provide the cgroups of a configuration.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -7,7 +7,7 @@ use gaggled_core::config::{Config, Diagnostic, ProgramConfig, SpanIndex, sandbox
 use super::settings;
 use crate::host::cgroup;
 
-/// Makes the directory in which the cgroups are, and tries what programs ask of them; what cannot be had, in words.
+/// Creates the directory of the cgroups, and tests the settings of all programs in it; the error is in words.
 pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
     let was_there = own.is_dir();
     let enabled = || config.enabled_programs();
@@ -27,7 +27,7 @@ pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
     tried
 }
 
-/// What of them cannot be had, as far as that is known without making one.
+/// The cgroup settings that this machine cannot provide, as far as known without creating a cgroup.
 pub(super) fn check(config: &Config, locator: &SpanIndex) -> Vec<Diagnostic> {
     let Some(parent) = config.gaggled.cgroup.as_deref().map(Path::new) else { return Vec::new() };
     if let Err(error) = cgroup::check(parent, &BTreeSet::new()) {

@@ -1,4 +1,4 @@
-//! As whom a program is to run here: names become numbers.
+//! Resolves the user, groups and capabilities of a program on this machine: names become numbers.
 
 use std::{ffi::CString, fs, str::FromStr, sync::OnceLock};
 
@@ -9,14 +9,14 @@ use gaggled_core::config::{
 };
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgrouplist};
 
-/// What a program is held to, and the variables that go with its user.
+/// The restrictions of a program, and the variables for its user.
 #[derive(Debug, Default)]
 pub(super) struct ResolvedSandbox {
     pub sandbox: Sandbox,
     pub variables: Vec<(String, String)>,
 }
 
-/// What cannot be had here: the field that asks for it, why not, and the cure.
+/// A setting that cannot be applied here: its field, why not, and how to correct it.
 #[derive(Debug)]
 pub(super) struct SandboxError {
     pub field: &'static str,
@@ -30,7 +30,7 @@ impl SandboxError {
     }
 }
 
-/// Looks everything up that a program asks for.
+/// Resolves the restrictions of a program.
 pub(super) fn resolve(program: &ProgramConfig) -> Result<ResolvedSandbox, SandboxError> {
     let (identity, variables) = identity(program)?;
     let rlimits = program.rlimits.iter().filter_map(|(name, limit)| Some((Resource::parse(name)?, *limit)));
@@ -69,12 +69,12 @@ fn allowed(sandbox: &Sandbox) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// That gaggled is protected when memory runs out does not protect its programs.
+/// The score for programs if gaggled is protected from being killed for lack of memory: they must not inherit that.
 fn unprotected() -> Option<i16> {
     own_score().filter(|score| *score < 0).map(|_| 0)
 }
 
-/// That of gaggled, which every program would have.
+/// The OOM score of gaggled, which programs inherit.
 fn own_score() -> Option<i16> {
     static OWN: OnceLock<Option<i16>> = OnceLock::new();
     *OWN.get_or_init(|| fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok())
@@ -126,7 +126,7 @@ fn identity(program: &ProgramConfig) -> Result<(Option<Credentials>, Variables),
         return Err(SandboxError::new(field, why, "run gaggled as root, or remove the field"));
     }
     let groups = groups.into_iter().map(Gid::as_raw).collect();
-    // Of whom nothing is known has at least nothing of ours.
+    // A user without an entry gets defaults, and none of the variables of gaggled's user.
     let unknown = || {
         let name = uid.to_string();
         vec![("HOME", "/".to_owned()), ("LOGNAME", name.clone()), ("SHELL", "/bin/sh".to_owned()), ("USER", name)]
@@ -144,7 +144,7 @@ fn identity(program: &ProgramConfig) -> Result<(Option<Credentials>, Variables),
 struct UserSpec {
     uid: Uid,
     gid: Gid,
-    /// What the system knows of it.
+    /// Its entry in the user database, if it has one.
     entry: Option<User>,
 }
 

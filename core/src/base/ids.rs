@@ -1,6 +1,6 @@
-//! Numbers that name things, each a type of its own, and the dense tables they index.
+//! Ids, each with a type of its own, and the dense tables that they index.
 //!
-//! Dense ids live in memory only: on the wire and in the journal a program goes by its name.
+//! Dense ids exist in memory only: on the wire and in the journal a program is identified by its name.
 
 use std::{
     fmt,
@@ -51,7 +51,7 @@ id!(
     GroupId(u32)
 );
 
-/// The name of a level. A group has one at a time, and with it run the programs that name it.
+/// The name of a level. A group is at one level at a time, which determines which of its programs run.
 pub type Level = Arc<str>;
 
 /// A receiver of committed events.
@@ -63,14 +63,14 @@ pub enum ActorId {
     Dependency(DependencyId),
     /// The rules of a group.
     Group(GroupId),
-    /// The rules of the end.
+    /// The rules of the shutdown.
     Shutdown,
 }
 
 /// The place of an event among those of all runs of the daemon.
 ///
-/// The number alone would do, but for the last events before a crash that never reached the disk: their numbers are
-/// given again in the next epoch.
+/// The number alone is not unique: the numbers of events that never reached the disk before a crash are used again in
+/// the next epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Position {
     /// The epoch.
@@ -118,7 +118,7 @@ impl<I: DenseId, T> IdVec<I, T> {
         I::at(self.rows.len() - 1)
     }
 
-    /// The row of an id that came from elsewhere, if there is one.
+    /// The row of an id; `None` if the id is from another graph and out of range.
     pub fn get(&self, id: I) -> Option<&T> {
         self.rows.get(id.index())
     }

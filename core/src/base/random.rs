@@ -1,5 +1,4 @@
-//! Numbers that a seed determines, for what is simulated (`SplitMix64`, Steele, Lea and Flood 2014). The rules know no
-//! chance.
+//! Seeded pseudo-random numbers for simulations (`SplitMix64`, Steele, Lea and Flood 2014). The rules use none.
 
 /// A generator of numbers.
 #[derive(Clone, Debug)]
@@ -25,7 +24,7 @@ impl Random {
         self.number() % bound.max(1)
     }
 
-    /// True so many times in a hundred.
+    /// True with a probability of `chance` percent.
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }

@@ -87,7 +87,7 @@ impl Millis {
     ///
     /// # Errors
     ///
-    /// The text is no time span, in one sentence.
+    /// The text is not a time span; the error says so in one sentence.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.trim().bytes().all(|b| b.is_ascii_digit()) {
             return Err(format!(
@@ -155,7 +155,7 @@ impl<'de> Deserialize<'de> for Millis {
 pub struct WallTime(pub i64);
 
 impl WallTime {
-    /// The time as a timestamp that knows how to print itself.
+    /// The time as a timestamp that can be printed.
     pub fn timestamp(self) -> jiff::Timestamp {
         jiff::Timestamp::from_microsecond(self.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
     }

@@ -1,6 +1,6 @@
-//! Mistakes of sense: what a file can say that cannot be done.
+//! Semantic errors: settings that can be parsed, but not carried out.
 //!
-//! Only what the text alone shows; whether a command exists is asked where it will run.
+//! Only errors that the text alone shows; whether a command exists is checked where it will run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +49,7 @@ pub(super) fn check(config: &Config, locator: &SpanIndex) -> Vec<Diagnostic> {
     checker.found
 }
 
-/// Looks at each program beside the others.
+/// Checks each program in the context of the others.
 struct Checker<'a> {
     programs: BTreeMap<&'a str, &'a ProgramConfig>,
     /// Whether programs get cgroups.
@@ -249,7 +249,7 @@ impl Checker<'_> {
     }
 }
 
-/// Two programs must not speak through one file, if what one of them has written there is moved away or looked for.
+/// Two programs must not share a pid file, or a log that is rotated or searched for a readiness line.
 fn check_shared_files(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let is_own =
         |program: &ProgramConfig| program.rotate.is_some() || matches!(program.ready, Some(ReadinessProbe::LogLine(_)));
@@ -392,7 +392,7 @@ fn check_env(path: &[&str], whose: &str, env: &OrderedMap<String>, locator: &Spa
     }
 }
 
-/// Asks for the name that was probably meant, if there is one that is like it.
+/// A hint with the name that was probably meant, if there is a similar one.
 pub(super) fn nearest_name<'a>(wrong: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let lower = wrong.to_lowercase();
     let far = |name: &str| strsim::levenshtein(&lower, &name.to_lowercase());

@@ -1,4 +1,4 @@
-//! What becomes of the output of programs: as a configuration says it, and as the logger gets it.
+//! How the output of programs is logged: as configured, and as passed to the logger.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,16 +20,16 @@ pub enum Overflow {
 pub struct Rotate {
     /// The size at which another file is begun.
     pub size: Bytes,
-    /// The age at which another file is begun; whatever its age if there is none.
+    /// The age at which another file is begun; no limit if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub age: Option<Millis>,
     /// How many files are kept besides the one that is written.
     pub max_files: u32,
-    /// Whether those are compressed.
+    /// Whether the other files are compressed.
     pub compress: bool,
     /// Whether every line gets the time at which it was written.
     pub timestamps: bool,
-    /// What happens to what cannot be written.
+    /// What happens to output that cannot be written.
     pub overflow: Overflow,
 }
 
@@ -53,7 +53,7 @@ impl Default for Rotate {
     }
 }
 
-/// Where the output of a program goes, for those who write it and those who read it.
+/// Where the output of a program goes, for the logger that writes it and the tools that read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRoute {
     /// The program.

@@ -1,4 +1,4 @@
-//! What a configuration file can say, and what it means when it says nothing.
+//! The content of a configuration file, and its defaults.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,14 +35,14 @@ pub struct Config {
     /// Named sets of hosts; a member that begins with `@` is another set.
     #[serde(skip_serializing_if = "OrderedMap::is_empty")]
     pub nodes: OrderedMap<Vec<String>>,
-    /// Groups of programs; one that is not here, and that a program names, is at level `start`.
+    /// Groups of programs; a group that only programs name comes up at level `start`.
     #[serde(skip_serializing_if = "OrderedMap::is_empty")]
     pub groups: OrderedMap<GroupConfig>,
     /// The programs.
     pub programs: OrderedMap<ProgramConfig>,
 }
 
-/// Where something is said of hosts.
+/// The place of a declaration about hosts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodesPlace {
     /// In `hosts`.
@@ -86,7 +86,7 @@ pub struct ProgramConfig {
     /// What to do when it ends; `Respawn` if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
-    /// The original's word for the mode: false is `Once`.
+    /// The mode as the original gaggled had it: false is `Once`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub respawn: Option<bool>,
     /// The group it belongs to.
@@ -101,14 +101,14 @@ pub struct ProgramConfig {
     /// Exit codes that mean success; only 0 if there is none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub success_exit_codes: Vec<i32>,
-    /// What becomes of processes that a run leaves when it has ended well: of mode `Wait` they are kept as part of what it
-    /// has done, of mode `Once` they are killed, unless this says otherwise.
+    /// What becomes of processes that a run leaves when it has ended well. By default they are kept as part of its
+    /// effects with mode `Wait`, and killed with mode `Once`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaves: Option<Leaves>,
-    /// A line of shell that stops it, instead of a TERM; if it is of mode `Wait`, one that undoes what it has done.
+    /// A shell command that stops it, instead of a TERM; with mode `Wait`, one that undoes its effects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_command: Option<String>,
-    /// Whether there is such a program at all: one that is disabled is not in the graph, and no program may depend on it.
+    /// Whether the program exists: a disabled program is not in the graph, and no other may depend on it.
     #[serde(skip_serializing_if = "is_true")]
     pub enabled: bool,
     /// Whether it starts with gaggled; if not, it waits for an operator, and so do the programs that depend on it.
@@ -135,19 +135,19 @@ pub struct ProgramConfig {
     /// The file with its process id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid_file: Option<PidFile>,
-    /// How it shows that it is ready; that it runs is enough if nothing is said.
+    /// How it shows that it is ready; by default it is ready as soon as it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ready: Option<ReadinessProbe>,
     /// How long it may take to be ready; a minute if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_timeout: Option<Millis>,
-    /// How it is looked after.
+    /// Its periodic health check.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
-    /// How long it may go without telling that it is alive, as `sd_notify` does with `WATCHDOG=1`.
+    /// How long it may go without a watchdog message: `WATCHDOG=1`, as `sd_notify` sends it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<Millis>,
-    /// As whom it runs: a user, or `user:group`.
+    /// The user that it runs as, or `user:group`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Its supplementary groups; those of the user if it is not given.
@@ -156,25 +156,25 @@ pub struct ProgramConfig {
     /// The directory that is the root of all its paths.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chroot: Option<String>,
-    /// The rights that its new files do not get.
+    /// The permissions that its new files do not get.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub umask: Option<Umask>,
-    /// How readily it gives way to others, from -20 to 19.
+    /// Its niceness, from -20 (highest priority) to 19 (lowest).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nice: Option<i8>,
-    /// How soon the kernel takes it when memory runs out, from -1000 to 1000.
+    /// How soon the kernel kills it when memory runs out, from -1000 (never) to 1000 (first).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i16>,
     /// Resource limits (setrlimit).
     #[serde(skip_serializing_if = "OrderedMap::is_empty")]
     pub rlimits: OrderedMap<Rlimit>,
-    /// What its cgroup is set to, by the names of the kernel's files: `"memory.max": "512M"`.
+    /// The settings of its cgroup, by the names of the kernel's files: `"memory.max": "512M"`.
     #[serde(skip_serializing_if = "OrderedMap::is_empty")]
     pub cgroup: OrderedMap<String>,
     /// The capabilities that it keeps, and no others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Vec<String>>,
-    /// Whether no command that it executes gains rights.
+    /// Whether commands that it executes cannot gain privileges.
     #[serde(skip_serializing_if = "is_default")]
     pub no_new_privs: bool,
     /// The programs it needs.
@@ -186,11 +186,11 @@ pub struct ProgramConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "depends", deny_unknown_fields, default)]
 pub struct DependsConfig {
-    /// What is waited for. If nothing is said: that it has completed, if it is of mode `Wait` or `Test`; that it is
-    /// ready, if it can show that; else that it has started.
+    /// What to wait for. By default `Completed` for a dependency of mode `Wait` or `Test`, `Ready` for one that shows
+    /// its readiness, and else `Started`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub condition: Option<Condition>,
-    /// How long that must have been so.
+    /// How long the condition must have been met.
     #[serde(skip_serializing_if = "is_default")]
     pub delay: Millis,
     /// Whether this one is stopped, and started again, when the other goes down.
@@ -243,7 +243,7 @@ impl Default for ProgramConfig {
 }
 
 impl ProgramConfig {
-    /// What to do when it ends, in whichever word that was said.
+    /// What to do when it ends, as `mode` or `respawn` says.
     pub fn effective_mode(&self) -> Mode {
         match (self.mode, self.respawn) {
             (Some(mode), _) => mode,
@@ -279,14 +279,14 @@ impl ProgramConfig {
         }
     }
 
-    /// Whether nothing is waited for but its process.
+    /// Whether it is ready as soon as it runs.
     pub fn ready_on_start(&self) -> bool {
         self.ready.is_none() && !matches!(self.pid_file, Some(PidFile::Read(_)))
     }
 }
 
 impl DependsConfig {
-    /// What is waited for of a program.
+    /// What to wait for in the program `on`.
     pub fn effective_condition(&self, on: &ProgramConfig) -> Condition {
         self.condition.unwrap_or_else(|| match on.effective_mode() {
             Mode::Wait | Mode::Test => Condition::Completed,
@@ -307,7 +307,7 @@ impl Config {
         self.gaggled.prefix_output || self.enabled_programs().any(|(_, program)| program.rotate.is_some())
     }
 
-    /// What it says of hosts, each with the way to where it stands.
+    /// The declarations about hosts, each with its place.
     pub fn statements_of_nodes(&self) -> Vec<(NodesPlace, Declaration)> {
         let orphans = self.hosts.iter().map(|host| (NodesPlace::Hosts, Declaration::Orphan(host.clone())));
         let sets = self.nodes.iter().flat_map(|(set, members)| {

@@ -1,7 +1,7 @@
 //! Named sets of hosts, as the `nodes` of a configuration or a ClusterIt cluster file declare them.
 //!
-//! Everything is in the order in which names appear for the first time, hosts and sets in one row, as PEAK's
-//! `running.cluster` has it. What that crashed on or passed over in silence is refused.
+//! Hosts and sets keep the order in which their names first appear, as in PEAK's `running.cluster`. Input on which that
+//! module crashed, or which it silently ignored, is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use petgraph::{algo::toposort, graphmap::DiGraphMap};
 
 /// The set of all hosts.
 pub const ALL: &str = "__all__";
-/// The set of the hosts that stand outside of every set.
+/// The set of the hosts that are in no set.
 pub const ORPHANS: &str = "__orphans__";
 
 /// A member of a set.
@@ -31,10 +31,10 @@ impl Member {
     }
 }
 
-/// Something that is said of hosts: it stands at a place, which the caller knows.
+/// A declaration about hosts; the caller knows its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Declaration {
-    /// This host stands outside of every set.
+    /// This host is in no set.
     Orphan(String),
     /// There is a set of this name.
     Set(String),
@@ -42,10 +42,10 @@ pub enum Declaration {
     Member(String, Member),
 }
 
-/// What is wrong with a statement, and the cure.
+/// An error in a declaration, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeclarationError<P> {
-    /// The place of the statement.
+    /// The place of the declaration.
     pub place: P,
     /// What is wrong.
     pub message: String,
@@ -69,7 +69,7 @@ impl NodeSets {
         Self { hosts: vec![host.to_owned()], orphans: BTreeSet::from([0]), sets: Vec::new() }
     }
 
-    /// Puts declarations together, or returns everything that is wrong with them.
+    /// Builds the sets from declarations, or returns all errors in them.
     pub fn new<P: Clone>(statements: &[(P, Declaration)]) -> Result<Self, Vec<DeclarationError<P>>> {
         let wrong = Declarations::new(statements).wrong();
         if !wrong.is_empty() {
@@ -126,7 +126,7 @@ impl NodeSets {
         self.sets.iter().map(|(name, _)| name.as_str())
     }
 
-    /// The hosts that are meant by `@set`, `*`, or the name of a host; `None` if there is no such set or host.
+    /// The hosts that `@set`, `*`, or the name of a host selects; `None` if there is no such set or host.
     pub fn hosts(&self, query: &str) -> Option<Vec<&str>> {
         let numbered = |numbers: &BTreeSet<usize>| {
             numbers.iter().filter_map(|number| self.hosts.get(*number)).map(String::as_str).collect()
@@ -147,7 +147,7 @@ impl NodeSets {
     }
 }
 
-/// The sets, each after those that are in it. There is no cycle.
+/// The sets, each after those that it contains. There must be no cycle.
 fn inner_first<'a>(members: &BTreeMap<&'a str, Vec<&'a Member>>) -> Vec<&'a str> {
     let mut order = toposort(&graph_of(members), None).unwrap_or_default();
     order.reverse();
@@ -175,7 +175,7 @@ fn in_order<P>(statements: &[(P, Declaration)]) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Statements with what is known of them for the check.
+/// Declarations, with the sets that they declare, for the check.
 struct Declarations<'a, P> {
     statements: &'a [(P, Declaration)],
     sets: BTreeSet<&'a str>,
@@ -234,7 +234,7 @@ impl<'a, P: Clone> Declarations<'a, P> {
         }
     }
 
-    /// Sets that are in each other, reported at the last declaration that makes it so.
+    /// An error for sets that contain each other, at the declaration that closes the cycle.
     fn cycle(&self) -> Option<DeclarationError<P>> {
         let inclusions = || {
             self.statements.iter().filter_map(|(place, statement)| match statement {
@@ -291,10 +291,10 @@ fn statements_of_cluster(text: &str) -> Result<Vec<(usize, Declaration)>, Vec<De
     Ok(statements)
 }
 
-/// The hosts outside of every set, and the sets with their members, as a configuration writes them.
+/// The hosts that are in no set, and the sets with their members, as a configuration writes them.
 pub type Places = (Vec<String>, Vec<(String, Vec<String>)>);
 
-/// What a cluster file says, for a configuration: the hosts outside of every set, and the sets.
+/// Converts a cluster file for a configuration: the hosts that are in no set, and the sets.
 pub fn config_of_cluster(text: &str) -> Result<Places, Vec<DeclarationError<usize>>> {
     let statements = statements_of_cluster(text)?;
     NodeSets::new(&statements)?;

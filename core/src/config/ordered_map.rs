@@ -9,7 +9,7 @@ use serde::{
 
 /// Names with values, in the order in which they stand in the file.
 ///
-/// A name that stands there twice is kept twice: the check reports it with both places.
+/// A name that occurs twice is kept twice, so that the check can report both places.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OrderedMap<T>(pub Vec<(String, T)>);
 
@@ -19,7 +19,7 @@ impl<T> OrderedMap<T> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// Whether there is nothing.
+    /// Whether the map is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -1,27 +1,27 @@
-//! As whom a program runs, and within which limits: what the kernel holds it to.
+//! The user that a program runs as, and the limits that the kernel enforces on it.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// What the kernel holds a program to. Whatever of it cannot be had, the program is not started without it.
+/// What the kernel enforces on a program. If any of it cannot be set, the program is not started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sandbox {
-    /// As whom it runs, if not as gaggled itself.
+    /// The user and groups that it runs as, if not those of gaggled itself.
     pub identity: Option<Credentials>,
     /// The directory that is the root of all its paths.
     pub chroot: Option<String>,
-    /// Which rights new files do not get.
+    /// The permissions that new files do not get.
     pub umask: Option<Umask>,
-    /// How readily it gives way to others, from -20 to 19.
+    /// Its niceness, from -20 (highest priority) to 19 (lowest).
     pub nice: Option<i8>,
-    /// How soon the kernel takes it when memory runs out, from -1000 to 1000.
+    /// How soon the kernel kills it when memory runs out, from -1000 (never) to 1000 (first).
     pub oom_score_adj: Option<i16>,
     /// Resource limits (setrlimit).
     pub rlimits: Vec<(Resource, Rlimit)>,
-    /// The capabilities that it keeps, a bit for each by its number; what its user has if there is none.
+    /// The capabilities that it keeps, as a bit mask; if it is not given, those of its user.
     pub capabilities: Option<u64>,
-    /// Whether no command that it executes gains rights.
+    /// Whether commands that it executes cannot gain privileges.
     pub no_new_privs: bool,
 }
 
@@ -30,7 +30,7 @@ pub struct Sandbox {
 pub struct Cgroup {
     /// The directory in which they are made.
     pub parent: String,
-    /// What is written to which file of it, before anything runs in it.
+    /// The files of the cgroup and the values that are written to them before a process runs in it.
     pub settings: Vec<(String, String)>,
 }
 
@@ -39,15 +39,15 @@ impl Cgroup {
     pub fn controller(setting: &str) -> Option<&str> {
         let usable = |letter: char| letter.is_ascii_alphanumeric() || "._".contains(letter);
         let (controller, file) = setting.split_once('.').filter(|_| setting.chars().all(usable))?;
-        // Those of cgroups themselves are no limits, and gaggled's to use.
+        // Files of the controller `cgroup` are not limits, and gaggled itself uses them.
         let is_own = controller == "cgroup";
-        // These are no settings but orders, and forgotten when they have been given.
+        // Writing to these triggers an action, and sets nothing.
         let passes = ["pressure", "reclaim"].contains(&file);
         (!controller.is_empty() && !file.is_empty() && !is_own && !passes).then_some(controller)
     }
 }
 
-/// The numbers of a user.
+/// The numeric ids of a user and its groups.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
     /// The user.
@@ -58,7 +58,7 @@ pub struct Credentials {
     pub groups: Vec<u32>,
 }
 
-/// The rights that new files do not get. In a configuration it is a text of octal digits: `"027"`.
+/// The permissions that new files do not get. In a configuration it is a text of octal digits: `"027"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Umask(pub u16);
 
@@ -80,16 +80,16 @@ impl<'de> Deserialize<'de> for Umask {
     }
 }
 
-/// Something of which a process may have only so much.
+/// A resource with a limit (`RLIMIT_...`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
-    /// Addresses, in bytes.
+    /// Address space, in bytes.
     As,
     /// The size of a core, in bytes.
     Core,
-    /// Time of a processor, in seconds.
+    /// Processor time, in seconds.
     Cpu,
-    /// Data, in bytes.
+    /// The data segment, in bytes.
     Data,
     /// The size of a file, in bytes.
     Fsize,
@@ -97,19 +97,19 @@ pub enum Resource {
     Memlock,
     /// Message queues, in bytes.
     Msgqueue,
-    /// How far it may go against others: 20 less the lowest niceness.
+    /// How far it may lower its niceness: 20 minus the lowest value.
     Nice,
     /// Descriptors.
     Nofile,
     /// Processes of its user.
     Nproc,
-    /// Resident memory, in bytes; the kernel does not keep it.
+    /// Resident memory, in bytes; the kernel does not enforce it.
     Rss,
     /// The highest real-time priority.
     Rtprio,
-    /// Time of a processor without a pause at a real-time priority, in microseconds.
+    /// Processor time at a real-time priority without a blocking system call, in microseconds.
     Rttime,
-    /// Signals that wait.
+    /// Pending signals.
     Sigpending,
     /// The stack, in bytes.
     Stack,
@@ -141,14 +141,14 @@ impl Resource {
     }
 }
 
-/// How much a process may have of a resource: what it has, and how far it may raise that itself.
+/// The limit of a resource: the limit in force, and how far the process itself may raise it.
 ///
 /// In a configuration it is a number for both, `"unlimited"`, or a text with both: `"1024:4096"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rlimit {
-    /// What it has.
+    /// The limit in force.
     pub soft: u64,
-    /// How far it may raise that.
+    /// How far the process may raise it.
     pub hard: u64,
 }
 

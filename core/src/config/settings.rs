@@ -33,7 +33,7 @@ pub struct Settings {
     /// Where requests are answered; the default place if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub controlurl: Option<String>,
-    /// Urls that are used although every process that reaches them can do everything.
+    /// Urls that may be used although every process that reaches them can do everything.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub insecure: Vec<String>,
     /// Who may use the sockets besides root and gaggled's own user.
@@ -51,13 +51,13 @@ pub struct Settings {
     /// Whether the output of programs without a log is merged, each line with the name of its program.
     #[serde(skip_serializing_if = "is_default")]
     pub prefix_output: bool,
-    /// Mail about what happens.
+    /// Mail about changes of programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smtpgate: Option<SmtpgateConfig>,
-    /// Accepted from files of the original; nothing polls here.
+    /// Accepted from files of the original gaggled, without effect: nothing polls.
     #[serde(skip_serializing)]
     pub tick: Option<i64>,
-    /// Accepted from files of the original; nothing polls here.
+    /// Accepted from files of the original gaggled, without effect: nothing polls.
     #[serde(skip_serializing)]
     pub startwait: Option<i64>,
 }
@@ -84,13 +84,13 @@ pub enum Tls {
     /// Not at all. No password is ever sent then.
     #[default]
     None,
-    /// It begins in the clear and must be upgraded.
+    /// The connection begins unencrypted and must be upgraded to TLS.
     StartTls,
-    /// From the first byte.
+    /// By TLS from the first byte.
     Implicit,
 }
 
-/// Mail about what happens.
+/// Mail about changes of programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename = "smtpgate", deny_unknown_fields, default)]
 pub struct SmtpgateConfig {
@@ -109,9 +109,9 @@ pub struct SmtpgateConfig {
     /// What every subject begins with; the first `__HOSTNAME__` in it becomes this host's name.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub spfix: String,
-    /// How long a program must have been quiet before it is said to be up again.
+    /// How long a program must have been up without a change before it is reported as up again.
     pub period: Millis,
-    /// For how long statements are collected into one mail; 0 sends each by itself.
+    /// For how long alerts are collected into one mail; 0 sends each by itself.
     #[serde(skip_serializing_if = "is_default")]
     pub batch: Millis,
     /// Whether gaggled runs the gate itself, as a program named `smtpgate`.
@@ -195,10 +195,10 @@ fn is_default_mail_timeout(value: &Millis) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "access", deny_unknown_fields, default)]
 pub struct AccessConfig {
-    /// Those who may start, stop and signal programs, and look.
+    /// Users and groups that may start, stop and signal programs, and query the state.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub operate: Vec<String>,
-    /// Those who may look, and follow the events.
+    /// Users and groups that may query the state, and follow the events.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub observe: Vec<String>,
 }

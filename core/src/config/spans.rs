@@ -1,11 +1,11 @@
-//! Where the names of a configuration stand in its text.
+//! The places of keys in the text of a configuration.
 //!
-//! The parser reports the place of a mistake of spelling, but not that of a value it has read. So the text of a file that
-//! has been read is scanned once more, for keys only.
+//! The parser reports the place of a syntax error, but not that of a value it has read. So the text of a file that has
+//! been read is scanned once more, for keys only.
 
 use std::{collections::BTreeMap, ops::Range};
 
-/// How deep brackets are followed.
+/// The deepest nesting of brackets that is scanned.
 const DEPTH: usize = 128;
 
 /// The places of all keys of a file.
@@ -15,7 +15,7 @@ pub struct SpanIndex {
 }
 
 impl SpanIndex {
-    /// Scans a text. What of it is not correct RON may have places that are of no use.
+    /// Scans a text. Places in parts that are not valid RON may be wrong.
     pub fn new(text: &str) -> Self {
         let mut scanner = Scanner { text, at: 0, depth: 0, path: Vec::new(), places: BTreeMap::new() };
         scanner.items();
@@ -40,7 +40,7 @@ impl SpanIndex {
         Some(path.join("."))
     }
 
-    /// The place of the nearest key around it that there is.
+    /// The place of a key or, if it is missing, of the nearest key around it.
     pub fn nearest(&self, path: &[&str]) -> Option<Range<usize>> {
         (1..=path.len()).rev().find_map(|length| self.find(path.get(..length)?))
     }
@@ -87,7 +87,7 @@ impl Scanner<'_> {
         let name = self.text.get(key.clone()).unwrap_or_default().trim_matches('"').to_owned();
         self.path.push(name);
         self.places.entry(self.path.clone()).or_default().push(key);
-        // The value is one token, or a name and a bracket; what follows it ends it.
+        // The value is one token, or a name and a bracket; a comma or a closing bracket ends it.
         loop {
             let before = self.at;
             let Some(token) = self.token() else { break };

@@ -1,6 +1,6 @@
 use super::*;
 
-/// Configurations that must be refused, and words that must be said.
+/// Configurations that must be refused, each with a part of the expected message.
 const MISTAKES: &[(&str, &str)] = &[
     (r#"(programs: {"a": (command: "x", respwan: true)})"#, "respwan"),
     (r#"(programs: {"a": (command: "x", mode: Off)})"#, "Off"),
@@ -185,7 +185,7 @@ fn several_mistakes_are_reported_at_once_each_in_its_place() {
     assert_eq!(places, ["\"nosuch\"", "\"b\""]);
 }
 
-/// What is wrong with a field is shown at that field, and the cure names it as the file does.
+/// An error in a field is reported at the place of that field.
 #[test]
 fn a_mistake_in_a_field_is_shown_there() {
     for (field, value, mode) in [

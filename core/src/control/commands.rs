@@ -45,7 +45,7 @@ impl Operator<'_> {
         }
     }
 
-    /// What a `wait` request waits for: without names, only what comes up by itself.
+    /// What a `wait` request waits for: without names, only the programs and groups that come up without an operator.
     ///
     /// # Errors
     ///
@@ -61,7 +61,7 @@ impl Operator<'_> {
         Ok(Target::new(chosen, goal).named(programs))
     }
 
-    /// Refuses what must not be done while gaggled shuts down.
+    /// Refuses a command that is not allowed while gaggled shuts down.
     ///
     /// # Errors
     ///
@@ -130,7 +130,7 @@ impl Operator<'_> {
         self.refuse_in_shutdown()?;
         let Targets { mut programs, mut groups } = self.choose(&selection.programs)?;
         if selection.programs.is_empty() {
-            // A restart of everything does not start what is stopped.
+            // A restart without names does not start programs and groups that are stopped.
             groups.retain(|group| *self.state.groups[*group].level != *STOP);
             programs.retain(|id| !self.state.programs[*id].operator_down);
         }
@@ -229,7 +229,7 @@ fn proposal(selection: &Selection, events: Vec<Event>, target: Target) -> Propos
     Proposal { events, target: selection.wait.then_some(target), timeout }
 }
 
-/// Whether a program has a run that a start leaves as it is: the command waits for that run, and not for another.
+/// Whether a start leaves the current run of a program as it is: the command then waits for that run.
 fn goes_on(program: &ProgramState) -> bool {
     program.is_running() && program.pending_stop.is_none()
 }

@@ -1,9 +1,9 @@
-//! Who gives commands, and what a command proposes.
+//! The operator that gives commands, and the events that a command proposes.
 
 use super::target::Target;
 use crate::{base::time::Millis, event::Event, protocol::ProgramIndex, state::State};
 
-/// An operator who looks at a state, and gives commands.
+/// Interprets the commands of an operator against a state.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -34,13 +34,13 @@ pub struct Operator<'a> {
     pub names: &'a ProgramIndex,
 }
 
-/// What a command proposes, what it waits for after that, and for how long.
+/// The events that a command proposes, what it waits for after them, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proposal {
     /// The events, in the order in which they are proposed.
     pub events: Vec<Event>,
-    /// What is waited for once they are committed; nothing if the sender does not wait.
+    /// What to wait for once they are committed; `None` if the sender does not wait.
     pub target: Option<Target>,
-    /// How long it is waited for.
+    /// How long to wait.
     pub timeout: Millis,
 }

@@ -1,4 +1,4 @@
-//! Which programs and groups names and patterns select.
+//! Selection of programs and groups by names and patterns.
 
 use std::collections::BTreeSet;
 
@@ -11,9 +11,9 @@ use crate::{
     protocol::{ErrorCode, ReplyError},
 };
 
-/// Longer words mean nothing: no name is so long, and a pattern costs by its length.
+/// The longest word that is accepted: no name is longer, and a pattern costs the more the longer it is.
 const WORD_MAX: usize = 128;
-/// How many patterns may be looked for at once.
+/// How many patterns one request may have.
 const PATTERNS_MAX: usize = 64;
 
 impl Operator<'_> {
@@ -118,13 +118,13 @@ impl Operator<'_> {
     }
 }
 
-/// A word of a client in quotes, however long it is.
+/// The beginning of a client's word, at most [`WORD_MAX`] characters, in quotes.
 fn shown(word: &str) -> String {
     let start: String = word.chars().take(WORD_MAX).collect();
     format!("{start:?}")
 }
 
-/// The known name that is most like a wrong one, as a question.
+/// A hint with the known name most similar to a wrong one; empty if none is similar.
 fn nearest<'a>(wrong: &str, known: impl Iterator<Item = &'a str>) -> String {
     let wrong: String = wrong.chars().take(WORD_MAX).collect();
     match known.map(|known| (strsim::levenshtein(&wrong, known), known)).min() {

@@ -1,4 +1,4 @@
-//! What a command is for, and what it waits for.
+//! The programs and groups that a command selects, and the state of them that it waits for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use crate::{
     state::{ProgramState, State},
 };
 
-/// The programs and groups that a command is for.
+/// The programs and groups that a command selects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Targets {
     /// Programs that were selected by name or pattern, or, if nothing was, those that are in no group.
@@ -20,13 +20,13 @@ pub struct Targets {
 /// The programs and groups that have to reach a state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// The programs, each with the last of its runs that does not count.
+    /// The programs, each with a run number: only later runs count.
     pub programs: BTreeMap<ProgramId, u64>,
-    /// The groups, each with the last level request that does not count.
+    /// The groups, each with the earliest level request that counts.
     pub groups: BTreeMap<GroupId, Seq>,
     /// The state.
     pub goal: WaitState,
-    /// Whether they were asked for by name: what runs once is then waited for until it has ended.
+    /// Whether they were selected by name: a program that runs once is then waited for until it has ended.
     pub is_named: bool,
 }
 
@@ -43,7 +43,7 @@ impl Target {
         Self { is_named: !words.is_empty(), ..self }
     }
 
-    /// The same, but only a run that has not begun yet counts, except of programs that are good as they are.
+    /// The same, but only a run that has not begun yet counts, unless `good` accepts the program as it is.
     #[must_use]
     pub fn after(mut self, state: &State, good: impl Fn(&ProgramState) -> bool) -> Self {
         for (program, run) in &mut self.programs {

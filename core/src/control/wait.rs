@@ -1,4 +1,4 @@
-//! When a command is done, and when it never will be.
+//! When a command is done, and when it cannot be done any more.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ pub enum Progress {
     Pending,
     /// It is done.
     Done,
-    /// It will not come about by itself; why, in words.
+    /// It cannot be done without another command; the reason, in words.
     Failed(String),
 }
 
@@ -34,8 +34,7 @@ impl Progress {
     }
 }
 
-/// Notes whether a program or group has reached the state: one that was there may have left again while others were waited
-/// for.
+/// Records whether a program or group is in the state: it may have left the state again while others were waited for.
 fn note<T: Ord>(open: &mut BTreeSet<T>, id: T, done: Result<bool, String>) -> Result<(), String> {
     if done? {
         open.remove(&id);
@@ -68,7 +67,7 @@ impl Wait {
         }
     }
 
-    /// Waits until so many events of this cause, which a command has proposed, are committed, and then for a target.
+    /// Waits until the `events` that a command has proposed with this cause are committed, and then for a target.
     pub fn after_commit(target: Option<Target>, cause: Cause, events: usize) -> Self {
         Self { uncommitted: (events > 0).then_some((cause, events)), is_command: true, ..Self::new(target) }
     }
@@ -113,7 +112,7 @@ impl Wait {
         }
     }
 
-    /// How far it has come, whatever has happened.
+    /// How far it has come, after a look at all its programs and groups.
     pub fn look(&mut self, state: &State) -> Progress {
         let Some(target) = self.target.as_ref().filter(|_| !self.is_uncommitted()) else { return self.progress() };
         let (programs, groups): (Vec<_>, Vec<_>) =
@@ -188,7 +187,7 @@ impl Wait {
         }
     }
 
-    /// Whether a program that is down has run and ended well, as it was to; an error if it will not come up by itself.
+    /// Whether a program that is down was to run once and has ended well; an error if it will not come up by itself.
     fn has_run(&self, program: ProgramId, after: InstanceId, state: &State) -> Result<bool, String> {
         let (now, policy) = (&state.programs[program], &state.graph.programs[program]);
         let name = &policy.name;
@@ -205,7 +204,7 @@ impl Wait {
         if state.shutdown.is_some() {
             return Err(format!("{name} cannot come up: gaggled is shutting down"));
         }
-        // What does not run again waits for no dependency.
+        // A program that does not run again waits for no dependency.
         if self.is_command
             && now.start_pending
             && let Some(why) = self.blocked_reason(program, state)
@@ -213,7 +212,8 @@ impl Wait {
             return Err(why);
         }
         match now.outcome.filter(|_| now.instance > after) {
-            // The reply to a command says how the start has ended; one that is tried again may come up yet, and is waited for.
+            // A command fails with its start, unless the error is transient; a `wait` request waits as long as starts
+            // are retried.
             Some(outcome @ Outcome::SpawnFailed { stage, errno })
                 if !now.start_pending || self.is_command && !stage.is_transient(errno) =>
             {
@@ -256,7 +256,7 @@ impl Wait {
         )
     }
 
-    /// Whether a group has arrived, and with it what should run.
+    /// Whether a group has reached its goal, and its programs that should run are ready.
     fn group_done(&self, id: GroupId, state: &State) -> Result<bool, String> {
         let Some(target) = &self.target else { return Ok(true) };
         let (group, name) = (&state.groups[id], &state.graph.groups[id].name);

@@ -1,6 +1,6 @@
-//! All commands and `wait` requests that are not done, by what they wait for.
+//! All pending commands and `wait` requests, indexed by the programs and groups that they wait for.
 //!
-//! The cost of an event is that of the waits for its program and its group, however many others there are.
+//! For each event only the waits for its program and its group are looked at, however many others there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::{
     state::State,
 };
 
-/// Waits that are not done, each under a number.
+/// Pending waits, each with a number.
 #[derive(Clone, Debug, Default)]
 pub struct Waits {
     next: u64,
@@ -33,7 +33,7 @@ impl Waits {
         self.by_number.is_empty()
     }
 
-    /// One of them.
+    /// The wait with this number.
     pub fn get(&self, number: u64) -> Option<&Wait> {
         self.by_number.get(&number)
     }
@@ -43,7 +43,7 @@ impl Waits {
         self.by_number.iter().map(|(number, wait)| (*number, wait))
     }
 
-    /// Adds one; how far it has come already.
+    /// Adds a wait; returns its number and how far it has come.
     pub fn add(&mut self, mut wait: Wait, state: &State) -> (u64, Progress) {
         self.next += 1;
         let number = self.next;
@@ -82,7 +82,7 @@ impl Waits {
             }
         }
         if envelope.event == Event::System(SystemEvent::ShutdownStarted) {
-            // Nothing is started any more, which is no event of what is waited for.
+            // Programs that are waited for will not start any more, and no event of theirs says so.
             let all: Vec<u64> = self.by_number.keys().copied().collect();
             for number in all {
                 look(&mut self.by_number, number, &|wait| wait.look(state));
@@ -112,7 +112,7 @@ impl Waits {
         self.uncommitted.iter().copied().find(has_proposed)
     }
 
-    /// Takes one out: it is answered.
+    /// Removes a wait that has been answered.
     pub fn remove(&mut self, number: u64) -> Option<Wait> {
         let wait = self.by_number.remove(&number)?;
         self.uncommitted.remove(&number);

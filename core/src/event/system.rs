@@ -14,16 +14,16 @@ pub enum SystemEvent {
         version: String,
         /// The number of configured programs.
         programs: u32,
-        /// What went before.
+        /// How the previous daemon ended.
         start_kind: StartKind,
-        /// Programs that were found running.
+        /// How many programs were found running.
         adopted: u32,
-        /// Programs that have ended since the previous daemon.
+        /// How many programs have ended since the previous daemon.
         exited_meanwhile: u32,
     },
     /// This daemon hands over to the next one; no program notices.
     HandoverStarted {
-        /// What for.
+        /// Why.
         kind: Handover,
     },
     /// Everything is being stopped.
@@ -40,7 +40,7 @@ pub enum SystemEvent {
     },
     /// The journal is written again, beginning with a snapshot.
     JournalRestored {
-        /// How many events are on no disk.
+        /// How many events were never written.
         lost_events: u64,
     },
     /// A part of the journal could not be read when this daemon started.
@@ -59,7 +59,7 @@ pub enum SystemEvent {
     },
     /// A bug in gaggled: the rules of one program or dependency panicked and were rebuilt from the journal.
     ActorPanicked {
-        /// Whose rules.
+        /// The actor whose rules panicked.
         actor: String,
         /// The message of the panic.
         message: String,
@@ -76,9 +76,9 @@ pub enum StartKind {
     CleanShutdown,
     /// The previous daemon died without a shutdown or handover event.
     Crash,
-    /// Another boot of the machine, with which all programs ended.
+    /// The machine was rebooted, which ended all programs.
     Reboot,
-    /// Another gaggled, whose state directory was copied.
+    /// The state directory is a copy of that of another gaggled.
     CopiedState,
     /// The previous daemon handed over to this one.
     Handover(Handover),
@@ -92,7 +92,7 @@ pub enum Handover {
     Reload,
     /// Another version of gaggled.
     Upgrade,
-    /// The subreaper has died, and this daemon takes its place.
+    /// The subreaper has died: this process takes its place, and starts the next daemon.
     Subreaper,
 }
 

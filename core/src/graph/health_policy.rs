@@ -4,17 +4,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::time::Millis;
 
-/// How it is known that a program is ready.
+/// How gaggled learns that a program is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Readiness {
-    /// It says so itself.
+    /// The program notifies gaggled.
     Notified,
-    /// It is asked until it is.
+    /// gaggled repeats a readiness probe until it succeeds.
     Probed,
 }
 
-/// How a program is looked after once it is ready.
+/// The periodic health check of a program that is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthCheck {
     /// How long after one check the next begins.
@@ -26,21 +26,21 @@ pub struct HealthCheck {
 /// Readiness, health-check and watchdog policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HealthPolicy {
-    /// Whether its command leaves a daemon behind, which is the program from then on.
+    /// Whether its command leaves a daemon behind, which is the main process from then on.
     #[serde(default)]
     pub daemonizes: bool,
-    /// How it is known that it is ready; that it runs is enough if there is nothing.
+    /// How gaggled learns that it is ready; without this it is ready as soon as it runs.
     #[serde(default)]
     pub readiness: Option<Readiness>,
     /// How long it may take to be ready.
     pub start_timeout: Millis,
-    /// How it is looked after.
+    /// The periodic health check.
     #[serde(default)]
     pub check: Option<HealthCheck>,
-    /// How long it may be silent.
+    /// How long it may go without a watchdog message.
     #[serde(default)]
     pub watchdog: Option<Millis>,
-    /// How long a run may take that is meant to end by itself.
+    /// How long a run may take, if the program is meant to end by itself.
     #[serde(default)]
     pub run_timeout: Option<Millis>,
 }

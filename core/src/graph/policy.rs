@@ -1,4 +1,4 @@
-//! What the rules know of one program: how it is to be run, whatever becomes of it.
+//! What the rules use of the configuration of one program, independent of its state.
 
 use std::sync::Arc;
 
@@ -19,16 +19,16 @@ pub enum Mode {
     /// Start it again, whatever its exit status.
     #[default]
     Respawn,
-    /// Leave it, until an operator or a propagated restart wants it again.
+    /// Leave it down until an operator or a propagated restart starts it again.
     Once,
-    /// As `Once`; and what comes after it in its group and level waits until it has ended well.
+    /// As `Once`; and the programs after it in its group and level wait until it has ended well.
     Wait,
-    /// As `Wait`; and it decides whether its group can run here at all.
+    /// As `Wait`; and its exit status decides whether its group can run on this machine at all.
     Test,
 }
 
 impl Mode {
-    /// Whether what comes after it in its group and level waits for its end.
+    /// Whether the programs after it in its group and level wait for its end.
     pub fn is_gate(self) -> bool {
         matches!(self, Self::Wait | Self::Test)
     }
@@ -40,23 +40,24 @@ pub enum Leaves {
     /// They are killed.
     #[default]
     Kill,
-    /// They run on as part of what the program has done, and end with that.
+    /// They run on as part of the effects of the program, and end when those are undone.
     Keep,
-    /// They run on, and are none of gaggled's any more.
+    /// They run on, and gaggled no longer manages them.
     Release,
 }
 
 /// The level at which a group is down: only programs that name it run, usually to clean up.
 pub const STOP: &str = "stop";
-/// The level at which a group comes up if nothing else is said.
+/// The level at which a group comes up unless another is configured.
 pub const START: &str = "start";
-/// Programs that name this level are run instead when their group is restarted. No group is ever at it.
+/// Programs that name this level are run to restart their group, instead of stopping and starting it. No group is ever
+/// at it.
 pub const RESTART: &str = "restart";
 
 /// How the starts of a program that keeps ending are spaced.
 ///
 /// The first restart is at once. After that two starts are at least `initial`, then twice that, and so on up to `max`
-/// apart. An instance that stayed up for `reset` begins anew.
+/// apart. An instance that stayed up for `reset` resets the spacing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "backoff", deny_unknown_fields, default)]
 pub struct Backoff {
@@ -64,7 +65,7 @@ pub struct Backoff {
     pub initial: Millis,
     /// The greatest space.
     pub max: Millis,
-    /// How long an instance must stay up for the spacing to begin anew.
+    /// How long an instance must stay up to reset the spacing.
     pub reset: Millis,
 }
 
@@ -74,8 +75,8 @@ impl Default for Backoff {
     }
 }
 
-/// When a program that keeps ending is given up: after so many starts within such a time. Starts that an operator has asked for, or
-/// what follows another program, is not counted.
+/// When a program that keeps ending is given up: after `burst` starts within `interval`. A start requested by an
+/// operator, its group or a propagating dependency begins the count anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "start_limit", deny_unknown_fields)]
 pub struct StartLimit {
@@ -83,16 +84,16 @@ pub struct StartLimit {
     pub burst: u32,
     /// Within which time.
     pub interval: Millis,
-    /// After which time it is tried again by itself; never if this is not given.
+    /// The time after which it is started again by itself; never if this is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after: Option<Millis>,
-    /// A run that was up for so long makes up for the starts before it; none does if this is not given.
+    /// A run that was up for this long resets the count of starts; none does if this is not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reset: Option<Millis>,
 }
 
 impl StartLimit {
-    /// The most starts that are remembered.
+    /// The largest `burst`.
     pub const MAX_BURST: u32 = 1000;
 }
 
@@ -104,7 +105,7 @@ pub struct Policy {
     pub name: Arc<str>,
     /// What to do when it ends.
     pub mode: Mode,
-    /// Whether it is wanted from the start.
+    /// Whether it is started without a request of an operator.
     pub autostart: bool,
     /// The group it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,10 +113,11 @@ pub struct Policy {
     /// The levels of its group at which it runs; all but `stop` if there is none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub levels: Vec<Level>,
-    /// Whether a command stops it, or undoes what it has done.
+    /// Whether it has a stop command, which stops it or undoes its effects.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub has_stop_command: bool,
-    /// Whether what it has done stands after its end, until its stop command undoes it, whatever it leaves running.
+    /// Whether its effects remain after it has ended well, until its stop command undoes them, even if no process is
+    /// left.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub remain_after_exit: bool,
     /// What becomes of processes that a run leaves when it has ended well.
@@ -140,13 +142,13 @@ pub struct Policy {
     /// Whether everything is to end when it ends.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub essential: bool,
-    /// Whether the configuration no longer has it: it is there only until it has stopped.
+    /// Whether the configuration no longer has it: it is kept only until it has stopped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unconfigured: bool,
 }
 
 impl Policy {
-    /// The policy of a program of which only the name is said.
+    /// The default policy of a program.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -178,7 +180,7 @@ impl Policy {
         self.levels.iter().any(|own| &**own == level)
     }
 
-    /// Whether it is meant to end, and nothing but its end shows that it has done what it is for.
+    /// Whether it is meant to end by itself, and has no readiness of its own: only its end shows success.
     pub fn ends_by_itself(&self) -> bool {
         self.mode != Mode::Respawn && self.health.ready_on_start()
     }
@@ -188,17 +190,17 @@ impl Policy {
         status.is_one_of(&self.success_exit_codes)
     }
 
-    /// Whether something may stand after a run.
+    /// Whether effects of a run may remain after its end.
     pub fn may_remain(&self) -> bool {
         self.remain_after_exit || self.leaves == Leaves::Keep
     }
 
-    /// Whether something stands after a run that has ended like this by itself, with so many processes left.
+    /// Whether effects remain after a run that has ended by itself with this status, and has left so many processes.
     pub fn remains(&self, status: ExitStatus, orphans: u16) -> bool {
         (self.remain_after_exit || self.leaves == Leaves::Keep && orphans > 0) && self.succeeds(status)
     }
 
-    /// Whether a run that has ended, well or not, is followed by another by itself.
+    /// Whether it is started again by itself after a run that has ended, well or not.
     pub fn runs_again(&self, well: bool) -> bool {
         self.mode == Mode::Respawn || self.retry && !well
     }

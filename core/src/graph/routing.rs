@@ -20,8 +20,8 @@ impl Graph {
 
     /// Calls `tell` for each machine that depends on the event, in a fixed order, each at most once.
     ///
-    /// The cost is that of the degree of the program, never that of the number of programs; but for the few events of
-    /// the whole system.
+    /// The cost grows with the degree of the program in the graph, not with the number of programs, except for the few
+    /// events of the whole system.
     pub fn recipients(&self, event: &Event, mut tell: impl FnMut(ActorId)) {
         match event {
             Event::Program(program, event) => {

@@ -16,53 +16,53 @@ pub enum HostCommand {
         /// The run that is to begin.
         instance: InstanceId,
     },
-    /// Ask everything that this instance consists of to end, by a signal; what it leaves behind has time to do so as well.
+    /// Send TERM to all processes of this instance. Processes that its main process leaves have time to end as well.
     Terminate {
         /// The program.
         program: ProgramId,
         /// The run that is meant; a later one is never hit.
         instance: InstanceId,
     },
-    /// Run the stop command of the program beside this instance. When that has ended well and the main process has ended,
-    /// what is left is asked to end by a signal.
+    /// Run the stop command of the program beside this instance. When the command has succeeded and the main process
+    /// has ended, the remaining processes are asked to end by a signal.
     RunStopCommand {
         /// The program.
         program: ProgramId,
         /// The run that is meant; a later one is never hit.
         instance: InstanceId,
     },
-    /// Run the command that undoes what this instance, which has ended, has done: as its process.
+    /// Run the stop command that undoes the effects of this instance, which has ended; the command is its main process.
     Undo {
         /// The program.
         program: ProgramId,
         /// The run that is meant.
         instance: InstanceId,
     },
-    /// Ask this instance whether it is ready, or well.
+    /// Run a readiness probe or a health check of this instance.
     Probe {
         /// The program.
         program: ProgramId,
         /// The run that is meant.
         instance: InstanceId,
-        /// What is asked.
+        /// Which of the two.
         kind: ProbeKind,
     },
-    /// Report everything that this instance has said so far, and then that all of it was heard: it may have spoken in time
-    /// while gaggled stood still.
+    /// Report all messages of this instance that have arrived so far, and then `ReportsFlushed`: a message may have
+    /// arrived in time while gaggled was suspended.
     FlushReports {
         /// The program.
         program: ProgramId,
         /// The run that is meant.
         instance: InstanceId,
     },
-    /// Kill everything that this instance consists of, also what it has left when it ended well.
+    /// Kill all processes of this instance, including those that it left when it ended well.
     Kill {
         /// The program.
         program: ProgramId,
         /// The run that is meant; a later one is never hit.
         instance: InstanceId,
     },
-    /// Send an operator's signal: TERM and KILL to everything, others to the main process.
+    /// Send an operator's signal: TERM and KILL to all processes of the instance, others to its main process.
     Signal {
         /// The program.
         program: ProgramId,

@@ -5,38 +5,39 @@ use crate::{
     process::ExitStatus,
 };
 
-/// Whether a run was made to end before its main process did, and how.
+/// Whether, and how, a run was made to end before its main process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ending {
-    /// Nothing was done to it.
+    /// It was not made to end.
     No,
-    /// An operator has sent it a signal that may end it: what it leaves behind then is not kept.
+    /// An operator has sent it a signal that may end it: processes that it leaves behind are not kept.
     Signalled,
-    /// It was asked to: what it leaves behind then has time to end as well.
+    /// It was asked to end: processes that it leaves behind have time to end as well.
     Asked,
-    /// That time is over, or an operator has killed it.
+    /// The time to end is over, or an operator has killed it.
     Killed,
 }
 
-/// What follows from the end of the main process of a run.
+/// What the host does after the end of the main process of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitAction {
     /// Find the daemon that the command has left: it is the main process from then on.
     AwaitDaemon,
-    /// Count what it has left, which runs on as part of what it has done, and report the end of the run.
+    /// Count the processes it has left, which run on as part of its effects, and report the end of the run.
     Keep,
-    /// Report the end of the run at once: what it has left is none of gaggled's any more.
+    /// Report the end of the run at once: gaggled no longer manages the processes it has left.
     Release,
-    /// Wait until what it has left, and was asked to end, has ended or its time is over, and then report the end.
+    /// Wait until the processes it has left, which were asked to end, have ended or their time is over; then report the
+    /// end.
     AwaitRest,
-    /// Kill what it has left, and then report the end.
+    /// Kill the processes it has left, and then report the end.
     KillRest,
 }
 
 /// The part of a program's configuration that decides about the end of its runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExitPolicy {
-    /// Whether its command leaves a daemon behind, which is the program from then on.
+    /// Whether its command leaves a daemon behind, which is the main process from then on.
     pub daemonizes: bool,
     /// What becomes of processes that a run leaves when it has ended well.
     pub leaves: Leaves,
@@ -45,10 +46,10 @@ pub struct ExitPolicy {
 }
 
 impl ExitPolicy {
-    /// What follows when the main process ends with this status. `is_command` is whether that was the command itself, and
+    /// What to do when the main process ends with this status. `is_command`: the main process was the command itself,
     /// not the daemon that it has left.
     pub fn action(&self, status: ExitStatus, ending: Ending, is_command: bool) -> ExitAction {
-        // An older kernel does not tell how a process ended that lost its parent.
+        // Older kernels do not report the exit status of a process whose parent has died.
         let may_be_well = status.is_success() || status == ExitStatus::Unknown;
         if self.daemonizes && is_command && may_be_well && ending <= Ending::Signalled {
             return ExitAction::AwaitDaemon;
@@ -61,7 +62,7 @@ impl ExitPolicy {
         }
     }
 
-    /// Whether what a run leaves lives on that has ended like this.
+    /// Whether the processes that a run leaves are kept or released when it has ended like this.
     pub fn is_kept(&self, status: ExitStatus, ending: Ending) -> bool {
         self.leaves != Leaves::Kill && ending == Ending::No && status.is_one_of(&self.success_exit_codes)
     }

@@ -18,36 +18,36 @@ pub struct LaunchSpec {
     pub command: String,
     /// The arguments after the command.
     pub argv: Vec<String>,
-    /// The line of shell that stops it, or undoes what it has done.
+    /// The shell command that stops it, or undoes its effects.
     pub stop_command: Option<String>,
-    /// What becomes of a run whose main process has ended.
+    /// What the host does with a run whose main process has ended.
     pub exit: ExitPolicy,
-    /// Variables over those that every program gets, in the order of their names.
+    /// Variables that are added to those of every program, or replace them; sorted by name.
     pub env: Vec<(String, String)>,
     /// The directory to run in; the daemon's own if there is none.
     pub wd: Option<String>,
     /// Where the output goes.
     pub log: LogTarget,
-    /// Where its process id is.
+    /// Its pid file.
     pub pid_file: Option<PidFile>,
     /// How it shows that it is ready.
     pub ready: Option<ReadinessProbe>,
-    /// How it is looked after.
+    /// Its periodic health check.
     pub health: Option<Health>,
-    /// How long it may be silent.
+    /// How long it may go without a watchdog message.
     pub watchdog: Option<Millis>,
     /// The cgroup that each of its runs gets.
     pub cgroup: Option<Cgroup>,
-    /// What the kernel holds it to; `None` if that cannot be found out, so that it must not be started.
+    /// User, limits and other restrictions; `None` if they cannot be determined: it must not be started then.
     pub sandbox: Option<Sandbox>,
 }
 
 /// A file with the process id of a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PidFile {
-    /// It is written when the program starts, and removed when it has ended.
+    /// gaggled writes the file when the program starts, and removes it when the program has ended.
     Write(String),
-    /// The command makes a daemon of itself, and writes there which process that is.
+    /// The command leaves a daemon behind, and the file contains the process id of that daemon.
     Read(String),
 }
 
@@ -67,17 +67,17 @@ pub enum LogTarget {
     Inherit,
     /// Appended to a file.
     File(String),
-    /// To a pipe, from which another process takes it.
+    /// To a pipe that the logger reads.
     Pipe {
         /// The pipe.
         pipe: String,
-        /// The file that it comes to, if it is one.
+        /// The file that the logger writes, if there is one.
         file: Option<String>,
     },
 }
 
 impl LogTarget {
-    /// The file, if it is one.
+    /// The file that the output ends up in, if there is one.
     pub fn path(&self) -> Option<&String> {
         match self {
             Self::Inherit => None,

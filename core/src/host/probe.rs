@@ -23,7 +23,7 @@ pub enum ReadinessProbe {
     Http(String),
 }
 
-/// What shows whether a program is well.
+/// A probe that gaggled runs to see whether a program is ready or healthy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Probe {
     /// A line of shell succeeds.
@@ -43,7 +43,7 @@ impl ReadinessProbe {
         }
     }
 
-    /// What is asked, if it does not say so itself.
+    /// The probe to run; `None` if the program notifies its readiness itself.
     pub fn probe(&self) -> Option<Probe> {
         match self {
             Self::Notify | Self::Fd(_) | Self::LogLine(_) => None,
@@ -54,11 +54,11 @@ impl ReadinessProbe {
     }
 }
 
-/// How a program is looked after, as a configuration says it.
+/// The periodic health check of a program, as configured.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "health", deny_unknown_fields)]
 pub struct Health {
-    /// What is asked.
+    /// The probe to run.
     pub probe: Probe,
     /// How long after one check the next begins.
     #[serde(default = "Health::interval")]
@@ -72,7 +72,7 @@ pub struct Health {
 }
 
 impl Health {
-    /// How long it may take to answer whether it is ready.
+    /// How long a readiness probe may take.
     pub const PROBE_TIMEOUT: Millis = Millis(5000);
 
     fn interval() -> Millis {
@@ -88,16 +88,16 @@ impl Health {
     }
 }
 
-/// What a program is asked.
+/// What a probe is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProbeKind {
-    /// Whether it is ready.
+    /// Readiness: it is repeated until it succeeds.
     Ready,
-    /// Whether it is well.
+    /// The periodic health check.
     Health,
 }
 
-/// What was wrong with an answer, or with a pid file.
+/// Why a probe, or the look at a pid file, failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeError {
@@ -107,9 +107,9 @@ pub enum ProbeError {
     Timeout,
     /// The answer had this HTTP status.
     HttpStatus(u16),
-    /// The name of its host is not known.
+    /// The name of the host could not be resolved.
     DnsFailure,
-    /// There is no TLS connection that can be trusted.
+    /// No trusted TLS connection could be made.
     Tls,
     /// The answer was not understood.
     InvalidResponse,
@@ -117,9 +117,9 @@ pub enum ProbeError {
     ExitStatus(ExitStatus),
     /// There is no process id in the pid file.
     PidFileEmpty,
-    /// The process in the pid file is not there.
+    /// The process that the pid file names does not exist.
     NoSuchProcess(i32),
-    /// The process in the pid file is not one of this program.
+    /// The process that the pid file names does not belong to this program.
     ForeignProcess(i32),
 }
 
@@ -127,13 +127,13 @@ pub enum ProbeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnhealthyReason {
-    /// It was not ready in time; what was wrong when it was last looked at.
+    /// It was not ready in time; with the last error, if there was one.
     ReadinessTimeout(Option<ProbeError>),
-    /// It has failed as many checks as it may; what was wrong with the last.
+    /// It has failed `failure_threshold` checks in a row; with the last error.
     HealthCheckFailed(ProbeError),
-    /// It has said nothing for longer than it may.
+    /// It has sent no watchdog message for too long.
     WatchdogTimeout,
-    /// It is meant to end by itself, and has not in time.
+    /// It is meant to end by itself, and has not ended in time.
     RunTimeout,
 }
 

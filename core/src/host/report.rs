@@ -17,7 +17,7 @@ pub struct HostReport {
     pub event: HostEvent,
 }
 
-/// What is found of the last instance of a program when a daemon starts.
+/// The state of the last instance of a program, as the host finds it when a daemon starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovered {
     /// It runs.
@@ -29,7 +29,7 @@ pub enum Recovered {
         /// When that process began.
         start_time: StartTime,
     },
-    /// Nothing of it is left.
+    /// It has ended.
     Exited {
         /// The run.
         instance: InstanceId,
@@ -38,9 +38,9 @@ pub enum Recovered {
         /// How many processes of its group had to be killed.
         orphans: u16,
     },
-    /// The previous daemon has died between the decision to start it and the start.
+    /// The previous daemon died after it had committed the start, and before it started the instance.
     NeverStarted {
-        /// The run that never was.
+        /// The run that never began.
         instance: InstanceId,
     },
 }
@@ -71,7 +71,7 @@ pub enum HostEvent {
         /// When it began.
         start_time: StartTime,
     },
-    /// There is no process.
+    /// The process could not be started.
     SpawnFailed {
         /// The step that failed.
         stage: SpawnStage,
@@ -85,26 +85,26 @@ pub enum HostEvent {
         /// When it began.
         start_time: StartTime,
     },
-    /// It has said that it is ready.
+    /// It has notified that it is ready.
     Ready,
-    /// It was asked, and this came of it.
+    /// The result of a readiness probe or health check.
     ProbeResult(Result<(), ProbeError>),
-    /// It is not ready yet, and this is why.
+    /// It is not ready yet, for this reason.
     NotReadyYet(ProbeError),
-    /// It has said that it is alive.
+    /// It has sent a watchdog message.
     WatchdogPing,
-    /// Everything that it had said when that was asked for has been reported.
+    /// All messages that had arrived when `FlushReports` was executed have been reported.
     ReportsFlushed,
     /// Its stop command did not end well.
     StopCommandFailed {
-        /// How that ended.
+        /// How the stop command ended.
         status: ExitStatus,
     },
-    /// Nothing of the instance is left.
+    /// The instance has ended.
     Exited {
         /// How its main process ended.
         status: ExitStatus,
-        /// How many processes it has left: they were killed, or, if they are part of what it has done, run on.
+        /// How many processes it has left behind: they were killed or, if the program keeps them, run on.
         orphans: u16,
     },
 }

@@ -1,8 +1,8 @@
 //! What may be committed: every precondition, checked against the folded state at the moment of numbering.
 //!
-//! A proposal races with what happens meanwhile: a program may end between the moment that satisfies a dependency on it and
-//! the moment that the dependent starts. Checked here, at the one point where events are numbered, the rules hold exactly in the order
-//! of the journal. A refusal is not an error; it says what to wait for.
+//! A proposal races with other events: a program may end after a dependency on it was satisfied and before its
+//! dependent starts. Checked here, at the one point where events are numbered, the rules hold exactly in the order of
+//! the journal. A refusal is not an error; it says what to wait for.
 
 use super::Refusal;
 
@@ -65,7 +65,7 @@ impl State {
             ProgramEvent::Unhealthy { instance, .. } if program.pending_stop.is_none() => {
                 is_in(program, *instance, &[Phase::Up])
             }
-            // That a program was adopted is committed only when a run of the daemon begins, without being asked for.
+            // `Adopted` is committed only when a daemon starts, without admission.
             ProgramEvent::StopCommandFailed { .. }
             | ProgramEvent::Daemonized { .. }
             | ProgramEvent::Ready { .. }
@@ -104,7 +104,7 @@ impl State {
         self.graph.programs[id].group.map(|group| &self.groups[group])
     }
 
-    /// Whether one that comes before it in its group and level has to end well first.
+    /// Whether an earlier program of mode `Wait` or `Test` in its group has to end well first.
     fn waits_for_gate(&self, id: ProgramId) -> bool {
         let Some(group) = self.graph.programs[id].group else { return false };
         let earlier = self.graph.groups[group].gates.iter().take_while(|holder| **holder < id);
@@ -116,7 +116,7 @@ impl State {
         waits.next().is_some()
     }
 
-    /// What its group does not have at its level cannot be started.
+    /// Refuses to start a program that does not run at the current level of its group.
     fn refuse_at_level(&self, id: ProgramId) -> Result<(), Refusal> {
         let policy = &self.graph.programs[id];
         let Some(group) = policy.group else { return Ok(()) };
@@ -220,7 +220,7 @@ impl State {
     }
 }
 
-/// Whether an event only records what the host has seen, which is true in any phase.
+/// Whether an event only records an observation of the host: only those may be committed during a handover.
 fn is_observation(event: &Event) -> bool {
     match event {
         Event::Program(_, event) => matches!(

@@ -1,7 +1,8 @@
-//! What must be true of every journal, checked with its events alone and not with the rules that are being checked.
+//! The invariants of every journal, checked with its events alone and independently of the rules that produced it.
 //!
-//! The simulator checks every run with it, and `gaggled journal verify` a journal from real life. A program is known here
-//! by what its events say; the folded state is looked at only where a run of the daemon begins.
+//! The simulator checks every run with it, and `gaggled journal verify` checks the journal of a daemon. The audit
+//! derives what it knows of a program from its events; it uses the folded state only where a segment or an epoch
+//! begins.
 //!
 //! | | |
 //! |---|---|
@@ -9,22 +10,22 @@
 //! | I2 | each run of the daemon begins where the one before has ended on the disk |
 //! | I7 | a program starts only while each dependency has been up, in one instance, for its delay |
 //! | I8 | nothing starts after the shutdown began, nor while an operator wants it down |
-//! | I9 | a fall of a program is not followed by more than one restart for each dependency on it that propagates |
+//! | I9 | when a program goes down, each dependency on it that propagates causes at most one restart |
 //! | I11 | a stopping instance is gone, or being killed, within its killwait |
 //! | I12 | a shutdown takes no longer than the longest killwait |
-//! | I13 | nothing is left alive by a shutdown that was not killed |
+//! | I13 | a shutdown leaves no program running that was not killed |
 //! | I16 | the starts of a program that keeps ending are spaced |
 //! | I17 | instances are numbered 1, 2, 3 and end once |
 //! | I18 | the event that a cause names came before |
 //! | I22 | in a planned stop dependents go first, unless half of the killwait is over |
 //! | I23 | when an essential program ends by itself, everything is shut down at once |
 //! | I24 | a program that has reached its start limit is not started until an operator starts it |
-//! | I25 | a program of a group starts only where its group has let it in, and it is let in only where the level has it |
-//! | I26 | nothing is let in before everything is gone that has to leave |
-//! | I27 | nothing is let in before those that hold it back have ended well |
-//! | I28 | a group is there only when everything is in that runs at its level |
+//! | I25 | a program of a group starts only if its group has admitted it, and that only at a level where it runs |
+//! | I26 | no program is admitted before all programs that have to leave are down |
+//! | I27 | no program is admitted before the programs that hold it back have ended well |
+//! | I28 | a group has reached its level only when all programs that run at the level are admitted |
 //! | I29 | only events change the level of a group: a new daemon begins with the level of the last |
-//! | I30 | what a program has done that ended well stands, if there is a command to undo it, and else does not |
+//! | I30 | after a run has ended well, its effects remain if the configuration says so, and else do not |
 //! | I31 | an instance is ready once, and one that is not ready in time is found unhealthy |
 //! | I32 | a stop command fails only while its program is being stopped |
 
@@ -43,7 +44,7 @@ use crate::{
     state::{GroupState, Membership, Phase, ProgramState, State},
 };
 
-/// What is known of a program by its events.
+/// What is known of a program from its events.
 #[derive(Clone, Debug, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct ProgramTrace {
@@ -57,19 +58,19 @@ pub struct ProgramTrace {
     completed: Option<Instant>,
     /// Whether it is to run again.
     owed: bool,
-    /// Whether a stop, a signal or a kill has made it end.
+    /// Whether it was asked to end since its last start: by a stop, or by a signal.
     told: bool,
-    /// Decided to be stopped by an operator, since when and by which event.
+    /// The event since which a stop is pending that lets dependents go first, and its time.
     operator_fall: Option<(Seq, Instant)>,
-    /// Told to be replaced since its last start.
+    /// Whether a restart of it has been requested since its last start.
     replaced: bool,
     /// Whether an operator wants it down.
     pub operator_down: bool,
-    /// Whether its group has let it in, if it has one.
+    /// Whether its group has admitted it, if it has one.
     pub is_in: bool,
-    /// Whether there is something of it to stop: a process, or what one has done.
+    /// Whether there is something to stop: a process, or effects to undo.
     exists: bool,
-    /// Whether what it has done is being undone.
+    /// Whether its effects are being undone.
     in_stop_command: bool,
     instance: u64,
     stopping: Option<(Instant, Instant)>,
@@ -84,26 +85,26 @@ pub struct ProgramTrace {
     planned: bool,
 }
 
-/// A journal as it is passed through.
+/// The audit of a journal, event by event.
 #[derive(Clone, Debug)]
 pub struct JournalAudit {
     graph: Arc<Graph>,
     programs: IdVec<ProgramId, ProgramTrace>,
     groups: IdVec<GroupId, GroupState>,
-    /// How many restarts have answered each fall.
+    /// How many restarts each `down_event` has caused for each dependency.
     pub falls: BTreeMap<(DependencyId, Seq), u32>,
     /// Which programs were due to restart, by which event.
     pub restarts: Vec<(ProgramId, Seq)>,
     shutdown: Option<Instant>,
-    /// When each run of the daemon but the first began.
+    /// When each daemon started.
     pub openings: Vec<Instant>,
-    /// The end of an essential program.
+    /// The event with which an essential program ended, and its time.
     doomed: Option<(Seq, Instant)>,
     last: Option<Position>,
     slack: Millis,
-    /// What is wrong.
+    /// The violated invariants, in words.
     pub violations: Vec<String>,
-    /// What is not there, because it was never written, as the journal itself says.
+    /// Gaps that the journal itself announces: their events were never written.
     pub missing: Vec<String>,
 }
 
@@ -142,7 +143,7 @@ impl ProgramTrace {
 }
 
 impl JournalAudit {
-    /// An audit that lets effects be so late.
+    /// An audit that permits delays of up to `slack`.
     pub fn new(slack: Millis) -> Self {
         Self {
             graph: Arc::default(),
@@ -165,7 +166,7 @@ impl JournalAudit {
         &self.programs[id]
     }
 
-    /// A segment, or a run of the daemon, begins with this state, and says that so many events before it were missed.
+    /// Begins a segment, or an epoch, with this state; it announces that `missed` events before it were never written.
     pub fn begin(&mut self, start: &State, missed: u64) {
         let position = Position { epoch: start.epoch, seq: start.seq };
         let goes_on = self.last.is_some_and(|last| last.epoch == start.epoch && position.seq <= last.seq);
@@ -187,7 +188,7 @@ impl JournalAudit {
             Some(old) => {
                 let mut seen = self.programs[*old].clone();
                 if seen.running && !start.programs[id].is_running() {
-                    // It has ended with the machine.
+                    // It has ended with a reboot of the machine.
                     seen = ProgramTrace {
                         operator_down: seen.operator_down,
                         last_start: seen.last_start,
@@ -214,7 +215,7 @@ impl JournalAudit {
             self.programs[id].is_in = program.membership != Membership::Stopped;
         }
         if *before != *start.graph {
-            // Ids mean something else now, and what was owed is not looked for any more.
+            // The ids of another graph mean something else, so restarts that are still due are not checked.
             self.falls.clear();
             self.restarts.clear();
         }
@@ -273,7 +274,7 @@ impl JournalAudit {
         }
     }
 
-    /// I23: how long everything has gone on without an essential program.
+    /// I23: how long the other programs have gone on after the end of an essential program.
     fn check_essential(&mut self, until: Instant) {
         if let Some((end, since)) = self.doomed
             && until > since.max(self.openings.last().copied().unwrap_or_default()) + self.slack
@@ -283,7 +284,7 @@ impl JournalAudit {
         }
     }
 
-    /// What became due while no daemon ran is due now.
+    /// Deadlines that passed while no daemon ran are moved to now.
     fn opens(&mut self, envelope: &Envelope) {
         let now = envelope.monotonic;
         self.openings.push(now);

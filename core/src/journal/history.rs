@@ -1,4 +1,4 @@
-//! The last events, and the answers that need them: what happened since, and why.
+//! The last events, and queries of them: the events after a position, and the causes of a state.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -23,7 +23,7 @@ pub struct LoggedEvent {
     pub envelope: Arc<Envelope>,
     /// The state of the program that it concerns.
     pub after: Option<ProgramState>,
-    /// What its ids stand for.
+    /// The graph that its ids refer to.
     pub graph: Arc<Graph>,
 }
 
@@ -33,14 +33,14 @@ impl LoggedEvent {
         self.graph.subject(&self.envelope.event).map(|id| &*self.graph.programs[id].name)
     }
 
-    /// What it shows of the command that it was caused by, if that had an id.
+    /// The key of the command that caused it, if the command had an id.
     pub fn trace(&self) -> Option<CommandKey> {
         let Cause::Operator { who, command } = &self.envelope.cause else { return None };
         let named = !command.is_empty() && !command.starts_with('#');
         named.then(|| CommandKey::new(who, command, &self.envelope.event, &self.graph))
     }
 
-    /// Where it stands among the events of all runs of the daemon.
+    /// Its position among the events of all runs of the daemon.
     pub fn position(&self) -> Position {
         Position { epoch: self.envelope.epoch, seq: self.envelope.seq }
     }
@@ -53,7 +53,7 @@ impl LoggedEvent {
     }
 }
 
-/// What a command has done: who gave it, its id, and what came of it for which program.
+/// One effect of a command: its sender and id, and the event and program that it caused.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CommandKey {
     who: String,
@@ -63,7 +63,7 @@ pub struct CommandKey {
 }
 
 impl CommandKey {
-    /// The trace that an event is, or would be.
+    /// The key of an event that a command causes.
     pub fn new(who: &str, command: &str, event: &Event, graph: &Graph) -> Self {
         let program = graph.subject(event).map(|id| graph.programs[id].name.clone());
         Self { who: who.to_owned(), command: command.to_owned(), event: event.name(), program }
@@ -98,7 +98,7 @@ impl History {
         Self { entries: entries.into_iter().skip(skip).collect(), capacity }
     }
 
-    /// All that is kept.
+    /// All events that are kept.
     pub fn into_entries(self) -> Vec<LoggedEvent> {
         self.entries.into()
     }
@@ -118,7 +118,7 @@ impl History {
         self.entries.iter().skip(skip)
     }
 
-    /// The programs that events are kept of; one may be named several times.
+    /// The programs of the events that are kept; a program may occur several times.
     pub fn programs(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().filter_map(LoggedEvent::program)
     }
@@ -128,18 +128,18 @@ impl History {
         self.entries.front().is_none_or(|entry| entry.envelope.time.0 > time.0)
     }
 
-    /// Where the first event that is kept stands.
+    /// The position of the first event that is kept.
     pub fn first(&self) -> Option<Position> {
         self.entries.front().map(LoggedEvent::position)
     }
 
-    /// An event by its number, if it is kept: the last of that number, should a crash have lost some.
+    /// An event by its number, if it is kept; if a crash has led to two events of one number, the last of them.
     pub fn get(&self, seq: Seq) -> Option<&LoggedEvent> {
         self.entries.iter().rfind(|entry| entry.envelope.seq <= seq).filter(|entry| entry.envelope.seq == seq)
     }
 
-    /// The chains of causes that made a program what it is: how it came to its phase, and before that, if it is up
-    /// again, how it went down. Each begins with what happened to the program and goes back to where it came from.
+    /// The chains of causes of the state of a program: how it came to its phase, and before that, if it is up again,
+    /// how it went down. Each begins with the last event, and goes back to its origin.
     pub fn why(&self, state: &State, program: ProgramId) -> Vec<Vec<Link>> {
         let now = &state.programs[program];
         let mut chains = Vec::new();
@@ -158,7 +158,7 @@ impl History {
             chains.extend(end.map(|end| self.chain(end.envelope.seq)));
         }
         if now.phase == Phase::Down && now.start_pending {
-            // What it waits for is why it is down.
+            // It is down because of the dependency that it waits for.
             let unsatisfied = state
                 .graph
                 .dependencies_of(program)
@@ -203,8 +203,8 @@ impl History {
     }
 }
 
-/// The event with which a chain goes on, if it does. It ends where a start of a program is caused by an event of the same
-/// kind as a later start of it: the program has gone that way again and again.
+/// The event with which a chain goes on, if it does. It ends where a start of a program is caused by an event of the
+/// same kind as a later start of it: the program restarts again and again for the same reason.
 pub fn next_cause(chain: &[Link]) -> Option<Seq> {
     let start_and_cause = |pair: &[Link]| match pair {
         [start, cause] if matches!(start.envelope.event, Event::Program(_, ProgramEvent::Starting { .. })) => {
@@ -220,7 +220,7 @@ pub fn next_cause(chain: &[Link]) -> Option<Seq> {
     chain.last()?.envelope.cause.event().filter(|_| !repeats)
 }
 
-/// What an event is about: two events of one kind with the same subject are alike.
+/// The subject of an event: a repetition has the same kind of event and the same subject.
 fn subject(event: &Event) -> Option<(u8, usize)> {
     match event {
         Event::Program(id, _) => Some((0, id.index())),

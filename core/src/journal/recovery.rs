@@ -1,9 +1,9 @@
-//! How one run of the daemon follows another: what it takes over, and what it finds.
+//! How a daemon continues after the previous one: the state that it takes over, and the processes that it finds.
 //!
-//! There is one way to begin, whatever went before: a crash, a reboot, a changed configuration, another version. The
-//! state at the end of the journal is carried over to the programs of the configuration; then the host looks what has
-//! become of every instance that had a process, and that is committed before anything else can happen. (Candea and Fox,
-//! *Crash-only software*, 2003: a program that must be able to recover needs no other way to start.)
+//! There is one way to start, after a crash, a reboot, a change of the configuration or of the version. The state at
+//! the end of the journal is carried over to the programs of the configuration; then the host looks for every instance
+//! that had a process, and what it finds is committed before any other event. (Candea and Fox, *Crash-only software*,
+//! 2003: a program that must be able to recover needs no other way to start.)
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +23,7 @@ use crate::{
     state::{DependencyState, GroupState, LevelSwitch, Membership, Outcome, PendingStop, Phase, ProgramState, State},
 };
 
-/// The end of the previous daemon.
+/// The previous daemon, as it ended.
 #[derive(Clone, Copy, Debug)]
 pub struct PreviousEpoch<'a> {
     /// Its last state.
@@ -39,11 +39,11 @@ pub struct PreviousEpoch<'a> {
 /// A daemon that is about to start.
 #[derive(Clone, Debug)]
 pub struct EpochStart {
-    /// What went before.
+    /// How the previous daemon ended.
     pub start_kind: StartKind,
     /// The state before the first event. The programs in `running` have a process, or had one.
     pub state: State,
-    /// The event with which the previous daemon gave everything to this one.
+    /// The event with which the previous daemon handed over to this one.
     pub handover: Option<Seq>,
     now: Instant,
     wall: WallTime,
@@ -66,8 +66,8 @@ impl EpochStart {
         Self { start_kind, state, handover, now, wall }
     }
 
-    /// Commits the first events: that this daemon began, what was found of the instances of the previous daemon, and what a
-    /// changed configuration wants of programs that are there already.
+    /// Commits the first events: the start of this daemon, the instances found of the previous daemon, and the starts,
+    /// stops and restarts that a changed configuration requires.
     pub fn commit(
         self,
         version: &str,
@@ -76,7 +76,7 @@ impl EpochStart {
     ) -> (Journal, Vec<Envelope>) {
         let Self { start_kind, state, handover, now, wall } = self;
         let count = |alive: bool| {
-            // What stands without a process has not ended.
+            // A program that was active without a process has not ended.
             let has_process = |program: &ProgramId| state.programs[*program].phase != Phase::ActiveExited;
             let counts = |(program, found): &&(ProgramId, Recovered)| match found {
                 Recovered::Running { .. } => alive,
@@ -97,7 +97,7 @@ impl EpochStart {
         let mut journal = Journal::resume(state);
         let begun = handover.map_or(Cause::DaemonStart, Cause::Event);
         let mut envelopes = vec![journal.commit_unchecked(now, wall, Event::System(opened), begun)];
-        // What is there is there: nothing of it is up to the rules.
+        // What was found is a fact, and needs no admission.
         for (program, found) in found {
             let known = &journal.state().programs[program];
             for event in recovery_events(known, &journal.state().graph.programs[program], found, now) {
@@ -147,7 +147,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
             next.programs[id] = if moved { regrouped(carried, policy) } else { carried };
             let carried = &mut next.programs[id];
             if policy.health.ready_on_start() && carried.phase == Phase::Up {
-                // An earlier version did not know of readiness, or another configuration asked for more.
+                // An earlier version did not record readiness, or the previous configuration had a readiness probe.
                 carried.ready_since = carried.ready_since.or(carried.up_since);
             }
             // A pending stop gets its full timeout again, counted from this start.
@@ -166,7 +166,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
         let satisfied = old
             .and_then(|old| last.dependencies[*old].satisfied)
             .filter(|_| on.satisfied_since(dependency.condition).is_some());
-        // A dependency that did not propagate before does not propagate what is past.
+        // A dependency that did not propagate before does not propagate earlier events.
         let follows = old.filter(|old| last.graph.dependencies[**old].propagate && !resets_runtime_state(start_kind));
         let last_down_event = follows.map_or(on.down_event, |old| last.dependencies[*old].last_down_event);
         next.dependencies[id] = DependencyState { satisfied, last_down_event };
@@ -183,7 +183,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
         let old = last.graph.group(&group.name);
         if let Some(old) = old.filter(|old| last.graph.groups[*old].default_level == group.default_level) {
             let failed = last.groups[old].failed_program.clone().filter(|_| !resets_runtime_state(start_kind));
-            // It looks again whether everything is as it should be at its level.
+            // The group checks again that its programs are as its level needs them.
             let standing = match last.groups[old].level_switch {
                 LevelSwitch::Failed if failed.is_some() => LevelSwitch::Failed,
                 LevelSwitch::Restarting if !resets_runtime_state(start_kind) => LevelSwitch::Restarting,
@@ -193,7 +193,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
             };
             let level = Some(last.groups[old].level.clone()).filter(|level| graph.has_level(id, level));
             let level = level.unwrap_or_else(|| group.default_level.clone());
-            // The request is kept; that a clean-up is pending is not.
+            // After a reset only the level is kept: a group at `stop` does not run its clean-up programs again.
             let requested_by = if resets_runtime_state(start_kind) { Seq(0) } else { last.groups[old].requested_by };
             next.groups[id] = GroupState {
                 level,
@@ -208,7 +208,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
         }
     }
     next.essential_exit = last.essential_exit.filter(|_| resumes && !resets_runtime_state(start_kind));
-    // This begins again for the same reason.
+    // A shutdown that goes on gets its full time again, counted from this start.
     next.shutdown = last.shutdown.filter(|_| resumes && !resets_runtime_state(start_kind)).map(|_| next.at);
     next
 }
@@ -226,7 +226,7 @@ fn with_unconfigured(graph: &Graph, last: &State, start_kind: StartKind) -> Grap
     graph
 }
 
-/// Whether everything begins anew, but for what operators want and what is counted.
+/// Whether everything is reset except the requests of operators and the counters.
 fn resets_runtime_state(start_kind: StartKind) -> bool {
     match start_kind {
         StartKind::First | StartKind::CleanShutdown | StartKind::Reboot | StartKind::CopiedState => true,
@@ -254,7 +254,7 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
     if lives_on || !resets_runtime_state(start_kind) {
         return old.clone();
     }
-    // What an operator wants lasts; what only the configuration wanted is for the configuration to say again.
+    // A request of an operator is kept; otherwise `autostart` of the new configuration decides.
     let wished = old.operator_down == was_enabled;
     let operator_down = if wished { old.operator_down } else { !policy.autostart };
     let had_process = old.is_running() && old.phase != Phase::ActiveExited;
@@ -280,7 +280,7 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
         not_before: None,
         recent_starts: Vec::new(),
         start_limit_hit: false,
-        // Who has put it down is known for as long as it is.
+        // The event with which an operator stopped it is kept while it is down.
         last_seq: if operator_down && old.operator_down { old.last_seq } else { Seq(0) },
         ..old.clone()
     }
@@ -303,7 +303,7 @@ fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now:
         && known.phase == Phase::ActiveExited
         && !unwritten
     {
-        // What it has done is being undone already. If the reason was not written, it is wanted as it was.
+        // Its stop command runs already. If the request for that was never written, the program is started again.
         let reason = known.pending_stop.map_or(StopReason::Operator, |stop| stop.reason);
         let kill_at = now + policy.killwait;
         events.extend([
@@ -320,7 +320,7 @@ fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now:
         return events;
     }
     if unwritten && known.is_running() {
-        // Of the run before nothing is known but that there is none any more.
+        // All that is known of the run before is that it has ended.
         let (instance, status) = (known.instance, ExitStatus::Unknown);
         events.push(ProgramEvent::Exited { instance, status, orphans: 0, remains: false });
     }
@@ -331,7 +331,7 @@ fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now:
         Recovered::Running { instance, pid, start_time } => {
             events.push(ProgramEvent::Adopted { instance, pid, start_time });
             if unwritten && known.operator_down {
-                // The wish that it was started for was not written either, and the one that was holds.
+                // The request that started it was not written either, so the last written one applies.
                 events.push(ProgramEvent::StopRequested);
             }
         }

@@ -7,12 +7,12 @@ use crate::base::{
     time::Instant,
 };
 
-/// Why a proposal is not true, or not yet.
+/// Why a proposed event may not be committed, or not yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The instance it speaks of is not the one there is, or not in that phase: the proposal is stale.
+    /// The proposal is stale: its instance is not the current one, or no longer in the phase that the event needs.
     Stale,
-    /// No start is owed, or an operator wants the program down.
+    /// No start is pending, or an operator, the start limit or its group keeps the program down.
     NoStartPending,
     /// This dependency is not satisfied.
     DependencyUnsatisfied {
@@ -21,7 +21,7 @@ pub enum Refusal {
     },
     /// It is too early.
     TooEarly {
-        /// When to ask again.
+        /// When to propose it again.
         ready_at: Instant,
     },
     /// The configuration no longer has the program.

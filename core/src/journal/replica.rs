@@ -1,7 +1,7 @@
-//! A follower's copy of the state: fed with what arrives, it says whether something is missing.
+//! A follower's copy of the state. It applies the events that arrive, and detects missing ones.
 //!
-//! A follower subscribes first and asks for a snapshot then. What it hears before the snapshot is dropped by number;
-//! what is missing is asked for by number. The heartbeat shows the loss even of the last event.
+//! A follower first subscribes and then requests a snapshot. Events that the snapshot contains are dropped by number,
+//! missing events are requested by number. The heartbeat shows the loss even of the last event.
 
 use crate::{
     base::ids::{EpochId, Seq},
@@ -22,7 +22,7 @@ pub struct StateReplica {
 pub enum FeedResult {
     /// It was the next event.
     Applied(Box<Envelope>),
-    /// It was known.
+    /// The state contains the event already.
     Duplicate,
     /// Events are missing after this one: ask for them.
     Gap(EpochId, Seq),
@@ -36,7 +36,7 @@ impl StateReplica {
         self.state.as_ref()
     }
 
-    /// Takes a snapshot. What is older than the state there is is ignored.
+    /// Takes a snapshot, unless the present state is at least as new.
     pub fn restore(&mut self, snapshot: State) {
         let newer = |state: &State| (snapshot.epoch, snapshot.seq) > (state.epoch, state.seq);
         if self.state.as_ref().is_none_or(newer) {

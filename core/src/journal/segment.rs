@@ -1,7 +1,7 @@
-//! How the journal lies on disk: bytes only, no files.
+//! The format of the journal on disk. This module handles bytes only, no files.
 //!
-//! A segment stands for itself. It begins with a head and a snapshot; what follows are the events after it. So the
-//! last segment alone is enough to go on from, and the oldest can be deleted when there are too many.
+//! A segment is self-contained: it begins with a head and a snapshot, and the events after the snapshot follow. So the
+//! last segment alone is enough to continue from, and the oldest can be deleted when there are too many.
 //!
 //! ```text
 //! frame:    mark (4 bytes) | length of the body (u32) | crc32c (u32) | kind (u8) | body
@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Numbers are little-endian; the checksum covers the length, the kind and the body. A body is JSON, that of an event
-//! exactly as on the bus, but without `state`. What follows a damaged frame shows what has happened: if no other
-//! frame does, the end was torn off by a crash; if one does, the segment is damaged.
+//! exactly as on the bus, but without `state`. If no valid frame follows an invalid one, a crash has torn off the end;
+//! if one follows, the segment is damaged.
 
 use std::path::PathBuf;
 
@@ -30,13 +30,13 @@ pub const FORMAT: u32 = 1;
 const MARK: [u8; 4] = *b"gag\x01";
 const FRAME: usize = 13;
 
-/// No body is longer: the snapshot of a hundred thousand programs is not.
+/// The longest body, which the snapshot of a hundred thousand programs does not reach.
 const BODY_MAX: usize = 256 << 20;
 
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Whose segment it is.
+    /// The header: the journal, boot, epoch and configuration.
     Head = 1,
     /// The state before the first event.
     Snapshot = 2,
@@ -57,25 +57,25 @@ impl Kind {
 pub struct ConfigSource {
     /// The file.
     pub path: String,
-    /// What stood in it.
+    /// Its content.
     pub text: String,
 }
 
-/// Whose segment it is.
+/// The header of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentHeader {
     /// The version of the format.
     pub v: u32,
-    /// Which journal: drawn once, so that the processes of one gaggled are never taken for those of another.
+    /// The id of the journal, drawn at random once, so that processes of another gaggled are never taken for its own.
     pub journal: String,
-    /// Which boot of the machine: process ids and monotonic times mean nothing in another.
+    /// The id of the boot of the machine: process ids and monotonic times are not valid in another.
     pub boot: String,
     /// The epoch.
     pub epoch: EpochId,
     /// The configuration in force.
     pub config: ConfigSource,
-    /// How many events right before this segment are in none, because the disk could not be written. It stands here and
-    /// not in an event, so that a segment that is there always says what is not.
+    /// How many events right before this segment are in no segment, because the disk could not be written. The number
+    /// is in the header, not in an event, so that every segment announces the gap before it.
     #[serde(default)]
     pub lost_events: u64,
     /// The directories in which there may be cgroups of this gaggled, from this daemon and those before.
@@ -83,7 +83,7 @@ pub struct SegmentHeader {
     pub cgroups: Vec<PathBuf>,
 }
 
-/// What every head has had and will have.
+/// The part of the header that every version of the format has.
 #[derive(Deserialize)]
 struct Version {
     v: u32,
@@ -117,10 +117,10 @@ fn checksum(length: u32, kind: u8, body: &[u8]) -> u32 {
     crc32c::crc32c_append(start, body)
 }
 
-/// Where and how a segment ceases to hold.
+/// Where and how a segment is invalid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentError {
-    /// The byte from which on nothing is to be believed.
+    /// The first byte that is not valid.
     pub at: usize,
     /// What is wrong there.
     pub how: Corruption,
@@ -129,15 +129,15 @@ pub struct SegmentError {
 /// What is wrong with a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Corruption {
-    /// The last frame is not whole: a crash has torn off the end. Nothing that was complete is lost.
+    /// The last frame is incomplete: a crash has torn off the end. No complete frame is lost.
     Truncated,
-    /// A frame does not hold although others follow, or holds what cannot be.
+    /// A frame is invalid although a valid one follows, or its content is invalid.
     Damaged(String),
     /// It is of a version that this gaggled does not know.
     NewerFormat(u32),
 }
 
-/// A frame that holds.
+/// A valid frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Frame<'a> {
     kind: Kind,
@@ -158,22 +158,22 @@ fn frame_at(bytes: &[u8], at: usize) -> Option<Frame<'_>> {
     Some(Frame { kind: Kind::of(kind)?, body, end: at + FRAME + size })
 }
 
-/// Whether a frame that holds begins anywhere after this byte.
+/// Whether a valid frame begins at this byte or after it.
 fn another_follows(bytes: &[u8], at: usize) -> bool {
     let rest = bytes.get(at..).unwrap_or_default();
     let marks = rest.windows(MARK.len()).enumerate().filter(|(_, window)| *window == MARK);
     marks.map(|(offset, _)| at + offset).any(|place| frame_at(bytes, place).is_some())
 }
 
-/// A segment that is read event by event, with the fold up to each.
+/// A segment that is read event by event, with the state after each.
 #[derive(Clone, Debug)]
 pub struct Replay<'a> {
     bytes: &'a [u8],
     at: usize,
     names: ProgramIndex,
-    /// Whose segment it is.
+    /// The header of the segment.
     pub head: SegmentHeader,
-    /// The fold so far.
+    /// The state after the events read so far.
     pub state: State,
     /// A configuration that the next run of the daemon is to take.
     pub next_config: Option<ConfigSource>,
@@ -205,12 +205,12 @@ impl<'a> Replay<'a> {
         Ok(Self { bytes, at, names, head, state, next_config: None })
     }
 
-    /// The byte up to which everything holds.
+    /// The end of the valid part.
     pub fn good(&self) -> usize {
         self.at
     }
 
-    /// The next event, which the fold has already taken, and its JSON; `None` at the end.
+    /// The next event, which the state contains already, and its JSON; `None` at the end.
     pub fn next_event(&mut self) -> Option<Result<(Envelope, &'a str), SegmentError>> {
         while self.at < self.bytes.len() {
             let Some(frame) = frame_at(self.bytes, self.at) else {

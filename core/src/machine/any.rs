@@ -10,7 +10,7 @@ use crate::{
     state::State,
 };
 
-/// The rules of one actor, whichever it is.
+/// The rules of one actor of any kind.
 #[derive(Clone, Debug)]
 pub enum AnyMachine {
     /// Of a program.
@@ -19,12 +19,12 @@ pub enum AnyMachine {
     Dependency(Box<DependencyMachine>),
     /// Of a group.
     Group(Box<GroupMachine>),
-    /// Of the end.
+    /// Of the shutdown.
     Shutdown(ShutdownMachine),
 }
 
 impl AnyMachine {
-    /// The rules of an actor as the fold has them.
+    /// Builds the rules of an actor from the folded state.
     pub fn new(state: &State, actor: ActorId) -> Self {
         match actor {
             ActorId::Program(id) => Self::Program(Box::new(ProgramMachine::new(state, id))),
@@ -34,7 +34,7 @@ impl AnyMachine {
         }
     }
 
-    /// Takes an input and says what follows from it.
+    /// Processes an input, and adds the outputs that follow from it.
     pub fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
         match self {
             Self::Program(rules) => rules.step(now, input, out),

@@ -1,8 +1,8 @@
-//! The rules of one dependency: when it is satisfied, and when its dependent restarts because the program went down.
+//! The rules of one dependency: when it is satisfied, and when the dependent restarts because the dependency went down.
 //!
-//! It is satisfied while the program that it is on has been up, or ready, for the delay, in one instance, and no stop of
-//! that is pending; or, with `condition: Completed`, while that has run to its end and is not to run again. If it
-//! propagates, each time that the program goes down its dependent restarts exactly once.
+//! It is satisfied while one instance of the program depended on has been up, or ready, for the delay, and no stop of
+//! the instance is pending; or, with `condition: Completed`, while that program has run to its end and is not to run
+//! again. If it propagates, the dependent restarts exactly once each time that program goes down.
 
 use crate::{
     base::{
@@ -25,11 +25,11 @@ pub struct DependencyMachine {
     policy: Policy,
     dependency: ProgramState,
     state: DependencyState,
-    /// The last fall for which a restart was proposed.
+    /// The last `down_event` for which a restart was proposed.
     answered: Option<Seq>,
-    /// Whether opening or closing was proposed and has not been answered.
+    /// Whether a proposed `Satisfied` or `Broken` is neither committed nor refused yet.
     pending_proposal: bool,
-    /// The event after which the delay was begun.
+    /// The event from which the delay counts.
     timer_cause: Seq,
 }
 
@@ -77,9 +77,9 @@ impl DependencyMachine {
         }
     }
 
-    /// Each time that the dependency goes down is answered at once by an event of its own, however quickly they follow each
-    /// other. What that does to the dependent is in [`ProgramState::apply_dependency`](crate::state::ProgramState), and what
-    /// follows from it in [`ProgramMachine`](crate::machine::program).
+    /// Proposes one `RestartTriggered` at once for each time that the dependency goes down, however quickly one follows
+    /// another. [`ProgramState::apply_dependency`](crate::state::ProgramState) applies it to the dependent, whose
+    /// [`ProgramMachine`](crate::machine::program) then acts on it.
     fn propagate_down(&mut self, cause: &Cause, out: &mut Outputs) {
         if self.definition.propagate && self.dependency.down_event > self.answered {
             self.answered = self.dependency.down_event;

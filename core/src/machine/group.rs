@@ -1,10 +1,11 @@
-//! The rules of one group: on its way to a level, what goes and what comes, in which order, and what that waits for.
+//! The rules of one group: which programs stop and start on the way to a level, in which order, and what they wait for.
 //!
-//! What does not run at the new level goes first, dependents before what they depend on, else the last of the
-//! configuration first. Only when all that is gone is the first let in that runs there. A program that runs at both
-//! levels is not touched. A program of mode `Wait` or `Test` holds back those that come after it in the configuration,
-//! until it has ended well; if it does not, the group has failed and those never start. (The levels are those of System V
-//! `init`, the order that of `Cluster::Init` 0.215, which let the rest run all the same when a test had failed.)
+//! Programs that do not run at the new level are stopped first, dependents before what they depend on, else in reverse
+//! order of the configuration. Only when all of them are down is the first program of the new level started. A program
+//! that runs at both levels is not touched. A program of mode `Wait` or `Test` holds back those after it in the
+//! configuration until it has ended well; if it does not, the group has failed and they are not started. (The levels
+//! are those of System V `init`, the order is that of `Cluster::Init` 0.215, which started the rest even when a test
+//! had failed.)
 
 use std::sync::Arc;
 
@@ -29,15 +30,15 @@ pub struct GroupMachine {
     state: GroupState,
     /// The programs of the group, in the order of the configuration.
     members: Vec<Member>,
-    /// The positions in that order, in the order in which they are stopped.
+    /// Positions in `members`, in the order in which the programs are stopped.
     leave_order: Vec<usize>,
-    /// How many have been seen to on the way out, and on the way in.
+    /// Where to go on in `leave_order`, and in `members`.
     next_to_leave: usize,
     next_to_enter: usize,
     shutdown: bool,
-    /// The last event that it has heard.
+    /// The last event that it has received.
     last_event: Seq,
-    /// The proposal that has not been answered.
+    /// The proposal that is neither committed nor refused yet.
     pending_proposal: Option<Event>,
 }
 
@@ -84,7 +85,7 @@ impl GroupMachine {
         let member = &mut self.members[at];
         member.state.apply(&graph.programs[program], epoch, envelope.seq, envelope.monotonic, event);
         self.state.update_member(program, &member.state);
-        // It may hold back what comes after it anew.
+        // It may hold back the programs after it again.
         self.next_to_enter = self.next_to_enter.min(at);
     }
 
@@ -113,7 +114,7 @@ impl GroupMachine {
         );
     }
 
-    /// Tells the next one to leave that has to; whether there was one.
+    /// Proposes the stop of the next program that has to leave; whether there was one.
     fn leave(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
         let requested_by = self.state.requested_by;
         while let Some(member) = self.leave_order.get(self.next_to_leave).map(|at| &self.members[*at]) {
@@ -127,7 +128,7 @@ impl GroupMachine {
         false
     }
 
-    /// Lets the next one in that has to come; whether there is anything left to wait for.
+    /// Proposes the start of the next program of the level; whether there is one, or one that holds back the others.
     fn enter(&mut self, cause: &Cause, out: &mut Outputs) -> bool {
         let requested_by = self.state.requested_by;
         while let Some(member) = self.members.get(self.next_to_enter) {
@@ -161,7 +162,7 @@ impl GroupMachine {
         self.state.has(&self.graph.groups[self.id], self.policy(member))
     }
 
-    /// Whether what its programs have for a restart is run now.
+    /// Whether its programs of the level `restart` are run now.
     fn runs_restart(&self) -> bool {
         self.state.runs_restart(&self.graph.groups[self.id])
     }
@@ -189,7 +190,7 @@ impl GroupMachine {
         }
     }
 
-    /// Whether those after it have to wait.
+    /// Whether the programs after this one have to wait for it.
     fn holds_back(&self, member: &Member) -> bool {
         let is_in = matches!(member.state.membership, Membership::Admitted(_));
         is_in && self.belongs(member) && self.policy(member).mode.is_gate() && !member.state.is_completed()
@@ -228,7 +229,7 @@ impl Machine for GroupMachine {
                 self.decide(Cause::Event(envelope.seq), out);
             }
             Input::Restored(since) => self.decide(restored_cause(self.state.requested_by, *since), out),
-            // What made it out of date has been heard of meanwhile.
+            // The event that made the proposal stale has been received meanwhile.
             Input::Refused(_, Refusal::Stale) => {
                 self.pending_proposal = None;
                 self.decide(Cause::Event(self.last_event), out);

@@ -18,23 +18,23 @@ use crate::{
     state::{Phase, ProgramState},
 };
 
-/// How soon a program that is not ready is asked again, at first and at most.
+/// The delay between two readiness probes: the first, and the longest.
 const PROBE_RETRY_DELAY: (Millis, Millis) = (Millis(50), Millis(1000));
 
-/// The part of the rules of a program that watches over it.
+/// The rules of a program for readiness, health checks and the watchdog.
 #[derive(Clone, Debug)]
 pub(crate) struct HealthMonitor {
     program: ProgramId,
     policy: HealthPolicy,
-    /// What was wrong when it was last looked at.
+    /// The error of the last readiness probe.
     last: Option<ProbeError>,
     /// How many checks have failed in a row.
     failures: u32,
-    /// How soon it is asked again.
+    /// The delay before the next readiness probe.
     retry_after: Millis,
-    /// Whether it has said that it is ready before its daemon was known.
+    /// Whether it notified its readiness before its daemon was known.
     ready_before_daemon: bool,
-    /// The time limit that is over, while the host is asked whether the program has spoken in time after all.
+    /// The timer that has expired, while the host flushes its reports: a message may have arrived in time.
     overdue: Option<Timer>,
 }
 
@@ -51,15 +51,16 @@ impl HealthMonitor {
         }
     }
 
-    /// A run begins: nothing is known of it.
+    /// Resets everything for a new run.
     pub(crate) fn reset(&mut self) {
         (self.last, self.failures, self.retry_after, self.ready_before_daemon, self.overdue) =
             (None, 0, PROBE_RETRY_DELAY.0, false, None);
     }
 
-    /// It runs, or is ready: from now on something else is watched.
+    /// The program is up, or ready: arms the timers for what is watched from now on.
     ///
-    /// It has to be ready so long after `since`: a monitor that has just started gives it its full time.
+    /// The start timeout counts from `since`: the start of the run, or of this daemon, so that the program gets its
+    /// full time.
     pub(crate) fn begin(&self, now: Instant, since: Instant, state: &ProgramState, out: &mut Outputs) {
         if !is_watched(state) {
             return;
@@ -84,7 +85,7 @@ impl HealthMonitor {
         self.on_watchdog_ping(now, state, out);
     }
 
-    /// It has said that it is alive.
+    /// The program has sent a watchdog message.
     pub(crate) fn on_watchdog_ping(&self, now: Instant, state: &ProgramState, out: &mut Outputs) {
         if let Some(span) = self.policy.watchdog.filter(|_| state.ready_since.is_some()) {
             out.set_timer(Timer::Watchdog(state.instance), now + span);
@@ -96,14 +97,14 @@ impl HealthMonitor {
         out.execute(HostCommand::Probe { program: self.program, instance: state.instance, kind: check });
     }
 
-    /// The host has seen something of the run that there is.
+    /// The host has reported an observation of the current run.
     pub(crate) fn host_reported(&mut self, now: Instant, state: &ProgramState, event: HostEvent, out: &mut Outputs) {
         let instance = state.instance;
         let ready = ProgramEvent::Ready { instance };
         match event {
             HostEvent::ProbeResult(_) if !is_watched(state) => {}
             HostEvent::Ready if self.policy.daemonizes && !state.daemonized => self.ready_before_daemon = true,
-            // That it was started may have been seen just before, and not be committed yet.
+            // Its `Started` may have been proposed just before, and not be committed yet.
             HostEvent::Ready | HostEvent::ProbeResult(Ok(())) if state.ready_since.is_none() => {
                 self.overdue.take_if(|timer| *timer == Timer::StartTimeout(instance));
                 self.propose(ready, Cause::Kernel, out);
@@ -146,8 +147,9 @@ impl HealthMonitor {
         }
     }
 
-    /// A timer of this part has come. A program may have spoken in time and not have been heard because gaggled, or the
-    /// machine, stood still: what it has said is heard before anything follows from its silence.
+    /// A timer of this monitor has expired. If gaggled, or the machine, was suspended, a message of the program may
+    /// have arrived in time and not have been read yet: such messages are reported before the program is found
+    /// unhealthy.
     pub(crate) fn timer_fired(&mut self, state: &ProgramState, timer: Timer, out: &mut Outputs) {
         if !is_watched(state) {
             return;
@@ -160,7 +162,7 @@ impl HealthMonitor {
         }
     }
 
-    /// What is wrong with a run that has not kept this time limit, if it still has not.
+    /// Why a run is unhealthy that has exceeded the limit of this timer, if it still does.
     fn missed(&self, state: &ProgramState, timer: Timer) -> Option<UnhealthyReason> {
         match timer {
             _ if !is_watched(state) => None,
@@ -194,7 +196,7 @@ impl HealthMonitor {
     }
 }
 
-/// Whether there is a run of which no stop is pending.
+/// Whether the program is up, and no stop of it is pending.
 fn is_watched(state: &ProgramState) -> bool {
     state.phase == Phase::Up && state.pending_stop.is_none()
 }

@@ -4,9 +4,9 @@
 //!
 //! - **start** when a start is pending, no operator has stopped it, every dependency is satisfied, and the space between starts
 //!   is over;
-//! - **stop** when it is leaving or everything is; an operator's stop, a change of level and a shutdown let the
-//!   dependents go first, but for no longer than half of the killwait. What a program has done that has ended is undone
-//!   by running its stop command.
+//! - **stop** when a stop is pending or gaggled shuts down; an operator's stop, a change of level and a shutdown wait
+//!   for the dependents to stop first, but for no longer than half of the killwait. If the program has ended and its
+//!   effects remain, its stop command undoes them.
 
 use std::collections::BTreeSet;
 
@@ -31,17 +31,17 @@ pub struct ProgramMachine {
     epoch: EpochId,
     policy: Policy,
     state: ProgramState,
-    /// Programs that depend on this one, or build on what it has done, and of which there is something to stop.
+    /// Programs that depend on this one, or rely on its effects, and have something to stop.
     dependents: BTreeSet<ProgramId>,
-    /// Those of them that leave their level.
+    /// Those of them that their group stops on a change of level.
     leaving_level: BTreeSet<ProgramId>,
-    /// Those that follow it down, by a dependency that propagates.
+    /// The programs that stop with it, by a dependency that propagates.
     propagating_dependents: BTreeSet<ProgramId>,
     shutdown: Option<Instant>,
     shutdown_killwait: Millis,
-    /// What an operator has last sent to a run to end it, and when.
+    /// The last signal that an operator sent to end a run, and when.
     signalled: Option<(InstanceId, Signal, Instant)>,
-    /// Whether a proposal of `decide` has not been answered.
+    /// Whether a proposal of `decide` is neither committed nor refused yet.
     pending_proposal: bool,
     /// The event after which the timer of `decide` was armed.
     timer_cause: Seq,
@@ -88,7 +88,7 @@ impl ProgramMachine {
                 self.execute_stop(out);
                 out.set_timer(Timer::KillTimeout(instance), *kill_at);
             }
-            // What a stop command cannot do, a signal may, while there is time.
+            // A failed stop command is followed by a signal, while there is time.
             ProgramEvent::StopCommandFailed { .. } if self.state.kill_at().is_some() => {
                 self.execute_stop(out);
             }
@@ -103,7 +103,7 @@ impl ProgramMachine {
             }
             ProgramEvent::Exited { instance, orphans, remains, .. } => {
                 self.pending_proposal = false;
-                // It was asked to end when it had just ended by itself: nothing of it is wanted.
+                // A stop was requested just after it had ended by itself: the processes that it has left are not kept.
                 if self.policy.leaves == Leaves::Keep && *orphans > 0 && !remains {
                     out.execute(HostCommand::Kill { program, instance: *instance });
                 }
@@ -165,7 +165,7 @@ impl ProgramMachine {
         }
     }
 
-    /// Until when the dependents that go first are waited for.
+    /// Until when to wait for the dependents that stop first.
     fn stop_after(&self, reason: StopReason) -> Option<Instant> {
         match reason {
             StopReason::Unhealthy => None,
@@ -201,7 +201,7 @@ impl ProgramMachine {
         self.propose(ProgramEvent::Stopping { instance, reason, kill_at }, cause, out);
     }
 
-    /// Has the run that is stopping stopped in the way that is due now.
+    /// Asks the host to stop the run by its current stop method.
     fn execute_stop(&self, out: &mut Outputs) {
         let (program, instance) = (self.id, self.state.instance);
         if let Some(stop) = self.state.stop {
@@ -213,12 +213,12 @@ impl ProgramMachine {
         }
     }
 
-    /// Whether it is stopped because an operator wants it, or something it follows, down: nothing has failed yet.
+    /// Whether the pending stop lets its dependents stop first, because nothing has failed.
     fn dependents_first(&self) -> bool {
         self.state.pending_stop.is_some_and(|leaving| leaving.dependents_first)
     }
 
-    /// From when on the killwait counts: what was decided while it was starting counts from when it was up.
+    /// From when on the killwait counts: since the stop was decided, but not before the program was up.
     fn stop_pending_since(&self) -> Instant {
         self.counted_from(self.state.pending_stop.map(|leaving| leaving.since))
     }
@@ -269,12 +269,12 @@ impl ProgramMachine {
         let signalled = self.signalled.is_some_and(|(run, signal, at)| {
             let by_it =
                 matches!(report.event, HostEvent::Exited { status: ExitStatus::Signal(number), .. } if number == signal.0);
-            // A program may take its time, but what happens long after was not that.
+            // An end long after the signal is not attributed to it.
             run == instance && (by_it || now <= at + self.policy.killwait)
         });
         let cause = match report.event {
             HostEvent::Exited { .. } if !stopping && !signalled => Cause::Kernel,
-            // The journal knows what was done for it last.
+            // For an end, the journal replaces this with the last event that stopped the run.
             HostEvent::Exited { .. }
             | HostEvent::Spawned { .. }
             | HostEvent::SpawnFailed { .. }
@@ -289,9 +289,9 @@ impl ProgramMachine {
         out.propose(Event::Program(self.id, event), cause);
     }
 
-    /// Whether what it has done stands when it ends like that.
+    /// Whether its effects remain when it ends like this.
     fn remains(&self, status: ExitStatus, orphans: u16) -> bool {
-        // That it was started may have been seen just before, and not be committed yet.
+        // Its `Started` may have been proposed just before, and not be committed yet.
         let by_itself = matches!(self.state.phase, Phase::Starting | Phase::Up) && self.state.stop_event.is_none();
         by_itself && self.policy.remains(status, orphans)
     }
@@ -317,7 +317,7 @@ impl ProgramMachine {
         }
     }
 
-    /// An effect may have been lost with the previous daemon, and it does no harm to ask for it twice: a stop.
+    /// The previous daemon may have died before it executed a stop. It is asked for again, which does no harm.
     fn restored(&mut self, now: Instant, since: Seq, out: &mut Outputs) {
         let (program, instance) = (self.id, self.state.instance);
         if self.state.phase == Phase::Stopping {

@@ -1,7 +1,7 @@
-//! The rules of the end: when everything has stopped, and when to stop waiting for what cannot be stopped.
+//! The rules of the shutdown: when all programs have stopped, and when to give up on those that cannot be killed.
 //!
-//! The order is kept by the programs themselves: each waits for its dependents, but for no longer than half of the
-//! killwait, so that the depth of the graph does not matter.
+//! The program machines keep the order: each waits for its dependents, but for no longer than half of the killwait, so
+//! that a deep graph does not prolong the shutdown.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::{
     state::State,
 };
 
-/// The machine of the end.
+/// The machine of the shutdown.
 #[derive(Clone, Debug)]
 pub struct ShutdownMachine {
     running: BTreeSet<ProgramId>,
@@ -27,7 +27,7 @@ pub struct ShutdownMachine {
 }
 
 impl ShutdownMachine {
-    /// How long a killed process may take to disappear before it is given up: it waits in the kernel for a device.
+    /// How long to wait for a killed process to end before giving up: it may be blocked in the kernel by a device.
     pub const UNKILLABLE: Millis = Millis(2000);
 
     fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {

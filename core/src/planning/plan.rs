@@ -15,35 +15,35 @@ use crate::{
     state::{Membership, Phase, ProgramState, State},
 };
 
-/// What becomes of a program.
+/// How a program changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// It is new, or wanted now.
+    /// It is new, or is to run now.
     Start,
-    /// It is no longer configured, or no longer wanted.
+    /// It is no longer configured, or is not to run any more.
     Stop,
-    /// It runs with what has changed only if it is started again.
+    /// It has to be restarted for its changed settings to take effect.
     Restart,
-    /// It is new or different, and nothing has to be done.
+    /// It is new or different, and is neither started, stopped nor restarted.
     ApplyLive,
     /// It stays as it is.
     Unchanged,
 }
 
-/// What becomes of one program, and why.
+/// How one program changes, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// Its name.
     pub program: String,
-    /// What becomes of it.
+    /// How it changes.
     pub change: Change,
     /// Why, in words; empty if it stays.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
 }
 
-/// What becomes of every program, in the order of the new configuration; those it no longer has are the last.
+/// How every program changes, in the order of the new configuration; removed programs come last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// One step for each program.
@@ -102,8 +102,8 @@ impl Plan {
         Self { steps, settings: changed_settings(old, new) }
     }
 
-    /// What has to be committed for it, given the state that has been carried over to the new configuration. A new
-    /// program starts by itself.
+    /// The events that carry out the plan, given the state that has been carried over to the new configuration. A new
+    /// program starts without one.
     pub fn wishes(&self, state: &State, cause: &Cause) -> Vec<(Event, Cause)> {
         let ids = state.graph.names();
         let wish = |step: &Step| {
@@ -111,12 +111,12 @@ impl Plan {
             let known = state.programs[id].revision > 1 || state.programs[id].is_running();
             let moves = state.graph.programs[id].group.is_some();
             let event = match step.change {
-                // Its group sees to it.
+                // Its group starts and stops it.
                 Change::Start | Change::Stop if moves => return None,
                 Change::Start if known || state.programs[id].operator_down => ProgramEvent::StartRequested,
                 Change::Stop => ProgramEvent::StopRequested,
                 Change::Restart => ProgramEvent::RestartRequested,
-                // What has kept the old one down says nothing about the new one.
+                // Failures with the old settings do not count for the new ones.
                 Change::ApplyLive if is_penalised(&state.programs[id]) => ProgramEvent::StartRequested,
                 Change::Start | Change::ApplyLive | Change::Unchanged => return None,
             };
@@ -126,13 +126,14 @@ impl Plan {
     }
 }
 
-/// Whether a program is wanted, and waits only because it has failed before.
+/// Whether a program is to run, and only its backoff or its start limit keeps it down.
 fn is_penalised(program: &ProgramState) -> bool {
     let waits = program.start_limit_hit || program.start_pending && program.not_before.is_some();
     program.phase == Phase::Down && !program.operator_down && program.membership != Membership::Stopped && waits
 }
 
-/// The level of each group with another configuration: the one that it is at, unless it comes up at another now.
+/// The level of each group with another configuration: the present one, unless its default level has changed or the
+/// present one does not exist any more.
 fn levels_after(new: &Config, state: &State) -> BTreeMap<String, GroupLevel> {
     let graph = new.graph();
     let level = |(id, group): (GroupId, &Group)| {
@@ -148,7 +149,7 @@ fn levels_after(new: &Config, state: &State) -> BTreeMap<String, GroupLevel> {
     graph.groups.iter().map(level).collect()
 }
 
-/// Where a group is.
+/// The level of a group.
 struct GroupLevel {
     level: String,
     /// Whether an operator has requested it.
@@ -162,7 +163,7 @@ impl GroupLevel {
     }
 }
 
-/// What has changed for every program: what it finds in its environment.
+/// The changed settings that affect the environment of every program.
 fn common_changes(old: &Config, new: &Config) -> Vec<&'static str> {
     let (old, new) = (&old.gaggled, &new.gaggled);
     let mut changed = Vec::new();
@@ -184,12 +185,12 @@ fn common_changes(old: &Config, new: &Config) -> Vec<&'static str> {
     changed
 }
 
-/// Whether the gate that gaggled runs itself has to read its part of the file again.
+/// Whether the `smtpgate` that gaggled runs itself has to read its settings again.
 fn gate_changed(old: &Config, new: &Config) -> bool {
     new.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto) && old.gaggled.smtpgate != new.gaggled.smtpgate
 }
 
-/// What a change means for a program that has a process, or that an operator wants down.
+/// How a program changes that both configurations have; `runs`: it has a process; `down`: an operator wants it down.
 fn compare(
     old: &ProgramConfig,
     new: &ProgramConfig,
@@ -207,7 +208,7 @@ fn compare(
     let merged = if merge && new.log.is_none() { &["gaggled.prefix_output"][..] } else { &[] };
     let launch = [common, merged, &launch].concat();
     if !launch.is_empty() {
-        // What an operator wants down is not brought up by that.
+        // A program that an operator has stopped is not started by that.
         let change = if runs && !down { Change::Restart } else { Change::ApplyLive };
         return (change, format!("{} changed", launch.join(", ")));
     }
@@ -217,7 +218,7 @@ fn compare(
     (Change::ApplyLive, format!("{} changed, which needs no restart", rules.join(", ")))
 }
 
-/// What the rules look at while a program runs; everything else it gets when it is started.
+/// The fields that take effect while a program runs; all others take effect when it is started.
 const LIVE_FIELDS: [&str; 12] = [
     "retry",
     "mode",
@@ -237,7 +238,7 @@ const LIVE_FIELDS: [&str; 12] = [
 fn changed_fields(old: &ProgramConfig, new: &ProgramConfig) -> Vec<String> {
     let fields = |program: &ProgramConfig| {
         let plain = ProgramConfig {
-            // The mode is said in two ways.
+            // The mode can be set in two ways.
             mode: Some(program.effective_mode()),
             respawn: None,
             ..program.clone()

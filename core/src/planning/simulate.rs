@@ -1,8 +1,8 @@
-//! What a system would do if something failed: its own rules, in virtual time, on programs that are made up.
+//! What a system would do if a program failed: its own rules run in virtual time, with simulated programs.
 //!
-//! The programs behave well, but for what is asked: they start at once, are ready within two seconds, run until they are
-//! asked to stop, and stop within half a second; what is to run to its end does so within five. How long each takes is
-//! drawn from the seed.
+//! Apart from the given faults the programs behave well: they start at once, are ready within two seconds, run until
+//! they are asked to stop, and stop within half a second; those that run to their end do so within five seconds. How
+//! long each step takes is drawn from the seed.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque, btree_map::OccupiedEntry},
@@ -27,12 +27,12 @@ use crate::{
     state::State,
 };
 
-/// Something that goes wrong.
+/// A failure of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The program is killed at this moment.
     Fail(ProgramId, Instant),
-    /// From the one moment to the other every run of the program ends at once.
+    /// Every run of the program that starts between the two moments ends at once.
     Broken(ProgramId, Instant, Instant),
 }
 
@@ -44,18 +44,18 @@ impl Fault {
     }
 }
 
-/// What is assumed.
+/// The assumptions of a simulation.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// What goes wrong.
     pub faults: Vec<Fault>,
-    /// When to stop looking.
+    /// When the simulation ends.
     pub until: Instant,
-    /// What everything that is not said is drawn from.
+    /// The seed from which all durations are drawn.
     pub seed: u64,
 }
 
-/// What would happen.
+/// The result of a simulation.
 #[derive(Clone, Debug)]
 pub struct Simulation {
     /// The state before the first event.
@@ -64,14 +64,14 @@ pub struct Simulation {
     pub envelopes: Vec<Envelope>,
 }
 
-/// What faults mean for a program: how often it is started, and for how long it cannot be used.
+/// The impact of faults on a program: how often it is started, and for how long it cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Impact {
     /// The program.
     pub program: ProgramId,
     /// How often it was started from the first fault on.
     pub starts: u32,
-    /// For how much less time it was ready, or had completed.
+    /// For how much less time it was ready, or had completed, than without faults.
     pub out: Millis,
     /// Since when it has been ready, or has completed, at the end, if it is.
     pub back: Option<Instant>,
@@ -82,7 +82,7 @@ impl Simulation {
     pub fn new(graph: &Graph, assumptions: &Scenario) -> Self {
         let mut graph = graph.clone();
         for program in graph.programs.ids().collect::<Vec<_>>() {
-            // Who is always well need not be looked at.
+            // Simulated programs are always healthy, and need no health checks.
             let health = &mut graph.programs[program].health;
             (health.check, health.watchdog) = (None, None);
         }
@@ -98,11 +98,11 @@ impl Simulation {
     /// How many events are recorded at most: a system that starts something again and again would go on for ever.
     pub const MOST: usize = 100_000;
 
-    /// What the faults have meant, for each program to which things happened otherwise than in a run without any; in the
-    /// order of the configuration.
+    /// The impact of the faults on each program that fared differently in a run without faults; in the order of the
+    /// configuration.
     pub fn impacts(&self, well: &Self, assumptions: &Scenario) -> Vec<Impact> {
         let Some(first) = assumptions.faults.iter().map(|fault| fault.begins().1).min() else { return Vec::new() };
-        // As far as both are recorded.
+        // Both runs are compared as far as both are recorded.
         let until = assumptions.until.min(self.reaches(assumptions)).min(well.reaches(assumptions));
         let (here, there) = (self.availability(first, until), well.availability(first, until));
         let impact = |(program, here): (ProgramId, &Availability)| {
@@ -120,7 +120,7 @@ impl Simulation {
         last.map_or(assumptions.until, |envelope| envelope.monotonic)
     }
 
-    /// How every program fares between two moments.
+    /// The availability of every program between two moments.
     fn availability(&self, from: Instant, until: Instant) -> IdVec<ProgramId, Availability> {
         let mut state = self.start.clone();
         let mut availability: IdVec<ProgramId, Availability> =
@@ -141,18 +141,18 @@ impl Simulation {
     }
 }
 
-/// How a program fares.
+/// The availability of a program.
 #[derive(Clone, Copy, Debug, Default)]
 struct Availability {
     starts: u32,
     /// For how long it could be used.
     usable: Millis,
-    /// Since when it can be, if it can.
+    /// Since when it can be used, if it can.
     since: Option<Instant>,
 }
 
 impl Availability {
-    /// From now on it can be used, or cannot; what was before a moment is not counted.
+    /// Records whether it can be used from now on; time before `from` is not counted.
     fn goes_on(&mut self, usable: bool, now: Instant, from: Instant) {
         if usable {
             self.since = self.since.or(Some(now));
@@ -177,7 +177,7 @@ enum Message {
     Begin(ActorId, Seq),
 }
 
-/// What will happen to a made-up process.
+/// What will happen to a simulated process.
 #[derive(Clone, Copy)]
 enum ScheduledEvent {
     Report(HostReport),
@@ -192,11 +192,11 @@ struct Driver<'a> {
     envelopes: Vec<Envelope>,
     rules: BTreeMap<ActorId, (AnyMachine, Timers)>,
     messages: VecDeque<Message>,
-    /// Whose timers come when.
+    /// The next deadline of each actor.
     alarms: BTreeSet<(Instant, ActorId)>,
     fates: BTreeMap<(Instant, u64), ScheduledEvent>,
     created: u64,
-    /// The runs that there are, and when they began.
+    /// The current run of each program, and when it began.
     living: BTreeMap<ProgramId, (InstanceId, Instant)>,
     now: Instant,
 }
@@ -243,7 +243,7 @@ impl<'a> Driver<'a> {
         }
     }
 
-    /// Whatever is due now.
+    /// Handles everything that is due now.
     fn pass(&mut self) {
         while let Some((_, fate)) =
             self.fates.first_entry().filter(|entry| entry.key().0 <= self.now).map(OccupiedEntry::remove_entry)
@@ -412,7 +412,7 @@ impl<'a> Driver<'a> {
     }
 }
 
-/// How long what a run does takes.
+/// How long the steps of a run take.
 struct Durations {
     ready: Millis,
     stop: Millis,

@@ -10,12 +10,12 @@ use serde::{Deserialize, Serialize};
 pub struct Signal(pub i32);
 
 impl Signal {
-    /// The polite request to end.
+    /// Asks a process to end; it can be caught.
     pub const TERM: Self = Self(15);
-    /// The end.
+    /// Ends a process; it cannot be caught.
     pub const KILL: Self = Self(9);
 
-    /// Whether it is one that people end a program with: INT, QUIT, KILL or TERM.
+    /// Whether it is commonly sent to end a program: INT, QUIT, KILL or TERM.
     pub fn asks_to_end(self) -> bool {
         [2, 3, Self::KILL.0, Self::TERM.0].contains(&self.0)
     }

@@ -3,20 +3,20 @@
 /// What a peer may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Nothing: it may connect, and is refused.
+    /// No rights: the bus refuses the connection, the control channel every request.
     Nothing,
-    /// Look.
+    /// Query the state, and follow the events.
     Observe,
-    /// Start and stop programs.
+    /// Also start, stop and signal programs.
     Operate,
-    /// End gaggled, change its configuration or its version.
+    /// Also stop gaggled, or change its configuration or its version.
     Admin,
 }
 
-/// Who gave a command.
+/// The sender of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
-    /// Who that is, for the journal.
+    /// Its identity, for the journal.
     pub who: String,
     /// What it may do.
     pub role: Role,

@@ -27,7 +27,7 @@ pub struct Heartbeat {
     pub seq: Seq,
 }
 
-/// A message of the bus, taken apart.
+/// A parsed message of the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BusMessage<'a> {
     /// The heartbeat.
@@ -86,7 +86,7 @@ impl Heartbeat {
 }
 
 impl<'a> BusMessage<'a> {
-    /// Takes a message of the bus apart.
+    /// Parses a message of the bus.
     pub fn parse(message: &'a [u8]) -> Result<Self, String> {
         let text = std::str::from_utf8(message).map_err(|_| "message is not UTF-8".to_owned())?;
         let (topic, body) = text.split_once('\n').ok_or("message has no topic line")?;
@@ -137,7 +137,7 @@ pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView
     serde_json::to_string(&message).unwrap_or_default()
 }
 
-/// An event that is past as JSON, with the state that its program had after it.
+/// A past event as JSON, with the state that its program had after it.
 pub fn encode_event_with_state(
     envelope: &Envelope,
     graph: &Graph,
@@ -165,7 +165,7 @@ pub fn encode_applied(envelope: &Envelope, state: &State) -> String {
 /// Programs by name.
 pub type ProgramIndex = BTreeMap<Arc<str>, ProgramId>;
 
-/// Reads an event, given the names in it and the state that they stand for.
+/// Parses an event; the names in it are looked up in `names` and `state`.
 pub fn decode_event(text: &str, names: &ProgramIndex, state: &State) -> Result<Envelope, String> {
     let value: Value = serde_json::from_str(text).map_err(|why| format!("event is not JSON: {why}"))?;
     let wrong = |why: serde_json::Error| format!("event is not understood: {why}");

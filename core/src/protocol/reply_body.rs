@@ -1,4 +1,4 @@
-//! The bodies of replies, for those who send them and those who read them.
+//! The bodies of replies, for the server and its clients.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -9,7 +9,7 @@ use crate::base::{
     time::WallTime,
 };
 
-/// Of a command, or a `wait` request: what it was for.
+/// The body for a command or a `wait` request: the programs and groups that it waited for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandBody {
     /// The epoch.
@@ -23,14 +23,14 @@ pub struct CommandBody {
     pub groups: Vec<String>,
 }
 
-/// Of `status`: what gaggled itself is and does.
+/// The body for `status`: the state of gaggled itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InfoBody {
     /// The version of gaggled.
     pub version: String,
     /// The process id of the daemon.
     pub pid: u32,
-    /// The path of the binary that runs; with " (deleted)" after it if that is gone.
+    /// The path of the running binary, followed by " (deleted)" if the file no longer exists.
     pub binary: String,
     /// The epoch.
     pub epoch: EpochId,
@@ -55,12 +55,12 @@ pub struct InfoBody {
     pub state_directory: String,
 }
 
-/// Of `events`: one page.
+/// The body for `events`: one page.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EventsBody {
     /// The epoch.
     pub epoch: EpochId,
-    /// Whether some of what was asked for is no longer kept, so that only a snapshot helps.
+    /// Whether some of the requested events are no longer kept, so that the client needs a snapshot.
     pub gap: bool,
     /// The first event that is kept.
     pub first: Seq,
@@ -71,12 +71,12 @@ pub struct EventsBody {
     /// What to ask for next, if there are more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<Seq>,
-    /// The epoch of that.
+    /// The epoch of `next`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_epoch: Option<EpochId>,
 }
 
-/// Of `why`: the chains of events that led to the state of a program.
+/// The body for `why`: the chains of events that led to the state of a program.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct WhyBody {
     /// The program.
@@ -96,9 +96,9 @@ pub struct WhyStep {
     pub time: WallTime,
     /// Its name.
     pub event: String,
-    /// It in words.
+    /// The event in words.
     pub words: String,
-    /// Where the chain ends, at its last step.
+    /// In the last step: where the chain of causes ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<String>,
 }

@@ -35,7 +35,7 @@ pub struct Request {
     /// The version of the protocol.
     #[serde(default = "version")]
     pub v: u32,
-    /// The client's name for it. A request with an id that was seen before is answered again and not done again.
+    /// The client's id for it. A request with an id that was seen before is answered again, but not executed again.
     #[serde(default)]
     pub id: String,
     /// What is asked.
@@ -51,26 +51,26 @@ fn version() -> u32 {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Action {
-    /// Programs are wanted up.
+    /// Start programs.
     Up(Selection),
-    /// Programs are wanted down.
+    /// Stop programs.
     Down(Selection),
-    /// Programs are to be stopped and started.
+    /// Stop and start programs.
     Restart(Selection),
-    /// A group is to go to a level.
+    /// Move a group to a level.
     Tell {
         /// Which.
         group: String,
         /// The level; `restart` restarts it.
         level: String,
-        /// Whether to answer when it is there, rather than when it is accepted.
+        /// Whether to answer when the group has reached it, rather than when the request is accepted.
         #[serde(default)]
         wait: bool,
         /// How long to wait.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_ms: Option<Millis>,
     },
-    /// Programs are to get a signal.
+    /// Send a signal to programs.
     Signal {
         /// Which.
         programs: Vec<String>,
@@ -99,24 +99,24 @@ pub enum Action {
         /// How many at most.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<usize>,
-        /// As it was at a moment of the past, without pages; as it is if this is not given.
+        /// The moment of the past to show, without pages; the present if it is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<PointInTime>,
     },
-    /// Why a program is as it is.
+    /// The events that led to the state of a program.
     Why {
         /// Which.
         program: String,
-        /// Why it was as it was at a moment of the past.
+        /// The moment of the past to explain; the present if it is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<PointInTime>,
     },
     /// Events after a number.
     Events {
-        /// The run of the daemon that the number belongs to; whichever it is if this is not given.
+        /// The run of the daemon that the number belongs to; any if it is not given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<EpochId>,
-        /// The last one known; 0 for all that there are.
+        /// The last event that the client knows; 0 for all that are kept.
         #[serde(default)]
         since: Seq,
         /// How many at most.
@@ -132,9 +132,9 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<WallTime>,
     },
-    /// The whole fold, for followers that go on from it.
+    /// The whole state, for followers that continue from it.
     Snapshot,
-    /// What gaggled itself is and does.
+    /// The state of gaggled itself.
     Status,
     /// What another configuration would change.
     Plan {
@@ -142,19 +142,19 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         file: Option<String>,
     },
-    /// Another configuration is to be taken.
+    /// Load another configuration.
     Reload {
         /// The file, as for the plan.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         file: Option<String>,
     },
-    /// Another version of gaggled is to go on.
+    /// Hand over to another version of gaggled.
     Upgrade {
-        /// The binary; the one that stands where this one was started from if it is not given.
+        /// The binary; if it is not given, the one at the path that this gaggled was started from.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         binary: Option<String>,
     },
-    /// Everything is to be stopped, and gaggled to end.
+    /// Stop all programs, and gaggled.
     Shutdown {
         /// Whether to answer when everything has stopped, rather than when it is accepted.
         #[serde(default)]
@@ -186,7 +186,7 @@ pub enum WaitState {
     Down,
 }
 
-/// A reply. `body` is what was asked for, as it is.
+/// A reply.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reply {
     /// The version of the protocol.
@@ -195,13 +195,13 @@ pub struct Reply {
     pub id: String,
     /// Whether it was done.
     pub ok: bool,
-    /// What was asked for.
+    /// The requested data, as JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<Box<RawValue>>,
     /// Why it was not done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ReplyError>,
-    /// `false` if the journal could not be written: what was done is forgotten if gaggled dies before it can be.
+    /// `false` if the journal could not be written: the command is forgotten if gaggled dies before it can be written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durable: Option<bool>,
 }
@@ -219,9 +219,9 @@ pub struct ReplyError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
-    /// The request is not JSON, or not one of these.
+    /// The request is not JSON, or not a known request.
     BadRequest,
-    /// The version of the protocol is not spoken here.
+    /// The version of the protocol is not supported.
     BadVersion,
     /// There is no such program.
     NoSuchProgram,
@@ -229,7 +229,7 @@ pub enum ErrorCode {
     NoSuchGroup,
     /// The group has no such level.
     NoSuchLevel,
-    /// The peer may not ask this.
+    /// The role of the peer does not permit the request.
     Forbidden,
     /// Everything is being stopped.
     ShuttingDown,
@@ -237,7 +237,7 @@ pub enum ErrorCode {
     Failed,
     /// The program did not reach the state in time.
     TimedOut,
-    /// Too much is asked at once.
+    /// There are too many requests at once.
     Busy,
 }
 
@@ -287,7 +287,7 @@ impl Reply {
 }
 
 impl Action {
-    /// The least role that may ask this.
+    /// The least role that may send this request.
     pub fn role(&self) -> Role {
         match self {
             Self::Dump { .. }

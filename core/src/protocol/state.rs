@@ -1,4 +1,5 @@
-//! What a client sees of a program: its whole state, in the original's words and some more.
+//! The state of programs, dependencies and groups as a client sees it, in the words of the original gaggled and some
+//! more.
 
 mod reason;
 
@@ -19,8 +20,8 @@ use crate::{
 
 /// The state of a program as a client sees it.
 ///
-/// `uptime_ms`, `wait_ms` and `reason` speak of the moment at which it was made; everything else changes only with an
-/// event of this program.
+/// `uptime_ms`, `wait_ms` and `reason` refer to the moment at which the view was made; everything else changes only
+/// with an event of this program.
 #[expect(clippy::struct_excessive_bools, reason = "the words of the original")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ProgramView<'a> {
@@ -28,9 +29,9 @@ pub struct ProgramView<'a> {
     pub program: &'a str,
     /// Whether it has a process.
     pub up: bool,
-    /// Whether it is ready; one that cannot show it is ready as soon as it is up.
+    /// Whether it is ready; a program without a readiness probe is ready as soon as it is up.
     pub ready: bool,
-    /// `down`, `starting`, `up`, `stopping`, `done`.
+    /// `down`, `starting`, `up`, `stopping` or `active_exited`.
     pub phase: Phase,
     /// The process id, 0 if there is none.
     pub pid: i32,
@@ -48,9 +49,9 @@ pub struct ProgramView<'a> {
     pub stop_requested: bool,
     /// Whether it has reached its start limit, and stays down until an operator starts it.
     pub start_limit_hit: bool,
-    /// The original's counter of its changes.
+    /// The counter of its changes, as in the original gaggled.
     pub revision: u64,
-    /// `NONE` while it is up, else `EXIT`, `KILL`, `DUMP`, `UNK`, or nothing if it never ran.
+    /// `NONE` while it is up, else `EXIT`, `KILL`, `OOM`, `DUMP`, `UNK`, or empty if it never ran.
     pub exit_kind: &'static str,
     /// The exit code of the last run, if it exited.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,15 +67,15 @@ pub struct ProgramView<'a> {
     pub errno: Option<i32>,
     /// The last event that concerned it.
     pub last_seq: Seq,
-    /// Why it is as it is, in words.
+    /// The reason for its state, in words.
     pub reason: String,
-    /// How long what it waits for will still take, if that is known.
+    /// How much longer it has to wait, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wait_ms: Option<u64>,
 }
 
 impl<'a> ProgramView<'a> {
-    /// A program of this name as it was at a moment, when this was its state; why is not known any more.
+    /// The view of a program that had this state at a moment, without the reason.
     pub fn without_reason(name: &'a str, program: &ProgramState, now: Instant) -> Self {
         let up = matches!(program.phase, Phase::Up | Phase::Stopping);
         let (exit_kind, exit_code, exit_signal) = match program.outcome {
@@ -127,7 +128,7 @@ pub struct DependencyView {
     /// What is waited for: `Started`, `Ready` or `Completed`.
     #[serde(default)]
     pub condition: Condition,
-    /// How long that must have been so.
+    /// How long the condition must have been met.
     pub delay_ms: Millis,
     /// Whether the dependent goes down with it.
     pub propagate: bool,
@@ -151,23 +152,23 @@ pub struct GroupView {
     pub reason: String,
 }
 
-/// What is to be said of a group, as its programs make it.
+/// The status of a group, derived from its programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupStatus {
-    /// Nothing of it runs, as it should be.
+    /// None of its programs runs, and none should.
     Stopped,
-    /// What does not belong to its level is being stopped.
+    /// Programs that do not run at its level are being stopped.
     Stopping,
-    /// What belongs to its level is being started.
+    /// Programs of its level are being started.
     Starting,
-    /// Everything that should run does.
+    /// All programs that should run do.
     Up,
-    /// Something that should run does not.
+    /// A program that should run does not.
     Degraded,
     /// There were only tests to run, and all have passed.
     Passed,
-    /// Everything has run to its end.
+    /// All its programs have run to their end.
     Done,
     /// A program that holds back others has not ended well.
     Failed,
@@ -198,7 +199,7 @@ pub struct Dump<'a> {
     pub next: Option<usize>,
 }
 
-/// A state, looked at from one moment.
+/// A view of a state at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     state: &'a State,
@@ -206,7 +207,7 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    /// How a state looks at a moment.
+    /// The view of a state at a moment.
     pub fn at(state: &'a State, now: Instant) -> Self {
         Self { state, now }
     }
@@ -222,7 +223,7 @@ impl<'a> View<'a> {
     /// All programs from the one at `from`, at most `limit` of them.
     pub fn dump(self, wall: WallTime, from: usize, limit: usize) -> Dump<'a> {
         let graph = &self.state.graph;
-        // What is no longer configured is shown until it has stopped.
+        // A program that is no longer configured is shown until it has stopped.
         let shown = |id: &ProgramId| !graph.programs[*id].unconfigured || self.state.programs[*id].is_running();
         let page = || graph.programs.ids().skip(from).take(limit).filter(shown);
         let end = from.saturating_add(limit);

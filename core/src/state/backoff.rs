@@ -9,7 +9,8 @@ use crate::{
 };
 
 impl Backoff {
-    /// The space after so many attempts: none after the first, then doubling, stretched by up to a tenth either way.
+    /// The space between starts: `initial`, doubled for each attempt after the first, at most `max`; varied by up to a
+    /// tenth.
     pub(super) fn delay(self, attempts: u32, jitter: i64) -> Millis {
         let doublings = attempts.saturating_sub(1).min(40);
         let plain = self.initial.0.saturating_mul(1 << doublings).min(self.max.0);

@@ -11,18 +11,19 @@ use crate::{
     graph::{Group, Policy, RESTART, STOP},
 };
 
-/// Where a group is on its way to its level.
+/// How far a group has come towards its level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LevelSwitch {
-    /// What does not run at its level goes, and then what does run there comes, one after the other.
+    /// Programs that do not run at its level are stopped, and then those that do are started, one after the other.
     #[default]
     Switching,
-    /// It is restarted: everything goes and comes again, or what its programs have for that is run.
+    /// It is restarted: its programs are stopped and started or, if some of them name the level `restart`, those are
+    /// run.
     Restarting,
-    /// It is there.
+    /// It has reached its level.
     Settled,
-    /// It has failed on the way.
+    /// It has failed before it reached its level.
     Failed,
 }
 
@@ -33,11 +34,11 @@ pub struct GroupState {
     pub level: Level,
     /// The event that requested it; 0 if the configuration did.
     pub requested_by: Seq,
-    /// Where it is on its way there.
+    /// How far it has come towards that level.
     pub level_switch: LevelSwitch,
-    /// The program because of which it has failed since its last level request.
+    /// The program that made it fail since its last level request.
     pub failed_program: Option<Arc<str>>,
-    /// Its programs that have to leave and are still there.
+    /// Its programs that have to stop and are not down yet.
     #[serde(default)]
     pub stopping: BTreeSet<ProgramId>,
 }
@@ -82,7 +83,7 @@ impl GroupState {
         self.level_switch = standing;
     }
 
-    /// Looks whether one of its programs has to leave and is still there.
+    /// Updates `stopping` for one of its programs.
     pub fn update_member(&mut self, id: ProgramId, program: &ProgramState) {
         if program.membership == Membership::Stopped && program.is_running() {
             self.stopping.insert(id);
@@ -91,23 +92,22 @@ impl GroupState {
         }
     }
 
-    /// Whether a program runs at its level. A group that comes up at `stop`, without any level request, has nothing to
-    /// clean up.
+    /// Whether a program runs at its level. At `stop`, programs run, usually to clean up, only after a level request.
     pub fn runs(&self, program: &Policy) -> bool {
         program.runs_at(&self.level) && (self.requested_by > Seq(0) || *self.level != *STOP)
     }
 
-    /// Whether one of its programs has a place in it now: at its level, or for a restart.
+    /// Whether one of its programs may run now: at its level, or for its restart.
     pub fn has(&self, group: &Group, program: &Policy) -> bool {
         self.runs(program) || self.runs_restart(group) && program.names(RESTART)
     }
 
-    /// Whether its programs have something to run for a restart, and that is what they do.
+    /// Whether it is restarted by running its programs of the level `restart`.
     pub fn runs_restart(&self, group: &Group) -> bool {
         self.level_switch == LevelSwitch::Restarting && group.has_restart
     }
 
-    /// Whether it is on its way.
+    /// Whether it is on the way to its level.
     pub fn is_switching(&self) -> bool {
         matches!(self.level_switch, LevelSwitch::Switching | LevelSwitch::Restarting)
     }

@@ -7,8 +7,8 @@
 //!      +-------------------+-----------------+--------------------------+
 //! ```
 //!
-//! A program whose end leaves something that stands, a mounted disk for instance, goes from Up to `ActiveExited` instead, and from
-//! there by Stopping, while its stop command undoes that, to Down.
+//! A program whose effects remain after its end, a mounted disk for instance, goes from Up to `ActiveExited` instead,
+//! and from there through Stopping, while its stop command undoes them, to Down.
 
 mod apply;
 
@@ -43,16 +43,16 @@ impl fmt::Display for Phase {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// There is none.
+    /// There is no instance.
     #[default]
     Down,
-    /// It was asked for and has not yet been reported.
+    /// Its start was requested, and the host has not reported it yet.
     Starting,
     /// Its command runs.
     Up,
-    /// It was asked to end, or what it has done is being undone.
+    /// It was asked to end, or its effects are being undone.
     Stopping,
-    /// It has ended well, and what it has done stands.
+    /// It has ended well, and its effects remain.
     ActiveExited,
 }
 
@@ -65,11 +65,11 @@ pub enum Membership {
     Ungrouped,
     /// Its group is at another level, or has not come to it yet.
     Stopped,
-    /// It was let in, by this event or because of it.
+    /// Its group lets it run, by this event or because of it.
     Admitted(Seq),
 }
 
-/// How the last run ended, or why it never was.
+/// How the last run ended, or why it could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
@@ -84,14 +84,14 @@ pub enum Outcome {
     },
 }
 
-/// That an instance is to be stopped.
+/// The pending stop of an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingStop {
     /// Why.
     pub reason: StopReason,
-    /// Whether what it depends on is still up, so that its own dependents can go first.
+    /// Whether its dependents stop first: not if it is unhealthy, or if a program that it depends on is down already.
     pub dependents_first: bool,
-    /// Since when that is known.
+    /// When that was decided.
     pub since: Instant,
 }
 
@@ -99,16 +99,16 @@ pub struct PendingStop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopMethod {
-    /// A signal to everything that it consists of: it has no stop command, or that has failed.
+    /// A signal to all its processes: it has no stop command, or the stop command has failed.
     Signal,
     /// Its stop command, which runs beside it.
     Command,
-    /// It has ended, and what it has done is undone by its stop command, which is its process meanwhile.
+    /// It has ended, and its stop command undoes its effects, and is its main process meanwhile.
     Undo,
 }
 
 impl StopMethod {
-    /// How a stop begins.
+    /// The method with which a stop begins.
     fn first(policy: &Policy, phase: Phase) -> Self {
         match phase {
             Phase::ActiveExited => Self::Undo,
@@ -133,7 +133,7 @@ pub struct Stop {
 pub struct ProgramState {
     /// The phase of its instance.
     pub phase: Phase,
-    /// The last run, or the one that is; 0 before the first.
+    /// The current or the last run; 0 before the first.
     pub instance: InstanceId,
     /// The process id while there is a process.
     pub pid: Option<i32>,
@@ -147,7 +147,7 @@ pub struct ProgramState {
     /// Whether the process is the daemon that the command has left.
     #[serde(default)]
     pub daemonized: bool,
-    /// What is wrong with the instance, or was with the last.
+    /// Why the current or the last instance is unhealthy, if it is.
     #[serde(default)]
     pub unhealthy_reason: Option<UnhealthyReason>,
     /// When the phase last changed.
@@ -157,42 +157,43 @@ pub struct ProgramState {
     /// Whether its group lets it run.
     #[serde(default)]
     pub membership: Membership,
-    /// Whether a start is owed: at boot, after an end that is to be followed by a start, or because an operator asked.
+    /// Whether a start is pending: at boot, after an end with respawn, or because of an operator, its group or a
+    /// dependency.
     pub start_pending: bool,
     /// Whether an operator, or the configuration, wants it down. Overrides everything else.
     pub operator_down: bool,
-    /// That the instance which runs is to be stopped, from the moment that is known.
+    /// The pending stop of the current instance, from the moment that it is decided.
     pub pending_stop: Option<PendingStop>,
     /// How it is stopped, in the phase `Stopping`.
     pub stop: Option<Stop>,
-    /// The last event with which the last instance was made to end, if it was: a stop, a signal, a kill.
+    /// The last event that made the last instance end, if any did: a stop, a signal, a kill.
     #[serde(default)]
     pub stop_event: Option<Seq>,
-    /// The event that last took it down, or decided to: dependents that propagate restart once for each.
+    /// The event with which it last went down, or was to be stopped: propagating dependents restart once for each.
     pub down_event: Option<Seq>,
     /// How the last run ended.
     pub outcome: Option<Outcome>,
     /// Whether that was a success.
     #[serde(default)]
     pub succeeded: bool,
-    /// The number of starts since the last that lasted.
+    /// The number of starts since the backoff was last reset.
     pub attempts: u32,
     /// Not to be started before this moment.
     pub not_before: Option<Instant>,
-    /// When it was started by itself, as far as its limit looks back.
+    /// The starts that count for its start limit.
     #[serde(default)]
     pub recent_starts: Vec<Instant>,
     /// Whether it has reached its start limit, and stays down until an operator starts it.
     #[serde(default)]
     pub start_limit_hit: bool,
-    /// How many processes are part of what it has done, while that stands.
+    /// How many of its processes run on, while it is `ActiveExited`.
     #[serde(default)]
     pub kept: u16,
     /// How often it has been started again.
     pub restarts: u64,
     /// The number of its dependencies that are not satisfied.
     pub unsatisfied: u32,
-    /// The original's counter: 1, and 1 more for each start, end, and wish of an operator.
+    /// The counter of the original gaggled: 1, and 1 more for each start, end, and request of an operator or its group.
     pub revision: u64,
     /// The last event that concerned it.
     pub last_seq: Seq,
@@ -233,7 +234,7 @@ impl ProgramState {
         }
     }
 
-    /// Whether there is something to stop: a process, one on its way, or what one has done.
+    /// Whether there is something to stop: a process, a start under way, or effects to undo.
     pub fn is_running(&self) -> bool {
         self.phase != Phase::Down
     }
@@ -243,17 +244,17 @@ impl ProgramState {
         self.stop?.kill_at
     }
 
-    /// Whether what it has done is being undone: its process is that of its stop command.
+    /// Whether its effects are being undone: its main process is its stop command.
     pub fn is_undoing(&self) -> bool {
         self.stop.is_some_and(|stop| stop.method == StopMethod::Undo)
     }
 
-    /// Whether a dependency may count on it: it is up and no stop of it is pending.
+    /// Whether it is up and no stop of it is pending.
     pub fn is_running_and_wanted(&self) -> bool {
         self.phase == Phase::Up && self.pending_stop.is_none()
     }
 
-    /// Since when a dependency may count on it, if it may.
+    /// Since when it meets this condition of a dependency, if it does.
     pub fn satisfied_since(&self, condition: Condition) -> Option<Instant> {
         match condition {
             Condition::Started => self.up_since.filter(|_| self.is_running_and_wanted()),
@@ -262,7 +263,8 @@ impl ProgramState {
         }
     }
 
-    /// When it satisfies, or will satisfy, a dependency on it: after the delay. `None` while it does not.
+    /// When it satisfies, or will satisfy, a dependency on it: after the delay. `None` while it does not meet the
+    /// condition.
     pub fn satisfies_at(&self, dependency: &Dependency) -> Option<Instant> {
         Some(self.satisfied_since(dependency.condition)? + dependency.delay)
     }
@@ -272,7 +274,7 @@ impl ProgramState {
         self.is_running_and_wanted() && self.ready_since.is_some()
     }
 
-    /// Whether it has run to its end, well, and is not to run again. A run that was stopped has not run to its end.
+    /// Whether its last run ended by itself and well, and it is not to run again.
     pub fn is_completed(&self) -> bool {
         match self.phase {
             Phase::ActiveExited => self.pending_stop.is_none(),
@@ -286,7 +288,7 @@ impl ProgramState {
         }
     }
 
-    /// Whether it has run to its end, not well, and is not to run again.
+    /// Whether its last run did not end by itself and well, and it is not to run again.
     pub fn has_failed(&self) -> bool {
         self.phase == Phase::Down && !self.start_pending && self.outcome.is_some() && !self.is_completed()
     }

@@ -1,12 +1,12 @@
-//! What is worth a mail: the rules of the original's SMTP gate.
+//! Which changes are reported by mail: the rules of the SMTP gate of the original gaggled.
 //!
-//! Every program has a tracker. It queues the changes of the program and says, when it is time, what the program is now:
-//! up, down, churning or operator disabled. A death is said at once; that a program is up again only when it has stayed
-//! so for a period; and what keeps changing is said to churn, once.
+//! Every program has a tracker. It queues the changes of the program and reports, when it is due, what the program is
+//! now: up, down, churning or operator disabled. That a program went down is reported at once; that it is up again only
+//! when it has stayed up for a period; and a program that keeps changing is reported as churning, once.
 //!
-//! Two things differ from the original, which lost announcements through them: an event that changes neither whether a
+//! Two things differ from the original, which lost reports through them: an event that changes neither whether a
 //! program is up nor whether an operator wants it down is not queued; and a program that was operator disabled and is
-//! asked up is said to be down only when it has been so for a period.
+//! started again is reported as down only when it has been down for a period.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -21,7 +21,7 @@ use gaggled_core::{
     protocol::ProgramView,
 };
 
-/// What was last said of a program.
+/// What was last reported of a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ReportedStatus {
     /// Nothing.
@@ -49,7 +49,7 @@ impl fmt::Display for ReportedStatus {
     }
 }
 
-/// What the tracker needs of a program's state.
+/// The part of a program's state that the tracker uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
     /// Whether it is up.
@@ -66,12 +66,12 @@ pub struct Observation {
     pub epoch: EpochId,
     /// The event that changed it.
     pub seq: Seq,
-    /// When that was heard.
+    /// When that event was received.
     pub at: Instant,
 }
 
 impl Observation {
-    /// What a view says, heard now.
+    /// The observation in a view that was received at `at`.
     pub fn new(view: &ProgramView<'_>, epoch: EpochId, at: Instant) -> Self {
         Self {
             up: view.up,
@@ -85,7 +85,7 @@ impl Observation {
         }
     }
 
-    /// What the state in an event's own text says, heard now, and of which program.
+    /// The program, and the observation in the `state` of the text of an event that was received at `at`.
     pub fn in_event(event: &str, at: Instant) -> Option<(String, Self)> {
         #[derive(Deserialize)]
         struct Heard {
@@ -121,14 +121,14 @@ impl Observation {
     }
 }
 
-/// Something worth a mail.
+/// A change that is reported by mail.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alert {
-    /// Of whom.
+    /// The program.
     pub program: String,
-    /// What it is.
+    /// What it is now.
     pub is: ReportedStatus,
-    /// What was said of it before.
+    /// What was reported of it before.
     pub was: ReportedStatus,
     /// The change that this is based on.
     pub basis: Observation,
@@ -137,7 +137,7 @@ pub struct Alert {
 }
 
 impl Alert {
-    /// The statement in the original's words, its parts joined by `separator`.
+    /// The alert in the words of the original gaggled, its parts joined by `separator`.
     pub fn text(&self, separator: &str) -> String {
         let mut parts = vec![format!("process {} is {}", self.program, self.is)];
         if self.is != ReportedStatus::Up {
@@ -184,12 +184,12 @@ pub struct AlertRules {
 }
 
 impl AlertRules {
-    /// The rules, with how long a program must be quiet, and how long statements are collected.
+    /// New rules: `period` is how long a program must be unchanged, `batch` how long alerts are collected.
     pub fn new(period: Millis, batch: Millis, now: Instant) -> Self {
         Self { period, batch, trackers: BTreeMap::new(), pending: Vec::new(), last_mail: now }
     }
 
-    /// The rules that go on from what was said, with these settings, on a clock that may have begun anew since.
+    /// Goes on from saved rules with these settings. The clock may have begun anew since, so later times become `now`.
     #[must_use]
     pub fn resume(self, period: Millis, batch: Millis, now: Instant) -> Self {
         let mut rules = Self { period, batch, last_mail: self.last_mail.min(now), ..self };
@@ -200,7 +200,7 @@ impl AlertRules {
         rules
     }
 
-    /// Takes notice of a change of a program.
+    /// Records a change of a program.
     pub fn observe(&mut self, program: &str, change: Observation) {
         let tracker = self.trackers.entry(program.to_owned()).or_insert_with(|| Tracker {
             said: ReportedStatus::None,
@@ -219,12 +219,12 @@ impl AlertRules {
         }
     }
 
-    /// Forgets programs that are no longer there.
+    /// Forgets programs that no longer exist.
     pub fn retain(&mut self, known: impl Fn(&str) -> bool) {
         self.trackers.retain(|name, _| known(name));
     }
 
-    /// What is to be said now, in one mail for each list.
+    /// The alerts that are due now, one mail for each list.
     pub fn due(&mut self, now: Instant) -> Vec<Vec<Alert>> {
         let mut said = Vec::new();
         for (program, tracker) in &mut self.trackers {
@@ -250,14 +250,14 @@ impl AlertRules {
         vec![std::mem::take(&mut self.pending)]
     }
 
-    /// When there may be something to say next, if nothing more happens.
+    /// When the next alert may be due, if nothing more happens.
     pub fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let trackers = self.trackers.values().filter_map(|tracker| tracker.next_deadline(self.period, now));
         let batch = (!self.pending.is_empty()).then(|| self.last_mail + self.batch);
         trackers.chain(batch).min()
     }
 
-    /// Whether all is well: every program was said to be up.
+    /// Whether every program was last reported as up.
     pub fn all_ok(&self) -> bool {
         self.trackers.values().all(|tracker| tracker.said == ReportedStatus::Up)
     }
@@ -291,7 +291,7 @@ impl Tracker {
                 Some(self.say(program, ReportedStatus::Down, oldest)) // 4
             }
             ReportedStatus::Up => {
-                // What was said already is passed over.
+                // Changes that were reported already are skipped.
                 while self.queue.front().is_some_and(|change| change.up) {
                     self.queue.pop_front();
                 }
@@ -325,7 +325,7 @@ impl Tracker {
         [open, settled.max(open)].into_iter().find(|moment| *moment > now)
     }
 
-    /// More than two changes wait, and before the last of them it was both up and down.
+    /// Whether more than two changes are queued, and those before the last include both up and down.
     fn churns(&self) -> bool {
         let before = self.queue.len().saturating_sub(1);
         let ups = self.queue.iter().take(before).filter(|change| change.up).count();
@@ -339,7 +339,7 @@ impl Tracker {
     }
 }
 
-/// The subject of a mail that collects statements, after the prefix.
+/// The subject of a mail that collects alerts, after the prefix.
 pub fn batch_subject(statements: &[Alert], all_ok: bool) -> String {
     let worse = |s: &Alert| {
         matches!(
@@ -371,7 +371,7 @@ mod tests {
         Instant::from_micros((seconds * 1e6) as u64)
     }
 
-    /// Runs `seconds:state` words (`u` up, `d` down, `o` operator down) and tells `seconds:statement` words.
+    /// Runs `seconds:state` words (`u` up, `d` down, `o` operator down) and returns `seconds:status` words.
     fn told(script: &str, until: f64) -> String {
         let mut alert_rules = AlertRules::new(PERIOD, Millis(0), at(0.0));
         let (mut heard, mut now): (Vec<String>, Instant) = (Vec::new(), at(0.0));

@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 
 use super::{MailError, QueuedMail};
 
-/// The connection to the server of a configuration, made when it is needed.
+/// The connection to the configured server, opened when it is needed.
 pub struct Delivery {
     transport: Transport,
     timeout: Duration,
@@ -47,7 +47,7 @@ impl Delivery {
         let envelope =
             Envelope::new(from, vec![to]).map_err(|why| DeliveryError { last: true, why: why.to_string() })?;
         let send = self.transport.send_raw(&envelope, mail.text.as_bytes());
-        // The transport limits only its connecting, so everything is limited here.
+        // The transport limits only the time to connect, so the whole attempt is limited here.
         let limited = async { tokio::time::timeout(self.timeout, send).await };
         match self.runtime.block_on(limited) {
             Ok(Ok(_)) => Ok(()),
@@ -71,7 +71,7 @@ pub struct DeliveryError {
 
 pub(super) type Transport = AsyncSmtpTransport<Tokio1Executor>;
 
-/// Whether trying again is pointless: the server refuses this mail, not just our login or this moment.
+/// Whether trying again is pointless: the server refuses the mail for good, and not just the login.
 fn is_final(error: &Error) -> bool {
     let login = error.status().is_some_and(|code| ["530", "534", "535", "538"].contains(&code.to_string().as_str()));
     error.is_permanent() && !login
@@ -90,7 +90,7 @@ fn describe_smtp_error(error: &Error) -> String {
     words
 }
 
-/// The transport of a configuration. It is made without a runtime of its own, so that it can be tried anywhere.
+/// The transport of a configuration. It is made without a runtime, so that a configuration can be checked anywhere.
 pub(super) fn transport(config: &SmtpgateConfig, host: &str) -> Result<Transport, MailError> {
     let helo = if config.helo.is_empty() { host } else { &config.helo };
     let port = config.port.unwrap_or(if config.tls == Tls::Implicit { 465 } else { 25 });

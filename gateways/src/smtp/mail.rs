@@ -1,4 +1,4 @@
-//! From statements to a message that any mail reader takes.
+//! Composes mails about alerts.
 
 use gaggled_core::config::SmtpgateConfig;
 use lettre::{
@@ -12,15 +12,15 @@ use thiserror::Error;
 
 use crate::smtp::alert_rules::{Alert, batch_subject};
 
-/// Why there can be no mail.
+/// Why a mail cannot be composed or sent.
 #[derive(Debug, Error)]
 pub enum MailError {
-    /// An address is none.
+    /// A mail address is not valid.
     #[error("smtpgate.{field}: \"{address}\" is not a mail address ({why}): write name@example.com")]
     Address {
         /// The field.
         field: &'static str,
-        /// What it says.
+        /// The address.
         address: String,
         /// Why.
         why: String,
@@ -28,7 +28,7 @@ pub enum MailError {
     /// The message cannot be built.
     #[error("mail cannot be composed: {0}")]
     Compose(#[from] lettre::error::Error),
-    /// The server cannot be spoken to as the configuration says.
+    /// The connection to the server cannot be set up as configured.
     #[error("smtpgate.{field}: {why}")]
     Transport {
         /// The field.
@@ -38,7 +38,7 @@ pub enum MailError {
     },
 }
 
-/// Makes messages.
+/// Composes messages.
 #[derive(Clone, Debug)]
 pub struct Composer {
     from: Mailbox,
@@ -48,7 +48,7 @@ pub struct Composer {
 }
 
 impl Composer {
-    /// The maker of a configuration's messages, on a host of this name.
+    /// A composer for this configuration, on a host of this name.
     pub fn new(config: &SmtpgateConfig, host: &str) -> Result<Self, MailError> {
         let mailbox = |field, address: &str| {
             address.parse::<Mailbox>().map_err(|why| MailError::Address {
@@ -65,8 +65,8 @@ impl Composer {
         })
     }
 
-    /// One mail about these statements. Its id contains the change that it is about, so that a mail that was sent twice can
-    /// be recognised.
+    /// One mail about these alerts. Its Message-ID names the event of the first one, so that a duplicate can be
+    /// recognised.
     pub fn compose(&self, statements: &[Alert], batch: bool, all_ok: bool) -> Result<Message, MailError> {
         let (subject, body) = if batch { self.several(statements, all_ok) } else { self.single(statements) };
         let mut message = Message::builder().from(self.from.clone()).subject(subject);

@@ -1,7 +1,7 @@
 //! Mails on their way: a bounded queue, tried again until the server takes or refuses them.
 //!
-//! A thread of its own speaks to the server, so nothing else ever waits for it. What the server has said yes to is
-//! never sent again, not even by the next gate: the spool is written first.
+//! A separate thread talks to the server, so that nothing else waits for it. A mail that the server has accepted is
+//! removed from the spool before the next attempt, so that a restarted gate does not send it again.
 
 use std::{
     collections::VecDeque,
@@ -18,7 +18,7 @@ use super::{
     delivery::{self, Delivery, DeliveryError},
 };
 
-/// What became of a mail.
+/// What happened to a mail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeliveryOutcome {
     /// The server took it.
@@ -27,9 +27,9 @@ pub enum DeliveryOutcome {
     Postponed(String, Duration),
     /// The server will never take it, so it is dropped.
     Refused(String),
-    /// There were too many, so it was dropped.
+    /// The queue was full, so it was dropped.
     Overflow(String),
-    /// The ledger cannot be written: a gate that is killed now forgets what has happened since.
+    /// The spool cannot be written: a gate that is killed now loses all changes since the last write.
     SpoolFailed(String),
 }
 
@@ -40,14 +40,14 @@ pub struct Outbox {
     spool: MailSpool,
 }
 
-/// Gets the outcome of each delivery.
+/// A callback for the outcome of each delivery.
 pub type Report = Box<dyn Fn(&DeliveryOutcome) + Send>;
 
 /// How many mails may wait, counted for each recipient.
 const CAPACITY: usize = 1000;
-/// How long it takes until a mail is tried again, at first.
+/// The delay before the first retry of a mail.
 const FIRST_RETRY: Duration = Duration::from_secs(2);
-/// How long it takes at most.
+/// The longest delay between retries.
 const LAST_RETRY: Duration = Duration::from_secs(300);
 /// How often a mail is tried before it is given up: for more than a day.
 const ATTEMPTS: u32 = 300;
@@ -66,7 +66,7 @@ pub fn check(config: &SmtpgateConfig) -> Result<(), MailError> {
 }
 
 impl Outbox {
-    /// Begins to deliver to the server of a configuration, beginning with what the ledger has.
+    /// Starts to deliver to the configured server, beginning with the mails in the spool.
     pub fn new(config: &SmtpgateConfig, host: &str, spool: MailSpool, report: Report) -> Result<Self, MailError> {
         let delivery = Delivery::new(config, host)?;
         let (mails, queue) = crossbeam_channel::bounded(CAPACITY);
@@ -78,7 +78,7 @@ impl Outbox {
         Ok(Self { mails, spool })
     }
 
-    /// Takes a mail that the ledger has.
+    /// Queues a mail that is in the spool already.
     pub fn send(&self, mail: QueuedMail) -> Option<DeliveryOutcome> {
         match self.mails.try_send(mail) {
             Ok(()) => None,
@@ -90,7 +90,7 @@ impl Outbox {
     }
 }
 
-/// A message as mails, one for each recipient: what one server refuses for one of them the others get all the same.
+/// Splits a message into one mail for each recipient: a refusal for one of them does not affect the others.
 pub fn mails(subject: &str, mail: &Message) -> Vec<QueuedMail> {
     let text = String::from_utf8_lossy(&mail.formatted()).into_owned();
     let from = mail.envelope().from().map(ToString::to_string);
@@ -105,7 +105,7 @@ pub fn mails(subject: &str, mail: &Message) -> Vec<QueuedMail> {
     mail.envelope().to().iter().map(queued).collect()
 }
 
-/// Carries mails to the server, one after the other; what cannot be delivered waits for its turn behind the others.
+/// Delivers mails to the server, one after the other; a mail that was not delivered is queued behind the others.
 struct DeliveryWorker {
     delivery: Delivery,
     queue: Receiver<QueuedMail>,
@@ -115,7 +115,7 @@ struct DeliveryWorker {
 }
 
 impl DeliveryWorker {
-    /// Takes in what has come, and delivers what is due; false when nothing can come any more.
+    /// Waits for a new mail or for one that is due, and delivers one that is due; false when the queue is closed.
     fn go(&mut self) -> bool {
         let due = self.waiting.iter().map(|mail| mail.next).min();
         let room = self.waiting.len() < CAPACITY;
@@ -154,7 +154,7 @@ impl DeliveryWorker {
         self.waiting.push_back(mail);
     }
 
-    /// Nothing more will happen to a mail.
+    /// Removes a finished mail from the spool, and reports its outcome.
     fn done(&self, mail: &QueuedMail, outcome: &DeliveryOutcome) {
         let forgotten = self.spool.forget(mail.number);
         (self.report)(outcome);

@@ -1,9 +1,9 @@
-//! What a gate must not forget: how far it has heard, what it has said, and which mails are not delivered.
+//! The persistent state of a gate: the last event it has received, what it has reported, and the undelivered mails.
 //!
-//! One file, replaced as a whole. A mail is in it, together with the position of the event that it is about, before it
-//! is given to a server, and is out of it as soon as the server has taken it. So a gate that is killed neither loses a
-//! mail nor sends one twice; but for the moment between the server's yes and the write, in which the mail is sent
-//! again under the same Message-ID.
+//! It is one file, replaced as a whole. A mail is written to it, together with the position of the event that it is
+//! about, before it is given to a server, and removed as soon as the server has accepted it. So a gate that is killed
+//! neither loses a mail nor sends one twice. The exception is a gate killed between the server's acceptance and the
+//! write: its mail is sent again, with the same Message-ID.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -23,10 +23,10 @@ use crate::smtp::alert_rules::AlertRules;
 /// The version of the file.
 const FORMAT: u32 = 1;
 
-/// Why there can be no ledger.
+/// Why the spool cannot be opened.
 #[derive(Debug, Error)]
 pub enum SpoolError {
-    /// The system refuses.
+    /// A system call failed.
     #[error("{path} cannot be used ({error}): correct that, or give another directory (gaggled.state_directory)")]
     Io {
         /// The file.
@@ -34,10 +34,10 @@ pub enum SpoolError {
         /// Why not.
         error: io::Error,
     },
-    /// Another gate writes it.
+    /// Another gate has it open.
     #[error("{0} is in use by another gate: end that one")]
     InUse(String),
-    /// It holds something else.
+    /// Its content cannot be parsed.
     #[error("{path} is not understood ({why}): move it away, and lose the mails that are not delivered")]
     Garbled {
         /// The file.
@@ -74,7 +74,7 @@ struct SpoolFile {
     mails: Vec<QueuedMail>,
 }
 
-/// The file. All clones are the same one.
+/// The spool file. All clones share it.
 #[derive(Clone, Debug)]
 pub struct MailSpool {
     path: PathBuf,
@@ -83,7 +83,7 @@ pub struct MailSpool {
 }
 
 impl MailSpool {
-    /// Opens the spool in a directory; no other process can as long as this value lives.
+    /// Opens the spool in a directory, and locks it against other processes until the last clone is dropped.
     pub fn open(directory: &Path) -> Result<Self, SpoolError> {
         let path = directory.join("smtpgate.json");
         let failed = |error| SpoolError::Io { path: path.display().to_string(), error };
@@ -119,12 +119,12 @@ impl MailSpool {
         self.spool_file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How far it had heard.
+    /// The position of the last event that was received.
     pub fn position(&self) -> Option<Position> {
         self.spool_file().position
     }
 
-    /// What it had said.
+    /// The alert rules, with what was last reported.
     pub fn alert_rules(&self) -> Option<AlertRules> {
         self.spool_file().alert_rules.clone()
     }
@@ -134,7 +134,7 @@ impl MailSpool {
         self.spool_file().mails.clone()
     }
 
-    /// Writes down how far it has heard, what it has said, and new mails, which get their numbers.
+    /// Saves the position, the alert rules and new mails, which get their numbers.
     pub fn advance(
         &self,
         position: Option<Position>,
@@ -153,7 +153,7 @@ impl MailSpool {
         (mails, written)
     }
 
-    /// A mail is delivered, or given up.
+    /// Removes a mail that was delivered or given up.
     pub fn forget(&self, number: u64) -> io::Result<()> {
         let mut spool_file = self.spool_file();
         spool_file.mails.retain(|mail| mail.number != number);

@@ -149,7 +149,7 @@ fn check(config: &Path) -> ExitCode {
     output::end(output::line(&summary))
 }
 
-/// The arguments for the daemon: those of this process, but for what only the subreaper is to know.
+/// The arguments for the daemon: those of this process, without the options that only the subreaper uses.
 fn own_arguments() -> Vec<OsString> {
     let mut words = std::env::args_os().skip(1);
     let mut kept = Vec::new();

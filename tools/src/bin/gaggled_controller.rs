@@ -209,7 +209,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does what is asked for.
+/// Carries out the command.
 fn run(controller: &Controller, command: Command) -> Result<(), CommandError> {
     let wait = |chosen: &TargetArgs| if chosen.no_wait { Millis(0) } else { chosen.timeout };
     match command {

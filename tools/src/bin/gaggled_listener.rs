@@ -1,4 +1,4 @@
-//! Watches what happens.
+//! Prints the events of a running gaggled.
 
 use std::{
     io::{self, IsTerminal},
@@ -142,7 +142,7 @@ impl Listener {
         output::line(&event_format::line(envelope, &state.graph, self.coloured))
     }
 
-    /// An event about programs that there are no longer is shown as it was written.
+    /// An event about a program that no longer exists is shown as it was written.
     fn past(&self, text: &str) -> io::Result<()> {
         let Ok(event) = serde_json::from_str::<serde_json::Value>(text) else { return Ok(()) };
         let name = event["program"].as_str();
@@ -155,7 +155,7 @@ impl Listener {
     }
 }
 
-/// What is said of the state before the events that follow it.
+/// The line about the state that precedes the events.
 fn summary(state: &State) -> String {
     let dump = View::at(state, state.at).dump(WallTime::default(), 0, usize::MAX);
     let dump = serde_json::to_value(&dump).and_then(serde_json::from_value::<state_format::Dump>);

@@ -30,14 +30,14 @@ pub fn load(path: &Path) -> Result<(Parsed, String), Rejected> {
     }
 }
 
-/// A configuration that cannot be used, as has been said.
+/// A configuration that cannot be used. The reasons have been printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rejected;
 
-/// Reads a file; what is wrong with it in words.
+/// Reads a file; the error is in words.
 pub fn read(path: &Path) -> Result<String, String> {
     let failed = |error: io::Error| format!("cannot be read: {error}");
-    // Not to wait for the writer of a fifo. What is looked at is what is read.
+    // Does not wait for the writer of a fifo. The file that is checked is the one that is read.
     let file =
         OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
@@ -58,7 +58,7 @@ pub fn read(path: &Path) -> Result<String, String> {
     Ok(text.strip_prefix('\u{feff}').map_or(text.clone(), str::to_owned))
 }
 
-/// Why a gaggled that runs as root must not do what this file says: a user other than root could have written it.
+/// Why a gaggled that runs as root must not use this file: a user other than root could have written it.
 pub fn untrusted(path: &Path) -> Option<String> {
     if !geteuid().is_root() {
         return None;
@@ -68,7 +68,7 @@ pub fn untrusted(path: &Path) -> Option<String> {
         Ok(path) if path.directory.is_open_to_others() => {
             return Some(format!("is in a directory that a user other than root can change: {cure}"));
         }
-        // In a directory of root's, what is wrong with it is said when it is read.
+        // In a directory of root's, an error of the file is reported when it is read.
         Ok(path) => path.read().and_then(|file| file.metadata()).ok()?,
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             return Some(format!("is reached by a symbolic link that a user other than root can replace: {cure}"));
@@ -134,7 +134,7 @@ pub fn show(path: &Path, text: &str, found: &[Diagnostic]) {
         if let Some(help) = &finding.help {
             report = report.with_help(help);
         }
-        // A terminal that is gone gets no error.
+        // An error is ignored: the terminal may be gone.
         let _ = report.finish().eprint((file.clone(), Source::from(text)));
     }
 }

@@ -1,4 +1,4 @@
-//! Where gaggled is: what the arguments say, or the configuration, or the environment, or the default place.
+//! The urls of gaggled: from the arguments, the configuration, the environment, or the defaults.
 
 use std::path::PathBuf;
 
@@ -25,10 +25,10 @@ pub struct EndpointArgs {
     pub config: Option<PathBuf>,
 }
 
-/// Why it is not known where gaggled is.
+/// Why the urls of gaggled are not known.
 #[derive(Debug)]
 pub enum EndpointError {
-    /// The configuration cannot be used, as has been said.
+    /// The configuration cannot be used. The reasons have been printed.
     Rejected,
     /// A url that was given cannot be used.
     Given(UrlError),
@@ -45,7 +45,7 @@ pub struct Urls {
     pub control: String,
 }
 
-/// The urls that a configuration means.
+/// The urls of a configuration, or their defaults.
 pub fn of_settings(settings: &Settings) -> Result<Urls, UrlError> {
     let given = |url: &Option<String>, default: fn(&std::path::Path) -> String| match url {
         Some(url) => Ok(url.clone()),
@@ -90,7 +90,7 @@ impl EndpointArgs {
 
     fn find(&self, variable: &str, pick: fn(&Urls) -> String) -> Result<String, EndpointError> {
         if let Some(url) = &self.url {
-            // What listens beyond this machine was accepted where it was configured.
+            // Whether an insecure url is acceptable was decided in the configuration of the daemon.
             Url::parse(url, std::slice::from_ref(url)).map_err(EndpointError::Given)?;
             return Ok(url.clone());
         }
@@ -106,7 +106,7 @@ impl EndpointArgs {
 }
 
 impl EndpointError {
-    /// The exit status of a tool that does not know where to go.
+    /// The exit status of a tool that does not know the urls.
     pub fn code(&self) -> u8 {
         match self {
             Self::Rejected => 1,
@@ -115,7 +115,7 @@ impl EndpointError {
         }
     }
 
-    /// Says so.
+    /// Prints the error.
     pub fn print(&self) {
         match self {
             Self::Rejected => eprintln!("Help: a gaggled that runs is reached with -u URL whatever its file says now"),

@@ -24,7 +24,7 @@ pub fn date_time(wall: WallTime) -> String {
     zoned.strftime("%Y-%m-%d %H:%M:%S%.3f").to_string()
 }
 
-/// Which colour an event has, and whether it is worth one.
+/// The colour of an event; events of little interest have none.
 pub fn colour(event: &Event) -> AnsiColors {
     match event {
         Event::Program(
@@ -79,7 +79,7 @@ pub fn colour(event: &Event) -> AnsiColors {
     }
 }
 
-/// Why, in as few words as are not in the event itself.
+/// The cause in words, without what the event itself says.
 pub fn because(cause: &Cause) -> String {
     match cause {
         Cause::DaemonStart | Cause::Kernel => String::new(),
@@ -108,7 +108,7 @@ pub fn line(envelope: &Envelope, graph: &Graph, coloured: bool) -> String {
     line
 }
 
-/// An event that was not folded, as a line.
+/// An event that was not applied to a state, as a line.
 pub fn raw_line(event: &Value) -> String {
     let text = |name: &str| event[name].as_str().unwrap_or_default();
     let time: Option<jiff::Timestamp> = event["time"].as_str().and_then(|time| time.parse().ok());

@@ -1,17 +1,17 @@
-//! Printing: a reader that has had enough ends a tool quietly, anything else is said.
+//! Printing: a closed pipe ends a tool quietly, any other error is reported.
 
 use std::{
     io::{self, IsTerminal, StdoutLock, Write},
     process::ExitCode,
 };
 
-/// Prints a line and sends it off.
+/// Prints a line and flushes it.
 pub fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}").and_then(|()| out.flush())
 }
 
-/// How a tool ends that has printed something, or tried to.
+/// The exit status of a tool after it has printed something, or failed to.
 pub fn end(printed: io::Result<()>) -> ExitCode {
     match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -22,13 +22,13 @@ pub fn end(printed: io::Result<()>) -> ExitCode {
     }
 }
 
-/// Standard output for the words of programs. A terminal obeys what it is sent, so on one every control character but the
-/// line feed and the tab is shown and not sent; a pipe or a file gets the bytes as they are.
+/// Standard output for the output of programs. On a terminal every control character but the line feed and the tab is
+/// escaped, because a terminal would interpret it; a pipe or a file gets the bytes as they are.
 #[derive(Debug)]
 pub struct TerminalSafe<W> {
     out: W,
     is_terminal: bool,
-    /// The beginning of a character whose end has not come yet.
+    /// The beginning of an incomplete character.
     rest: Vec<u8>,
 }
 

@@ -1,4 +1,4 @@
-//! Moments of the past, as people name them.
+//! Parses times and durations in arguments.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use gaggled_core::{
 };
 use jiff::{Timestamp, Zoned, civil};
 
-/// Reads a time with its unit: a number alone would be seconds for one reader and milliseconds for another.
+/// Reads a duration, which must have a unit: a number alone could mean seconds or milliseconds.
 pub fn span(text: &str) -> Result<Millis, String> {
     if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(format!("\"{text}\" has no unit: write \"{text}s\", or \"{text}ms\""));

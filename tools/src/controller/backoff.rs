@@ -1,6 +1,6 @@
-//! `gaggled_controller backoff`: how the starts of a program are spaced, and how far that has gone.
+//! `gaggled_controller backoff`: the restart delays of a program, and how close it is to its start limit.
 //!
-//! `wait` is how long it still has to wait, in milliseconds, as gaggled itself says it.
+//! `wait` is the remaining delay in milliseconds, as gaggled reports it.
 
 use gaggled_core::{
     base::{ids::ProgramId, time::Millis},
@@ -8,7 +8,7 @@ use gaggled_core::{
 };
 use serde_json::{Value, json};
 
-/// What is told to programs.
+/// The result as JSON.
 pub fn body(state: &State, id: ProgramId, wait: Option<u64>) -> Value {
     let (policy, program) = (&state.graph.programs[id], &state.programs[id]);
     json!({
@@ -22,7 +22,7 @@ pub fn body(state: &State, id: ProgramId, wait: Option<u64>) -> Value {
     })
 }
 
-/// The same for people.
+/// The result as text.
 pub fn describe(state: &State, id: ProgramId, wait: Option<u64>) -> String {
     let (policy, program) = (&state.graph.programs[id], &state.programs[id]);
     let backoff = policy.backoff;

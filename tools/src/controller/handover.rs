@@ -1,4 +1,4 @@
-//! Another configuration, another version.
+//! The commands `plan`, `reload` and `upgrade`.
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ impl Controller {
         self.show_plan(body)
     }
 
-    /// Goes on as another version.
+    /// Hands over to another version.
     pub fn upgrade(&self, binary: Option<PathBuf>, timeout: Millis) -> Result<(), CommandError> {
         let body = self.renew(Action::Upgrade { binary: binary.map(|binary| absolute(&binary)) }, timeout)?;
         let after: InfoBody = self.call(Action::Status, Millis(0))?;
@@ -37,7 +37,8 @@ impl Controller {
         if self.json { self.show(&body) } else { self.print(&format!("gaggled {is} has taken over")) }
     }
 
-    /// Asks for another daemon, and waits until it answers: what this one has no time to answer is sent again to the next.
+    /// Requests a handover, and waits until the next daemon answers: a request that this one does not answer is sent to
+    /// the next.
     fn renew(&self, action: Action, timeout: Millis) -> Result<Value, CommandError> {
         let caller = ControlClient::dial(&self.url).map_err(CommandError::Call)?;
         let body: Value = Self::ask(&caller, action, timeout)?;
@@ -58,7 +59,7 @@ impl Controller {
     }
 }
 
-/// A path as gaggled finds it, wherever that runs.
+/// An absolute path, because gaggled may run in another directory.
 fn absolute(path: &Path) -> String {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
 }

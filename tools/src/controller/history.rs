@@ -58,7 +58,7 @@ impl Controller {
         loop {
             let action = Action::Events { epoch, since: after, limit: None, program: program.clone(), from, until };
             let body: EventsBody = match Self::ask(&caller, action, Millis(0)) {
-                // gaggled has held the question until more may be asked.
+                // gaggled has delayed the request because of its rate limit: ask again.
                 Err(CommandError::Refused(error)) if error.code == ErrorCode::Busy => continue,
                 answer => answer?,
             };

@@ -13,7 +13,7 @@ use gaggled_core::{
 use serde::Deserialize;
 use termtree::Tree;
 
-/// A dump, as far as people look at it.
+/// The parts of a dump that are shown.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Dump {
     /// The programs, in the order of the configuration.
@@ -28,7 +28,7 @@ pub struct Dump {
     pub next: Option<usize>,
 }
 
-/// A program, as far as people look at it.
+/// The parts of a program's state that are shown.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Row {
     /// Its name.
@@ -43,7 +43,7 @@ pub struct Row {
     pub restarts: u64,
     /// Whether an operator wants it down.
     pub operator_down: bool,
-    /// Why it is as it is.
+    /// The reason for its state.
     pub reason: String,
 }
 
@@ -171,8 +171,8 @@ pub fn summary(dump: &Dump) -> String {
     if parts.is_empty() { "no programs".to_owned() } else { parts.join(", ") }
 }
 
-/// The programs as a tree: below each program what depends on it. What depends on several stands below each, but what is
-/// below that only once.
+/// The programs as a tree, with dependents below their dependencies. A program with several dependencies is shown below
+/// each of them, but its own dependents only once.
 pub fn tree(dump: &Dump, has_state: bool) -> String {
     let rows: BTreeMap<&str, &Row> = dump.programs.iter().map(|row| (row.program.as_str(), row)).collect();
     let mut dependents: BTreeMap<&str, Vec<&DependencyView>> = BTreeMap::new();
@@ -191,7 +191,7 @@ pub fn tree(dump: &Dump, has_state: bool) -> String {
     drawn.trim_end().to_owned()
 }
 
-/// How deep a tree is drawn; what is below that begins a tree of its own.
+/// How deep a tree is drawn; deeper programs begin a tree of their own.
 const DEEPEST: usize = 24;
 
 /// A tree that is being drawn.
@@ -200,7 +200,7 @@ struct TreeBuilder<'a> {
     dependents: &'a BTreeMap<&'a str, Vec<&'a DependencyView>>,
     has_state: bool,
     drawn: BTreeSet<&'a str>,
-    /// What begins a tree of its own.
+    /// The programs that begin a tree of their own.
     later: VecDeque<&'a Row>,
 }
 

@@ -24,7 +24,7 @@ impl Controller {
         let caller = ControlClient::dial(&self.url).map_err(CommandError::Call)?;
         let page = |from| Action::Dump { programs: programs.to_vec(), from, limit: None, at };
         let mut body: Value = Self::ask(&caller, page(0), Millis(0))?;
-        // What does not fit on one page is put together here.
+        // A long dump comes in several pages.
         while let Some(from) = body["next"].as_u64() {
             let from = usize::try_from(from).map_err(|why| CommandError::Garbled(why.to_string()))?;
             let mut more: Value = Self::ask(&caller, page(from), Millis(0))?;
@@ -53,7 +53,7 @@ impl Controller {
         self.show(&self.call::<Value>(Action::Snapshot, Millis(0))?)
     }
 
-    /// Prints what gaggled itself is and does.
+    /// Prints the status of gaggled itself.
     pub fn status(&self) -> Result<(), CommandError> {
         let info: InfoBody = self.call(Action::Status, Millis(0))?;
         if self.json {

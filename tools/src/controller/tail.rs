@@ -1,4 +1,4 @@
-//! `gaggled_controller logs`: what programs have said.
+//! `gaggled_controller logs`: prints the logs of programs.
 
 use std::{
     fs::File,
@@ -26,13 +26,13 @@ const TAIL: u64 = 1 << 20;
 pub struct TailOptions {
     /// How many of the last lines.
     pub lines: usize,
-    /// Only lines from this time on; only for logs whose lines have one.
+    /// Only lines from this time on; only for logs with timestamps.
     pub since: Option<WallTime>,
-    /// Whether to go on with what is added.
+    /// Whether to print lines as they are added.
     pub follow: bool,
 }
 
-/// Prints the log of a program; why it cannot be shown, in words, if it cannot.
+/// Prints the log of a program; the error is in words.
 pub fn show(log_routes: &[LogRoute], program: &str, wanted: TailOptions) -> Result<(), String> {
     let outlet = log_routes.iter().find(|outlet| outlet.program == program);
     let outlet = outlet.ok_or_else(|| format!("there is no program \"{program}\""))?;
@@ -67,7 +67,7 @@ pub fn show(log_routes: &[LogRoute], program: &str, wanted: TailOptions) -> Resu
     if wanted.follow { follow(path, at, &mut out).map_err(words) } else { Ok(()) }
 }
 
-/// The last lines of a file, from those before it if it has not so many; where they end.
+/// Prints the last lines of a log, also from older files if it has too few; returns where the log ends.
 fn last_lines(path: &Path, lines: usize, out: &mut impl Write) -> io::Result<u64> {
     let mut file = open(path)?;
     let length = file.metadata()?.len();
@@ -77,7 +77,7 @@ fn last_lines(path: &Path, lines: usize, out: &mut impl Write) -> io::Result<u64
     let count = |bytes: &[u8]| bytes.split(|byte| *byte == b'\n').count() - 1;
     let mut found = count(&bytes);
     let mut files = vec![bytes];
-    // What does not fit into the end of this file is not looked for in others.
+    // Older files are read only if the whole file was.
     let mut numbers = (1..=Rotate::MOST).take_while(|number| length <= TAIL && exists(path, *number));
     while let Some(number) = numbers.next().filter(|_| found < lines) {
         let before = older(path, number).unwrap_or_default();
@@ -96,7 +96,7 @@ fn last_lines(path: &Path, lines: usize, out: &mut impl Write) -> io::Result<u64
 /// Every line from a time on, however many files back.
 fn since_then(path: &Path, since: WallTime, out: &mut impl Write) -> io::Result<u64> {
     let mut files = Vec::new();
-    // A number may be missing where a writer was killed.
+    // A number may be missing if the logger was killed during a rotation.
     for number in 1..=Rotate::MOST {
         let Some(bytes) = older(path, number) else { continue };
         let begins_before = first_time(&bytes).is_none_or(|first| first < since.timestamp());
@@ -112,7 +112,7 @@ fn since_then(path: &Path, since: WallTime, out: &mut impl Write) -> io::Result<
     files.push(now);
     let mut shows = false;
     for line in files.iter().flat_map(|bytes| bytes.split_inclusive(|byte| *byte == b'\n')) {
-        // What has no time of its own belongs to the line before.
+        // A line without a time belongs to the line before.
         shows = time_of(line).map_or(shows, |time| time >= since.timestamp());
         if shows {
             out.write_all(line)?;
@@ -130,7 +130,7 @@ fn time_of(line: &[u8]) -> Option<jiff::Timestamp> {
     std::str::from_utf8(word).ok()?.parse().ok()
 }
 
-/// What an older file holds, compressed or not.
+/// The contents of an older file, decompressed.
 fn older(path: &Path, number: u32) -> Option<Vec<u8>> {
     let plain = PathBuf::from(format!("{}.{number}", path.display()));
     let mut bytes = Vec::new();
@@ -183,8 +183,8 @@ fn node(file: &File) -> Option<u64> {
     file.metadata().map(|found| found.ino()).ok()
 }
 
-/// The files that were begun and ended between one that was read and the one that is written now, the oldest first. One
-/// that has been compressed since is not known again.
+/// The contents of the files between the one that was read and the current one, the oldest first. A file that has been
+/// compressed since is not recognised.
 fn between(path: &Path, read: &File) -> Vec<Vec<u8>> {
     let is_read = |number: &u32| {
         let older = open(format!("{}.{number}", path.display())).ok();

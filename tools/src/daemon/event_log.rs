@@ -1,6 +1,7 @@
 //! The log of the daemon: the journal in words, through slog, on standard error.
 //!
-//! A thread of its own writes it. A reader that is stuck or gone costs lines, which are counted, and nothing else.
+//! A separate thread writes it. If its reader is stuck or gone, lines are dropped and counted; nothing else is
+//! affected.
 
 use std::{
     io::{self, IsTerminal},
@@ -29,7 +30,7 @@ enum Entry {
     End,
 }
 
-/// Where lines go. Never waits.
+/// The queue of the log. Never blocks.
 #[derive(Clone)]
 pub struct JournalLog {
     entries: Sender<Entry>,
@@ -43,8 +44,7 @@ impl std::fmt::Debug for JournalLog {
 }
 
 impl JournalLog {
-    /// Begins to write, given the names of the programs.
-    /// The receiver is disconnected after the last line.
+    /// Starts the log; the graph has the names of the programs. The receiver is disconnected after the last line.
     pub fn start(graph: Arc<Graph>) -> io::Result<(Self, Receiver<()>)> {
         let (entries, receiver) = crossbeam_channel::bounded(CAPACITY);
         let lost = Arc::new(AtomicU64::new(0));
@@ -112,7 +112,7 @@ fn logger() -> Logger {
         let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
         return Logger::root(Mutex::new(format).ignore_res(), o!());
     }
-    // A line in one piece: programs may write to the same file.
+    // Writes each line in one piece, because programs may write to the same file.
     let decorator = slog_term::PlainSyncDecorator::new(io::stderr());
     let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
     Logger::root(Mutex::new(format).ignore_res(), o!())

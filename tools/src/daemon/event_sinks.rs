@@ -17,12 +17,12 @@ use tokio::sync::oneshot;
 
 use crate::daemon::event_log::JournalLog;
 
-/// The control actor, which can be started only when the journal is there that it speaks to.
+/// A slot for the control actor, which can be started only after the journal actor.
 #[derive(Clone, Default)]
 pub(super) struct ControlSink(Rc<RefCell<Option<Addr<ControlActor>>>>);
 
 impl ControlSink {
-    /// From now on the actor hears everything. Nothing is committed before.
+    /// Sets the actor, which gets all events from now on. None is committed before.
     pub(super) fn fill(&self, control: Addr<ControlActor>) {
         *self.0.borrow_mut() = Some(control);
     }
@@ -46,16 +46,17 @@ impl ControlSink {
     }
 }
 
-/// How the events of a daemon end.
+/// The last event of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LastEvent {
-    /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
+    /// Everything has stopped except `survivors` programs. `essential_exit` is set if an essential program has caused
+    /// that.
     Stopped { survivors: u32, essential_exit: Option<ExitStatus> },
     /// Another daemon follows.
     HandedOver(Handover),
 }
 
-/// The threads that end with the last event.
+/// The threads that get all events.
 pub(super) struct ThreadSinks {
     pub events: Sender<Arc<Envelope>>,
     pub log: JournalLog,
@@ -73,12 +74,12 @@ impl ThreadSinks {
             log.event(envelope);
             let end = match envelope.event {
                 Event::System(SystemEvent::ShutdownCompleted { unkillable: survivors }) => {
-                    // Nothing comes after this, and with the sender the thread of the bus ends.
+                    // The last event: without the sender the thread of the bus ends.
                     events = None;
                     log.end();
                     LastEvent::Stopped { survivors, essential_exit: state.essential_exit }
                 }
-                // What is still seen comes after this.
+                // Reports of the host may still follow.
                 Event::System(SystemEvent::HandoverStarted { kind: to }) => LastEvent::HandedOver(to),
                 Event::System(_) | Event::Program(..) | Event::Dependency(..) | Event::Group(..) => return,
             };

@@ -1,7 +1,7 @@
-//! A changed configuration and another version: looked at, left for the next daemon, and then handed over to.
+//! Reloads and upgrades: checks a changed configuration or another binary, and leaves it for the next daemon.
 //!
-//! Nothing is changed in a running daemon. What the next daemon needs is put where it will look, whole or not at all, and
-//! then this one ends and that one begins as after a crash, with every program where it was.
+//! A running daemon is never changed. What the next daemon needs is left where it will look, completely or not at all;
+//! then this daemon ends, and the next one begins as after a crash, while all programs keep running.
 
 use std::{
     io::Read,
@@ -36,9 +36,9 @@ use crate::VERSION;
 
 /// How long the disk may take.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How much of what it says is read, in bytes.
+/// How much output of another binary is read, in bytes.
 const ANSWER_MAX: u64 = 64 << 10;
-/// How long another binary may take to say that it understands us.
+/// How long another binary may take to answer.
 const BINARY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Prepares the next daemon.
@@ -50,7 +50,7 @@ pub(super) struct HandoverManager {
     /// The id of the journal.
     identity: String,
     file: JournalWriterHandle,
-    /// The path that its subreaper has found the binary at, if there is a subreaper.
+    /// The path at which the subreaper found the binary, if there is a subreaper.
     started_from: Option<PathBuf>,
     binary: Arc<Mutex<Option<String>>>,
 }
@@ -75,12 +75,12 @@ impl HandoverManager {
         }
     }
 
-    /// The binary that the next daemon is to be, if it is another.
+    /// The binary of the next daemon, if it is another.
     pub(super) fn next_binary(&self) -> Option<String> {
         self.binary.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the control channel calls.
+    /// The function that the control actor calls.
     pub(super) fn renewal(&self) -> PrepareHandover {
         let own = Self {
             config: self.config.clone(),
@@ -151,7 +151,7 @@ impl HandoverManager {
         Ok(&self.file)
     }
 
-    /// Has another binary read the journal and the configuration in force, and say which version it is.
+    /// Makes another binary read the journal and the configuration in force; returns its version.
     fn ask_binary(&self, path: &Path) -> Result<String, ReplyError> {
         let name = path.display();
         let child = Command::new(path)
@@ -173,7 +173,7 @@ impl HandoverManager {
     }
 }
 
-/// What a child says, if it ends within a time; one that takes longer is killed. Its status is not known: the reaper of
+/// The output of a child, if it ends in time; otherwise it is killed. Its status is not known, because the reaper of
 /// the daemon takes it.
 fn listen(mut child: Child, within: Duration) -> Option<String> {
     let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
@@ -187,11 +187,11 @@ fn listen(mut child: Child, within: Duration) -> Option<String> {
         let _ = done.send(said);
     });
     let said = ended.recv_timeout(within).ok();
-    // A process that has ended is not hit if its id was given again.
+    // By pidfd, so that another process with the same id is never killed.
     let running =
         held.is_some_and(|held| rustix::process::pidfd_send_signal(&held, rustix::process::Signal::KILL).is_ok());
     if let Some(pid) = pid.filter(|_| running) {
-        // And what it has started.
+        // Also the processes that it has started.
         let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
     }
     let _ = child.wait();
@@ -207,10 +207,10 @@ fn failed(message: String) -> ReplyError {
     ReplyError { code: ErrorCode::Failed, message }
 }
 
-/// A hangup asks for a reload as an operator does.
+/// SIGHUP requests a reload, as an operator does.
 pub(super) fn reload_by_signal(control: &Recipient<ControlRequest>) {
     let peer = Peer { who: "SIGHUP".to_owned(), role: Role::Admin };
-    // That it was refused is an event.
+    // There is no reply: a refusal is recorded as an event.
     let answer = Box::new(|_: Reply| ());
     let _ = control.try_send(ControlRequest { peer, request: Request::new("", Action::Reload { file: None }), answer });
 }

@@ -7,11 +7,11 @@ use gaggled_core::config::{Config, DependsConfig, LOGGER, ProgramConfig, SMTPGAT
 
 use crate::{common::endpoints, logger};
 
-/// Adds them, and returns where the output of each program goes. `path` is the file of the configuration, and `state` the
-/// state directory if it is not the one that the configuration names.
+/// Adds these programs, and returns where the output of each program goes. `path` is the file of the configuration, and
+/// `state` the state directory if it is not the one that the configuration names.
 pub fn add(config: &mut Config, path: &Path, state: Option<&Path>) -> Vec<LogRoute> {
     add_gate(config, path);
-    // That there is no place for the journal is said when it is opened.
+    // A missing state directory is reported when the journal is opened.
     let state = state.map(Path::to_owned).or_else(|| endpoints::state_directory(&config.gaggled).ok());
     state.map_or_else(Vec::new, |state| add_logger(config, &state))
 }
@@ -22,8 +22,8 @@ pub fn is_own(config: &Config, name: &str) -> bool {
         || name == SMTPGATE && config.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto)
 }
 
-/// Adds the program that writes logs which are rotated or prefixed, and makes every program that writes to it depend on
-/// it. A file says what it writes; the fingerprint of that file is an argument, so that a change restarts it.
+/// Adds the logger, which writes logs that are rotated or prefixed, and makes every program that writes to it depend on
+/// it. It gets a fingerprint of the list of logs as an argument, so that a change of the list restarts it.
 fn add_logger(config: &mut Config, state: &Path) -> Vec<LogRoute> {
     let mut log_routes = spec::log_routes(config, &logger::pipes(state));
     if !config.needs_logger() {

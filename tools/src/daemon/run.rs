@@ -60,7 +60,7 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long starts that are under way may hold up a handover.
 const STARTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the subreaper gives.
+/// The descriptors from the subreaper.
 pub(super) struct SubreaperLink {
     pub pipe: File,
     pub recorder: File,
@@ -74,7 +74,7 @@ pub(super) struct SubreaperLink {
 }
 
 impl SubreaperLink {
-    /// Takes what the subreaper gives.
+    /// Opens the descriptors from the subreaper.
     pub(super) fn new(position: InheritedFds) -> io::Result<Self> {
         let open = |fd: i32, write| OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{fd}"));
         let handoff_file = open(position.handoff_file, true)?;
@@ -83,7 +83,7 @@ impl SubreaperLink {
         let [into, out_of] = position.stash.map(host::inherited);
         let stash = into.zip(out_of).map_or_else(Stash::default, |(into, out_of)| Stash::new(into, out_of));
         let before = if position.again { HandoffFile::read(&handoff_file).ok() } else { None };
-        // A daemon that died before it was ever well has left nothing.
+        // A daemon that died before it was up has left nothing.
         let before = before.filter(|before| !before.state.is_empty());
         Ok(Self {
             pipe,
@@ -100,20 +100,21 @@ impl SubreaperLink {
         self.stash.try_clone().ok().flatten()
     }
 
-    /// It ends for good.
+    /// Records that gaggled ends and is not to be started again.
     pub(super) fn end(&self) {
         self.write(&HandoffFile { status: DaemonStatus::Exiting, ..self.before.clone().unwrap_or_default() });
     }
 
     fn write(&self, handoff_file: &HandoffFile) {
-        // Memory that cannot be written costs the next daemon its head start, and nothing else.
+        // If this fails, the next daemon only lacks this information.
         let _ = handoff_file.write(&self.handoff_file);
     }
 }
 
 /// How a daemon has ended.
 pub(super) enum DaemonExit {
-    /// Everything has stopped, but for so many programs; with the status of an essential program, if one has ended it.
+    /// Everything has stopped except `survivors` programs. `essential_exit` is set if an essential program has caused
+    /// that.
     Stopped { survivors: u32, essential_exit: Option<ExitStatus> },
     /// Another daemon follows.
     HandedOver(Handover),
@@ -123,7 +124,7 @@ pub(super) enum DaemonExit {
 pub(super) struct Startup<'a> {
     pub system: &'a LoadedConfig,
     pub directory: StateDirectory,
-    /// Why it is not the one that it should be, if it is not.
+    /// Why the configured directory is not used, if it is not.
     pub fallback_directory_reason: Option<String>,
     pub recovered: RecoveredState,
     pub subreaper: Option<SubreaperLink>,
@@ -143,7 +144,7 @@ struct RunningDaemon {
     place: String,
     /// The id of the journal.
     identity: String,
-    /// The directories in which cgroups are, and were.
+    /// The directories of the cgroups of this daemon and of previous ones.
     cgroups: Vec<PathBuf>,
     notify_directory: PathBuf,
     subreaper: Option<SubreaperLink>,
@@ -160,7 +161,7 @@ impl Startup<'_> {
         Ok(running.end(end).await)
     }
 
-    /// Starts everything; what it returns besides is notified when it ends.
+    /// Starts everything. The receiver gets the last event.
     fn begin(
         &mut self,
         clock: Clock,
@@ -183,9 +184,9 @@ impl Startup<'_> {
             health.health(),
             restorer.healed(),
         )?;
-        // What the recorder knows must not be forgotten before the journal knows it.
+        // The recorder may be reset only when the journal has what it holds.
         let _ = file.written(DISK_TIMEOUT);
-        // Without memory for it a status may be lost, and nothing else.
+        // At worst an exit status is lost.
         let _ = recorder.reset(head.epoch, state.graph.programs.len());
         if let Some(pipe) = &mut pipe {
             pipe.take(reaped.len());
@@ -200,7 +201,7 @@ impl Startup<'_> {
         };
         let inheritance =
             TakeoverState { stash, pipe, survivors, cgroups: cgroups.clone(), kept, reaped, gone: Box::new(tell) };
-        // Programs run whether or not their logs can be read by name.
+        // Programs run even if their logs cannot be found by name.
         let _ = logger::leave(&path, &system.log_routes);
         let own = own_cgroups.as_deref();
         let to_launch = spec::specs(&system.config, before.as_ref(), &state.graph, &system.log_routes, own);
@@ -208,7 +209,7 @@ impl Startup<'_> {
         let writes_logs = state.graph.names().get(LOGGER).copied();
         let (ended, ending) = oneshot::channel();
         let slot = ControlSink::default();
-        // What is answered when it is written must have been given to be written before.
+        // The journal comes first, so that the writer has every event for which the control actor delays a reply.
         let sinks = vec![file.sink(), slot.sink(), ThreadSinks { events, log, ended }.sink()];
         let actors = actor_system::start(committed, clock, &address, sinks, slot.decline());
         health.fill(&actors.journal);
@@ -230,7 +231,7 @@ impl Startup<'_> {
             info: system.about(&path),
         };
         let entries = std::mem::take(&mut self.recovered.entries);
-        // Clients are answered by a thread of their own: however much they ask, supervision does not wait.
+        // Clients are served by a separate thread, so that supervision never waits for them.
         let clients = Arbiter::new();
         let control =
             ControlActor::start_in_arbiter(&clients.handle(), move |_| ControlActor::new(state, entries, means));
@@ -274,7 +275,7 @@ impl RunningDaemon {
                 let _ = self.host.send(HandOver(STARTS_TIMEOUT)).await;
                 let _ = self.control.send(DrainReplies).await;
                 self.cgroups.iter().for_each(|own| host::cgroup::remove_directory(own));
-                // Nothing is left that could speak.
+                // No program is left that could send a message.
                 let _ = fs::remove_dir_all(&self.notify_directory);
                 self.publish_status(DaemonStatus::Exiting, "");
                 DaemonExit::Stopped { survivors, essential_exit }
@@ -290,7 +291,7 @@ impl RunningDaemon {
         };
         let _ = self.file.flush(DISK_TIMEOUT);
         if matches!(ended, DaemonExit::Stopped { .. }) {
-            // The last event was the last message to these; a log that is stuck is not waited for long.
+            // These end after the last event; a log that is stuck is not waited for long.
             let _ = self.publishing.join();
             let _ = self.logged.recv_timeout(LOG_TIMEOUT);
         }
@@ -333,8 +334,8 @@ impl JournalStatusSlot {
     }
 }
 
-/// Puts into a state directory that was made anew what belongs there besides the journal: the list of logs, and the pipes
-/// of those that are rotated, which the logger makes when it starts.
+/// Restores what belongs into the state directory besides the journal, after it was created again: the list of logs,
+/// and the pipes of those that are rotated, which the logger creates when it starts.
 #[derive(Clone)]
 struct Restorer {
     state: PathBuf,
@@ -350,7 +351,7 @@ impl Restorer {
     fn healed(&self) -> Healed {
         let own = self.clone();
         Arc::new(move || {
-            // Programs run whether or not their logs can be read by name.
+            // Programs run even if their logs cannot be found by name.
             let _ = logger::leave(&own.state, &own.log_routes);
             if let Some((journal, logger)) = own.logger.get() {
                 let event = Event::Program(*logger, ProgramEvent::RestartRequested);
@@ -397,7 +398,7 @@ fn watch_signals(
             super::handover::reload_by_signal(&control);
         }
     });
-    // Signals that came before this have waited until now.
+    // Unblocks signals that have arrived since the start.
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 

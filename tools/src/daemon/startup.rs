@@ -1,4 +1,4 @@
-//! What a run of the daemon begins with: what the previous daemon has left, looked for before anything is started.
+//! Takes over from the previous daemon: looks for its processes and its state before anything is started.
 
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
@@ -35,7 +35,7 @@ pub(super) struct StartupState {
     pub recorder: Recorder,
     pub pipe: Option<ExitPipe>,
     pub survivors: Vec<SurvivingProcess>,
-    /// The cgroups of what runs that have ended well have left.
+    /// The cgroups of runs that have ended and whose remaining processes are kept.
     pub kept: Vec<Cgroup>,
     pub reaped: Vec<(i32, ExitStatus)>,
     /// The configuration that was in force.
@@ -44,7 +44,7 @@ pub(super) struct StartupState {
     pub own_cgroups: Option<PathBuf>,
 }
 
-/// What was found, of what runs and of what does not.
+/// The processes that were found, and the records of those that have ended.
 struct ProcessScan {
     found: Vec<(ProgramId, Recovered)>,
     survivors: Vec<SurvivingProcess>,
@@ -55,7 +55,7 @@ struct ProcessScan {
 }
 
 impl Startup<'_> {
-    /// Looks what the previous daemon has left, and commits what follows from that.
+    /// Looks for what the previous daemon has left, and commits the resulting events.
     pub(super) fn take_over(&self, clock: Clock) -> Result<StartupState, String> {
         let Self { system, directory, fallback_directory_reason, recovered, .. } = self;
         let mut head = system.head(clock, recovered, directory);
@@ -64,13 +64,13 @@ impl Startup<'_> {
         let own = system.cgroups(&head.journal);
         if let Some(own) = &own {
             let prepared = spec::prepare_cgroups(&system.config, own);
-            // In the middle of its work it goes on with what it has; a start that needs one fails, and says so.
+            // A daemon that resumes goes on; starts that need a cgroup fail, with the reason.
             prepared.or_else(|why| if self.resumes() { Ok(()) } else { Err(why) })?;
         }
-        // What the head of a copy names is the original's.
+        // The cgroups that the head of a copy names are the original's.
         let of_before = recovered.last.as_ref().filter(|_| directory.origin != Origin::Copy);
         let of_before = of_before.map_or(&[][..], |(last, _)| &last.cgroups);
-        // One of before in which nothing is left goes.
+        // An earlier directory is removed when it is empty.
         let stays = |path: &PathBuf| fs::remove_dir(path).is_err_and(|error| error.kind() != io::ErrorKind::NotFound);
         let of_before = of_before.iter().filter(|path| own.as_ref() != Some(path) && stays(path));
         head.cgroups = own.iter().chain(of_before).cloned().collect();
@@ -90,13 +90,13 @@ impl Startup<'_> {
         Ok(StartupState { head, state, committed, recorder, pipe, survivors, kept, reaped, before, own_cgroups: own })
     }
 
-    /// Whether the previous daemon has left this one its work in the middle of it.
+    /// Whether this daemon resumes the work of a previous one, and was not started by an operator.
     fn resumes(&self) -> bool {
         self.subreaper.as_ref().is_some_and(|subreaper| subreaper.before.is_some())
     }
 
-    /// Looks what has become of everything that may still run. Processes are known by their tokens even if there is nothing
-    /// left of the journal but its identity.
+    /// Looks for all processes that may still run. They are recognised by their tokens even if only the identity of the
+    /// journal is left.
     fn look(
         &self,
         epoch_start: &EpochStart,
@@ -155,8 +155,7 @@ impl LoadedConfig {
         EpochStart::new(last, &self.config.graph(), epoch, clock.now(), clock.wall())
     }
 
-    /// What is to be committed besides what was found: what a changed configuration wants, and what is wrong with the
-    /// journal.
+    /// Events to commit besides those about processes: what a changed configuration wants, and problems of the journal.
     fn requested_changes(
         &self,
         state: &State,
@@ -169,7 +168,7 @@ impl LoadedConfig {
             let event = SystemEvent::JournalDamaged { file: file.clone(), reason: why.clone() };
             changes.push((Event::System(event), Cause::Kernel));
         }
-        // It may have been made anew and not been written to again.
+        // It may have been created again, without anything written to it yet.
         if directory.origin == Origin::Lost || resumes && recovered.last.is_none() {
             let why = "it was removed while gaggled ran: programs are known by their tokens, but what operators wanted \
                        and the history are lost";

@@ -1,8 +1,8 @@
-//! The subreaper: the parent of the daemon, and of whatever the daemon leaves behind when it dies.
+//! The subreaper: the parent of the daemon, and of the processes that the daemon leaves behind when it dies.
 //!
-//! It starts the daemon, hands on the signals that it gets, and reaps. When the daemon dies its programs become the
-//! subreaper's children; the subreaper starts the daemon again, which finds them, and reports through a pipe how each of
-//! them ends. As the first process of a container it reaps every stray, too.
+//! It starts the daemon, forwards signals to it, and reaps. When the daemon dies its programs become the subreaper's
+//! children; the subreaper starts the daemon again, which finds them, and reports through a pipe how each of them ends.
+//! As the first process of a container it also reaps all orphans.
 //!
 //! It knows nothing of programs, configurations or the journal, allocates next to nothing, and waits for signals in one
 //! place. If it dies all the same, the daemon takes its place (see [`InheritedFds`]).
@@ -33,17 +33,17 @@ use nix::{
     unistd::{Pid, alarm, pipe2},
 };
 
-/// A daemon that has lived for so long, in seconds, is no longer counted among those that died soon.
+/// A daemon that is up after this many seconds resets the count of early deaths.
 const STABLE_AFTER: u32 = 10;
-/// How many may die soon, one after the other, and be followed at once.
+/// How many early deaths in a row are followed by an immediate restart.
 const MAX_FAST_RESTARTS: u32 = 64;
-/// The longest time between two starts after that, in seconds, of a daemon that is never well.
+/// The longest delay of later restarts, in seconds, for a daemon that never comes up.
 const MAX_RESTART_DELAY: u32 = 30;
 
 /// What the daemon gets from its subreaper: descriptors, and whether it is the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InheritedFds {
-    /// Where it hears of the ends of processes.
+    /// The pipe in which the subreaper reports the ends of processes.
     pub pipe: i32,
     /// The memory of the flight recorder.
     pub recorder: i32,
@@ -80,13 +80,13 @@ impl FromStr for InheritedFds {
     }
 }
 
-/// How a run of the daemon stands, as it has written itself.
+/// The status of a daemon, as it has recorded it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DaemonStatus {
     /// It starts, or has ended before it ran.
     #[default]
     Starting,
-    /// Everything has begun.
+    /// It is up.
     Running,
     /// It ends so that another can follow.
     HandingOver,
@@ -99,7 +99,7 @@ pub enum DaemonStatus {
 pub struct HandoffFile {
     /// The directory of the journal.
     pub state: String,
-    /// The binary to go on with, if it is another.
+    /// The binary of the next daemon, if it is another.
     pub binary: String,
     /// The status of the daemon.
     pub status: DaemonStatus,
@@ -139,7 +139,7 @@ impl HandoffFile {
     }
 }
 
-/// What the first daemon of a subreaper resumes that takes the place of another.
+/// What the first daemon resumes, if its subreaper takes the place of another.
 #[derive(Debug, Default)]
 pub struct Takeover {
     /// The directory of the journal.
@@ -160,7 +160,7 @@ impl Takeover {
 /// Starts the daemon with these arguments, again and again, until it ends for good. If this subreaper takes the place of
 /// another, the first daemon resumes what that has left.
 pub fn run(arguments: Vec<OsString>, takeover: Option<Takeover>) -> ExitCode {
-    // One that has taken the place of another was started by another path.
+    // A subreaper that takes the place of another was started as /proc/self/exe.
     let _ = nix::sys::prctl::set_name(c"gaggled");
     lower_oom_score();
     if let Some(limit) = too_few_descriptors() {
@@ -196,7 +196,7 @@ fn lower_oom_score() {
 
 /// The signals that are handed on.
 const FORWARDED: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP];
-/// The signals that end a process that does not expect them.
+/// Signals that are ignored, because they would end this process.
 const IGNORED: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
 /// A binary of gaggled, and the path that it was found at.
@@ -214,21 +214,21 @@ impl Binary {
 struct Subreaper {
     arguments: Vec<OsString>,
     signals: SigSet,
-    /// Where the ends of processes are reported, and the end of the pipe that the daemon gets.
+    /// The end of the pipe to which ends of processes are reported, and the end that the daemon gets.
     tell: File,
     hear: OwnedFd,
     recorder: File,
     handoff_file: File,
     /// A pair of sockets; what is in its queue outlives the daemon.
     stash: (OwnedFd, OwnedFd),
-    /// The binary that is run, and the one before it while it is not known to be well.
+    /// The current binary, and the previous one until the current one has come up.
     binary: Binary,
     fallback_binary: Option<Binary>,
     daemon: Option<Pid>,
     again: bool,
     /// The signal that asked gaggled to end: the next daemon gets it, too, if this one dies before it has ended.
     stop_signal: Option<Signal>,
-    /// How many have died soon, one after the other.
+    /// The number of early deaths in a row.
     deaths: u32,
 }
 
@@ -236,7 +236,7 @@ impl Subreaper {
     fn new(arguments: Vec<OsString>, takeover: Option<Takeover>) -> io::Result<Self> {
         host::ignore_file_limit();
         let signals = signals();
-        // The daemon inherits this, and lets them in when it can take them.
+        // The daemon inherits the blocked signals, and unblocks them when it can handle them.
         signals.thread_block()?;
         nix::sys::prctl::set_child_subreaper(true)?;
         let (hear, tell) = pipe2(OFlag::O_CLOEXEC)?;
@@ -290,8 +290,8 @@ impl Subreaper {
         }
     }
 
-    /// The daemon has lived for a while. A new binary that has not come up by then is not going to: it is killed, and the
-    /// one before follows. It was asked before whether it can go on, and may hang all the same.
+    /// The daemon has run for a while. A new binary that is not up by then is killed, and replaced by the previous one:
+    /// it may hang even though it was checked before.
     fn stabilize(&mut self) {
         if self.handoff_file().status == DaemonStatus::Running {
             self.deaths = 0;
@@ -305,12 +305,12 @@ impl Subreaper {
         alarm::set(STABLE_AFTER);
     }
 
-    /// What the daemon has written; nothing if that cannot be read.
+    /// The hand-off file of the daemon; empty if it cannot be read.
     fn handoff_file(&self) -> HandoffFile {
         HandoffFile::read(&self.handoff_file).unwrap_or_default()
     }
 
-    /// Starts the daemon; if the machine has no process for it, a little later.
+    /// Starts the daemon; if that fails, it is tried again a little later.
     fn start(&mut self) {
         if let Err(error) = self.spawn() {
             eprintln!("Error: gaggled cannot be started again ({error}); it will be tried again");
@@ -337,7 +337,7 @@ impl Subreaper {
             .args(&self.arguments)
             .arg("--inherit")
             .arg(position)
-            // The terminal's interrupt is for the subreaper, which hands it on.
+            // SIGINT of the terminal is for the subreaper, which forwards it.
             .process_group(0)
             .spawn()?;
         self.daemon = i32::try_from(child.id()).ok().map(Pid::from_raw);
@@ -345,12 +345,12 @@ impl Subreaper {
         Ok(())
     }
 
-    /// Takes every child that has ended. An end is reported to the daemon before the process is reaped.
+    /// Reaps every child that has ended. An end is reported to the daemon before the process is reaped.
     fn reap(&mut self) -> Option<ExitCode> {
         while let Some((pid, ended)) = host::peek_exited() {
             let daemon = self.daemon.is_some_and(|daemon| daemon.as_raw() == pid);
             if !daemon {
-                // A full pipe costs a status: five thousand of them were not read.
+                // If the pipe is full, with five thousand unread statuses, this one is lost.
                 let _ = self.tell.write_all(&host::encode_reaped(pid, ended));
             }
             host::reap(pid);
@@ -366,9 +366,9 @@ impl Subreaper {
         self.daemon = None;
         let handoff_file = self.handoff_file();
         let never_ran = handoff_file.status == DaemonStatus::Starting;
-        // One that ended by itself before it was ever well has said why. One that was killed has not, and programs of a
-        // subreaper before this one may run on, so another follows. And one that cannot even begin does not keep gaggled
-        // from ending.
+        // A daemon that exited before it was up has printed why. One that was killed has not, and programs of an
+        // earlier subreaper may still run, so it is started again. A daemon that cannot start does not keep gaggled
+        // from ending when asked.
         let killed = matches!(ended, ExitStatus::Signal(_) | ExitStatus::Core(_));
         let over = handoff_file.state.is_empty() && !killed
             || never_ran && self.stop_signal.is_some() && self.deaths > MAX_FAST_RESTARTS;
@@ -376,7 +376,7 @@ impl Subreaper {
             return Some(code(ended));
         }
         if never_ran {
-            // A new binary that was never well: back to the one that was.
+            // A new binary that never came up: go back to the previous one.
             if let Some(fallback_binary) = self.fallback_binary.take() {
                 self.binary = fallback_binary;
             }
@@ -386,7 +386,7 @@ impl Subreaper {
         let (was_well, handed_over) =
             (handoff_file.status == DaemonStatus::Running, handoff_file.status == DaemonStatus::HandingOver);
         let next = HandoffFile { binary: String::new(), status: DaemonStatus::Starting, ..handoff_file };
-        // Memory that cannot be written has what was written before, which is as good.
+        // If this fails the previous contents remain, which serve as well.
         let _ = next.write(&self.handoff_file);
         self.deaths += u32::from(!handed_over);
         if self.deaths <= MAX_FAST_RESTARTS {
@@ -399,7 +399,7 @@ impl Subreaper {
     }
 }
 
-/// How the subreaper ends when the daemon has ended so.
+/// The exit code of the subreaper after the daemon has ended with this status.
 fn code(ended: ExitStatus) -> ExitCode {
     ExitCode::from(match ended {
         ExitStatus::Code(code) => u8::try_from(code).unwrap_or(100),
@@ -417,13 +417,13 @@ pub fn take_its_place(takeover: &Takeover) -> io::Error {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let kept = arguments.iter().position(|word| word == "--inherit").unwrap_or(arguments.len());
     let arguments = arguments.get(..kept).unwrap_or_default();
-    // What comes before the subreaper can take it waits.
+    // Signals that arrive before the subreaper can handle them stay pending.
     let _ = signals().thread_block();
     let mut command = Command::new("/proc/self/exe");
     command.arg0("gaggled").arg("--resume").arg(&takeover.state);
     if let Some((into, out_of)) = &takeover.stash {
         for end in [into, out_of] {
-            // A stash that cannot be handed on costs what programs have said meanwhile.
+            // Without the stash, messages that programs have sent meanwhile are lost.
             let _ = fcntl(end, FcntlArg::F_SETFD(FdFlag::empty()));
         }
         command.arg("--stash").arg(format!("{}:{}", into.as_raw_fd(), out_of.as_raw_fd()));

@@ -1,5 +1,5 @@
-//! A bounded buffer between the reader of a pipe and the writer of a file on a disk that may be slow: so much, and no
-//! more. What does not fit is dropped and counted, and so is what comes after it until there is room.
+//! A bounded buffer between the reader of a pipe and the writer of a file on a disk that may be slow. Output that does
+//! not fit is dropped and counted, and so is all output after it until the buffer has been taken.
 
 use std::{
     mem,
@@ -15,7 +15,7 @@ pub(super) struct BoundedBuffer {
     changed: Condvar,
 }
 
-/// What waits: bytes, and then how many were dropped after them.
+/// The buffered bytes, and how many were dropped after them.
 #[derive(Default)]
 pub(super) struct Waiting {
     pub(super) bytes: Vec<u8>,

@@ -1,4 +1,4 @@
-//! A log file that is begun anew when it is large or old, and output that goes together with that of others.
+//! A log file that is rotated when it is large or old, and output that is merged with that of other programs.
 //!
 //! The directory of a log may belong to the program's user, who can put anything in the place of any file there at any
 //! moment: see [`safe_path`](gaggled_actors::safe_path).
@@ -31,7 +31,7 @@ struct Open {
     file: File,
     /// Its size, in bytes.
     size: u64,
-    /// Since when it is written.
+    /// When it was begun.
     since: SystemTime,
 }
 
@@ -39,9 +39,9 @@ struct Open {
 pub struct LogFile {
     path: PathBuf,
     rotate: Rotate,
-    /// Can be read when this process is to end.
+    /// Readable when this process is to end.
     stopped: Arc<OwnedFd>,
-    /// Nothing if it could not be opened.
+    /// `None` if it is not open.
     open: Option<Open>,
     /// How many bytes were dropped since the last line that says so.
     lost: u64,
@@ -49,12 +49,12 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// The log at a path, kept like this. When the descriptor can be read, a disk that is stuck is not waited for any more.
+    /// The log at a path, rotated like this. Once the descriptor is readable, a stuck disk is not waited for any more.
     pub fn new(path: &str, rotate: Rotate, stopped: Arc<OwnedFd>) -> Self {
         Self { path: PathBuf::from(path), rotate, stopped, open: None, lost: 0, at_line: true }
     }
 
-    /// Writes a part that does not go beyond a line, or returns the error.
+    /// Writes a line or a part of one.
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.open.is_none() {
             self.open = Some(Open::find(&self.path)?);
@@ -66,7 +66,7 @@ impl LogFile {
                 Ok(())
             }
             Err(error) => {
-                // A part may have been written: it begins where it was.
+                // A part may have been written: cut it off.
                 let _ = open.file.set_len(open.size);
                 self.open = None;
                 Err(error)
@@ -87,7 +87,7 @@ impl LogFile {
         true
     }
 
-    /// Another file is begun only between lines.
+    /// Rotates the log if it is full or old; only between lines.
     fn look_whether_full(&mut self) {
         let is_full = |open: &mut Open| {
             let rotate = self.rotate;
@@ -145,13 +145,13 @@ impl Sink for LogFile {
     }
 }
 
-/// Output that goes together with that of others: each line whole, and with the name of its program.
+/// Output that is merged with that of other programs: whole lines, each with the name of its program.
 pub(super) struct PrefixedOutput {
     prefix: String,
     rest: Vec<u8>,
 }
 
-/// The longest line that is waited for, in bytes.
+/// The longest incomplete line that is held back, in bytes.
 const LINE_MAX: usize = 64 << 10;
 
 impl PrefixedOutput {
@@ -198,7 +198,7 @@ impl Open {
         let file = path.append()?;
         let found = file.metadata()?;
         if !found.is_file() {
-            // A terminal or a pipe that root has put there takes its time, and takes everything.
+            // Writes to a terminal or a pipe that root has put there are blocking.
             fcntl(&file, FcntlArg::F_SETFL(OFlag::O_APPEND))?;
         }
         let since = if found.len() == 0 { now() } else { found.created().or_else(|_| found.modified())? };
@@ -206,12 +206,12 @@ impl Open {
     }
 }
 
-/// The names of older files, the youngest first: `log.1`, `log.2`, each perhaps with `.gz`.
+/// The two possible names of an older file, such as `log.1` and `log.1.gz`; 1 is the youngest.
 fn older(path: &SafePath, number: u32) -> [OsString; 2] {
     ["", ".gz"].map(|suffix| path.beside(&format!(".{number}{suffix}")))
 }
 
-/// Moves every file on by one, and forgets the oldest. What was interrupted before is gone on with.
+/// Rotates the files: renames each to the next number, and removes the oldest. Resumes a rotation that was interrupted.
 fn begin_anew(path: &SafePath, log: &File, rotate: Rotate) -> io::Result<()> {
     let directory = &path.directory;
     for file in older(path, rotate.max_files) {
@@ -231,7 +231,7 @@ fn begin_anew(path: &SafePath, log: &File, rotate: Rotate) -> io::Result<()> {
     Ok(())
 }
 
-/// Compresses what a descriptor has written, whatever may have its name by now.
+/// Compresses the file behind a descriptor, whichever file has its name by now.
 fn compress(directory: &SafeDirectory, log: &File, new: &OsString, compressed: &OsString) -> io::Result<()> {
     let mut encoder = GzEncoder::new(directory.make_like(new, log)?, Compression::default());
     io::copy(&mut reopen_for_reading(log)?, &mut encoder)?;
@@ -239,9 +239,9 @@ fn compress(directory: &SafeDirectory, log: &File, new: &OsString, compressed: &
     directory.rename(new, compressed)
 }
 
-/// Puts an empty file in the place of a log, so that there is always one: the two change places, where the file system can
-/// do that. A file is returned if this process was killed between the two steps before, and that one has become the old
-/// one: the log stays as it is.
+/// Replaces a log by an empty file. The two are exchanged in one step where the file system can do that, so that there
+/// is always a log. If this process was killed after the exchange and before the rename, only the rename is done, and
+/// the file that became the old log is returned.
 fn put_new(path: &SafePath, log: &File, old: &OsString) -> io::Result<Option<File>> {
     let (directory, new) = (&path.directory, path.beside(".new"));
     if directory.size(&new).is_some_and(|size| size > 0) {

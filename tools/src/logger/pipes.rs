@@ -1,7 +1,7 @@
 //! The pipes that programs write to.
 //!
-//! Each has a name in the state directory. If that directory is removed, programs that run keep writing to the pipe that
-//! they were started with, which has no name any more: it is found again through the programs themselves.
+//! Each has a name in the state directory. If that directory is removed, running programs keep writing to their pipes,
+//! which have no names any more: these are found again through the programs' open descriptors.
 
 use std::{
     collections::BTreeMap,
@@ -70,7 +70,7 @@ pub(super) fn named(path: &str) -> io::Result<File> {
     open_pipe(Path::new(path))
 }
 
-/// Opens a pipe for writing, too: so it has no end.
+/// Opens a pipe for writing as well, so that it never reports end of file.
 fn open_pipe(path: &Path) -> io::Result<File> {
     let pipe = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     if pipe.metadata()?.file_type().is_fifo() {
@@ -79,10 +79,10 @@ fn open_pipe(path: &Path) -> io::Result<File> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no pipe", path.display())))
 }
 
-/// Takes what comes, until it is told to stop and nothing is left.
+/// Passes on what comes, until it is notified to stop and nothing is left.
 pub(super) fn each_chunk(pipes: &mut [File], stopped: &OwnedFd, mut write: impl FnMut(&[u8]) -> bool) {
     let mut chunk = vec![0; CHUNK];
-    // Of one that never stops talking the rest waits for the process that follows this one.
+    // If a program never stops writing, the rest is left in the pipe for the next logger.
     let mut last = LAST;
     while last > 0 {
         let mut is_idle = true;

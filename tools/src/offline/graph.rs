@@ -33,10 +33,10 @@ pub struct Arguments {
     dot: bool,
 }
 
-/// How long a gaggled may take to tell its state.
+/// How long a gaggled may take to send its state.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Draws it.
+/// Prints the dependencies.
 pub fn run(arguments: &Arguments) -> ExitCode {
     let Ok((mut parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
     own_programs::add(&mut parsed.config, &arguments.config, None);
@@ -94,7 +94,7 @@ fn to_dot(dump: &Dump, has_state: bool) -> String {
     format!("{drawn:?}").trim_end().to_owned()
 }
 
-/// Says beside their names which programs gaggled has added.
+/// Marks the programs that gaggled has added, in their names.
 fn mark_own(mut dump: Dump, config: &Config) -> Dump {
     let programs = dump.programs.iter_mut().map(|row| &mut row.program);
     let dependencies = dump.dependencies.iter_mut().flat_map(|one| [&mut one.dependent, &mut one.dependency]);

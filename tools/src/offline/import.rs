@@ -44,7 +44,7 @@ pub enum Format {
     Procfile,
 }
 
-/// What came of reading a foreign file.
+/// The result of importing a file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Imported {
     /// The configuration.
@@ -74,7 +74,7 @@ impl Imported {
         Ok(())
     }
 
-    /// Makes sure that it can be read again.
+    /// Checks that the printed configuration can be read again.
     fn checked(self, path: &Path) -> Result<Self, String> {
         let printed = self.config.print().map_err(|why| why.to_string())?;
         match Config::parse(&printed) {
@@ -107,8 +107,8 @@ impl Display for SourceLocation {
     }
 }
 
-/// The same line with one word in the place of another, if it has that: `init.d/web stop` for `init.d/web start`. Control
-/// scripts are written so: what `start` leaves running, `stop` ends.
+/// The same line with one word replaced, if it contains that word: `init.d/web stop` for `init.d/web start`. In control
+/// scripts, `stop` ends what `start` leaves running.
 fn counterpart(line: &str, word: &str, instead: &str) -> Option<String> {
     let words: Vec<&str> = line.split(' ').collect();
     let replaced: Vec<&str> = words.iter().map(|own| if *own == word { instead } else { own }).collect();

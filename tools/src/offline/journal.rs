@@ -1,4 +1,4 @@
-//! A journal on disk, looked at without a running gaggled: checked, folded, written out.
+//! Verifies, shows and exports a journal on disk, without a running gaggled.
 
 use std::{
     fs, io,
@@ -49,7 +49,7 @@ pub enum Command {
     },
 }
 
-/// Carries it out. Exit status: 0 all is well; 1 something is wrong with the journal; 100 there is none.
+/// Runs the command. Exit status: 0 all is well; 1 something is wrong with the journal; 100 there is none.
 pub fn run(command: &Command) -> ExitCode {
     let (Command::Verify { directory } | Command::State { directory, .. } | Command::Export { directory }) = command;
     if let Err(error) = fs::read_dir(directory)
@@ -73,13 +73,13 @@ pub fn run(command: &Command) -> ExitCode {
     }
 }
 
-/// What stands in a segment, with the fold up to there.
+/// An item of a segment, with the state at that point.
 enum SegmentItem<'a> {
     Head(&'a SegmentHeader, &'a State),
     Event(&'a Envelope, &'a State),
 }
 
-/// Passes through a segment. Returns the last fold, if there is one, and how the segment ceases to hold.
+/// Replays a segment. Returns its last state, if it has one, and the error at which the replay ended.
 fn pass(
     segment: &Path,
     mut visit: impl FnMut(SegmentItem<'_>) -> io::Result<()>,
@@ -213,7 +213,7 @@ fn as_far_as_it_holds(segment: &Path) -> (Option<(State, WallTime)>, Option<Jour
         }
         Ok(())
     });
-    // A torn end is what a crash leaves, and nothing that was complete.
+    // A crash leaves a truncated end, in which no complete event is lost.
     let is_torn = |wrong: &JournalError| {
         matches!(wrong, JournalError::Broken(SegmentError { how: Corruption::Truncated, .. })) && state.is_some()
     };

@@ -48,7 +48,7 @@ const NO_SUCH_PROGRAM: u8 = 3;
 /// Exit status: the arguments are not understood.
 const USAGE: u8 = 2;
 
-/// Prints the timeline, and what the faults have meant.
+/// Prints the timeline, and the effects of the faults.
 pub fn run(arguments: &Arguments) -> ExitCode {
     let Ok((mut parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
     own_programs::add(&mut parsed.config, &arguments.config, None);
@@ -141,7 +141,7 @@ fn seconds(at: Instant) -> String {
     format!("{}.{:03} s", millis / 1000, millis % 1000)
 }
 
-/// The blast radius.
+/// The programs that the faults affect, as a table.
 fn told(impacts: &[Impact], graph: &Graph, scenario: &Scenario) -> String {
     if scenario.faults.is_empty() {
         return "Nothing fails. See what would happen if something did: --fail PROGRAM@TIME".to_owned();

@@ -1,4 +1,4 @@
-//! The directory of this gaggled's own, in which the cgroups of runs are: made, tried, and removed.
+//! gaggled's own directory for the cgroups of runs: creates, tests and removes it.
 
 use std::{
     collections::BTreeSet,
@@ -23,10 +23,10 @@ use crate::{
     host::spawn::sys::{self, PreparedSandbox, SpawnError, SpawnPlan, Stack},
 };
 
-/// How long what is left in it may take to end when everything has stopped.
+/// How long processes left in it may take to end when everything has stopped.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The directory of this gaggled's own in the one that the configuration names, by whatever name that goes.
+/// gaggled's own directory in the one that the configuration names, with symbolic links resolved.
 pub fn own_directory(parent: &str, journal: &str) -> PathBuf {
     let parent = Path::new(parent);
     let real = parent.ancestors().find_map(|existing| {
@@ -42,26 +42,26 @@ pub fn own_directory(parent: &str, journal: &str) -> PathBuf {
 /// What is wrong with a directory for cgroups, in words.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CgroupError {
-    /// It is somewhere else.
+    /// It is not in a file system of type cgroup2.
     #[error("{0} is not in a file system of type cgroup2")]
     Elsewhere(String),
-    /// It cannot be made, or not be used.
+    /// It cannot be created or used.
     #[error("{path}: {why}")]
     Io {
         /// The file or directory.
         path: String,
-        /// What the `spawn::sys` says.
+        /// The error of the kernel.
         why: String,
     },
-    /// There is no such controller here.
+    /// This machine lacks a controller.
     #[error("this machine has no controller \"{controller}\" in cgroup2, only {available}")]
     NoController {
-        /// What is asked for.
+        /// The controller that a setting needs.
         controller: String,
-        /// What there is.
+        /// The controllers of this machine.
         available: String,
     },
-    /// Processes are where the `spawn::sys` allows none.
+    /// There are processes in a cgroup in which the kernel allows none.
     #[error(
         "there are processes in a cgroup above {0}, perhaps gaggled itself, and so the spawn::sys limits nothing in it: start gaggled in a cgroup beside it"
     )]
@@ -73,7 +73,7 @@ pub enum CgroupError {
     Closed {
         /// The directory.
         path: String,
-        /// What the `spawn::sys` says.
+        /// The error of the kernel.
         why: String,
     },
 }
@@ -84,7 +84,7 @@ impl CgroupError {
     }
 }
 
-/// Whether cgroups with these controllers can be had in a directory, as far as that is known without making it.
+/// Checks whether cgroups with these controllers can be used in a directory, as far as possible without creating it.
 pub fn check(parent: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupError> {
     let existing = parent.ancestors().find(|path| path.exists()).unwrap_or(parent);
     if !is_cgroup(existing) {
@@ -102,7 +102,8 @@ pub fn check(parent: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupEr
     }
 }
 
-/// Makes the directory of our own, in which cgroups have these controllers, and tries whether processes can be in them.
+/// Creates gaggled's own directory, enables these controllers for cgroups in it, and tests whether processes can enter
+/// one.
 pub fn prepare(own: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupError> {
     if let Some(parent) = own.parent() {
         check(parent, controllers)?;
@@ -115,7 +116,7 @@ pub fn prepare(own: &Path, controllers: &BTreeSet<&str>) -> Result<(), CgroupErr
     })
 }
 
-/// Whether the `spawn::sys` takes these settings, tried in a directory that has been prepared.
+/// Tests whether the kernel accepts these settings, in a directory that has been prepared.
 pub fn try_settings(own: &Path, settings: &[(String, String)]) -> Result<(), CgroupError> {
     in_probe(own, |probe| {
         settings.iter().try_for_each(|(name, value)| {
@@ -125,7 +126,7 @@ pub fn try_settings(own: &Path, settings: &[(String, String)]) -> Result<(), Cgr
     })
 }
 
-/// Ends what is left in the directory of a gaggled, and removes it.
+/// Kills the processes left in gaggled's own directory, and removes it.
 pub fn remove_directory(own: &Path) {
     let deadline = real_now() + SHUTDOWN_TIMEOUT;
     for cgroup in others(own, &BTreeSet::new()) {
@@ -135,7 +136,7 @@ pub fn remove_directory(own: &Path) {
 }
 
 fn in_probe<T>(own: &Path, act: impl FnOnce(&Cgroup) -> Result<T, CgroupError>) -> Result<T, CgroupError> {
-    // No run has a name without a number.
+    // The name of a run's cgroup ends with a number, so this one cannot be a run's.
     let probe = Cgroup(own.join("probe"));
     make_directory(&probe.0).map_err(|error| CgroupError::io(&probe.0, &error))?;
     let done = act(&probe);
@@ -147,7 +148,7 @@ fn make_directory(path: &Path) -> io::Result<()> {
     fs::create_dir(path).or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) })
 }
 
-/// Sends in a process that has nothing to execute, and looks how far it gets.
+/// Tests whether a process can enter the cgroup, with one that has nothing to execute.
 fn try_entrance(own: &Path, procs_file: &File) -> Result<(), CgroupError> {
     let failed = |error: &io::Error| CgroupError::io(own, error);
     let nothing = [CString::default()];
@@ -181,7 +182,7 @@ fn closed(own: &Path, errno: i32) -> CgroupError {
     CgroupError::Closed { path, why: Errno::from_raw(errno).desc().to_lowercase() }
 }
 
-/// Lets the cgroups in a directory have a controller, and before that its own.
+/// Enables a controller for the cgroups in a directory, and first, where it is missing, for the directory itself.
 fn enable(directory: &Path, controller: &str) -> Result<(), CgroupError> {
     let lists = |file: &str| read(directory, file).split_whitespace().any(|listed| listed == controller);
     if lists("cgroup.subtree_control") {

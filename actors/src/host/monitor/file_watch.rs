@@ -1,7 +1,7 @@
-//! Files that are looked at when they change: what programs write to show that they are ready, and their pid files.
+//! Watches files that programs write: readiness descriptors, logs and pid files.
 //!
-//! They are watched with inotify. What is written to a file stays there when gaggled is away, and a program that writes never waits
-//! for gaggled.
+//! They are watched with inotify. What a program writes to a file is kept while gaggled does not run, and a program
+//! that writes never waits for gaggled.
 
 use std::{
     cell::RefCell,
@@ -25,7 +25,7 @@ use crate::safe_path::{SafeDirectory, SafePath, reopen_regular};
 
 /// How much of a file is read at once, in bytes.
 const CHUNK: usize = 64 << 10;
-/// How many times as much is read at one look: other programs wait meanwhile.
+/// How many chunks of one file are read before other programs get their turn.
 const CHUNKS: usize = 16;
 
 /// What is looked for in a file.
@@ -42,18 +42,18 @@ pub(crate) enum Pattern {
 struct TailedFile {
     instance: InstanceId,
     file: File,
-    /// Its name, if another may take it.
+    /// Its path, if another file may replace it.
     path: Option<String>,
     at: u64,
     goal: Pattern,
-    /// The beginning of a line that has no end yet, or the end of that if it is very long.
+    /// The incomplete last line; only its end, if it is very long.
     rest: Vec<u8>,
 }
 
-/// Who watches what.
+/// Each watch with the program that it is for.
 type Watched = Rc<RefCell<Vec<(WatchDescriptor, ProgramId)>>>;
 
-/// Programs that have to be looked at, in the order in which that was found out: each once, however often its files change.
+/// A queue of programs whose files have changed: each is in it once, however often its files change.
 #[derive(Debug, Default)]
 pub(crate) struct PendingLooks {
     order: RefCell<VecDeque<ProgramId>>,
@@ -97,7 +97,7 @@ pub(crate) struct FileWatches {
 }
 
 impl FileWatches {
-    /// Watches nothing yet; a program whose files change has to be looked at.
+    /// Creates the watcher, and the queue of programs whose files have changed.
     pub(crate) fn new(inotify: Inotify) -> io::Result<(Self, Rc<PendingLooks>)> {
         let kernel = inotify.watches();
         let mut events = inotify.into_event_stream([0; 4096])?;
@@ -127,10 +127,10 @@ impl FileWatches {
     /// Watches the log of a run, from where it began; from its end if that is not known.
     pub(crate) fn log(&mut self, program: ProgramId, instance: InstanceId, log: &str, from: Option<u64>, text: &str) {
         let Ok(path) = SafePath::find(Path::new(log)) else { return };
-        // The process that writes it may not have made it yet.
+        // Created here, because the process that writes it may not have created it yet.
         let Ok(file) = path.append().and_then(|_| path.read()) else { return };
         let at = from.unwrap_or_else(|| file.metadata().map_or(0, |found| found.len()));
-        // It may be begun anew before the line comes.
+        // The log may be rotated before the line is written.
         let changes = WatchMask::MODIFY | WatchMask::CREATE | WatchMask::MOVED_TO;
         self.watch(program, &path.directory.watchable(), changes);
         let (goal, path) = (Pattern::LineWith(text.to_owned()), Some(log.to_owned()));
@@ -147,28 +147,28 @@ impl FileWatches {
         }
     }
 
-    /// The directory of a program is of no interest any more.
+    /// Stops watching the directory of a program's pid file.
     pub(crate) fn forget_directory(&mut self, program: ProgramId) {
         if let Some(watch) = self.directories.remove(&program) {
             self.unwatch(program, Some(watch));
         }
     }
 
-    /// Nothing of a program is of interest any more.
+    /// Stops watching all files of a program.
     pub(crate) fn forget(&mut self, program: ProgramId) {
         self.files.remove(&program);
         self.directories.remove(&program);
         self.unwatch(program, None);
     }
 
-    /// The run of a program that has just written what is looked for.
+    /// Reads what a program has written; returns its run if the pattern was found.
     pub(crate) fn is_reached(&mut self, program: ProgramId) -> Option<InstanceId> {
         let growing = self.files.get_mut(&program)?;
         match growing.read_on() {
             Look::Found => {}
             Look::NotYet => return None,
             Look::More => {
-                // After the others have had their turn.
+                // The rest is read after the other programs had their turn.
                 self.concern.push(program);
                 return None;
             }
@@ -182,7 +182,7 @@ impl FileWatches {
 
     fn watch(&self, program: ProgramId, path: &Path, flags: WatchMask) -> Option<WatchDescriptor> {
         let flags = flags | WatchMask::MASK_ADD;
-        // What cannot be watched is looked at once, and when something else happens.
+        // A file that cannot be watched is still read now, and on other occasions.
         let watch = self.inotify.clone().add(path, flags).ok()?;
         self.watched.borrow_mut().push((watch.clone(), program));
         Some(watch)
@@ -215,14 +215,14 @@ impl FileWatches {
     }
 }
 
-/// What a look at a file has shown.
+/// The result of reading a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Look {
-    /// What is looked for is there.
+    /// The pattern was found.
     Found,
-    /// Everything was read, and it is not there.
+    /// Everything was read, and the pattern was not found.
     NotYet,
-    /// There is more to read than is read at one look.
+    /// The limit was reached, and there is more to read.
     More,
 }
 
@@ -255,7 +255,7 @@ impl TailedFile {
             if found {
                 return Look::Found;
             }
-            // Whatever is found later begins after the last line, or overlaps the end of a very long one.
+            // A later match begins after the last complete line, or overlaps the end of a very long one.
             let line = self.rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             self.rest.drain(..line.max(self.rest.len().saturating_sub(CHUNK)));
             *chunks = chunks.saturating_sub(1);
@@ -271,8 +271,8 @@ fn contains(bytes: &[u8], text: &[u8]) -> bool {
     bytes.windows(text.len()).any(|window| window == text)
 }
 
-/// The file that a run was given by the previous daemon to write a line to, if it still has it. What it has there instead may
-/// be anything.
+/// The file that the previous daemon gave a run to report readiness, if the run still has it open. The descriptor may
+/// refer to any other file by now.
 pub(crate) fn reopen_ready_fd(pid: i32, fd: i32) -> Option<File> {
     let path = PathBuf::from(format!("/proc/{pid}/fd/{fd}"));
     let target = std::fs::read_link(&path).ok()?;

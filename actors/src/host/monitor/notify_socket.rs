@@ -1,12 +1,12 @@
-//! The sockets at which programs say that they are ready and alive, as `sd_notify(3)` describes it.
+//! The notify sockets, at which programs report that they are ready and alive, as `sd_notify(3)` describes.
 //!
-//! Each program has one of its own, with an address that is the same in every run of gaggled: what a program was given
-//! when it was started is good for as long as it runs. It is a path in a directory that only gaggled can write to, so
-//! that no other user can take the address while gaggled is away, and a program in another network namespace reaches it. The
-//! [`Stash`] keeps the socket itself when the daemon dies, and with it what is said meanwhile.
+//! Each program has its own, whose address is the same in every run of gaggled, and so stays valid as long as the
+//! program runs. It is a path in a directory that only gaggled can write to, so that no other user can take it while
+//! gaggled does not run, and programs in other network namespaces can reach it. The [`Stash`] keeps the socket and its
+//! queued messages when the daemon dies.
 //!
-//! A program with another root directory cannot reach such a path, and neither can any if there is no place for it: those
-//! have an abstract name, which is free to be taken by others when neither gaggled nor its subreaper is there.
+//! A program with another root directory cannot reach the path. It gets an abstract address instead, as do all programs
+//! if the path cannot be created; others can take such an address while neither gaggled nor its subreaper runs.
 
 use std::{
     cell::RefCell,
@@ -45,7 +45,7 @@ use crate::{
 
 /// The longest message that is looked at, in bytes.
 const DATAGRAM_MAX: usize = 4096;
-/// How many messages of one program are heard before those of others.
+/// How many messages of one program are read before those of others.
 const DATAGRAMS_PER_TURN: usize = 256;
 /// The longest path that a socket can have, in bytes.
 const PATH_MAX: usize = 107;
@@ -58,7 +58,7 @@ pub fn notify_directory(state: &Path, journal: &str) -> PathBuf {
     if geteuid().is_root() { Path::new(SHARED_DIRECTORY).join(digest(journal, "")) } else { state.join("notify") }
 }
 
-/// The addresses of programs that have none yet are made by the thread that starts them.
+/// The addresses of programs, for the spawner, which binds the sockets that do not exist yet.
 pub(crate) struct Addresses {
     known: BTreeMap<ProgramId, String>,
     binder: Binder,
@@ -83,7 +83,7 @@ impl Addresses {
     }
 }
 
-/// Whether a program is listened to at a socket.
+/// Whether a program needs a notify socket.
 fn speaks(launch: &LaunchSpec) -> bool {
     launch.ready == Some(ReadinessProbe::Notify) || launch.watchdog.is_some()
 }
@@ -136,15 +136,14 @@ impl Binder {
     }
 }
 
-/// Who may send to the socket of a program: its user, or anyone if that is root, because it may become another user
-/// before it speaks.
+/// The owner of a program's socket, who may send to it: its user. If that is root anyone may, because the program may
+/// change its user before it sends.
 fn owner(launch: &LaunchSpec) -> u32 {
     let identity = launch.sandbox.as_ref().and_then(|sandbox| sandbox.identity.as_ref());
     identity.map_or_else(|| geteuid().as_raw(), |identity| identity.uid)
 }
 
-/// Binds a socket under another name and puts it in the place of what has its path, so that a program that speaks
-/// meanwhile always finds one.
+/// Binds a socket under another name and renames it, so that a program that sends meanwhile always finds one.
 fn bind_path(path: &Path, launch: &LaunchSpec) -> io::Result<UnixDatagram> {
     let new = path.with_extension("new");
     match std::fs::remove_file(&new) {
@@ -165,7 +164,7 @@ fn digest(journal: &str, program: &str) -> String {
     format!("{:032x}", digest.first_chunk().map_or(0, |first| u128::from_be_bytes(*first)))
 }
 
-/// The sockets that are there when gaggled begins.
+/// The notify sockets that exist when gaggled begins.
 pub(crate) struct Sockets(Vec<(ProgramId, UnixDatagram)>);
 
 impl Sockets {
@@ -205,7 +204,7 @@ impl Sockets {
     }
 }
 
-/// What was said, and by which process of which user.
+/// A message, and the process and user that sent it.
 struct Message {
     pid: i32,
     uid: u32,
@@ -230,7 +229,7 @@ fn receive(socket: &impl AsRawFd) -> io::Result<Message> {
     Ok(Message { pid, uid, text })
 }
 
-/// How often a program is heard to be alive at most: it may say so as often as it likes.
+/// The shortest interval between reports that a program is alive, however often it sends one.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Listens to one program.
@@ -241,7 +240,7 @@ pub(crate) struct NotifyReader {
     heard: RefCell<NotifyState>,
 }
 
-/// What was heard of a program so far.
+/// What a program has reported so far.
 #[derive(Default)]
 struct NotifyState {
     ready: Option<InstanceId>,
@@ -267,7 +266,7 @@ impl NotifyReader {
         Ok(ear)
     }
 
-    /// Hears what has been said, up to a limit. After a handover that is left to the next run of gaggled.
+    /// Reads the queued messages, up to a limit. After a handover they are left to the next daemon.
     pub(crate) fn hear(&self) {
         for _ in 0..DATAGRAMS_PER_TURN {
             if self.shared.is_handed_over() {
@@ -277,7 +276,7 @@ impl NotifyReader {
             match received {
                 Ok(message) => self.understand(&message),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // What could not be understood has been taken all the same.
+                // A message that is malformed has still been removed from the queue.
                 Err(_) => {}
             }
         }

@@ -1,4 +1,4 @@
-//! The three ways to ask a program how it is.
+//! The three kinds of probes.
 
 use std::{io, time::Duration};
 
@@ -57,7 +57,7 @@ pub(crate) async fn command(
     shared.order(SpawnRequest::Check { program, instance, line, answer });
     let ended = time::timeout(timeout, &mut status).await;
     if ended.is_err() {
-        // A probe that was not started yet is not started when its result is no longer awaited.
+        // A probe that was not started yet is not started once its channel is closed.
         status.close();
         shared.end_check(program);
         return Err(ProbeError::Timeout);
@@ -73,7 +73,7 @@ fn probe_error(error: &io::Error) -> ProbeError {
     match (error.raw_os_error(), error.kind()) {
         (Some(errno), _) => ProbeError::Os(errno),
         (None, io::ErrorKind::TimedOut) => ProbeError::Timeout,
-        // Everything else that the system says has a number; what has none was a name that is not known, or TLS.
+        // Errors of system calls have a number; one without it comes from name resolution or TLS.
         (None, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => ProbeError::Tls,
         (None, _) => ProbeError::DnsFailure,
     }

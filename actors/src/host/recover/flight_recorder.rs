@@ -1,9 +1,9 @@
-//! The flight recorder: what has become of the last run of each program, in memory that survives this process.
+//! The flight recorder: the last runs of each program, in memory that survives this process.
 //!
-//! Between the moment at which a process is made, or its exit status taken, and the moment at which the journal has been
-//! written, gaggled may be killed. So the child itself writes down who it is before it executes its command, and the
-//! reaper writes down a status before it takes it from the kernel. Both go into a memory file that the subreaper holds:
-//! one system call that never blocks. The next daemon reads it and finds what the journal does not have.
+//! gaggled may be killed after a process was created or reaped, and before the journal records it. So the child itself
+//! records its process id before it executes its command, and the reaper records a status before it reaps. Both write
+//! to a memory file that the subreaper holds, with one system call that never blocks. The next daemon reads from it
+//! what the journal lacks.
 
 use std::{
     fs::File,
@@ -24,7 +24,7 @@ use gaggled_core::{
 pub struct Recorder(Option<File>);
 
 /// The size of the header, and of each slot. Every program has two, which its runs take in turn: when one run follows
-/// another at once, the end of the first is as little written as the start of the second.
+/// another at once, the journal may lack both the end of the first and the start of the second.
 const SLOT: usize = 32;
 
 /// What is known of a run of a program.
@@ -48,7 +48,7 @@ impl Recorder {
     }
 
     /// Everything that the daemon of this epoch has recorded: the last two runs of each program, the earlier one first.
-    /// `None` if it has recorded nothing, or elsewhere.
+    /// `None` if there are no records of that daemon.
     pub fn read(&self, epoch: EpochId) -> Option<Vec<Vec<RunSlot>>> {
         let file = self.0.as_ref()?;
         let mut header = [0; SLOT];
@@ -87,12 +87,12 @@ impl Recorder {
     /// Writes down what is known of a run.
     pub(crate) fn write(&self, program: ProgramId, slot: RunSlot) {
         if let (Some(file), Some((_, offset))) = (&self.0, self.place(program, slot.instance)) {
-            // Memory that cannot be written costs a status at worst.
+            // At worst an exit status is lost.
             let _ = file.write_all_at(&slot.encode(), u64::try_from(offset).unwrap_or(0));
         }
     }
 
-    /// There never was a process: what a child has written before its exec failed is not true.
+    /// Clears the slot of a run that was not started: the child may have written it before its exec failed.
     pub(crate) fn clear(&self, program: ProgramId, instance: InstanceId) {
         if let (Some(file), Some((_, offset))) = (&self.0, self.place(program, instance)) {
             let _ = file.write_all_at(&[0; SLOT], u64::try_from(offset).unwrap_or(0));

@@ -1,7 +1,7 @@
 //! Sockets that outlive the daemon: the kernel keeps them in the queue of a pair of sockets whose ends the subreaper holds.
 //!
-//! A descriptor that was sent and not received is neither closed nor lost when its sender dies. So the daemon sends each
-//! notify socket to itself, and the daemon that follows takes what is in the queue. The subreaper has nothing to do.
+//! A descriptor that was sent and not received is neither closed nor lost when its sender dies. So the daemon sends
+//! each notify socket to itself, and the next daemon receives them. The subreaper only holds the ends open.
 
 use std::{
     collections::BTreeMap,
@@ -34,13 +34,13 @@ impl Stash {
         Self(Some(Ends { into, out_of }))
     }
 
-    /// Its ends, to be held besides; `None` if there is no stash.
+    /// Duplicates of its ends; `None` if there is no stash.
     pub fn try_clone(&self) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
         let Some(Ends { into, out_of }) = &self.0 else { return Ok(None) };
         Ok(Some((into.try_clone()?, out_of.try_clone()?)))
     }
 
-    /// Keeps a descriptor under a name. What finds no room is not kept.
+    /// Keeps a descriptor under a name, if there is room for it.
     pub(crate) fn put(&self, name: &str, descriptor: &impl AsFd) {
         let Some(ends) = self.0.as_ref().filter(|_| name.len() <= NAME_MAX) else { return };
         let descriptors = [descriptor.as_fd()];

@@ -29,14 +29,14 @@ pub(crate) struct PendingPidFile {
     name: CString,
 }
 
-/// Makes the file under its first name.
+/// Creates the file under its temporary name.
 pub(crate) fn create(path: &str) -> Result<PendingPidFile, SpawnError> {
     let failed =
         |error: io::Error| SpawnError { stage: SpawnStage::PidFile, errno: error.raw_os_error().unwrap_or(libc::EIO) };
     let path = SafePath::find(Path::new(path)).map_err(failed)?;
     let text = |name: &OsStr| CString::new(name.as_bytes()).map_err(|_| failed(io::ErrorKind::InvalidInput.into()));
     let new = path.beside(".gaggled");
-    // One that was left there is of a start that failed; whatever else it is, it is not written through.
+    // A failed start may have left a file there. Whatever has this name is removed and not written through.
     let _ = path.directory.remove(&new);
     let file = path.directory.make(&new, 0o644).map_err(failed)?;
     Ok(PendingPidFile { file, new: text(&new)?, name: text(&path.name)?, directory: path.directory })
@@ -47,7 +47,7 @@ impl PendingPidFile {
         PidFilePlan { file: &self.file, directory: &self.directory, new: &self.new, name: &self.name }
     }
 
-    /// There is no process: neither is there to be a file. It has its name already if a later step has failed.
+    /// Removes the file after a failed start. It already has its final name if a step after the rename has failed.
     pub(crate) fn abandon(self, failed: SpawnStage) {
         let named = match failed {
             SpawnStage::Fork
@@ -70,7 +70,7 @@ impl PendingPidFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PidFileEntry {
     pub pid: i32,
-    /// To whom the file belongs.
+    /// The owner of the file.
     pub owner: u32,
 }
 
@@ -95,7 +95,7 @@ fn named_in(path: &SafePath) -> Result<PidFileEntry, ProbeError> {
     pid.filter(|pid| *pid > 0).map(|pid| PidFileEntry { pid, owner }).ok_or(ProbeError::PidFileEmpty)
 }
 
-/// Removes a pid file that is still that of a process which has ended.
+/// Removes the pid file of a process that has ended, if it still names that process.
 pub(crate) fn remove(path: &str, pid: i32) {
     if let Ok(path) = SafePath::find(Path::new(path))
         && named_in(&path).is_ok_and(|named| named.pid == pid)

@@ -50,11 +50,11 @@ use crate::{
 /// The name of the thread; a child has it, too, until it executes its command.
 pub(crate) const THREAD: &str = "spawner";
 
-/// What is started of a program.
+/// The kind of process that is started for a program.
 #[derive(Clone, Copy)]
 enum ChildKind<'a> {
     Command,
-    /// Its stop command, as its process.
+    /// Its stop command, as the main process of a run.
     Stop,
     /// Its stop command, beside its main process of this id.
     Help(i32),
@@ -112,7 +112,7 @@ impl Spawner {
             match order {
                 SpawnRequest::Start(program, instance) => self.run_as(program, instance, ChildKind::Command),
                 SpawnRequest::UndoCommand(program, instance) => self.run_as(program, instance, ChildKind::Stop),
-                // It may have ended meanwhile, and another run may be about to begin.
+                // The run may have ended meanwhile, and another may be about to begin.
                 SpawnRequest::StopCommand(program, instance, _)
                     if self.shared.current(program).is_none_or(|(run, _)| run != instance) => {}
                 SpawnRequest::StopCommand(program, instance, main) => {
@@ -144,7 +144,7 @@ impl Spawner {
         }
     }
 
-    /// If it cannot be started the sender is dropped, which the receiver notices.
+    /// Starts a check. If that fails the sender is dropped, which the receiver notices.
     fn check(&mut self, program: ProgramId, instance: InstanceId, line: &str, answer: oneshot::Sender<ExitStatus>) {
         let current = self.shared.current(program).filter(|(run, _)| *run == instance);
         // The receiver may have given up by now.
@@ -155,7 +155,7 @@ impl Spawner {
         }
     }
 
-    /// Starts a process; when there are no descriptors left, with those that are kept for that.
+    /// Starts a process; if no descriptors are left, with those of the reserve.
     fn start(&mut self, program: ProgramId, instance: InstanceId, what: ChildKind<'_>) -> Result<Spawned, SpawnError> {
         let started = self.try_start(program, instance, what);
         match started {
@@ -180,7 +180,7 @@ impl Spawner {
         let nul = |_| SpawnError { stage: SpawnStage::Exec, errno: libc::EINVAL };
         let words: Vec<&str> = match what {
             ChildKind::Command => [&launch.command].into_iter().chain(&launch.argv).map(String::as_str).collect(),
-            // Without a stop command what was kept is asked to end after a process that does nothing.
+            // Without a stop command, a command that does nothing is run, after which kept processes are asked to end.
             ChildKind::Stop => vec!["/bin/sh", "-c", launch.stop_command.as_deref().unwrap_or(":")],
             ChildKind::Help(_) => vec!["/bin/sh", "-c", launch.stop_command.as_deref().ok_or(missing)?],
             ChildKind::Check(line, _) => vec!["/bin/sh", "-c", line],
@@ -188,7 +188,7 @@ impl Spawner {
         let candidates = candidates(words[0], &self.search).map_err(nul)?;
         let argv: Vec<CString> = words.into_iter().map(CString::new).collect::<Result<_, _>>().map_err(nul)?;
         let mark = match what {
-            // What only helps is not part of the run that the token speaks of.
+            // A stop command or a check is not part of the run that the token names.
             ChildKind::Help(main) | ChildKind::Check(_, main) => variable("GAGGLED_PROGRAM_PID", &main.to_string()),
             ChildKind::Command | ChildKind::Stop => {
                 variable(token::VARIABLE, &Token::write(&self.journal, &launch.name, instance))
@@ -268,8 +268,8 @@ impl Spawner {
     }
 }
 
-/// The cgroup that a process is to be in, and its entrance: one that is made for a run, or that of the run beside which
-/// it is to be.
+/// The cgroup of a process, and the file through which it enters: a new cgroup for a run, or that of the run beside
+/// which the process runs.
 fn enter(
     launch: &LaunchSpec,
     instance: InstanceId,
@@ -283,7 +283,7 @@ fn enter(
         Some(wanted) if is_part => {
             let cgroup = Cgroup::new(Path::new(&wanted.parent), &launch.name, instance);
             let procs_file = match cgroup.make(&wanted.settings) {
-                // What the run has left may still be in it.
+                // The processes that the run has left may still be in it.
                 Err(error) if undoes && error.kind() == io::ErrorKind::AlreadyExists => cgroup.procs_file(),
                 made => made,
             };
@@ -297,7 +297,7 @@ fn enter(
     }
 }
 
-/// Descriptors that are held open so that there are some for a start when everything else has taken the rest.
+/// Descriptors held in reserve, so that a process can be started when all others are in use.
 struct Reserve(Vec<File>);
 
 impl Reserve {
@@ -324,7 +324,7 @@ fn variable(name: &str, value: &str) -> Option<CString> {
     CString::new(format!("{name}={value}")).ok()
 }
 
-/// The paths that a command may stand for.
+/// The paths at which a command is looked for.
 fn candidates(command: &str, search: &[String]) -> Result<Vec<CString>, std::ffi::NulError> {
     if command.contains('/') {
         return Ok(vec![CString::new(command)?]);
@@ -332,12 +332,12 @@ fn candidates(command: &str, search: &[String]) -> Result<Vec<CString>, std::ffi
     search.iter().map(|directory| CString::new(format!("{directory}/{command}"))).collect()
 }
 
-/// What a run is given to show that it is ready with.
+/// Creates the channel through which a run reports that it is ready.
 fn hearing(launch: &LaunchSpec) -> Result<ReadinessChannel, SpawnError> {
     let failed = |errno: Errno| SpawnError { stage: SpawnStage::Session, errno: errno as i32 };
     match launch.ready {
-        // A file in memory and not a pipe: what is written there can be read by the next daemon, and no program
-        // who writes is disturbed when gaggled is away.
+        // A memory file and not a pipe: the next daemon can read what was written, and a program that writes is not
+        // affected when gaggled does not run.
         Some(ReadinessProbe::Fd(_)) => {
             let file = memfd_create(c"ready", MFdFlags::MFD_CLOEXEC).map_err(failed)?;
             // inotify reports writes to another descriptor of such a file, but not to the first.
@@ -365,8 +365,8 @@ fn no_descriptor(error: io::Error) -> SpawnError {
     SpawnError { stage: SpawnStage::Fork, errno: error.raw_os_error().unwrap_or(libc::EMFILE) }
 }
 
-/// Opens a pipe for reading, too: so it always has a reader, and a program that writes to it gets no SIGPIPE
-/// when the logger is away.
+/// Opens a pipe for reading as well, so that it always has a reader, and a program that writes gets no SIGPIPE while
+/// the logger does not run.
 fn open_pipe(path: &str) -> Result<OwnedFd, SpawnError> {
     let failed = |errno| SpawnError { stage: SpawnStage::Log, errno };
     let open = || OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path);
@@ -387,8 +387,7 @@ fn open_pipe(path: &str) -> Result<OwnedFd, SpawnError> {
     Ok(pipe.into())
 }
 
-/// Opens a log. It may be a fifo or a device that root has put there, and the program itself gets a descriptor that waits
-/// as usual.
+/// Opens a log. It may be a fifo or a device that root has put there. The descriptor for the program is a blocking one.
 fn open_log(path: &str) -> Result<OwnedFd, SpawnError> {
     let failed =
         |error: io::Error| SpawnError { stage: SpawnStage::Log, errno: error.raw_os_error().unwrap_or(libc::EIO) };

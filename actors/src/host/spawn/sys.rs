@@ -1,12 +1,13 @@
-//! The system calls that have no safe interface: starting a process, and waiting for the end of any.
+//! The system calls that have no safe interface: starting a process, and waiting for any child.
 //!
-//! Starting one costs the same whatever the size of the daemon. `fork` copies the page tables of the parent, which
-//! takes a hundred milliseconds once it holds some gigabytes. So the child is made as `posix_spawn` makes it: it shares
-//! the memory of the parent, which stands still until the child has executed its command or ended. Unlike `posix_spawn`
-//! this makes a session, reports which step failed, and gives the reaper the process id before the child runs.
+//! Starting a process costs the same whatever the size of the daemon. `fork` copies the page tables of the parent,
+//! which takes a hundred milliseconds once it holds some gigabytes. So the child is created as `posix_spawn` does it:
+//! it shares the memory of the parent, which is suspended until the child has executed its command or ended. Unlike
+//! `posix_spawn` this makes a session, reports which step failed, and gives the reaper the process id before the child
+//! runs.
 //!
-//! Between the two the child must behave: it only makes system calls, on data that was laid out before. It does not
-//! allocate, log, lock, or panic, and returns from nothing.
+//! Until the exec the child only makes system calls, on data that was prepared before. It does not allocate, log, lock
+//! or panic, and never returns.
 
 #![expect(unsafe_code, reason = "clone with shared memory, and waitid with every signal, have no safe interface")]
 
@@ -31,7 +32,7 @@ pub use self::{
 use crate::host::recover::flight_recorder::{RunSlot, SlotBytes};
 use crate::safe_path::SafeDirectory;
 
-/// A start that did not come to be.
+/// Why a process could not be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpawnError {
     /// The step that failed.
@@ -51,38 +52,38 @@ pub struct SpawnPlan<'a> {
     pub env: &'a [&'a CStr],
     /// Where to run.
     pub wd: Option<&'a CStr>,
-    /// Through which it enters its cgroup.
+    /// The file through which it enters its cgroup.
     pub cgroup: Option<&'a File>,
     /// What becomes its standard input.
     pub stdin: &'a OwnedFd,
     /// What becomes its standard output and error, if they are not the daemon's.
     pub output: Option<&'a OwnedFd>,
-    /// What the child has open as the descriptor of this number.
+    /// A file, and the descriptor number under which the child has it open.
     pub descriptor: Option<(&'a File, c_int)>,
     /// The pid file that the child writes.
     pub pid_file: Option<PidFilePlan<'a>>,
-    /// What the child gives up.
+    /// The restrictions that the child applies to itself.
     pub confinement: &'a PreparedSandbox,
     /// The signals that the child ignores if the daemon does; all others do what they do by default.
     pub keep_ignored: &'a [c_int],
-    /// Where the child writes down who it is before it executes its command, and what, but for its process id.
+    /// The flight recorder and the offset at which the child records itself, and the record without its process id.
     pub record: Option<(RawFd, i64, SlotBytes)>,
 }
 
-/// A pid file that is written under another name, and gets its own when it is whole.
+/// A pid file that is written under a temporary name and then renamed.
 #[derive(Debug)]
 pub struct PidFilePlan<'a> {
     /// The file, open for writing.
     pub file: &'a File,
     /// The directory that it is in.
     pub directory: &'a SafeDirectory,
-    /// The name that it has there.
+    /// Its temporary name.
     pub new: &'a CStr,
-    /// The name that it gets.
+    /// Its final name.
     pub name: &'a CStr,
 }
 
-/// The stack that children run on until they have executed their command. One at a time: the parent stands still.
+/// The stack that a child runs on until it has executed its command. One is enough: the parent is suspended meanwhile.
 #[derive(Debug)]
 pub struct Stack {
     base: *mut c_void,
@@ -131,7 +132,7 @@ impl Drop for Stack {
     }
 }
 
-/// What the child reads, and the one thing it writes.
+/// The data that the child reads, and the error that it reports.
 struct Child {
     candidates: *const *const c_char,
     argv: *const *const c_char,
@@ -163,7 +164,7 @@ pub fn spawn(plan: &SpawnPlan<'_>, stack: &mut Stack, pid: &AtomicI32) -> Result
     let candidates = pointers(plan.candidates.iter().map(CString::as_c_str));
     let argv = pointers(plan.argv.iter().map(CString::as_c_str));
     let envp = pointers(plan.env.iter().copied());
-    // Of those that the daemon catches too: one that comes before the exec must not run the daemon's handler.
+    // Also signals that the daemon handles: one that comes before the exec must not run the daemon's handler.
     let fixed = [libc::SIGKILL, libc::SIGSTOP];
     let reset: Vec<c_int> =
         (1..=64).filter(|signal| !fixed.contains(signal) && !plan.keep_ignored.contains(signal)).collect();
@@ -297,7 +298,7 @@ unsafe fn write_pid(me: &Child) -> bool {
     }
 }
 
-/// Tries the candidates. The error of one that exists is reported rather than that others do not exist.
+/// Tries the candidates. An error other than that a file does not exist takes precedence.
 ///
 /// # Safety
 /// As for [`run`].
@@ -358,10 +359,11 @@ fn reap_failed_child(pid: i32) {
     unsafe { libc::waitpid(pid, ptr::null_mut(), 0) };
 }
 
-/// What the kernel does at a signal, as it keeps it. The first word is the handler; all zero is the default.
+/// A signal action, as the kernel stores it. The first word is the handler; all zero is the default.
 type KernelAction = [u64; 4];
 
-/// The call itself: the one of the C library refuses the signals that it uses, which may be ignored all the same.
+/// The raw system call: the function of the C library refuses the signals that it uses itself, which may be ignored as
+/// well.
 ///
 /// # Safety
 /// The pointer must point to an action.
@@ -381,7 +383,7 @@ pub fn ignore_interrupts() {
     ignore(libc::SIGINT);
 }
 
-/// Makes this process go on when a file may not become larger: the write fails instead.
+/// Makes this process ignore SIGXFSZ, so that a write beyond the file size limit fails instead.
 pub fn ignore_file_limit() {
     ignore(libc::SIGXFSZ);
 }
@@ -400,7 +402,7 @@ pub fn inherited(fd: RawFd) -> Option<OwnedFd> {
     is_open.then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Sets the flag on a descriptor that any code may have opened.
+/// Sets close-on-exec on a descriptor that any code may have opened.
 pub fn set_close_on_exec(fd: c_int) {
     // SAFETY: only the flag is set; a descriptor that is not open is answered with an error.
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };

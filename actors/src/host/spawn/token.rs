@@ -10,7 +10,7 @@ use sha2::Sha256;
 /// The name of the variable.
 pub(crate) const VARIABLE: &str = "GAGGLED_TOKEN";
 
-/// The variable of what runs beside a program, to stop or to check it: it is no part of the run.
+/// The variable for stop commands and checks, which run beside a program and are no part of the run.
 pub(crate) const HELPER: &str = "GAGGLED_HELPER_TOKEN";
 
 /// Which run of which program of which gaggled.
@@ -31,12 +31,12 @@ impl Token {
         Self::read(&crate::host::procfs::variable(pid, VARIABLE)?, identity)
     }
 
-    /// The run that a process runs beside, if it stops or checks one.
+    /// The run beside which a process runs, if it is a stop command or a check.
     pub(crate) fn of_helper(pid: i32, identity: &str) -> Option<Self> {
         Self::read(&crate::host::procfs::variable(pid, HELPER)?, identity)
     }
 
-    /// Whether a process is one of what runs beside a program.
+    /// Whether a process is a stop command or a check, or was started by one.
     pub(crate) fn is_helper(pid: i32, identity: &str) -> bool {
         Self::of_helper(pid, identity).is_some()
     }

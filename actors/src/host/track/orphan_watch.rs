@@ -1,8 +1,8 @@
-//! Hears of the ends of processes that are not our children: those that have survived the previous daemon.
+//! Watches for the ends of processes that are not our children: those that have survived the previous daemon.
 //!
-//! They belong to the subreaper now, which reports how each has ended through a pipe. If the subreaper has died with that
-//! daemon they belong to init, and the kernel is asked: since Linux 6.15 it reports how a process has ended to a holder of
-//! a pidfd of it.
+//! They are children of the subreaper now, which reports through a pipe how each has ended. If the subreaper has died
+//! as well they are children of init, and the kernel is asked: since Linux 6.15 it reports through a pidfd how a
+//! process has ended.
 
 use std::{
     fs::File,
@@ -24,7 +24,7 @@ use nix::{
 use crate::clock::real_now;
 use crate::host::{procfs, spawn::sys, track::tracker::ProcessTracker};
 
-/// The end of a process, as the subreaper writes it: process id, kind, value; each four bytes, little-endian.
+/// The size of a report of the subreaper: process id, kind, value; each four bytes, little-endian.
 pub const REAPED: usize = 12;
 
 /// How soon the kernel is asked again for the status of a process that init has not reaped, at first and at most.
@@ -68,23 +68,23 @@ pub fn decode_reaped(bytes: &[u8]) -> impl Iterator<Item = (i32, ExitStatus)> {
 
 /// The pipe in which the subreaper reports how processes have ended.
 ///
-/// What has been read is taken out of it only when it has been kept elsewhere: a daemon that dies in between leaves it for the
-/// next daemon.
+/// A report is removed from it only when it has been recorded elsewhere: a daemon that dies in between leaves it for
+/// the next daemon.
 #[derive(Debug)]
 pub struct ExitPipe {
     pipe: File,
-    /// Where a copy is made to be read.
+    /// A pipe for a copy of the reports, from which they are read.
     copy: (File, File),
 }
 
 impl ExitPipe {
-    /// Around the end that the subreaper gives, which is never waited for.
+    /// Wraps the read end of the subreaper's pipe, which must be non-blocking.
     pub fn new(pipe: File) -> io::Result<Self> {
         let (read, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
         Ok(Self { pipe, copy: (read.into(), write.into()) })
     }
 
-    /// What is in it, which stays there; `None` if the subreaper is no more.
+    /// The reports in it, which stay there; `None` if the subreaper has died.
     pub fn look(&mut self) -> Option<Vec<(i32, ExitStatus)>> {
         let length = match tee(&self.pipe, &self.copy.1, BATCH_MAX, SpliceFFlags::SPLICE_F_NONBLOCK) {
             Ok(0) => return None,
@@ -96,10 +96,10 @@ impl ExitPipe {
         Some(if read.is_ok() { decode_reaped(&bytes).collect() } else { Vec::new() })
     }
 
-    /// Takes the first so many out.
+    /// Removes the first `count` reports.
     pub fn take(&mut self, count: usize) {
         let mut bytes = vec![0; count * REAPED];
-        // What cannot be taken out is read again, which does no harm.
+        // Reports that cannot be removed are read again, which does no harm.
         let _ = self.pipe.read_exact(&mut bytes);
     }
 }
@@ -107,7 +107,7 @@ impl ExitPipe {
 /// The most that is looked at, in bytes; more than any pipe holds by default.
 const BATCH_MAX: usize = 1 << 20;
 
-/// The token of the pipe among those of the orphans.
+/// The epoll data of the pipe; that of an orphan is its process id.
 const PIPE: u64 = 0;
 
 /// What is watched.
@@ -180,8 +180,9 @@ impl OrphanWatch {
 
     /// Asks how an orphan has ended; false if that has to be asked again.
     ///
-    /// The kernel knows it already while its parent has not reaped it, but a program that looks for the process of its
-    /// pid file would still find it: the next run has to wait. Some parents never reap, and are not waited for long.
+    /// The kernel knows it before the parent has reaped the orphan, but until then a program that checks the process of
+    /// an old pid file would still find it, so the next run has to wait. Some parents never reap, and are not waited
+    /// for long.
     fn ask_kernel(&mut self, pid: i32, since: Instant, shared: &ProcessTracker) -> bool {
         let Some(at) = self.orphans.iter().position(|(orphan, _)| *orphan == pid) else { return true };
         let zombie = procfs::stat(pid).filter(procfs::Stat::is_zombie);

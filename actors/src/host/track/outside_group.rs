@@ -1,8 +1,8 @@
 //! The processes of a run that are not in the process group of its main process: they have made sessions of their own.
 //!
-//! They are part of the run all the same: they are asked to end with it, have the same time for that, and are killed when
-//! it is over. They are found as descendants of the group, by the token that they carry when their parents have gone, and
-//! in the cgroup of the run if it has one.
+//! They are still part of the run: they are asked to end with it, and killed after the same time. They are found as
+//! descendants of the group, by the token that they carry when they are orphans, and in the cgroup of the run if it has
+//! one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,12 +26,12 @@ use crate::host::{
     },
 };
 
-/// How many processes of one run are held at once; what is beyond that is found when those have ended.
+/// How many processes of one run are held at once; more are found when those have ended.
 const HELD_MAX: usize = 512;
 
 impl ProcessTracker {
-    /// The processes of a run that are not in its group. `roots` are those of its group, as far as they are known, and
-    /// `tagged` what has been found by tokens.
+    /// The processes of a run that are not in its group. `roots` are the known processes of the group, and `tagged`
+    /// those found by their tokens.
     pub(crate) fn outside(
         &self,
         table: &ProcessTable,
@@ -48,7 +48,7 @@ impl ProcessTracker {
         found.extend(tagged.get(&(name, process.instance)).into_iter().flatten());
         let cgroup = process.cgroup.iter().flat_map(Cgroup::members);
         found.extend(cgroup.filter_map(seen));
-        // What was asked may have thrown its token away.
+        // A process that was asked to end may have removed its token.
         let asked = process
             .asked
             .iter()
@@ -62,8 +62,8 @@ impl ProcessTracker {
         others.filter_map(|(pid, stat)| Held::new(pid, &stat)).collect()
     }
 
-    /// What carries a token and has lost its parent: children of this process or of the subreaper, or, after both were
-    /// killed, of any other.
+    /// The orphans that carry a token: children of this process or of the subreaper, or, after both were killed, of any
+    /// process.
     pub(crate) fn tagged(&self, of_all: bool) -> ProcessesByToken {
         let mut tagged = ProcessesByToken::new();
         if of_all {
@@ -71,7 +71,7 @@ impl ProcessTracker {
             return tagged;
         }
         let mut seen = BTreeSet::new();
-        // The children of a process that ends become ours between two looks.
+        // The children of a process that ends become ours between two scans.
         loop {
             let new: Vec<i32> = self.foreign_children().into_iter().filter(|child| seen.insert(*child)).collect();
             if new.is_empty() {
@@ -82,7 +82,7 @@ impl ProcessTracker {
                 let mut below = BTreeMap::new();
                 descendants(child, &mut below);
                 self.add_tagged(child, token.clone(), &mut tagged);
-                // One that is just ending has no token any more, but those below it have.
+                // The token of a process that is just ending cannot be read, but those of its descendants can.
                 for pid in below.into_keys() {
                     self.add_tagged(pid, token.clone(), &mut tagged);
                 }
@@ -108,10 +108,10 @@ impl ProcessTracker {
         }
     }
 
-    /// Kills what a run has left that ended well, when nothing of it is wanted after all.
+    /// Kills the kept processes of a run that has ended.
     pub(crate) fn kill_kept(&self, program: ProgramId, instance: InstanceId) {
         let own = self.own.clone();
-        // To find it takes a look at all processes, for which the actors do not wait.
+        // Finding them takes a scan of all processes, for which the actors must not wait.
         let kill = move || {
             while let Some(left) = own.upgrade().and_then(|shared| shared.kill_kept_once(program, instance)) {
                 wait_for(&left);
@@ -120,7 +120,7 @@ impl ProcessTracker {
         let _ = thread::Builder::new().name("kill-kept".into()).spawn(kill);
     }
 
-    /// Kills what is found of a run that is not in the table. There may be more when that has ended.
+    /// Kills the processes of a run that is not in the table. There may be more of them when these have ended.
     fn kill_kept_once(&self, program: ProgramId, instance: InstanceId) -> Option<Vec<Held>> {
         let tagged = self.tagged(true);
         let table = self.table();
@@ -133,7 +133,7 @@ impl ProcessTracker {
         (!left.is_empty()).then_some(left)
     }
 
-    /// Counts what a run has left that has ended well, in its group and outside.
+    /// Counts the kept processes of a run that has ended, in its group and outside.
     pub(crate) fn count_kept(&self, main: i32, members: &[i32]) -> usize {
         let tagged = self.tagged(false);
         let table = self.table();
@@ -141,8 +141,8 @@ impl ProcessTracker {
         members.len() + others.map_or(0, |others| others.len())
     }
 
-    /// Kills what a check or a stop command of a program has put into sessions of its own, now that it has ended. When that
-    /// has ended, its children are ours, and are looked for in the same way.
+    /// Kills the processes that an ended check or stop command of a program has put into other sessions. When these
+    /// have ended their children become ours, and are looked for in the same way.
     pub(crate) fn kill_helper_strays(&self, table: &mut ProcessTable, program: ProgramId) {
         let own = getpid().as_raw();
         let name = &self.programs[program].name;

@@ -22,11 +22,11 @@ use crate::host::{
 };
 
 impl ProcessTracker {
-    /// The run of a program that a process speaks for, if it may: it is its main process or has its token, or is gone by
-    /// now and was of a user who could be.
+    /// The run of a program for which a process may send messages: it is the main process, carries the token of the
+    /// run, or has ended by now and was of a user that the run could have.
     pub(crate) fn authorised_sender(&self, program: ProgramId, pid: i32, uid: u32) -> Option<InstanceId> {
         let mut table = self.table();
-        // It may speak before its start has been reported.
+        // It may send before its start has been reported.
         while self.in_flight.load(Ordering::SeqCst) == pid {
             table = self.registered.wait(table).unwrap_or_else(PoisonError::into_inner);
         }
@@ -42,8 +42,8 @@ impl ProcessTracker {
         token.map_or_else(|| is_gone() && could_be, carries).then_some(instance)
     }
 
-    /// Takes the process that a pid file names for the daemon of a run, if it is; what is wrong with it if not. `None` if
-    /// that is not asked any more.
+    /// Makes the process that a pid file names the main process of a run, or returns why it cannot be that. `None` if
+    /// the run does not await a daemon any more.
     pub(crate) fn adopt_daemon(
         &self,
         program: ProgramId,
@@ -59,12 +59,12 @@ impl ProcessTracker {
             return Some(Err(ProbeError::NoSuchProcess(pid)));
         };
         let known = table.by_pid.contains_key(&pid) || table.helpers.contains_key(&pid);
-        // What was there before the command cannot be its daemon.
+        // A process that is older than the command cannot be its daemon.
         if known || stat.start_time.0 < start_time.0 || !self.belongs(program, instance, named) {
             return Some(Err(ProbeError::ForeignProcess(pid)));
         }
-        // The end of a child is heard, and the subreaper reports its own. After both were killed a daemon belongs to init,
-        // and its parent says nothing about it.
+        // We reap our own children, and the subreaper reports its. After both were killed the daemon is a child of
+        // init, and its parent does not show whose it is.
         let parent = if own { getpid() } else { getppid() }.as_raw();
         let is_orphan = stat.parent != parent;
         let may_be_ours =
@@ -84,24 +84,24 @@ impl ProcessTracker {
         token.is_some_and(|token| token.instance == instance && token.program == self.programs[program].name)
     }
 
-    /// Whether only the user of a program, root or gaggled could have written its pid file: what that names is then as much
-    /// as its user could end by itself.
+    /// Whether only the user of a program, root or gaggled could have written its pid file, so that no other user can
+    /// choose which process is taken for the daemon.
     fn vouches(&self, program: ProgramId, named: pid_file::PidFileEntry) -> bool {
         [self.programs[program].uid, 0, geteuid().as_raw()].contains(&named.owner)
     }
 
-    /// Has the end of a process heard that neither we nor the subreaper will reap.
+    /// Watches for the end of a process that neither we nor the subreaper will reap.
     fn watch_orphan(&self, pid: i32, start_time: StartTime) -> bool {
         let Some(shared) = self.own.upgrade() else { return false };
         let held = hold(pid, start_time).map(|held| vec![(pid, held)]);
         held.is_some_and(|orphans| OrphanWatch { pipe: None, orphans }.start(shared, || ()).is_ok())
     }
 
-    /// Whether a process is one of a run. It carries the token of that, unless it has written over its environment: then
-    /// the program must have the right to end it itself, and no other program may have named it.
+    /// Whether a process belongs to a run. It must carry the run's token, or, if it has overwritten its environment,
+    /// the program must be allowed to kill it, and no other user may have written the pid file.
     fn belongs(&self, program: ProgramId, instance: InstanceId, named: pid_file::PidFileEntry) -> bool {
         let programs = &self.programs[program];
-        // It is read once: while a process becomes another program it has no environment for a moment.
+        // Read once, because a process has no environment for a moment while it executes a command.
         if let Some(value) = procfs::variable(named.pid, token::VARIABLE) {
             let token = Token::read(&value, &self.journal);
             return token.is_some_and(|token| token.instance == instance && token.program == programs.name);

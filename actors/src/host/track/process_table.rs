@@ -1,4 +1,4 @@
-//! The instances of which something is left: an instance is the process group of its main process.
+//! The instances that have processes left. Each has the process group of its main process.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,38 +20,38 @@ use crate::host::{
     track::process_tree::Held,
 };
 
-/// The instances of which something is left.
+/// The instances that have processes left.
 #[derive(Debug, Default)]
 pub(crate) struct ProcessTable {
     /// By the id of the main process.
     pub(crate) by_pid: BTreeMap<i32, Process>,
-    /// The main process of each group that has not its number: a daemon is seldom the first of its group.
+    /// The main process of each group whose id is another: a daemon is seldom the first process of its group.
     by_group: BTreeMap<i32, i32>,
     /// The main process of each program.
     pub(crate) pid_of: BTreeMap<ProgramId, i32>,
-    /// What runs beside programs, to stop or to check them.
+    /// The stop commands and checks that run beside programs.
     pub(crate) helpers: BTreeMap<i32, Helper>,
-    /// What these have put into sessions of its own, and was killed, until it has ended.
+    /// The processes that these have put into other sessions, and that were killed and have not ended yet.
     pub(crate) strays: BTreeMap<i32, ProgramId>,
-    /// Whether nothing is reaped any more: it is left to the next daemon.
+    /// Whether reaping is left to the next daemon.
     pub(crate) handed_over: bool,
 }
 
 /// A command that runs beside a program.
 #[derive(Debug)]
 pub(crate) enum Helper {
-    /// It stops it.
+    /// The stop command of a run.
     Stop(ProgramId, InstanceId),
-    /// It checks it, and how it ends is awaited.
+    /// A check, and the channel for its exit status.
     Check(ProgramId, oneshot::Sender<ExitStatus>),
 }
 
-/// What the main process of an instance is.
+/// The kind of an instance's main process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum MainProcess {
     /// Its command.
     Command,
-    /// Its command, which has ended and has left a daemon that is looked for.
+    /// Its command, which has ended, while the daemon that it has left is looked for.
     AwaitingDaemon,
     /// The daemon that its command has left.
     Daemon,
@@ -64,7 +64,7 @@ pub(crate) struct Process {
     pub(crate) program: ProgramId,
     pub(crate) instance: InstanceId,
     pub(crate) start_time: StartTime,
-    /// Its process group, and when the first process of that began, if it is there.
+    /// Its process group, and the start time of the group's first process, if that exists.
     pub(crate) group: i32,
     leader: Option<StartTime>,
     /// Its cgroup, if it has one to itself.
@@ -77,16 +77,17 @@ pub(crate) struct Process {
     pub(crate) ending: Ending,
     /// Whether its group was asked to end by a signal.
     pub(crate) is_group_asked: bool,
-    /// Whether everything in its group is gone, and others of its processes are waited for.
+    /// Whether its group is empty, and its processes outside the group are waited for.
     pub(crate) awaits_others: bool,
-    /// Those of them that were asked to end, and when the first was: what began later only helps them to.
+    /// Processes outside its group that were asked to end, and when the first was: processes that begin later may be
+    /// part of the shutdown, and are not asked.
     pub(crate) asked: BTreeMap<i32, StartTime>,
     pub(crate) asked_since: Option<StartTime>,
-    /// Those of them that were killed, each once.
+    /// Processes outside its group that were killed, each once.
     pub(crate) killed: BTreeSet<(i32, StartTime)>,
     /// How many processes of its group were killed, or are kept.
     pub(crate) left_in_group: usize,
-    /// Whether a process that has lost its parent may be the child of any process: both processes of gaggled were killed while it ran.
+    /// Whether its orphans may be children of any process: the daemon and the subreaper were both killed while it ran.
     pub(crate) may_be_orphaned: bool,
     /// How the main process ended, while others of its group are still there.
     pub(crate) ended: Option<ExitStatus>,
@@ -134,7 +135,7 @@ impl Process {
         daemon.found_as(MainProcess::Daemon, self.ending, self.may_be_orphaned)
     }
 
-    /// The same, in the group that it is in.
+    /// The same, in this process group.
     pub(crate) fn in_group(self, group: i32) -> Self {
         Self { group, leader: procfs::stat(group).map(|leader| leader.start_time), ..self }
     }
@@ -148,13 +149,13 @@ impl Process {
     pub(crate) fn terminate_group(&mut self, pid: i32) {
         self.is_group_asked = true;
         self.signal(pid, Signal::SIGTERM);
-        // One that stands still could not hear it.
+        // A stopped process could not handle the signal.
         self.signal(pid, Signal::SIGCONT);
     }
 
-    /// Asks processes outside its group to end, those of them that were not asked before.
+    /// Asks those processes outside its group to end that were not asked before.
     pub(crate) fn ask(&mut self, others: &[Held]) {
-        // Start times are rounded: one that is as late as the first request may have begun after it.
+        // Start times are rounded: a process as late as the first request may have begun after it, and is not asked.
         let since = self.asked_since.replace(self.asked_since.unwrap_or_else(procfs::now));
         for held in others.iter().filter(|held| since.is_none_or(|since| held.start_time.0 < since.0)) {
             if self.asked.insert(held.pid, held.start_time).is_none() {
@@ -180,9 +181,9 @@ impl Process {
 
     /// Whether anything is left of its group.
     ///
-    /// A number is not given to a new process while there is a group of that number. So once the main process of our own
-    /// has been reaped, a process of that number means that the group was empty before. In any other case the start time
-    /// of the first process of the group shows whether it is still the same.
+    /// A process id is not reused while there is a group with that number. So once our own main process has been
+    /// reaped, a process with its id means that the group was empty before. In any other case the start time of the
+    /// group's first process shows whether it is still the same group.
     pub(crate) fn lives(&self, pid: i32) -> bool {
         let group = Pid::from_raw(self.group);
         if self.own && self.group == pid {
@@ -212,8 +213,8 @@ impl ProcessTable {
         Some(process)
     }
 
-    /// A daemon may make a group of its own after it was found. That is still to be seen of one that has ended, until it is
-    /// reaped.
+    /// Updates the group of a daemon, which may create its own after it was found. The group of a daemon that has ended
+    /// can be read until it is reaped.
     pub(crate) fn follow_group(&mut self, pid: i32) {
         let Some(process) = self.by_pid.get_mut(&pid) else { return };
         if process.stage != MainProcess::Daemon || process.ended.is_some() {

@@ -1,4 +1,4 @@
-//! Processes by their ancestry, held by descriptors so that no signal reaches another that gets their id later.
+//! Process trees, held by descriptors so that no signal reaches another process that gets the same id later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,7 +29,7 @@ impl Held {
         is_same.then_some(Self { pid, start_time: stat.start_time, process })
     }
 
-    /// Asks it to end. One that stands still could not hear that.
+    /// Asks it to end. A stopped process is continued, so that it can handle that.
     pub(crate) fn terminate(&self) {
         let _ = pidfd_send_signal(&self.process, Signal::TERM);
         let _ = pidfd_send_signal(&self.process, Signal::CONT);
@@ -41,14 +41,14 @@ impl Held {
     }
 }
 
-/// Holds a process, so that its id is not mistaken for that of another. It may have ended, and its id been given away,
-/// before that.
+/// Holds a process, so that its id is not mistaken for that of another. `None` if it is gone, also if its id has been
+/// reused.
 pub(crate) fn hold(pid: i32, start_time: StartTime) -> Option<OwnedFd> {
     let held = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty());
     held.ok().filter(|_| procfs::start_time(pid) == start_time)
 }
 
-/// Everything below a process, without what has lost its parent.
+/// All descendants of a process, except orphans.
 pub(crate) fn descendants(root: i32, found: &mut BTreeMap<i32, Stat>) {
     let mut pending = vec![root];
     let mut seen = BTreeSet::new();
@@ -72,7 +72,7 @@ pub(crate) fn wait_for(left: &[Held]) {
     }
 }
 
-/// Kills a process of gaggled's own that checks or stops a program, with everything that it has started.
+/// Kills a stop command or a check, with all its descendants.
 pub(crate) fn kill_tree(root: i32) {
     let mut found = BTreeMap::new();
     descendants(root, &mut found);

@@ -31,7 +31,8 @@ impl ProcessTracker {
         }
     }
 
-    /// Without a child nothing is left of an instance whose main process has ended: what that left behind became ours.
+    /// Waits for a child. While there is none, an instance whose main process has ended has no processes left: its
+    /// orphans would be our children.
     fn await_child(&self) {
         let mut table = self.table();
         let own = table.by_pid.iter().filter(|(_, process)| process.own);
@@ -54,7 +55,7 @@ impl ProcessTracker {
         let group = getpgid(Some(Pid::from_raw(pid))).map_or(pid, Pid::as_raw);
         table.follow_group(pid);
         if let Some(process) = table.by_pid.get(&pid).filter(|process| process.own) {
-            // Before it is taken from the kernel, which reports it only once.
+            // Before it is reaped: the kernel reports it only once.
             self.recorder.write(process.program, RunSlot { instance: process.instance, pid, ended: Some(status) });
         }
         sys::reap(pid);
@@ -74,7 +75,7 @@ impl ProcessTracker {
         }
     }
 
-    /// The process that has just ended may have been between a daemon and the command that has left it.
+    /// Checks the awaited pid files again: the parent of a daemon may just have ended.
     fn look_again(&self, table: &ProcessTable) {
         if table.by_pid.values().any(|process| process.stage == MainProcess::AwaitingDaemon) {
             self.monitor(MonitorCommand::RecheckPidFiles);
@@ -86,14 +87,14 @@ impl ProcessTracker {
         let mut table = self.table();
         match table.by_pid.get(&pid) {
             Some(process) if !process.own && process.ended.is_none() => {
-                // A report about an earlier process of the same id is not about this one.
+                // The report is about an earlier process with the same id.
                 if procfs::stat(pid).is_some_and(|stat| stat.start_time == process.start_time && !stat.is_zombie()) {
                     return;
                 }
                 self.recorder.write(process.program, RunSlot { instance: process.instance, pid, ended: Some(status) });
                 self.main_ended(table, pid, status);
             }
-            // A stray; its group cannot be found any more.
+            // An orphan, whose group cannot be found any more.
             _ => {
                 let foreign = table.by_pid.iter().filter(|(_, process)| !process.own && process.ended.is_some());
                 for group in foreign.map(|(pid, _)| *pid).collect::<Vec<_>>() {
@@ -104,7 +105,7 @@ impl ProcessTracker {
         }
     }
 
-    /// A stop command has ended. What it has started does not outlive it.
+    /// A stop command or a check has ended. The processes that it has started are killed.
     fn helper_ended(&self, table: &mut ProcessTable, pid: i32, status: ExitStatus) {
         kill_tree(pid);
         let helper = table.helpers.remove(&pid);

@@ -55,7 +55,7 @@ impl ProcessTracker {
             ExitAction::AwaitRest => {
                 let lives = process.lives(pid);
                 match table.helper_of(program, instance) {
-                    // What is left is asked, or has ended, when the stop command has.
+                    // Whether the other processes are asked is decided when the stop command has ended.
                     Some(_) => {}
                     None if lives => ask_the_rest(&mut table, pid),
                     None => self.queue_final_sweep(&mut table, pid),
@@ -82,8 +82,7 @@ impl ProcessTracker {
         }
     }
 
-    /// A run has ended well, and what it has left is part of what it has done: it is counted, and runs on. It is known again
-    /// by its token.
+    /// A run has ended well and its other processes are kept: they are counted, and later recognised by their token.
     fn finish_keeping_rest(&self, pid: i32, status: ExitStatus) {
         let group = self.table().by_pid.get(&pid).map_or(pid, |process| process.group);
         let members = procfs::members(group);
@@ -113,7 +112,7 @@ impl ProcessTracker {
         let others = self.outside(&table, process, &members, &BTreeMap::new());
         process.signal(pid, Signal::SIGKILL);
         if let Some(process) = table.by_pid.get_mut(&pid) {
-            // One that has just made a session of its own is among the others.
+            // A process that has just created a session is among the others.
             let is_other = |pid: &&i32| others.iter().any(|other| other.pid == **pid);
             process.left_in_group = members.iter().filter(|pid| !is_other(pid)).count();
             process.kill_others(&others);
@@ -123,8 +122,8 @@ impl ProcessTracker {
         self.queue_final_sweep(&mut table, pid);
     }
 
-    /// Everything in the group of a run is gone: it has ended when the rest is gone, too, which is looked for by the
-    /// thread of [`ProcessTracker::sweep_for_ever`].
+    /// The group of a run is empty. The run has ended when no other process of it is left either; the thread of
+    /// [`ProcessTracker::sweep_for_ever`] looks for those.
     pub(crate) fn queue_final_sweep(&self, table: &mut ProcessTable, main: i32) {
         if let Some(process) = table.by_pid.get_mut(&main).filter(|process| !process.awaits_others) {
             process.awaits_others = true;
@@ -132,8 +131,8 @@ impl ProcessTracker {
         }
     }
 
-    /// Looks for what runs have outside their groups, for all of them at once that have ended meanwhile: a look at all
-    /// processes costs the same for one as for a thousand.
+    /// Looks for processes outside the groups of runs, for all runs whose groups are empty at once: a scan of all
+    /// processes costs the same for one run as for a thousand.
     pub(crate) fn sweep_for_ever(&self, emptied: &Receiver<Emptied>) {
         for first in emptied {
             let batch: Vec<Emptied> = iter::once(first).chain(emptied.try_iter()).collect();
@@ -148,8 +147,8 @@ impl ProcessTracker {
         }
     }
 
-    /// A run has ended when a look finds nothing of it outside its group. Until then what is found is asked to end, or is
-    /// killed when its time is over, and is looked for again when it has ended: it may have started others meanwhile.
+    /// A run has ended when no process of it is left outside its group. Until then these are asked to end, or killed
+    /// when their time is over. When they have ended the search is repeated, since they may have started others.
     fn final_sweep(&self, table: &mut ProcessTable, main: i32, instance: InstanceId, tagged: &ProcessesByToken) {
         let Some(process) = table.by_pid.get_mut(&main).filter(|process| process.instance == instance) else { return };
         process.awaits_others = false;
@@ -169,7 +168,7 @@ impl ProcessTracker {
         }
     }
 
-    /// Waits in a thread until these have ended, or gives them back if there is no thread to be had.
+    /// Waits in a thread until these have ended, or returns them if no thread can be started.
     fn await_others(&self, process: &mut Process, main: i32, left: Vec<Held>) -> Result<(), Vec<Held>> {
         let (shared, instance) = (self.own.clone(), process.instance);
         let left = Arc::new(left);
@@ -193,7 +192,7 @@ impl ProcessTracker {
         }
     }
 
-    /// Nothing is left of a run.
+    /// Removes a run from the table, cleans up, and reports its end.
     pub(crate) fn finish(&self, table: &mut ProcessTable, pid: i32, status: ExitStatus) {
         if let Some(process) = table.remove(pid) {
             let orphans = process.orphans();
@@ -205,7 +204,7 @@ impl ProcessTracker {
             }
             let event = HostEvent::Exited { status, orphans };
             match &self.programs[process.program].pid_file {
-                // Files are not touched under the lock. It has ended when there is no file any more.
+                // Files are not accessed under the lock. The run is reported as ended when its pid file is removed.
                 Some(file) => self.order(SpawnRequest::RemovePidFile {
                     path: file.path().clone(),
                     pid,
@@ -216,7 +215,8 @@ impl ProcessTracker {
         }
     }
 
-    /// Ends the cgroup of a run, and says how that has ended, now that the kernel can be asked why.
+    /// Removes the cgroup of a run, and returns the exit status, corrected if the kernel has killed it for lack of
+    /// memory.
     fn end_cgroup(&self, process: &Process, status: ExitStatus) -> ExitStatus {
         let Some(cgroup) = &process.cgroup else { return status };
         let status = if process.ending == Ending::Killed { status } else { cgroup.oom_status(status) };

@@ -1,7 +1,7 @@
-//! What is known of the processes, under one lock. A process is reaped only under it, so that no signal can go to a
-//! process id that was given to another process.
+//! The process table, under one lock. A process is reaped only under it, so that no signal can reach another process
+//! that was given its id.
 //!
-//! An instance has ended when nothing of its process group is left.
+//! An instance has ended when it has no processes left.
 
 use std::{
     os::fd::OwnedFd,
@@ -42,14 +42,14 @@ pub(crate) struct ProcessTracker {
     /// The process that is being started and is not yet in the table.
     pub(crate) in_flight: AtomicI32,
     pub(crate) recorder: Recorder,
-    /// Held while the subreaper is listened to, and for ever after a handover.
+    /// Held while reports of the subreaper are read, and for ever after a handover.
     pub(crate) listening: Mutex<()>,
-    /// For the tokens of strays.
+    /// The id of the journal, with which tokens are verified.
     pub(crate) journal: String,
     pub(crate) programs: IdVec<ProgramId, ProgramInfo>,
     /// Itself, for threads that wait for something.
     pub(crate) own: Weak<Self>,
-    /// Runs of which everything in their groups is gone.
+    /// Runs whose process groups are empty.
     pub(crate) emptied: Sender<Emptied>,
     orders: Sender<SpawnRequest>,
     tasks: UnboundedSender<MonitorCommand>,
@@ -70,7 +70,7 @@ pub(crate) struct ProgramInfo {
     /// What becomes of a run whose main process has ended.
     pub(crate) exit: ExitPolicy,
     pub(crate) pid_file: Option<PidFile>,
-    /// As whom it runs.
+    /// The id of its user.
     pub(crate) uid: u32,
     /// Whether the monitor has to listen for its messages.
     pub(crate) is_monitored: bool,
@@ -88,7 +88,7 @@ impl ProgramInfo {
         }
     }
 
-    /// The file in which the command writes which process its daemon is.
+    /// The pid file in which the command names its daemon.
     pub(crate) fn daemon_file(&self) -> Option<&str> {
         self.pid_file.as_ref().and_then(|file| match file {
             PidFile::Read(path) => Some(path.as_str()),
@@ -144,7 +144,7 @@ impl ProcessTracker {
         let _ = self.tasks.send(task);
     }
 
-    /// The run of a program that there is, and its main process.
+    /// The current run of a program, and its main process.
     pub(crate) fn current(&self, program: ProgramId) -> Option<(InstanceId, i32)> {
         let table = self.table();
         let pid = *table.pid_of.get(&program)?;
@@ -190,8 +190,8 @@ impl ProcessTracker {
         }
     }
 
-    /// Asks everything that a run consists of to end, as far as it has not lost its parents: those are looked for when the
-    /// group is gone.
+    /// Asks all processes of a run to end, except orphans outside its group: those are looked for when the group is
+    /// empty.
     pub(crate) fn terminate_processes(&self, table: &mut ProcessTable, main: i32) {
         let Some(process) = table.by_pid.get(&main) else { return };
         let others = self.outside(table, process, &[main], &ProcessesByToken::new());
@@ -216,8 +216,8 @@ impl ProcessTracker {
         if runs {
             return process.signal(pid, SIGKILL);
         }
-        // Its main process has gone, so nothing more will be heard of it. To count the rest takes a look at all
-        // processes, for which the actors do not wait.
+        // Its main process has ended, so the reaper reports nothing more about it. Counting the rest takes a scan of
+        // all processes, for which the actors must not wait.
         let later = self.own.upgrade();
         let count = move || later.iter().for_each(|shared| shared.kill_rest(pid));
         let counting = thread::Builder::new().name("kill-kept".into()).spawn(count);
@@ -246,8 +246,8 @@ impl ProcessTracker {
         }
     }
 
-    /// Takes a process of the previous daemon into the table. What neither we nor the subreaper will reap is returned, to be
-    /// watched.
+    /// Adds a process of the previous daemon to the table. Returns it, to be watched, if neither we nor the subreaper
+    /// will reap it.
     pub(crate) fn adopt(&self, survivor: SurvivingProcess, subreaper: Option<i32>) -> Option<(i32, OwnedFd)> {
         let SurvivingProcess { program, instance, pid, start_time, parent, stage, ending, cgroup } = survivor;
         let process = Process::new(program, instance, pid, start_time, false).in_cgroup(cgroup);
@@ -255,11 +255,11 @@ impl ProcessTracker {
             Some(group) => process.in_group(group),
             None => process,
         };
-        // What a stop command undoes may be a child of any earlier process of gaggled.
+        // Orphans of a run that is undone may be children of any process.
         let may_be_orphaned = subreaper != Some(parent) || ending == Ending::Asked;
         self.table().insert(pid, process.found_as(stage, ending, may_be_orphaned));
         if stage == MainProcess::Daemon {
-            // That it is may not have been written.
+            // The journal may not know yet that it is the daemon.
             self.tell(program, instance, HostEvent::Daemonized { pid, start_time });
         }
         self.monitor_run(program, instance, pid, ReadinessChannel::default());
@@ -290,7 +290,8 @@ impl ProcessTracker {
         self.table().find(program, instance)?.1.cgroup.clone()
     }
 
-    /// What undoes a run has begun: what that has left is asked to end after it, and has the same time.
+    /// Registers the stop command that undoes a run: what the run has left is asked to end after it, within the same
+    /// time.
     pub(crate) fn register_undo(&self, run: (ProgramId, InstanceId), started: Spawned) {
         self.register_as(run, started, true);
     }
@@ -302,7 +303,7 @@ impl ProcessTracker {
 
     fn register_as(&self, run: (ProgramId, InstanceId), started: Spawned, undoes: bool) {
         let ((program, instance), Spawned { pid, hearing, cgroup }) = (run, started);
-        // Its start time is read before it can be reaped: it is the reaper that waits for the table.
+        // It cannot be reaped before it is in the table, so its start time can be read here.
         let start_time = procfs::start_time(pid);
         let mut process = Process::new(program, instance, pid, start_time, true).in_cgroup(cgroup);
         if undoes {
@@ -324,7 +325,7 @@ impl ProcessTracker {
         }
     }
 
-    /// The stop command of a program runs.
+    /// Registers the process of a stop command.
     pub(crate) fn register_helper(&self, pid: i32, program: ProgramId, instance: InstanceId) {
         let mut table = self.table();
         table.helpers.insert(pid, Helper::Stop(program, instance));
@@ -332,10 +333,10 @@ impl ProcessTracker {
         self.registered.notify_all();
     }
 
-    /// The command that checks a program runs.
+    /// Registers the process of a check.
     pub(crate) fn register_check(&self, pid: i32, program: ProgramId, answer: oneshot::Sender<ExitStatus>) {
         let mut table = self.table();
-        // The run, or the task that has asked, may have gone while this was started.
+        // The run may have ended, or the check may have timed out, while this was started.
         if answer.is_closed() || !table.pid_of.contains_key(&program) {
             kill_tree(pid);
         }
@@ -351,7 +352,7 @@ impl ProcessTracker {
         self.registered.notify_all();
     }
 
-    /// Ends the command that checks a program, with everything that it has started: it has had its time.
+    /// Kills the check of a program, with all its descendants, because it has timed out.
     pub(crate) fn end_check(&self, program: ProgramId) {
         Self::end_check_in(&self.table(), program);
     }

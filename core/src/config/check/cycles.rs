@@ -1,4 +1,4 @@
-//! Programs that wait for each other, and so forever.
+//! Dependency cycles: programs that would wait for each other forever.
 
 use std::collections::{BTreeSet, VecDeque};
 

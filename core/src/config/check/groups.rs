@@ -1,4 +1,4 @@
-//! Mistakes of sense about groups and levels.
+//! Semantic errors in groups and levels.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -58,7 +58,7 @@ fn unusable(what: &str, name: &str) -> Diagnostic {
         .help("use 1 to 64 of the letters a-z, A-Z, 0-9, and . _ -")
 }
 
-/// Whether a group can be at a level for another reason than that it is to be.
+/// Whether a group has a level, without its `level` and `on_failure`, which are checked against this.
 fn exists(graph: &Graph, group: GroupId, level: &str) -> bool {
     let members = &graph.groups[group].members;
     level != RESTART
@@ -76,7 +76,7 @@ fn named(graph: &Graph, group: GroupId) -> Vec<String> {
     levels.into_iter().collect()
 }
 
-/// Each program of a group with each that it waits for because that one holds back what comes after it.
+/// Pairs of a program and an earlier program of its group, of mode `Wait` or `Test`, that it waits for.
 pub(super) fn held_back(config: &Config) -> Vec<(&str, &str)> {
     let mut pairs = Vec::new();
     let mut before: BTreeMap<&str, Vec<(&str, &[String])>> = BTreeMap::new();

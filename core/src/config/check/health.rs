@@ -1,4 +1,4 @@
-//! Mistakes of sense about how a program shows that it is ready and well.
+//! Semantic errors in readiness probes, health checks and time limits.
 
 use crate::{
     base::time::Millis,
@@ -7,7 +7,7 @@ use crate::{
 
 use super::{Diagnostic, ProgramConfig, SpanIndex};
 
-/// The texts that are passed on to the system.
+/// The texts of probes that are passed to the operating system.
 pub(super) fn texts(program: &ProgramConfig) -> impl Iterator<Item = &String> {
     let ready = program.ready.as_ref().and_then(|ready| match ready {
         ReadinessProbe::Notify | ReadinessProbe::Fd(_) => None,
@@ -85,7 +85,7 @@ fn wrong(probe: &Probe) -> Option<(&'static str, &'static str)> {
         Probe::Http(url) => {
             let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
             let host = rest.and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
-            // The colons of an address in brackets are its own.
+            // Colons within the brackets of an IPv6 address do not begin a port.
             let port = host.rsplit(']').next().and_then(|host| host.rsplit_once(':'));
             let has_port = port.is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
             let fine = !host.is_empty() && has_port;

@@ -1,4 +1,4 @@
-//! Mistakes of sense about what the kernel holds a program to, and about its pid file.
+//! Semantic errors in the sandbox, limits, cgroup settings and pid file of a program.
 
 use crate::{
     config::sandbox::{Cgroup, Resource},

@@ -1,4 +1,4 @@
-//! What must be true of groups: who is let in, and when a group is there.
+//! Invariants of groups: which programs are admitted, and when a group has reached its level.
 
 use super::JournalAudit;
 use crate::{

@@ -1,4 +1,4 @@
-//! What must be true of one program.
+//! Invariants of one program.
 
 use std::collections::BTreeSet;
 
@@ -112,7 +112,7 @@ impl JournalAudit {
         }
     }
 
-    /// It is about to be stopped although what it depends on is up: a fall, of which its dependents hear first.
+    /// A stop of the program is pending: it counts as going down, and its dependents are notified first.
     pub(super) fn leaves(&mut self, id: ProgramId, envelope: &Envelope) {
         let seen = self.seen(id);
         let stays = seen.operator_fall.is_none() && !seen.replaced && !seen.unhealthy && seen.stopping.is_none();
@@ -125,7 +125,7 @@ impl JournalAudit {
     }
 
     fn starts(&mut self, id: ProgramId, instance: InstanceId, envelope: &Envelope) {
-        // What was found running was started by a daemon that died before it could record that.
+        // The previous daemon started it and died before it could record the start.
         let found = envelope.cause == Cause::Kernel;
         if found && instance.0 > self.seen(id).instance && !self.seen(id).running {
             let seen = self.seen(id);

@@ -1,4 +1,4 @@
-//! Why a program, or a group, is as it is, in words.
+//! The reason for the state of a program or a group, in words.
 
 use super::{GroupStatus, View};
 use crate::{
@@ -59,7 +59,7 @@ impl View<'_> {
         (word, String::new())
     }
 
-    /// Why a program is as it is, and for how much longer if that is known.
+    /// The reason for the state of a program, and how much longer it lasts, if that is known.
     pub(super) fn reason(self, id: ProgramId, program: &ProgramState) -> (String, Option<Millis>) {
         let policy = &self.state.graph.programs[id];
         match program.phase {
@@ -126,7 +126,8 @@ impl View<'_> {
         }
     }
 
-    /// Suffix that says why only an operator can satisfy the dependency; empty otherwise.
+    /// Suffix that says what the dependency must do, or why only an operator can satisfy it; empty if it only has to
+    /// start.
     fn in_vain(self, dependency: &Dependency) -> String {
         let on = &self.state.programs[dependency.dependency];
         let once = self.state.graph.programs[dependency.dependency].mode != Mode::Respawn;

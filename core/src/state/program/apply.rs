@@ -1,4 +1,4 @@
-//! What events make of the state of a program.
+//! How events change the state of a program.
 
 use super::{Membership, Outcome, PendingStop, Phase, ProgramState, Stop, StopMethod};
 use crate::{
@@ -23,7 +23,7 @@ impl ProgramState {
             }
             ProgramEvent::Adopted { pid, start_time, .. } if self.phase == Phase::Starting => {
                 if self.membership == Membership::Stopped && self.pending_stop.is_none() {
-                    // That it was let in was not written.
+                    // The event that admitted it was never written.
                     self.membership = Membership::Admitted(seq);
                 }
                 self.started(*pid, *start_time, policy, at);
@@ -207,7 +207,7 @@ impl ProgramState {
         self.give_up(policy, at);
     }
 
-    /// Looks whether it has ended too often.
+    /// Applies the start limit: delays the next start, or leaves the program down.
     fn give_up(&mut self, policy: &Policy, at: Instant) {
         let Some(limit) = policy.start_limit.filter(|_| self.start_pending) else { return };
         let recent = self.recent_starts.iter().filter(|start| **start + limit.interval > at).count();
@@ -246,7 +246,7 @@ impl ProgramState {
         self.start_limit_hit = false;
     }
 
-    /// It is going to be stopped, which counts as going down: propagating dependents are stopped before it.
+    /// Records a pending stop, which counts as going down: propagating dependents are stopped first.
     fn request_stop(&mut self, reason: StopReason, seq: Seq, at: Instant) {
         if self.is_running() && self.pending_stop.is_none() {
             self.pending_stop = Some(PendingStop { reason, dependents_first: true, since: at });

@@ -45,7 +45,7 @@ impl Importer {
         if line.starts_with('#') || line.trim().is_empty() {
             return Ok(());
         }
-        // Of a setting nothing counts but its name and its value; its own tests have a word for the levels.
+        // Only the name and the value of a setting count; the third field, for levels, may hold anything.
         if let Some(setting) = line.strip_prefix("::").and_then(|rest| rest.split_once(':')).map(|(_, setting)| setting)
         {
             return self.setting(setting, place);
@@ -91,7 +91,7 @@ impl Importer {
                 self.imported.note(place, "gaggled_controller speaks at this socket; clinit cannot");
             }
             "socket" => self.imported.note(place, "socket is left out: it is no absolute path"),
-            // Its older name was another.
+            // initstat is the older name.
             "clstat" | "initstat" => {
                 self.imported.note(place, format!("{name} is left out: ask gaggled_controller status"));
             }
@@ -104,7 +104,7 @@ impl Importer {
         Ok(())
     }
 
-    /// A group comes up at `stop`: nothing runs until it is told a level.
+    /// A group starts at level `stop`: nothing runs until an operator moves it to another level.
     fn group(&mut self, name: &str, place: &SourceLocation) -> String {
         let own = usable(name);
         if own != name {
@@ -117,7 +117,7 @@ impl Importer {
         own
     }
 
-    /// The original took a word without a comma for one level, and for one level with each of its letters.
+    /// The original took a word without a comma both for one level and for a list of one-letter levels.
     fn levels(&mut self, field: &str, place: &SourceLocation) -> Vec<String> {
         let levels: Vec<String> = if field.contains(',') {
             field.split(',').filter(|level| !level.is_empty()).map(str::to_owned).collect()
@@ -160,7 +160,7 @@ impl Importer {
         let is_paired = |program: &ProgramConfig| {
             program.shell.clone().is_some_and(|line| paired.contains(&(program.group.clone(), line)))
         };
-        // A level is there as long as a program names it.
+        // A level exists as long as a program names it.
         let others = programs.iter().filter(|(_, program)| !is_paired(program));
         let named: BTreeSet<(Option<String>, String)> = others
             .flat_map(|(_, program)| program.levels.iter().map(|level| (program.group.clone(), level.clone())))
@@ -173,7 +173,7 @@ impl Importer {
             let note = "it is the stop command of the line that starts the same script";
             self.imported.notes.push(format!("{}: {note}", place.unwrap_or_default()));
             let is_there = |level: &String| level == STOP || named.contains(&(program.group.clone(), level.clone()));
-            // Nothing is left to run there, but the group can still be told that level.
+            // A program that does nothing keeps the level in existence.
             program.shell = if program.levels.iter().all(is_there) { None } else { Some(":".to_owned()) };
         }
         programs.retain(|(_, program)| program.shell.is_some());

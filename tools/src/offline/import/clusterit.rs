@@ -1,4 +1,4 @@
-//! A ClusterIt cluster file, for those who want its hosts in the configuration. It can be read as it is, too.
+//! A ClusterIt cluster file, for putting its hosts into the configuration. `gaggled nodes` also reads the file itself.
 
 use std::path::Path;
 

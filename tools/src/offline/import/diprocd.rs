@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{Imported, SourceLocation, read};
 
-/// More starts than this within a minute, and the original gives a process up.
+/// The original gives up a process that is started more often than this within a minute.
 const LIMIT: StartLimit = StartLimit { burst: 5, interval: Millis(60_000), retry_after: None, reset: None };
 
 const PROCESS: [&str; 14] = [
@@ -32,7 +32,7 @@ const PROCESS: [&str; 14] = [
     "comment",
 ];
 
-/// Reads the file of a worker, or of a master what it has for one node.
+/// Reads the file of a worker, or the part of a master's file for one node.
 pub fn import(path: &Path, node: Option<&str>) -> Result<Imported, String> {
     let whole = SourceLocation::new(path, 1);
     let wrong = |error: serde_json::Error| {
@@ -145,7 +145,7 @@ impl Importer {
         self.imported.program(&place, &name, program).map_err(|_| wrong("is there twice: rename one of the two"))
     }
 
-    /// Leaves out what depends on no program.
+    /// Removes dependencies on programs that do not exist.
     fn link(&mut self) {
         let names: BTreeSet<String> = self.imported.config.programs.iter().map(|(name, _)| name.to_owned()).collect();
         let mut unknown = Vec::new();
@@ -168,7 +168,7 @@ fn text(process: &Map<String, Value>, key: &str) -> Option<String> {
     process.get(key)?.as_str().map(str::to_owned).filter(|text| !text.is_empty())
 }
 
-/// An empty user leaves it as it is, and none means nobody.
+/// An empty user means that of gaggled, and a missing one `nobody`.
 fn user(process: &Map<String, Value>) -> Option<String> {
     match process.get("user") {
         None => Some("nobody".to_owned()),

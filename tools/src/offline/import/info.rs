@@ -1,7 +1,7 @@
 //! Boost INFO, the syntax of the original's files: keys, values, and sections in braces.
 //!
-//! It has its surprises, and they are kept, because a file means what the original read: a value that is not quoted
-//! ends at white space, and what follows it on the line is another key; `;` begins a comment even within a word.
+//! Its peculiarities are kept, so that a file means what the original read: a value that is not quoted ends at white
+//! space, and what follows it on the line is another key; `;` begins a comment even within a word.
 
 use std::{fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! Files of sections, as Python's configuration parsers read them: `[section]`, `name = value`, and lines that are further
-//! in than the name and go on with the value.
+//! Files of sections, as Python's configuration parsers read them: `[section]`, `name = value`, and continuation lines,
+//! which are indented further than the name.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ pub struct Section {
 pub struct Setting {
     /// Its name.
     pub name: String,
-    /// Its value, a line each, trimmed, with where they stand.
+    /// The lines of its value, trimmed, each with its location.
     pub lines: Vec<(SourceLocation, String)>,
     /// Where it begins.
     pub place: SourceLocation,
@@ -42,7 +42,7 @@ impl Section {
     }
 }
 
-/// Reads a file. `is_comment` tells where in a line a comment begins.
+/// Reads a file. `comment` returns where in a line a comment begins.
 pub fn parse(path: &Path, comment: impl Fn(&str) -> Option<usize>) -> Result<Vec<Section>, String> {
     let mut sections: Vec<Section> = Vec::new();
     let mut indent = 0;

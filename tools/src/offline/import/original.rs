@@ -47,7 +47,7 @@ impl Importer {
         self.imported.notes.push(format!("{}: {text}", node.place));
     }
 
-    /// Says what the original passed over: unknown keys, repeated ones, and those that trail a value.
+    /// Notes what the original ignored: unknown keys, repeated ones, and those that trail a value.
     fn passed_over(&mut self, section: &Node, known: &[&str]) {
         let mut seen = BTreeSet::new();
         for child in &section.children {
@@ -97,7 +97,7 @@ impl Importer {
         }
     }
 
-    /// A url, listed as insecure where it is and was used all the same.
+    /// A url. One that is insecure is listed as such, because the original used it all the same.
     fn url(&mut self, node: &Node, control: bool) -> Option<String> {
         let url = node.value.clone();
         match Url::parse(&url, &[]) {
@@ -244,7 +244,7 @@ impl Importer {
         depends
     }
 
-    /// What concerns programs together.
+    /// Checks that concern several programs.
     fn link(&mut self) -> Result<(), String> {
         let enabled_need: BTreeSet<String> = self
             .imported

@@ -1,7 +1,7 @@
 //! The sections of plone.recipe.cluster in a buildout configuration: commands that start, stop and restart a cluster.
 //!
-//! Each option becomes a level of a group, and each of its lines a program. A line that leaves a pid file which `stop` kills
-//! by becomes a daemon that is followed.
+//! Each option becomes a level of a group, and each of its lines a program. If a line of `stop` kills the process in a
+//! pid file, the line that leaves this file becomes a daemon.
 
 use std::{cell::Cell, collections::BTreeSet, path::Path};
 
@@ -80,7 +80,7 @@ impl Values<'_> {
     }
 
     fn replace(&self, text: &str, own: &str, place: &SourceLocation, depth: u32) -> Result<String, String> {
-        // Options that are made of each other many times over take longer than anyone waits.
+        // Without this limit, options that refer to each other many times could take for ever.
         let replaced = self.replaced.get() + 1;
         self.replaced.set(replaced);
         if depth > 20 || replaced > REPLACED_MAX {
@@ -147,7 +147,7 @@ impl Importer<'_> {
             })
             .collect();
         let mut followed = Vec::new();
-        // What ends what a line of `start` leaves is its stop command, which a restart runs, too.
+        // A line of `stop` for the script of a line of `start` becomes its stop command, which a restart runs, too.
         let mut paired: BTreeSet<String> = BTreeSet::new();
         for ((place, line), number) in start.iter().zip(1..) {
             let also = matches!(line, Line::Background(words) if restart.iter().any(|(_, other)| matches!(other, Line::Background(again) if again == words)));
@@ -192,7 +192,7 @@ impl Importer<'_> {
                 }
                 let mut program = self.program(&group, &[level], line, place);
                 if matches!(line, Line::Shell(text) if level == RESTART && paired.contains(text)) {
-                    // What it leaves is ended by the stop command of the line that has started it first.
+                    // What it leaves is ended by the stop command of the line of `start`.
                     program.leaves = Some(Leaves::Release);
                 }
                 self.imported.program(place, &format!("{group}.{level}.{number}"), program)?;

@@ -6,7 +6,7 @@ use gaggled_core::{config::ProgramConfig, graph::Mode};
 
 use super::{Imported, SourceLocation, read};
 
-/// The first port that is given away, and how far those of programs are apart, as foreman does it.
+/// The first port, and the distance to that of the next program, as in foreman.
 const PORTS: (u16, usize) = (5000, 100);
 
 /// Reads a Procfile.
@@ -51,7 +51,7 @@ pub fn import(path: &Path) -> Result<Imported, String> {
     imported.checked(path)
 }
 
-/// A value of a `.env`. Between double quotes a backslash means something, and between others or none it does not.
+/// A value of a `.env`. Only between double quotes is a backslash an escape character.
 fn unquoted(value: &str) -> String {
     let between =
         |quote: char| value.strip_prefix(quote).and_then(|rest| rest.split_once(quote)).map(|(inner, _)| inner);
@@ -76,7 +76,7 @@ fn unquoted(value: &str) -> String {
             c => text.push(c),
         }
     }
-    // A quote that is not closed is none.
+    // An unclosed quote is an ordinary character.
     value.to_owned()
 }
 

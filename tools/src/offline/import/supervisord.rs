@@ -58,16 +58,16 @@ struct Importer {
     members: BTreeMap<String, (String, SourceLocation)>,
     /// Where each group begins.
     groups: BTreeMap<String, SourceLocation>,
-    /// The sections of programs that there are.
+    /// The names of all program sections.
     sections: BTreeSet<String>,
-    /// As whom programs run that do not say so.
+    /// The user of programs that name none.
     user: Option<String>,
-    /// Where something is first said that means something else here.
+    /// The first place of each setting that means something else here.
     first: BTreeMap<&'static str, SourceLocation>,
 }
 
 impl Importer {
-    /// All sections, each with the file that it is in. One that is there again goes on with the first.
+    /// All sections, each with its file. A repeated section is appended to the first.
     fn merged(&mut self, path: &Path) -> Result<Vec<(PathBuf, Section)>, String> {
         let mut merged: Vec<(PathBuf, Section)> = Vec::new();
         for (file, section) in self.read(path, 0)? {
@@ -121,7 +121,7 @@ impl Importer {
         Ok(all)
     }
 
-    /// A section that is of no program and no group.
+    /// Handles the sections other than those of programs and groups.
     fn other(&mut self, file: &Path, section: &Section) -> Result<(), String> {
         let name = section.name.as_str();
         if let Some(program) = name.strip_prefix("program:") {
@@ -238,7 +238,7 @@ impl Importer {
         Ok(())
     }
 
-    /// Remembers where something is first said that means something else here.
+    /// Remembers the first place of settings that mean something else here.
     fn mark(&mut self, options: &Options<'_>, program: &ProgramConfig) {
         let set = |option: &str| options.boolean(option).ok().flatten() == Some(true);
         let mut mark = |what: &'static str, place: &SourceLocation| {
@@ -272,7 +272,7 @@ impl Importer {
         }
     }
 
-    /// Says which members groups do not have.
+    /// Notes members of groups that do not exist.
     fn miss_members(&mut self) {
         for (name, (group, place)) in &self.members {
             if !self.sections.contains(name) {

@@ -1,7 +1,7 @@
-//! The system calls by which a child gives up what its program is not to have.
+//! The system calls by which a child applies the restrictions of its program to itself.
 //!
-//! They are made one by one and not by the C library, which would tell every thread of the daemon to make them, too: a
-//! child that shares the memory of its parent must change only itself.
+//! They are made directly, because the C library would apply some of them to every thread of the daemon: a child that
+//! shares the memory of its parent must change only itself.
 
 use std::{
     ffi::{CString, c_char, c_int, c_long},
@@ -13,7 +13,7 @@ use gaggled_core::{
     process::SpawnStage,
 };
 
-/// What a child gives up, laid out before it is made.
+/// The restrictions of a child, prepared before it is created.
 #[derive(Debug, Default)]
 pub struct PreparedSandbox {
     limits: Vec<(c_int, [u64; 2])>,
@@ -27,7 +27,7 @@ pub struct PreparedSandbox {
     no_new_privs: bool,
 }
 
-/// Which of the capabilities there are, at most.
+/// The largest number of capabilities that a kernel can have.
 const CAPABILITIES: c_long = 64;
 
 /// The third version of the kernel's structures for capabilities.
@@ -45,7 +45,8 @@ struct CapabilityData {
 }
 
 impl PreparedSandbox {
-    /// Lays it out; `None` if a text holds a null byte. `descriptors` is the limit that gaggled had before it raised it.
+    /// Prepares the restrictions; `None` if a text holds a null byte. `descriptors` is the limit that gaggled had
+    /// before it raised it.
     pub fn new(sandbox: &Sandbox, descriptors: Option<Rlimit>) -> Option<Self> {
         let has_own = sandbox.rlimits.iter().any(|(resource, _)| *resource == Resource::Nofile);
         let given = descriptors.filter(|_| !has_own).map(|limit| (number(Resource::Nofile), pair(limit)));
@@ -62,7 +63,7 @@ impl PreparedSandbox {
         })
     }
 
-    /// Gives everything up, in the child. A failed step is returned, and then the child must not go on.
+    /// Applies the restrictions, in the child. If a step fails it is returned, and the child must not go on.
     ///
     /// # Safety
     /// Only in a child that was made with `vfork`, before it executes its command.
@@ -98,7 +99,7 @@ impl PreparedSandbox {
             }
             match (self.capabilities, &self.identity) {
                 (Some(kept), _) => keep(kept)?,
-                // A gaggled that is not root may have some that its programs would keep.
+                // A gaggled that is not root may have capabilities that its programs would keep.
                 (None, Some(identity)) if identity.uid != 0 => keep(0)?,
                 (None, _) => {}
             }
@@ -115,7 +116,7 @@ fn done(result: c_long, stage: SpawnStage) -> Result<(), SpawnStage> {
 }
 
 /// # Safety
-/// As for [`PreparedSandbox::impose`].
+/// As for [`PreparedSandbox::apply`].
 unsafe fn write_score(score: &CString) -> Result<(), SpawnStage> {
     let stage = SpawnStage::Limits;
     let path: *const c_char = c"/proc/self/oom_score_adj".as_ptr();
@@ -133,10 +134,10 @@ unsafe fn write_score(score: &CString) -> Result<(), SpawnStage> {
     }
 }
 
-/// Takes everything but what is kept from what a command could ever gain.
+/// Drops all but these capabilities from the bounding set, so that no command can gain them.
 ///
 /// # Safety
-/// As for [`PreparedSandbox::impose`].
+/// As for [`PreparedSandbox::apply`].
 unsafe fn drop_from_bounds(kept: u64) -> Result<(), SpawnStage> {
     for capability in 0..CAPABILITIES {
         // SAFETY: only numbers are passed.
@@ -151,10 +152,10 @@ unsafe fn drop_from_bounds(kept: u64) -> Result<(), SpawnStage> {
     Ok(())
 }
 
-/// Has exactly these capabilities, and keeps them when the command is executed.
+/// Sets exactly these capabilities, so that they are kept when the command is executed.
 ///
 /// # Safety
-/// As for [`PreparedSandbox::impose`].
+/// As for [`PreparedSandbox::apply`].
 #[expect(clippy::cast_possible_truncation, reason = "the kernel takes them in two halves")]
 unsafe fn keep(kept: u64) -> Result<(), SpawnStage> {
     let stage = SpawnStage::User;

@@ -8,18 +8,18 @@ use std::{
 
 use gaggled_core::process::ExitStatus;
 
-/// Waits until any child has ended, and leaves it as it is, so that its process id cannot be used again before
-/// [`reap`]. `None` if there is no child.
+/// Waits until any child has ended, and does not reap it, so that its process id cannot be used again before [`reap`].
+/// `None` if there is no child.
 pub fn wait_for_any() -> Option<(i32, ExitStatus)> {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT)
 }
 
-/// A child that has ended, if there is one now; it is left as it is.
+/// A child that has ended, if there is one now; it is not reaped.
 pub fn peek_exited() -> Option<(i32, ExitStatus)> {
     wait(libc::P_ALL, 0, libc::WEXITED | libc::WNOWAIT | libc::WNOHANG).filter(|(pid, _)| *pid > 0)
 }
 
-/// Takes the status of a child that has ended, and with it its process id.
+/// Reaps a child that has ended, which frees its process id, and returns its status.
 pub fn reap(pid: i32) -> ExitStatus {
     let id = libc::id_t::try_from(pid).unwrap_or(0);
     wait(libc::P_PID, id, libc::WEXITED | libc::WNOHANG).map_or(ExitStatus::Unknown, |(_, status)| status)
@@ -86,7 +86,7 @@ pub fn exit_info(pidfd: &OwnedFd) -> ExitInfo {
     }
 }
 
-/// What the status of `wait` says.
+/// Decodes a wait status.
 pub fn of_wait_status(status: c_int) -> ExitStatus {
     if libc::WIFEXITED(status) {
         ExitStatus::Code(libc::WEXITSTATUS(status))

@@ -84,7 +84,7 @@ pub(super) fn program(options: &Options<'_>, env: OrderedMap<String>) -> Result<
     let (command, argv) = line.split_first().ok_or_else(|| options.wrong("command", "is empty"))?;
     let any_is_wrong = options.text("exitcodes")?.is_some_and(|codes| codes.is_empty());
     let (mode, retry) = match options.text("autorestart")?.as_deref() {
-        // Whatever its exit code is, it is not expected.
+        // With an empty list of exit codes, none is expected.
         text if any_is_wrong && text.is_none_or(|text| text.eq_ignore_ascii_case("unexpected")) => (None, false),
         None => (Some(Mode::Once), true),
         // It is left down only when it has ended as expected.
@@ -131,7 +131,7 @@ fn exit_codes(options: &Options<'_>) -> Result<Vec<i32>, String> {
     Ok(if codes == [0] { Vec::new() } else { codes })
 }
 
-/// gaggled sends TERM by itself, to the whole group; for any other signal there is a command.
+/// The stop command for signals other than TERM, which gaggled itself sends to the whole group.
 fn stop(options: &Options<'_>) -> Result<Option<String>, String> {
     let signal = options.text("stopsignal")?.unwrap_or_else(|| "TERM".to_owned());
     Signal::parse(&signal).ok_or_else(|| options.wrong("stopsignal", "is no signal"))?;
@@ -146,12 +146,12 @@ fn stop(options: &Options<'_>) -> Result<Option<String>, String> {
 /// supervisord gives up after so many starts in a row none of which lasted.
 fn limit(retries: u32, lasts: Millis) -> Option<StartLimit> {
     let starts = retries.checked_add(1).filter(|starts| *starts <= StartLimit::MAX_BURST)?;
-    // Long enough for all of them: it is the row that counts.
+    // Long enough for all starts, because supervisord counts starts in a row.
     let within = Millis(u64::from(starts) * (60_000 + lasts.0));
     Some(StartLimit { burst: starts, interval: within, retry_after: None, reset: Some(lasts) })
 }
 
-/// It waits a second longer before each start in a row. Where every start is good, it looks once a second.
+/// supervisord waits a second longer before each start in a row, and one second if every start counts as good.
 fn spacing(retries: u32, lasts: Millis) -> Backoff {
     let max = if lasts.0 == 0 { Millis(1000) } else { Millis(1000 * u64::from(retries.clamp(1, 60))) };
     Backoff { initial: Millis(1000), max, reset: lasts.max(Millis(1000)) }
@@ -161,7 +161,7 @@ fn log(options: &Options<'_>) -> Result<Option<String>, String> {
     Ok(match Output::read(options.text("stdout_logfile")?) {
         Output::Inherited | Output::Syslog => None,
         Output::File(path) => Some(path),
-        // A program has one log, and what it says of its errors is worth more than nothing.
+        // A program has one log here: if its output is discarded, that for its errors.
         Output::EndpointError => Some(match Output::read(options.text("stderr_logfile")?) {
             Output::File(path) => path,
             Output::Inherited | Output::EndpointError | Output::Syslog => "/dev/null".to_owned(),
@@ -169,7 +169,7 @@ fn log(options: &Options<'_>) -> Result<Option<String>, String> {
     })
 }
 
-/// A log of supervisord is begun anew at 50 MB unless it says otherwise, and ten are kept.
+/// supervisord rotates a log at 50 MB by default, and keeps ten.
 fn rotation(options: &Options<'_>, log: Option<&str>) -> Result<Option<Rotate>, String> {
     let size = options.text("stdout_logfile_maxbytes")?.map_or(Some(Bytes(50 << 20)), |text| Bytes::read(&text));
     let size = size.ok_or_else(|| options.wrong("stdout_logfile_maxbytes", "is no size"))?;
@@ -179,7 +179,7 @@ fn rotation(options: &Options<'_>, log: Option<&str>) -> Result<Option<Rotate>, 
     Ok(rotates.then(|| Rotate { size, max_files: keep, ..Rotate::default() }))
 }
 
-/// What is not kept of a program, or means something else here: the options, and what is to be said of them.
+/// Options that are left out or mean something else here, each with a note.
 pub(super) fn remarks(options: &Options<'_>, program: &ProgramConfig) -> Vec<(String, String)> {
     let given = |option: &str| options.section.get(option).is_some();
     let mut remarks: Vec<(String, String)> = Vec::new();

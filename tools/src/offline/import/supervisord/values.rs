@@ -24,7 +24,7 @@ pub(super) struct Expansions {
     known: Vec<(&'static str, String)>,
     /// The variables of the configuration itself.
     environment: OrderedMap<String>,
-    /// What is of here and now, with where it stood.
+    /// Notes about values that depend on the machine and environment of the import.
     frozen: RefCell<BTreeSet<String>>,
 }
 
@@ -49,7 +49,7 @@ impl Expansions {
         self
     }
 
-    /// What stands now for good that was of here and now.
+    /// The notes about values that depend on the machine and environment of the import.
     pub(super) fn frozen(&self) -> BTreeSet<String> {
         self.frozen.borrow().clone()
     }
@@ -128,7 +128,7 @@ pub(super) struct Options<'a> {
 }
 
 impl Options<'_> {
-    /// What an option says.
+    /// The value of an option.
     pub(super) fn text(&self, option: &str) -> Result<Option<String>, String> {
         let found = self.section.get(option);
         found.map(|found| self.words.expand(&found.value(), &found.place)).transpose()
@@ -144,7 +144,7 @@ impl Options<'_> {
         self.section.get(option).map_or(&self.section.place, |found: &Setting| &found.place)
     }
 
-    /// A number, or what it is if it is not given.
+    /// A number, or its default.
     pub(super) fn number<T: FromStr>(&self, option: &str, default: T) -> Result<T, String> {
         let read = |text: String| text.trim().parse().map_err(|_| self.wrong(option, "is no number"));
         self.text(option)?.map_or(Ok(default), read)
@@ -185,7 +185,8 @@ pub(super) fn variables(text: &str, place: &SourceLocation) -> Result<OrderedMap
     Ok(variables)
 }
 
-/// The words of a line: what is quoted is one, and so is every sign that is in no word; `None` if a quote is not closed.
+/// The words of a line: quoted text is one, and so is every other character outside words; `None` if a quote is not
+/// closed.
 fn words(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut rest = text.trim_start();
