@@ -353,7 +353,7 @@ impl ControlActor {
 }
 
 fn busy() -> ReplyError {
-    ReplyError { code: ErrorCode::Busy, message: "too many requests wait already".to_owned() }
+    ReplyError { code: ErrorCode::Busy, message: "too many requests are waiting already".to_owned() }
 }
 
 impl Actor for ControlActor {

@@ -138,7 +138,7 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
     if early {
         return found.help("the text ends too early: a bracket or a quote that was opened is not closed");
     }
-    #[expect(clippy::wildcard_enum_match_arm, reason = "most mistakes are told well enough by the parser")]
+    #[expect(clippy::wildcard_enum_match_arm, reason = "for most mistakes the message of the parser is enough")]
     match &error.code {
         ron::Error::NoSuchStructField { expected, found: wrong, .. } => {
             let meant = check::nearest_name(wrong, expected.iter().copied());
@@ -155,12 +155,12 @@ fn spelling(text: &str, error: &SpannedError) -> Diagnostic {
         ron::Error::ExpectedString => found.help("write a text in quotes, such as \"text\""),
         ron::Error::ExpectedBoolean => found.help("write true or false"),
         ron::Error::ExpectedInteger | ron::Error::IntegerOutOfBounds => {
-            found.help("write a number, and not so large a one")
+            found.help("write a whole number that is not too large")
         }
         ron::Error::ExpectedArray => found.help("write a list in square brackets, such as [\"one\", \"two\"]"),
         ron::Error::ExpectedMap => found.help("write names and values in braces, such as {\"name\": value}"),
         ron::Error::ExpectedComma => found.help("put a comma between this and what is before it"),
-        ron::Error::ExpectedIdentifier => found.help("write one of its forms, as the README has them, without quotes"),
+        ron::Error::ExpectedIdentifier => found.help("write one of the values that the README lists, without quotes"),
         ron::Error::ExpectedStructLike | ron::Error::ExpectedNamedStructLike(_) => {
             found.help("write its fields in round brackets, such as (field: value)")
         }

@@ -381,7 +381,7 @@ impl fmt::Display for StopReason {
         f.write_str(match self {
             Self::Operator => "an operator asked for it",
             Self::DependencyDown => "a program it depends on went down",
-            Self::Level => "its group moves",
+            Self::Level => "its group changes its level or restarts",
             Self::Unhealthy => "it is unhealthy",
             Self::Shutdown => "gaggled shuts down",
         })

@@ -54,15 +54,15 @@ impl SpawnStage {
 impl fmt::Display for SpawnStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Fork => "making the process",
+            Self::Fork => "creating the process",
             Self::Cgroup => "entering its cgroup",
             Self::Log => "opening the log",
-            Self::Session => "making a session",
-            Self::Notify => "making its notify socket",
+            Self::Session => "creating a session",
+            Self::Notify => "creating its notify socket",
             Self::PidFile => "writing the pid file",
             Self::Limits => "setting its limits",
             Self::Chroot => "changing the root directory",
-            Self::User => "becoming the user",
+            Self::User => "switching to the user",
             Self::WorkingDirectory => "changing to the working directory",
             Self::Exec => "executing the command",
         })
@@ -106,7 +106,7 @@ impl fmt::Display for ExitStatus {
             Self::Code(code) => write!(f, "exited with code {code}"),
             Self::Signal(number) => write!(f, "was killed by {}", Signal(*number)),
             Self::Core(number) => write!(f, "was killed by {} and dumped core", Signal(*number)),
-            Self::OutOfMemory => f.write_str("was killed by the kernel for want of memory"),
+            Self::OutOfMemory => f.write_str("was killed by the kernel because memory ran out"),
             Self::Unknown => f.write_str("ended with an unknown status"),
         }
     }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     group::{GroupState, LevelSwitch},
-    program::{Membership, Outcome, PendingStop, Phase, ProgramState, Stop, StopMethod},
+    program::{Membership, Outcome, PendingStop, Phase, ProcessInfo, ProgramState, Stop, StopMethod},
 };
 use crate::{
     base::{

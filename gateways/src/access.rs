@@ -252,7 +252,7 @@ impl Known {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the rate of requests is one of real time")]
+#[expect(clippy::disallowed_methods, reason = "the rate of requests is measured in real time")]
 fn now() -> Instant {
     Instant::now()
 }

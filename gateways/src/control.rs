@@ -219,7 +219,7 @@ impl Server {
                 Some(peer) => {
                     Peer { who: format!("uid {} (pid {})", peer.uid, peer.pid), role: self.access.role(peer) }
                 }
-                None => Peer { who: "a peer that has gone".to_owned(), role: Role::Nothing },
+                None => Peer { who: "a disconnected peer".to_owned(), role: Role::Nothing },
             },
             Url::Tcp { text, trusted } => {
                 Peer { who: format!("a client of {text}"), role: if *trusted { Role::Admin } else { Role::Observe } }

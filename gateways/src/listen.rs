@@ -105,7 +105,7 @@ fn connect(url: &Url, within: Duration) -> io::Result<Box<dyn Read>> {
     })
 }
 
-#[expect(clippy::disallowed_methods, reason = "sockets live in real time")]
+#[expect(clippy::disallowed_methods, reason = "the wait for a socket is real time")]
 fn now() -> Instant {
     Instant::now()
 }

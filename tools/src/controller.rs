@@ -97,7 +97,7 @@ impl Controller {
             Reply { ok: true, body, durable, .. } => {
                 if durable == Some(false) {
                     eprintln!(
-                        "Warning: done, but the journal cannot be written now: if gaggled dies before it can be, this is \
+                        "Warning: done, but the journal cannot be written now: if gaggled dies before that, this is \
                          forgotten; see `gaggled_controller events`"
                     );
                 }

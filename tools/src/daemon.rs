@@ -350,7 +350,7 @@ fn refuse_strangers(system: &LoadedConfig, directory: &StateDirectory) -> Result
     directory.forget();
     let pids: Vec<String> = found.iter().map(|(program, pid)| format!("{program} (pid {pid})")).collect();
     Err(StartError::Here(format!(
-        "{} knows nothing of the programs that an earlier gaggled has left running: {}; put the directory back as it was, \
+        "{} has no record of the programs that an earlier gaggled has left running: {}; restore the directory, \
          or end those processes",
         directory.path().display(),
         pids.join(", ")

@@ -99,8 +99,8 @@ impl MailGateway {
                 }
             }
             FollowEvent::Event(_, text) | FollowEvent::Past(text) => self.event(&text),
-            FollowEvent::Silent => warn!(self.logger, "nothing is heard of gaggled"),
-            FollowEvent::Back => info!(self.logger, "gaggled is heard again"),
+            FollowEvent::Silent => warn!(self.logger, "no message from gaggled"),
+            FollowEvent::Back => info!(self.logger, "gaggled is back"),
             FollowEvent::Garbled(why) => warn!(self.logger, "{}", why),
             FollowEvent::Nothing => {}
         }
@@ -177,7 +177,7 @@ fn reporter(logger: Logger) -> Report {
         }
         DeliveryOutcome::Refused(mail) => error!(logger, "refused by the server, given up: {}", mail),
         DeliveryOutcome::SpoolFailed(why) => error!(logger, "the ledger cannot be written: {}", why),
-        DeliveryOutcome::Overflow(mail) => error!(logger, "too many mails wait, dropped: {}", mail),
+        DeliveryOutcome::Overflow(mail) => error!(logger, "too many mails are queued, dropped: {}", mail),
     })
 }
 

@@ -54,7 +54,7 @@ pub enum StateError {
         error: io::Error,
     },
     /// A later version has written it.
-    #[error("{path}: {how}: run that version, or move the file away and lose what it tells")]
+    #[error("{path}: {how}: run that version, or move the file away and lose its events")]
     Newer {
         /// The file.
         path: String,

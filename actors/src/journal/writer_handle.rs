@@ -106,7 +106,7 @@ impl JournalWriterHandle {
 
     fn ask(&self, synchronise: bool, within: Duration) -> Result<(), String> {
         let (reply, done) = crossbeam_channel::bounded(1);
-        let late = || "the disk does not answer".to_owned();
+        let late = || "the disk does not respond".to_owned();
         self.entries.send_timeout(WriterCommand::Flush { synchronise, reply }, within).map_err(|_| late())?;
         done.recv_timeout(within).map_err(|_| late())?
     }

@@ -14,10 +14,10 @@ pub fn prepare(config: &Config, own: &Path) -> Result<(), String> {
     let asked = enabled().flat_map(|(_, program)| program.cgroup.iter());
     let controllers = asked.filter_map(|(setting, _)| Cgroup::controller(setting)).collect();
     let has_settings = |(_, program): &(&str, &ProgramConfig)| !program.cgroup.is_empty();
-    let prepared = cgroup::prepare(own, &controllers).map_err(|error| format!("cgroups cannot be had: {error}"));
+    let prepared = cgroup::prepare(own, &controllers).map_err(|error| format!("cgroups cannot be used: {error}"));
     let tried = prepared.and_then(|()| {
         enabled().filter(has_settings).try_for_each(|(name, program)| {
-            let refuse = |error| format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
+            let refuse = |error| format!("the cgroup settings of program \"{name}\" cannot be applied: {error}");
             cgroup::try_settings(own, &settings(program)).map_err(refuse)
         })
     });
@@ -42,7 +42,7 @@ pub(super) fn check(config: &Config, locator: &SpanIndex) -> Vec<Diagnostic> {
             Some((setting, error))
         });
         if let Some((setting, error)) = missing {
-            let message = format!("what program \"{name}\" asks of its cgroup cannot be kept: {error}");
+            let message = format!("the cgroup settings of program \"{name}\" cannot be applied: {error}");
             let at = locator.nearest(&["programs", name, "cgroup", setting]);
             found.push(Diagnostic::error(message).at(at).help("correct the setting, or remove it"));
         }

@@ -40,8 +40,8 @@ pub(super) fn check(
             Diagnostic::warning(format!("{what} {}", exposure(&directory).filter(|_| is_opened)?))
                 .help("use a directory that root owns and that only root can write to, such as a directory of its own in /run or /var/log")
         } else {
-            Diagnostic::warning(format!("{what} is no directory now"))
-                .help("the program cannot start before there is one")
+            Diagnostic::warning(format!("{what} does not exist now, or is not a directory"))
+                .help("create it: the program cannot start without it")
         };
         Some(found.at(place(field)))
     })

@@ -91,7 +91,7 @@ fn capabilities(program: &ProgramConfig) -> Result<Option<u64>, SandboxError> {
             SandboxError::new("capabilities", why, "write a name such as \"net_bind_service\"")
         })?;
         if !may(capability) {
-            let why = format!("asks for capability \"{name}\", which gaggled itself has not");
+            let why = format!("asks for capability \"{name}\", which gaggled itself does not have");
             return Err(SandboxError::new("capabilities", why, "run gaggled with it, or remove it"));
         }
         kept |= 1 << capability.index();

@@ -284,7 +284,7 @@ fn check_logs(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>)
             error("is to have its log rotated, and has no log", "add log: \"...\", or remove rotate");
         }
         if rotate.size < Rotate::SMALLEST || rotate.age == Some(Millis(0)) {
-            error("is to have its log rotated at once", "write size: 4096 or more, and age: \"1h\" or so");
+            error("has a rotation size or age that is too small", "write size: 4096 or more, and age: \"1h\" or so");
         }
         if !(1..=Rotate::MOST).contains(&rotate.max_files) {
             error("is to keep too few logs, or too many", &format!("write max_files: 1 to {}", Rotate::MOST));
@@ -334,21 +334,17 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &SpanIndex, found: &
         );
     }
     if mode == Mode::Test && program.stop_command.is_some() {
-        error("stop_command", "is a test that would have to be undone", "give it mode: Wait, or remove stop_command");
+        error("stop_command", "is of mode Test, and has a stop command", "give it mode: Wait, or remove stop_command");
     }
     if program.leaves.is_some() && matches!(mode, Mode::Respawn | Mode::Test) {
-        error("leaves", "is of a mode of which nothing is kept", "remove leaves, or give it mode: Once or Wait");
+        error("leaves", "has a mode that keeps no processes", "remove leaves, or give it mode: Once or Wait");
     }
     if mode == Mode::Respawn && program.start_timeout.is_some() && program.ready_on_start() {
         let help = "add ready, remove start_timeout, or give it mode: Once if it is meant to end by itself";
         error("start_timeout", "is ready as soon as it runs, so nothing is waited for", help);
     }
     if program.success_exit_codes.iter().any(|code| !(0..=255).contains(code)) {
-        error(
-            "success_exit_codes",
-            "has an exit code for success that no program exits with",
-            "write codes from 0 to 255",
-        );
+        error("success_exit_codes", "has an exit code for success out of range", "write codes from 0 to 255");
     }
 }
 

@@ -210,7 +210,7 @@ impl<'a, P: Clone> Declarations<'a, P> {
                 return wrong("a set of nodes has no name".into(), "write a name");
             }
             Declaration::Set(name) if [ALL, ORPHANS].contains(&name.as_str()) => {
-                return wrong(format!("set \"{name}\" has a name that means something else"), "give it another name");
+                return wrong(format!("set \"{name}\" has a reserved name"), "give it another name");
             }
             Declaration::Set(name) if name.contains(char::is_whitespace) || name.starts_with('@') => {
                 return wrong(
@@ -248,7 +248,7 @@ impl<'a, P: Clone> Declarations<'a, P> {
         inclusions().find_map(|(place, set, other)| {
             graph.add_edge(set, other, ());
             let cycle = toposort(&graph, None).err()?;
-            let message = format!("set \"{}\" is in itself, by way of other sets", cycle.node_id());
+            let message = format!("set \"{}\" is in itself, through other sets", cycle.node_id());
             Some(DeclarationError { place: place.clone(), message, help: "remove one of them from the other".into() })
         })
     }

@@ -81,7 +81,7 @@ impl Operator<'_> {
             message: format!("signal {signal:?} is not known: write a name such as HUP, or a number from 1 to 64"),
         })?;
         let selected = self.select(programs)?;
-        let up = selected.iter().filter(|id| self.state.programs[**id].pid.is_some());
+        let up = selected.iter().filter(|id| self.state.programs[**id].process.is_some());
         let signalled =
             |id: &ProgramId| ProgramEvent::Signalled { instance: self.state.programs[*id].instance, signal: number };
         let events: Vec<Event> = up.map(|id| Event::Program(*id, signalled(id))).collect();
@@ -172,7 +172,7 @@ impl Operator<'_> {
         let (graph, state) = (&self.state.graph, &self.state.groups[group]);
         let Some(level) = self.level_up(group) else {
             let message = format!(
-                "group {:?} has no level \"{START}\": tell it one of {}",
+                "group {:?} has no level \"{START}\": request one of {}",
                 graph.groups[group].name,
                 graph.levels(group).join(", ")
             );

@@ -109,7 +109,7 @@ impl Operator<'_> {
 
     fn unknown(&self, name: &str) -> ReplyError {
         if name.len() > WORD_MAX {
-            let message = format!("a name of {} bytes means no program", name.len());
+            let message = format!("there is no program with a name of {} bytes", name.len());
             return ReplyError { code: ErrorCode::NoSuchProgram, message };
         }
         let groups = self.state.graph.groups.values().map(|group| &*group.name);

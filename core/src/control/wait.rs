@@ -270,7 +270,7 @@ impl Wait {
             return Ok(state.shutdown.is_some() && members().all(|id| !state.programs[id].is_running()) || stopped);
         }
         if state.shutdown.is_some() {
-            return Err(format!("group {name} cannot get there: gaggled is shutting down"));
+            return Err(format!("group {name} cannot reach its level: gaggled is shutting down"));
         }
         if let Some(by) = group.failed_program.as_ref().filter(|_| !group.is_switching()) {
             let by = members().find(|id| state.graph.programs[*id].name == *by);

@@ -112,7 +112,7 @@ impl fmt::Display for StartKind {
             Self::First | Self::CleanShutdown => Ok(()),
             Self::Crash => f.write_str(" again after a crash"),
             Self::Reboot => f.write_str(" after a reboot"),
-            Self::CopiedState => f.write_str(" with a copy of the journal of another"),
+            Self::CopiedState => f.write_str(" from a copy of another state directory"),
             Self::Handover(to) => write!(f, " as the next daemon, for {to},"),
         }
     }
@@ -123,7 +123,7 @@ impl fmt::Display for Handover {
         f.write_str(match self {
             Self::Reload => "a changed configuration",
             Self::Upgrade => "another version of gaggled",
-            Self::Subreaper => "a subreaper that has died",
+            Self::Subreaper => "a new subreaper",
         })
     }
 }

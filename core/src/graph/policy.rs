@@ -98,7 +98,7 @@ impl StartLimit {
 }
 
 /// The part of a program's configuration that the rules look at.
-#[expect(clippy::struct_excessive_bools, reason = "each is a wish of its own")]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent setting")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
     /// Its name.

@@ -146,14 +146,14 @@ impl fmt::Display for ProbeError {
             }
             Self::Timeout => f.write_str("no answer in time"),
             Self::HttpStatus(status) => write!(f, "HTTP status {status}"),
-            Self::DnsFailure => f.write_str("the name of its host is not known"),
-            Self::Tls => f.write_str("no TLS connection that can be trusted"),
+            Self::DnsFailure => f.write_str("the host name cannot be resolved"),
+            Self::Tls => f.write_str("no trusted TLS connection"),
             Self::InvalidResponse => f.write_str("an answer that is not understood"),
             Self::ExitStatus(status) => write!(f, "the command {status}"),
             Self::PidFileEmpty => f.write_str("there is no process id in the pid file"),
-            Self::NoSuchProcess(pid) => write!(f, "the pid file names process {pid}, which is not there"),
+            Self::NoSuchProcess(pid) => write!(f, "the pid file names process {pid}, which does not exist"),
             Self::ForeignProcess(pid) => {
-                write!(f, "the pid file names process {pid}, which is not one of this program")
+                write!(f, "the pid file names process {pid}, which does not belong to this program")
             }
         }
     }

@@ -34,7 +34,7 @@ impl State {
         match event {
             ProgramEvent::Starting { instance } => self.admit_start(now, id, *instance),
             ProgramEvent::Started { instance, .. } | ProgramEvent::SpawnFailed { instance, .. } => {
-                let in_stop_command = program.is_undoing() && program.pid.is_none();
+                let in_stop_command = program.is_undoing() && program.process.is_none();
                 is_in(program, *instance, if in_stop_command { &[Phase::Stopping] } else { &[Phase::Starting] })
             }
             ProgramEvent::Stopping { instance, reason, .. } => {

@@ -207,7 +207,7 @@ impl JournalAudit {
         }
         for (id, group) in start.groups.iter() {
             if self.groups[id].level != group.level {
-                self.violations.push(format!("I29: epoch {} has forgotten what {id:?} was told", start.epoch));
+                self.violations.push(format!("I29: epoch {} has changed the level of {id:?}", start.epoch));
             }
         }
         self.groups = start.groups.clone();
@@ -317,7 +317,7 @@ impl JournalAudit {
         let remains = self.programs.iter().filter(|(_, seen)| seen.exists && !seen.running && seen.stopping.is_none());
         let remains: Vec<_> = remains.map(|(id, _)| id).collect();
         if !remains.is_empty() {
-            self.violations.push(format!("I13: what {remains:?} have done was not undone"));
+            self.violations.push(format!("I13: the effects of {remains:?} were not undone"));
         }
     }
 }

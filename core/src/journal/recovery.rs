@@ -19,7 +19,7 @@ use crate::{
     graph::{Graph, Policy},
     host::Recovered,
     journal::Journal,
-    process::{ExitStatus, SpawnStage, StartTime},
+    process::{ExitStatus, SpawnStage},
     state::{DependencyState, GroupState, LevelSwitch, Membership, Outcome, PendingStop, Phase, ProgramState, State},
 };
 
@@ -261,11 +261,9 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
     let lost = had_process.then_some(Outcome::Exited(ExitStatus::Unknown));
     ProgramState {
         phase: Phase::Down,
-        pid: None,
-        start_time: StartTime::default(),
+        process: None,
         up_since: None,
         ready_since: None,
-        daemonized: false,
         phase_since: Instant::default(),
         phase_event: Seq(0),
         membership: if policy.group.is_some() { Membership::Stopped } else { Membership::Ungrouped },
@@ -315,7 +313,7 @@ fn recovery_events(known: &ProgramState, policy: &Policy, found: Recovered, now:
     }
     // An active program without a process; its stop command is run again if it is not known to have ended.
     let remains =
-        known.phase == Phase::ActiveExited || known.is_undoing() && known.pid.is_none() && !found.is_running();
+        known.phase == Phase::ActiveExited || known.is_undoing() && known.process.is_none() && !found.is_running();
     if !unwritten && (remains || !known.is_running()) {
         return events;
     }

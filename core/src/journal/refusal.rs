@@ -44,13 +44,13 @@ pub enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Stale => f.write_str("that instance is no longer in that phase"),
-            Self::NoStartPending => f.write_str("the program is not wanted"),
+            Self::Stale => f.write_str("the instance is not, or no longer, in the required phase"),
+            Self::NoStartPending => f.write_str("no start of the program is pending"),
             Self::DependencyUnsatisfied { dependency } => write!(f, "dependency {dependency} is not satisfied"),
             Self::TooEarly { ready_at } => write!(f, "too early, ready at {} ms", ready_at.as_millis()),
             Self::Unconfigured => f.write_str("the configuration no longer has the program"),
             Self::NotAtLevel { group, level } => {
-                write!(f, "group {group} is at level {level}, at which the program does not run: tell it another")
+                write!(f, "group {group} is at level {level}, at which the program does not run: request another level")
             }
             Self::NoSuchLevel => f.write_str("the group has no such level"),
             Self::ShuttingDown => f.write_str("gaggled is shutting down"),

@@ -67,11 +67,11 @@ impl HealthMonitor {
         }
         if state.ready_since.is_none() {
             out.set_timer(Timer::StartTimeout(state.instance), since + self.policy.start_timeout);
-            if self.ready_before_daemon && state.daemonized {
+            if self.ready_before_daemon && state.is_daemonized() {
                 let instance = state.instance;
                 self.propose(ProgramEvent::Ready { instance }, Cause::Kernel, out);
             }
-            if self.policy.readiness == Some(Readiness::Probed) && (state.daemonized || !self.policy.daemonizes) {
+            if self.policy.readiness == Some(Readiness::Probed) && (state.is_daemonized() || !self.policy.daemonizes) {
                 self.probe(state, out);
             }
             return;
@@ -103,7 +103,7 @@ impl HealthMonitor {
         let ready = ProgramEvent::Ready { instance };
         match event {
             HostEvent::ProbeResult(_) if !is_watched(state) => {}
-            HostEvent::Ready if self.policy.daemonizes && !state.daemonized => self.ready_before_daemon = true,
+            HostEvent::Ready if self.policy.daemonizes && !state.is_daemonized() => self.ready_before_daemon = true,
             // Its `Started` may have been proposed just before, and not be committed yet.
             HostEvent::Ready | HostEvent::ProbeResult(Ok(())) if state.ready_since.is_none() => {
                 self.overdue.take_if(|timer| *timer == Timer::StartTimeout(instance));

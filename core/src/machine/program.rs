@@ -21,7 +21,7 @@ use crate::{
     journal::Refusal,
     machine::{Input, Machine, Outputs, Timer, health_monitor::HealthMonitor, restored_cause},
     process::{ExitStatus, Signal},
-    state::{Membership, Phase, ProgramState, State, StopMethod},
+    state::{Membership, Phase, ProcessInfo, ProgramState, State, StopMethod},
 };
 
 /// The machine of one program.
@@ -242,8 +242,7 @@ impl ProgramMachine {
         let event = match report.event {
             HostEvent::Spawned { pid, start_time } => ProgramEvent::Started { instance, pid, start_time },
             HostEvent::Daemonized { pid, start_time } => {
-                let again = self.state.daemonized && self.state.pid == Some(pid) && self.state.start_time == start_time;
-                if again {
+                if self.state.process == Some(ProcessInfo { pid, start_time, daemonized: true }) {
                     return;
                 }
                 ProgramEvent::Daemonized { instance, pid, start_time }
@@ -323,7 +322,7 @@ impl ProgramMachine {
         if self.state.phase == Phase::Stopping {
             match self.state.kill_at() {
                 Some(deadline) => {
-                    if !self.state.is_undoing() || self.state.pid.is_none() {
+                    if !self.state.is_undoing() || self.state.process.is_none() {
                         self.execute_stop(out);
                     }
                     out.set_timer(Timer::KillTimeout(instance), deadline);

@@ -92,7 +92,7 @@ fn describe_group_event(group: &str, event: &GroupEvent) -> String {
         GroupEvent::Failed { failed_program, .. } => {
             format!("group {group} failed, because {failed_program} did not end well")
         }
-        GroupEvent::FallbackStarted { level } => format!("group {group} went to level {level} for that"),
+        GroupEvent::FallbackStarted { level } => format!("group {group} went to level {level} after the failure"),
     }
 }
 

@@ -97,7 +97,7 @@ impl<'a> ProgramView<'a> {
             up,
             ready: up && program.is_ready(),
             phase: program.phase,
-            pid: program.pid.unwrap_or(0),
+            pid: program.pid().unwrap_or(0),
             uptime_ms: program.up_since.filter(|_| up).map_or(0, |since| now.since(since).0),
             instance: program.instance,
             restarts: program.restarts,

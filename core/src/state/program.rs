@@ -127,6 +127,17 @@ pub struct Stop {
     pub kill_at: Option<Instant>,
 }
 
+/// The main process of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessInfo {
+    /// Its process id.
+    pub pid: i32,
+    /// When it began: with that its process id names no other process.
+    pub start_time: StartTime,
+    /// Whether it is the daemon that the command has left.
+    pub daemonized: bool,
+}
+
 /// The state of one program.
 #[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,18 +146,13 @@ pub struct ProgramState {
     pub phase: Phase,
     /// The current or the last run; 0 before the first.
     pub instance: InstanceId,
-    /// The process id while there is a process.
-    pub pid: Option<i32>,
-    /// When that process began.
-    pub start_time: StartTime,
+    /// The main process while there is one.
+    pub process: Option<ProcessInfo>,
     /// When the instance came up.
     pub up_since: Option<Instant>,
     /// When it was ready, if it is.
     #[serde(default)]
     pub ready_since: Option<Instant>,
-    /// Whether the process is the daemon that the command has left.
-    #[serde(default)]
-    pub daemonized: bool,
     /// Why the current or the last instance is unhealthy, if it is.
     #[serde(default)]
     pub unhealthy_reason: Option<UnhealthyReason>,
@@ -205,11 +211,9 @@ impl ProgramState {
         Self {
             phase: Phase::Down,
             instance: InstanceId(0),
-            pid: None,
-            start_time: StartTime::default(),
+            process: None,
             up_since: None,
             ready_since: None,
-            daemonized: false,
             unhealthy_reason: None,
             phase_since: Instant::default(),
             phase_event: Seq(0),
@@ -237,6 +241,16 @@ impl ProgramState {
     /// Whether there is something to stop: a process, a start under way, or effects to undo.
     pub fn is_running(&self) -> bool {
         self.phase != Phase::Down
+    }
+
+    /// The id of its main process, if there is one.
+    pub fn pid(&self) -> Option<i32> {
+        self.process.map(|process| process.pid)
+    }
+
+    /// Whether its main process is the daemon that its command has left.
+    pub fn is_daemonized(&self) -> bool {
+        self.process.is_some_and(|process| process.daemonized)
     }
 
     /// When it will be killed, if it is stopping and was not killed yet.

@@ -164,7 +164,7 @@ impl DeliveryWorker {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "mail servers live in real time")]
+#[expect(clippy::disallowed_methods, reason = "retries happen in real time")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -35,10 +35,10 @@ pub enum SpoolError {
         error: io::Error,
     },
     /// Another gate has it open.
-    #[error("{0} is in use by another gate: end that one")]
+    #[error("{0} is in use by another gate: stop that gate")]
     InUse(String),
     /// Its content cannot be parsed.
-    #[error("{path} is not understood ({why}): move it away, and lose the mails that are not delivered")]
+    #[error("{path} is not understood ({why}): move it away; the undelivered mails in it are lost")]
     Garbled {
         /// The file.
         path: String,

@@ -22,8 +22,8 @@ use gaggled_tools::{
 
 /// Run and supervise programs that depend on each other
 ///
-/// Exit status: 0 everything has stopped as asked; 1 the configuration cannot be used; 2 the arguments cannot be used;
-/// 3 programs could not be ended; 100 gaggled cannot work here, for instance because another one already does.
+/// Exit status: 0 everything has stopped as requested; 1 the configuration cannot be used; 2 the arguments cannot be
+/// used; 3 programs could not be ended; 100 gaggled cannot run here, for instance because another one already does.
 #[derive(Parser)]
 #[command(name = "gaggled", version = VERSION, args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -39,7 +39,7 @@ struct Arguments {
     #[arg(short, long)]
     no_interrupt: bool,
 
-    /// Take the state directory that another configuration has used, with its history and what its operators wanted
+    /// Use a state directory of another configuration, with its history and the commands of its operators
     #[arg(long)]
     take_state: bool,
 
@@ -63,11 +63,11 @@ struct Arguments {
 enum Command {
     /// Convert a configuration of another program; check the result with -t where it will run
     Import {
-        /// The program that the file is for
+        /// The format of the file
         format: import::Format,
         /// The file
         file: PathBuf,
-        /// The node of a diprocd master whose programs are meant
+        /// The node whose programs are imported from the file of a diprocd master
         #[arg(long)]
         node: Option<String>,
     },
@@ -80,7 +80,7 @@ enum Command {
     Logger {
         /// The directory of the journal
         state: PathBuf,
-        /// What it is that is to be written, for telling one from another
+        /// A fingerprint of the list of logs, so that a change of the list restarts the logger
         fingerprint: String,
     },
     /// List the hosts of a set of nodes, or the sets of a host

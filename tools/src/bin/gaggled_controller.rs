@@ -17,9 +17,10 @@ use gaggled_tools::{
 
 /// Show the state of a running gaggled, and send it commands
 ///
-/// Without -u and -c the url is that in `GAGGLED_CONTROL_URL`, or else the default one. PROGRAM is the name of a program or
-/// a group, or a pattern such as 'web-*'; none means everything. Exit status: 0 done; 1 refused or failed; 2 the arguments
-/// cannot be used, or no such group or level; 3 no such program; 4 gaggled cannot be reached; 5 not in time.
+/// Without -u and -c the url is that in `GAGGLED_CONTROL_URL`, or else the default one. PROGRAM is the name of a
+/// program or a group, or a pattern such as 'web-*'; none means everything. Exit status: 0 done; 1 refused or failed; 2
+/// the arguments cannot be used, or no such group or level; 3 no such program; 4 gaggled cannot be reached; 5 timed
+/// out.
 #[derive(Parser)]
 #[command(name = "gaggled_controller", version = VERSION)]
 struct Arguments {
@@ -63,7 +64,7 @@ enum WaitStateArg {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Start programs; they stay wanted, also after a restart of gaggled
+    /// Start programs, and keep them started after a restart of gaggled
     Up(TargetArgs),
     /// Stop programs; they stay down until they are started, also after a restart of gaggled
     Down(TargetArgs),
@@ -159,20 +160,20 @@ enum Command {
     Status,
     /// Show what a changed configuration would do, without doing it
     Plan {
-        /// The configuration; the one that gaggled was started with if it is not given
+        /// The configuration; by default the one that gaggled was started with
         file: Option<PathBuf>,
     },
     /// Apply a changed configuration, whole or not at all; unchanged programs are not touched
     Reload {
-        /// The configuration; the one that gaggled was started with if it is not given
+        /// The configuration; by default the one that gaggled was started with
         file: Option<PathBuf>,
-        /// How long to wait until gaggled has begun anew with it
+        /// How long to wait until gaggled has restarted with it
         #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]
         timeout: Millis,
     },
     /// Hand over to another version of gaggled; programs keep running
     Upgrade {
-        /// The binary; the one that stands where gaggled was started from if it is not given
+        /// The binary; by default the one at the path that gaggled was started from
         binary: Option<PathBuf>,
         /// How long to wait until it has taken over
         #[arg(short, long, value_name = "TIME", value_parser = time_args::span, default_value = "30s")]

@@ -23,8 +23,8 @@ use globset::{Glob, GlobMatcher};
 
 /// Print the events of a running gaggled, from now on or from an earlier event on
 ///
-/// It waits for a gaggled that does not run yet, reconnects to one that comes back, and says so when it has missed
-/// something. Exit status: 0 its output was closed; 2 the arguments cannot be used; 4 it is not known where gaggled is.
+/// It waits for a gaggled that is not running yet, reconnects to one that comes back, and reports missed events. Exit
+/// status: 0 its output was closed; 2 the arguments cannot be used; 4 the urls of gaggled are not known.
 #[derive(Parser)]
 #[command(name = "gaggled_listener", version = VERSION)]
 struct Arguments {
@@ -43,7 +43,7 @@ struct Arguments {
     #[arg(short, long, value_name = "NAME")]
     program: Vec<String>,
 
-    /// Begin after the event of this number, 0 for the first that is kept; with its epoch, EPOCH:SEQ, for sure
+    /// Begin after the event of this number, 0 for the first that is kept; EPOCH:SEQ also names its epoch
     #[arg(short, long, value_name = "SEQ", value_parser = since)]
     since: Option<StartPosition>,
 }
@@ -106,8 +106,8 @@ impl Listener {
                 FollowEvent::Event(envelope, text) => self.event(&envelope, &text)?,
                 FollowEvent::Past(text) => self.past(&text)?,
                 FollowEvent::Silent if first => notice("waiting for gaggled"),
-                FollowEvent::Silent => notice("nothing is heard of gaggled"),
-                FollowEvent::Back => notice("gaggled is heard again"),
+                FollowEvent::Silent => notice("no message from gaggled"),
+                FollowEvent::Back => notice("gaggled is back"),
                 FollowEvent::Garbled(why) => notice(&why),
                 FollowEvent::Nothing => {}
             }
@@ -118,7 +118,7 @@ impl Listener {
         if missed {
             notice("some events were missed and are no longer kept; this is the state now");
         } else if !first {
-            notice("gaggled has begun anew; this is the state now");
+            notice("gaggled has restarted; this is the state now");
         }
         let Some(state) = self.follower.state() else { return Ok(()) };
         for wanted in &self.programs {

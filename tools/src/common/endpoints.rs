@@ -13,7 +13,7 @@ pub const CONTROL_VARIABLE: &str = "GAGGLED_CONTROL_URL";
 /// The variable that names the event channel.
 pub const EVENT_VARIABLE: &str = "GAGGLED_EVENT_URL";
 
-/// Arguments that say where gaggled is.
+/// Arguments for the urls of gaggled.
 #[derive(Args, Clone, Debug, Default)]
 pub struct EndpointArgs {
     /// The url of gaggled
@@ -118,7 +118,7 @@ impl EndpointError {
     /// Prints the error.
     pub fn print(&self) {
         match self {
-            Self::Rejected => eprintln!("Help: a gaggled that runs is reached with -u URL whatever its file says now"),
+            Self::Rejected => eprintln!("Help: -u URL reaches a running gaggled without its configuration"),
             Self::Given(error) | Self::Url(error) => eprintln!("Error: {error}"),
         }
     }

@@ -27,7 +27,7 @@ pub fn describe(state: &State, id: ProgramId, wait: Option<u64>) -> String {
     let (policy, program) = (&state.graph.programs[id], &state.programs[id]);
     let backoff = policy.backoff;
     let mut lines = vec![format!(
-        "{}: the first restart is at once, then {} apart, twice that, and so on up to {}; anew after {} up",
+        "{}: the first restart is immediate, later starts are at least {} apart, doubling up to {}; reset after {} up",
         policy.name, backoff.initial, backoff.max, backoff.reset
     )];
     lines.push(match policy.start_limit {

@@ -31,7 +31,7 @@ impl Controller {
         let after: InfoBody = self.call(Action::Status, Millis(0))?;
         let (wanted, is) = (body["to"].as_str().unwrap_or_default(), after.version);
         if wanted != is || body["binary"] != after.binary {
-            let why = format!("gaggled {wanted} did not come up, and gaggled {is} goes on");
+            let why = format!("gaggled {wanted} did not come up, so gaggled {is} is still running");
             return Err(CommandError::refused(ErrorCode::Failed, why));
         }
         if self.json { self.show(&body) } else { self.print(&format!("gaggled {is} has taken over")) }

@@ -100,7 +100,7 @@ impl Controller {
         let info: InfoBody = self.call(Action::Status, Millis(0))?;
         let since = match since {
             Some(PointInTime::Seq(_)) => {
-                let why = "a log knows times and no numbers of events".to_owned();
+                let why = "a log has times and no event numbers".to_owned();
                 return Err(CommandError::refused(ErrorCode::BadRequest, why));
             }
             Some(PointInTime::Time(time)) => Some(time),
@@ -110,7 +110,7 @@ impl Controller {
         let outlets = logger::list(state).map_err(|error| {
             CommandError::refused(
                 ErrorCode::Failed,
-                format!("{}: which log is whose cannot be read: {error}", state.display()),
+                format!("{}: the list of logs cannot be read: {error}", state.display()),
             )
         })?;
         if !outlets.iter().any(|outlet| outlet.program == program) {

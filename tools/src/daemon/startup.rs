@@ -170,8 +170,8 @@ impl LoadedConfig {
         }
         // It may have been created again, without anything written to it yet.
         if directory.origin == Origin::Lost || resumes && recovered.last.is_none() {
-            let why = "it was removed while gaggled ran: programs are known by their tokens, but what operators wanted \
-                       and the history are lost";
+            let why = "it was removed while gaggled ran: programs are found by their tokens, but the history and the \
+                       decisions of operators are lost";
             let file = directory.path().display().to_string();
             changes.push((Event::System(SystemEvent::JournalDamaged { file, reason: why.to_owned() }), Cause::Kernel));
         }

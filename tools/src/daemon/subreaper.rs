@@ -61,7 +61,7 @@ impl FromStr for InheritedFds {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("\"{text}\" is not what a subreaper says");
+        let wrong = || format!("\"{text}\" is not a list of descriptors of a subreaper");
         let words: Vec<&str> = text.splitn(7, ':').collect();
         let (numbers, binary) = words.split_at(words.len().min(6));
         let numbers: Vec<i32> =

@@ -103,7 +103,7 @@ impl LogFile {
         if let Some(Open { path, file, .. }) = self.open.take_if(is_full)
             && let Err(error) = begin_anew(&path, &file, self.rotate)
         {
-            eprintln!("Error: {} cannot be begun anew: {error}", self.path.display());
+            eprintln!("Error: {} cannot be rotated: {error}", self.path.display());
         }
     }
 

@@ -28,7 +28,7 @@ pub struct Arguments {
     /// The configuration
     #[arg(short, long, value_name = "FILE")]
     config: PathBuf,
-    /// For Graphviz: gaggled graph -c system.ron --dot | dot -Tsvg
+    /// Print the dependencies for Graphviz: gaggled graph -c system.ron --dot | dot -Tsvg
     #[arg(long)]
     dot: bool,
 }

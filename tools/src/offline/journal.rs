@@ -60,10 +60,7 @@ pub fn run(command: &Command) -> ExitCode {
     }
     let found = segments(directory);
     if found.is_empty() {
-        eprintln!(
-            "Error: {}: there is no journal: give the directory that gaggled keeps its state in",
-            directory.display()
-        );
+        eprintln!("Error: {}: there is no journal: give the state directory of gaggled", directory.display());
         return ExitCode::from(100);
     }
     match command {

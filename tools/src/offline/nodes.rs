@@ -101,7 +101,7 @@ fn find(config: Option<&Path>, host: &str) -> Result<NodeSets, String> {
     match std::fs::read_to_string(&path) {
         Ok(text) => NodeSets::parse_cluster(&text).map_err(|wrong| import::cluster_in_words(&path, wrong)),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            eprintln!("Warning: ${CLUSTER} names {}, which is not there: this host is the only one", path.display());
+            eprintln!("Warning: ${CLUSTER} names {}, which does not exist: this host is the only one", path.display());
             Ok(NodeSets::of_one(host))
         }
         Err(error) => Err(format!("{}: cannot be read: {error}", path.display())),

@@ -35,7 +35,7 @@ pub struct Arguments {
     /// How long to simulate
     #[arg(long, value_name = "TIME", value_parser = time_args::span, default_value = "5m")]
     until: Millis,
-    /// The seed of everything that is drawn at random
+    /// The seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Print events as JSON, a line each
@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     }
     if !arguments.json {
         if simulation.envelopes.len() >= Simulation::MOST {
-            lines.push(format!("and so on: only the first {} events are told", Simulation::MOST));
+            lines.push(format!("and so on: only the first {} events are shown", Simulation::MOST));
         }
         lines.push(String::new());
         let well = Simulation::new(&graph, &Scenario { faults: Vec::new(), ..scenario.clone() });

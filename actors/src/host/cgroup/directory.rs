@@ -63,7 +63,7 @@ pub enum CgroupError {
     },
     /// There are processes in a cgroup in which the kernel allows none.
     #[error(
-        "there are processes in a cgroup above {0}, perhaps gaggled itself, and so the spawn::sys limits nothing in it: start gaggled in a cgroup beside it"
+        "there are processes in a cgroup above {0}, perhaps gaggled itself, and so the kernel limits nothing in it: start gaggled in a cgroup beside it"
     )]
     Occupied(String),
     /// Processes cannot be put there.

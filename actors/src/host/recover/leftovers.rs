@@ -15,20 +15,24 @@ use nix::{
 use crate::host::{
     procfs::{self, Stat},
     spawn::{spawner, token::Token},
+    track::process_tree::{Held, wait_for},
 };
+
+/// How long the end of a killed child is waited for, in milliseconds.
+const HALF_STARTED_TIMEOUT: u16 = 1000;
 
 /// Ends the children of the previous daemon that had not executed their command when it died: they would do so later, when
 /// no result is expected from them. They are still threads of the spawner by name.
 pub(super) fn end_half_started() {
     let subreaper = getppid().as_raw();
-    for child in procfs::children(subreaper, subreaper) {
-        if procfs::name(child).as_deref() == Some(spawner::THREAD) {
-            sigkill(child);
-        }
-    }
+    let is_half_started = |child: &i32| procfs::name(*child).as_deref() == Some(spawner::THREAD);
+    let children = procfs::children(subreaper, subreaper).into_iter().filter(is_half_started);
+    let held: Vec<Held> = children.filter_map(|child| Held::new(child, &procfs::stat(child)?)).collect();
+    held.iter().for_each(Held::kill);
+    // How they end is known when they have; one that hangs in the kernel is not waited for.
+    wait_for(&held, HALF_STARTED_TIMEOUT.into());
 }
 
-/// Kills what ended runs have left. What is found may start others before it has ended, so it looks until it finds nothing
 /// new.
 pub(super) fn kill_all<'a>(runs: impl Iterator<Item = &'a mut DeadRun>, identity: &str) {
     let mut runs: Vec<&mut DeadRun> = runs.collect();

@@ -18,7 +18,7 @@ use gaggled_core::{
     graph::{Leaves, Policy},
     host::{Ending, ExitAction, ExitPolicy, Recovered},
     process::{ExitStatus, StartTime},
-    state::{Phase, ProgramState, State},
+    state::{Phase, ProcessInfo, ProgramState, State},
 };
 use nix::unistd::getppid;
 
@@ -170,7 +170,7 @@ impl<'a> ProgramScan<'a> {
 
     /// The instance that the journal knows, if it has had a process to the end.
     fn at_known(&self) -> Option<Seen> {
-        let (instance, start_time) = (self.known.instance, self.known.start_time);
+        let instance = self.known.instance;
         if !self.known.is_running() {
             return None;
         }
@@ -180,14 +180,14 @@ impl<'a> ProgramScan<'a> {
             let stat = procfs::stat(slot.pid).filter(|stat| !stat.is_zombie() && stat.parent == getppid().as_raw())?;
             return Some(Seen::Alive { instance, pid: slot.pid, stat, stage: MainProcess::Command });
         }
-        match self.known.pid {
-            Some(pid) => Some(match same(pid, start_time) {
+        match self.known.process {
+            Some(ProcessInfo { pid, start_time, daemonized }) => Some(match same(pid, start_time) {
                 Some(stat) if stat.is_zombie() => {
                     let status = Some(sys::of_wait_status(stat.exit_code));
                     Seen::Gone { instance, pid: Some(pid), status }
                 }
                 Some(stat) => {
-                    let stage = if self.known.daemonized { MainProcess::Daemon } else { MainProcess::Command };
+                    let stage = if daemonized { MainProcess::Daemon } else { MainProcess::Command };
                     Seen::Alive { instance, pid, stat, stage }
                 }
                 None => Seen::Gone { instance, pid: Some(pid), status: None },
@@ -220,12 +220,17 @@ impl<'a> ProgramScan<'a> {
         };
         let newest =
             self.tagged.iter().filter(main).max_by_key(|tagged| (tagged.instance, Reverse(tagged.stat.start_time.0)));
+        // The subreaper may not have reaped it yet.
+        let zombie = slot.and_then(|slot| procfs::stat(slot.pid)).filter(Stat::is_zombie);
+        let status =
+            zombie.filter(|stat| stat.parent == getppid().as_raw()).map(|stat| sys::of_wait_status(stat.exit_code));
+        let may_run = |slot: &RunSlot| slot.ended.is_none() && status.is_none();
         match (newest, slot) {
-            (Some(tagged), slot) if slot.is_none_or(|slot| slot.instance < tagged.instance || slot.ended.is_none()) => {
+            (Some(tagged), slot) if slot.is_none_or(|slot| slot.instance < tagged.instance || may_run(slot)) => {
                 let TaggedProcess { pid, instance, stat } = *tagged;
                 Some(Seen::Alive { instance, pid, stat, stage: MainProcess::Command })
             }
-            (_, Some(slot)) => Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid), status: None }),
+            (_, Some(slot)) => Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid), status }),
             (Some(_) | None, None) => None,
         }
     }
@@ -311,11 +316,11 @@ impl<'a> ProgramScan<'a> {
 
     /// Whether the daemon of a run was found, as the journal knows.
     fn is_daemonized(&self, instance: InstanceId) -> bool {
-        self.known.daemonized && self.known.instance == instance
+        self.known.is_daemonized() && self.known.instance == instance
     }
 
     fn known_start_time(&self, instance: InstanceId) -> Option<StartTime> {
-        (self.known.instance == instance && self.known.pid.is_some()).then_some(self.known.start_time)
+        self.known.process.filter(|_| self.known.instance == instance).map(|process| process.start_time)
     }
 }
 

@@ -13,7 +13,10 @@ use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
     process::StartTime,
 };
-use nix::unistd::{getpid, getppid};
+use nix::{
+    poll::PollTimeout,
+    unistd::{getpid, getppid},
+};
 
 use crate::host::{
     cgroup::Cgroup,
@@ -114,7 +117,7 @@ impl ProcessTracker {
         // Finding them takes a scan of all processes, for which the actors must not wait.
         let kill = move || {
             while let Some(left) = own.upgrade().and_then(|shared| shared.kill_kept_once(program, instance)) {
-                wait_for(&left);
+                wait_for(&left, PollTimeout::NONE);
             }
         };
         let _ = thread::Builder::new().name("kill-kept".into()).spawn(kill);

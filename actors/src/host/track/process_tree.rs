@@ -64,11 +64,11 @@ pub(crate) fn descendants(root: i32, found: &mut BTreeMap<i32, Stat>) {
     }
 }
 
-/// Waits until all of these have ended.
-pub(crate) fn wait_for(left: &[Held]) {
+/// Waits until all of these have ended, for each at most this long.
+pub(crate) fn wait_for(left: &[Held], timeout: PollTimeout) {
     for held in left {
         let mut waits = [PollFd::new(held.process.as_fd(), PollFlags::POLLIN)];
-        while poll(&mut waits, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
+        while poll(&mut waits, timeout) == Err(nix::errno::Errno::EINTR) {}
     }
 }
 

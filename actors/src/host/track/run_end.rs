@@ -23,7 +23,7 @@ use gaggled_core::{
     host::{Ending, ExitAction, HostEvent, HostReport},
     process::ExitStatus,
 };
-use nix::sys::signal::Signal;
+use nix::{poll::PollTimeout, sys::signal::Signal};
 
 use crate::host::{
     messages::{Emptied, MonitorCommand, SpawnRequest},
@@ -174,7 +174,7 @@ impl ProcessTracker {
         let left = Arc::new(left);
         let held = Arc::clone(&left);
         let wait = move || {
-            wait_for(&held);
+            wait_for(&held, PollTimeout::NONE);
             if let Some(shared) = shared.upgrade() {
                 shared.others_ended(main, instance);
             }

@@ -33,13 +33,13 @@ pub(super) fn check(name: &str, program: &ProgramConfig, locator: &SpanIndex, fo
         let field = if program.ready.is_some() { "ready" } else { "health" };
         error(
             field,
-            "is to run to its end, so there is nothing to be ready or well for",
+            "is to run to its end, so readiness and health checks have no effect",
             "remove the field, or the mode",
         );
     }
     match &program.ready {
         Some(ReadinessProbe::Fd(fd)) if !(3..=1023).contains(fd) => {
-            error("ready", "is to tell through a descriptor that it cannot have", "write a number from 3 to 1023");
+            error("ready", "is to notify through a descriptor out of range", "write a number from 3 to 1023");
         }
         Some(ReadinessProbe::LogLine(_)) if program.log.as_deref().is_none_or(|log| log == "/dev/null") => {
             error("ready", "is ready by a line of its log, and has no log", "add log: \"...\"");
@@ -79,7 +79,7 @@ fn wrong(probe: &Probe) -> Option<(&'static str, &'static str)> {
         Probe::Tcp(address) => {
             let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
             let fine = port.is_some_and(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
-            let what = "is checked at an address that is none";
+            let what = "is checked at an invalid address";
             (!fine).then_some((what, "write host:port, for instance \"127.0.0.1:5432\""))
         }
         Probe::Http(url) => {
@@ -89,7 +89,7 @@ fn wrong(probe: &Probe) -> Option<(&'static str, &'static str)> {
             let port = host.rsplit(']').next().and_then(|host| host.rsplit_once(':'));
             let has_port = port.is_none_or(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
             let fine = !host.is_empty() && has_port;
-            let what = "is checked at a url that is none";
+            let what = "is checked at an invalid url";
             (!fine).then_some((what, "write for instance \"http://127.0.0.1:8080/health\""))
         }
     }

@@ -13,10 +13,10 @@ pub(super) fn check(name: &str, program: &ProgramConfig, locator: &SpanIndex, fo
         found.push(error.at(locator.nearest(&["programs", name, field])).help(help));
     };
     if program.nice.is_some_and(|nice| !(-20..=19).contains(&nice)) {
-        error("nice", "has a niceness that there is not", "write -20 (first of all) to 19 (last of all)");
+        error("nice", "has a niceness out of range", "write -20 (highest priority) to 19 (lowest)");
     }
     if program.oom_score_adj.is_some_and(|score| !(-1000..=1000).contains(&score)) {
-        error("oom_score_adj", "has a score that there is not", "write -1000 (never taken) to 1000 (taken first)");
+        error("oom_score_adj", "has a score out of range", "write -1000 (never killed) to 1000 (killed first)");
     }
     if program.user.as_ref().is_some_and(|user| user.split(':').any(str::is_empty) || user.matches(':').count() > 1) {
         error("user", "has a user without a name", "write user: \"name\", or \"name:group\"");
@@ -30,7 +30,7 @@ pub(super) fn check(name: &str, program: &ProgramConfig, locator: &SpanIndex, fo
     if matches!(program.pid_file, Some(PidFile::Read(_))) && program.effective_mode().is_gate() {
         error(
             "pid_file",
-            "is to run to its end, and makes a daemon of itself",
+            "is to run to its end, but its command leaves a daemon",
             "remove pid_file: Read(..), or the mode",
         );
     }
@@ -61,13 +61,13 @@ pub(super) fn check_cgroup(
     for (setting, value) in program.cgroup.iter() {
         let places = locator.all(&["programs", name, "cgroup", setting]);
         let (what, help) = if Cgroup::controller(setting).is_none() {
-            ("is none that a cgroup has", "write the name of a file of a controller, such as \"memory.max\"")
+            ("is not a setting of a cgroup", "write the name of a file of a controller, such as \"memory.max\"")
         } else if value.trim().is_empty() || value.contains(['\0', '\n']) {
             ("has no value", "write what the kernel takes, such as \"512M\"")
         } else if places.len() > 1 {
             ("is there twice", "keep one of the two")
         } else if !has_cgroups {
-            ("has no cgroup to be kept in", "add cgroup: \"/sys/fs/cgroup/gaggled\" to the gaggled section")
+            ("needs a cgroup", "add cgroup: \"/sys/fs/cgroup/gaggled\" to the gaggled section")
         } else {
             continue;
         };

@@ -20,7 +20,7 @@ impl JournalAudit {
             ProgramEvent::StartRequested | ProgramEvent::RestartRequested => self.seen(id).is_in = true,
             ProgramEvent::Starting { .. } => {
                 if !self.seen(id).is_in && envelope.cause != Cause::Kernel {
-                    let found = format!("I25: event {}: {id:?} starts, which its group has not let in", envelope.seq);
+                    let found = format!("I25: event {}: {id:?} starts, not admitted by its group", envelope.seq);
                     self.violations.push(found);
                 }
             }
@@ -46,7 +46,7 @@ impl JournalAudit {
             policy.autostart && self.groups[group].runs(policy) && !seen.operator_down && !seen.is_in
         };
         if let Some(id) = self.graph.groups[group].members.iter().find(missing) {
-            self.violations.push(format!("I28: event {seq}: {group:?} is there without {id:?}"));
+            self.violations.push(format!("I28: event {seq}: {group:?} has reached its level without {id:?}"));
         }
     }
 
@@ -62,17 +62,17 @@ impl JournalAudit {
         let runs = |policy: &Policy| requested_by.runs(policy) || restarts && policy.names(RESTART);
         let mut wrong = Vec::new();
         if !runs(policy) {
-            wrong.push(format!("I25: event {}: {id:?} is let in at level {level}", envelope.seq));
+            wrong.push(format!("I25: event {}: {id:?} is admitted at level {level}", envelope.seq));
         }
         for member in members {
             let seen = &self.programs[*member];
             if !seen.is_in && seen.exists {
-                wrong.push(format!("I26: event {}: {id:?} is let in while {member:?} has yet to go", envelope.seq));
+                wrong.push(format!("I26: event {}: {id:?} is admitted before {member:?} has stopped", envelope.seq));
             }
             let other = &graph.programs[*member];
             let holds_back = *member < id && other.mode.is_gate() && runs(other) && seen.is_in;
             if holds_back && seen.completed.is_none() {
-                wrong.push(format!("I27: event {}: {id:?} is let in before {member:?} has ended well", envelope.seq));
+                wrong.push(format!("I27: event {}: {id:?} is admitted before {member:?} has ended well", envelope.seq));
             }
         }
         self.violations.append(&mut wrong);

@@ -108,7 +108,7 @@ impl JournalAudit {
         }
         if untimely {
             self.violations
-                .push(format!("I31: event {}: {id:?} is said to be ready or unhealthy out of time", envelope.seq));
+                .push(format!("I31: event {}: {id:?} is reported ready or unhealthy at a wrong time", envelope.seq));
         }
     }
 
@@ -231,7 +231,7 @@ impl JournalAudit {
         let may_stand = policy.remains(status, orphans);
         let wrongly = if seen.exists { !(may_stand && by_itself) } else { may_stand && !seen.told };
         if wrongly {
-            wrong.push(format!("I30: event {}: what {id:?} has done stands, or not, without reason", envelope.seq));
+            wrong.push(format!("I30: event {}: the effects of {id:?} remain, or not, without reason", envelope.seq));
         }
         let fell_before = seen.operator_fall.is_some();
         let unwanted = seen.stopping.is_some() || seen.replaced || fell_before;

@@ -1,6 +1,6 @@
 //! How events change the state of a program.
 
-use super::{Membership, Outcome, PendingStop, Phase, ProgramState, Stop, StopMethod};
+use super::{Membership, Outcome, PendingStop, Phase, ProcessInfo, ProgramState, Stop, StopMethod};
 use crate::{
     base::{
         ids::{EpochId, InstanceId, Seq},
@@ -29,11 +29,11 @@ impl ProgramState {
                 self.started(*pid, *start_time, policy, at);
             }
             ProgramEvent::Started { pid, start_time, .. } | ProgramEvent::Adopted { pid, start_time, .. } => {
-                self.pid = Some(*pid);
-                self.start_time = *start_time;
+                let daemonized = self.is_daemonized();
+                self.process = Some(ProcessInfo { pid: *pid, start_time: *start_time, daemonized });
             }
             ProgramEvent::Daemonized { pid, start_time, .. } => {
-                (self.pid, self.start_time, self.daemonized) = (Some(*pid), *start_time, true);
+                self.process = Some(ProcessInfo { pid: *pid, start_time: *start_time, daemonized: true });
                 if policy.health.readiness.is_none() {
                     self.ready_since = self.ready_since.or(Some(at));
                 }
@@ -151,8 +151,7 @@ impl ProgramState {
 
     fn started(&mut self, pid: i32, start_time: StartTime, policy: &Policy, at: Instant) {
         self.phase = Phase::Up;
-        self.pid = Some(pid);
-        self.start_time = start_time;
+        self.process = Some(ProcessInfo { pid, start_time, daemonized: false });
         self.up_since = Some(at);
         self.ready_since = policy.health.ready_on_start().then_some(at);
         self.revision += 1;
@@ -177,7 +176,7 @@ impl ProgramState {
             self.down_event = Some(seq);
         }
         self.phase = Phase::ActiveExited;
-        self.pid = None;
+        self.process = None;
         self.ready_since = None;
         self.revision += 1;
     }
@@ -224,9 +223,8 @@ impl ProgramState {
     fn down(&mut self) {
         self.phase = Phase::Down;
         self.kept = 0;
-        self.pid = None;
+        self.process = None;
         self.ready_since = None;
-        self.daemonized = false;
         self.pending_stop = None;
         self.stop = None;
     }

@@ -230,7 +230,7 @@ impl Importer<'_> {
             }
             Line::PidFile(file) => {
                 self.imported
-                    .note(place, format!("nothing here starts what writes {file}, so whatever it names is killed"));
+                    .note(place, format!("no line of start writes {file}, so the process that it names is killed"));
                 let word = shell_words::quote(file);
                 let kill = format!("test ! -e {word} || {{ kill \"$(cat {word})\"; rm -f {word}; }}");
                 ProgramConfig { mode: Some(Mode::Wait), shell: Some(kill), ..plain }

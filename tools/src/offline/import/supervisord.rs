@@ -111,7 +111,7 @@ impl Importer {
                 let mut found: Vec<PathBuf> = found.flatten().collect();
                 found.sort();
                 if found.is_empty() {
-                    self.imported.note(&files.place, format!("nothing is like {pattern}"));
+                    self.imported.note(&files.place, format!("no file matches {pattern}"));
                 }
                 for file in found {
                     all.extend(self.read(&file, depth + 1)?);
@@ -313,7 +313,7 @@ impl Importer {
         for (log, _) in writers.iter().filter(|(log, count)| **count > 1 && *log != "/dev/null") {
             self.imported.note(
                 SourceLocation::new(path, 1),
-                format!("several programs write to {log}, so it is not begun anew: let logrotate do it"),
+                format!("several programs write to {log}, so it is not rotated: let logrotate do it"),
             );
         }
     }

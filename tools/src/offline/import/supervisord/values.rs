@@ -55,7 +55,7 @@ impl Expansions {
     }
 
     fn freeze(&self, place: &SourceLocation, what: &str) {
-        self.frozen.borrow_mut().insert(format!("{place}: {what} is for good what it is here and now"));
+        self.frozen.borrow_mut().insert(format!("{place}: {what} is replaced by its present value on this machine"));
     }
 
     /// Replaces `%(here)s`, `%(program_name)s`, `%(process_num)02d`, `%(ENV_X)s` and so on.

@@ -50,7 +50,7 @@ fn is_well(state: &State) -> bool {
 
 /// The programs that run, with their runs and main processes.
 fn mains(state: &State) -> BTreeMap<ProgramId, (InstanceId, i32)> {
-    let main = |(id, program): (ProgramId, &ProgramState)| Some((id, (program.instance, program.pid?)));
+    let main = |(id, program): (ProgramId, &ProgramState)| Some((id, (program.instance, program.pid()?)));
     state.programs.iter().filter(|(_, program)| program.phase == Phase::Up).filter_map(main).collect()
 }
 

@@ -148,7 +148,7 @@ fn without_its_state_directory_gaggled_does_not_begin_beside_its_programs() {
         let output = Command::new(binary("gaggled")).arg("-c").arg(&config).output().expect("gaggled");
         assert_eq!(output.status.code(), Some(100), "{}", said(&output));
         assert!(said(&output).contains(&format!("a (pid {})", before[0])), "{}", said(&output));
-        assert!(said(&output).contains("put the directory back"), "{}", said(&output));
+        assert!(said(&output).contains("restore the directory"), "{}", said(&output));
     }
     remove(&daemon);
     fs::rename(&away, daemon.journal()).expect("it is there");

@@ -141,7 +141,7 @@ fn a_daemon_whose_command_was_not_seen_to_end_runs_once() {
             "\"d\": (shell: \"{before} while ! [ -e @DIR@/go ]; do sleep 0.02; done; {after} sleep 0.3\", \
              pid_file: Read(\"@DIR@/d.pid\"), start_timeout: \"20s\", killwait: \"2s\"),"
         ));
-        daemon.wait("its command", |_, state| state.programs.values().all(|program| program.pid.is_some()));
+        daemon.wait("its command", |_, state| state.programs.values().all(|program| program.process.is_some()));
         daemon.kill_all();
         let mut daemon = daemon.again();
         fs::write(daemon.directory.path().join("go"), "").expect("a file");
@@ -168,7 +168,7 @@ fn a_daemon_without_a_token_that_was_awaited_when_gaggled_was_killed_runs_once()
              echo $$ > @DIR@/d.new; mv @DIR@/d.new @DIR@/d.pid; exec sleep {word}' &\", \
              pid_file: Read(\"@DIR@/d.pid\"), start_timeout: \"20s\", killwait: \"2s\"),"
         ));
-        daemon.wait("its command", |_, state| state.programs.values().all(|program| program.pid.is_some()));
+        daemon.wait("its command", |_, state| state.programs.values().all(|program| program.process.is_some()));
         let (command, forked) = (daemon.pid_of("d"), daemon.directory.path().join("forked"));
         daemon.wait_outside("its daemon", move || forked.exists());
         daemon.wait_gone(command);

@@ -170,7 +170,7 @@ fn what_cannot_be_had_here_is_refused_before_anything_starts() {
         ("capabilities: [\"fly\"]", "capability \"fly\", which is not known", true),
         ("user: \"nobody\"", "is to run with another user, which gaggled may not do", false),
         ("supplementary_groups: [\"daemon\"]", "is to run with its groups, which gaggled may not do", false),
-        ("capabilities: [\"kill\"]", "capability \"kill\", which gaggled itself has not", false),
+        ("capabilities: [\"kill\"]", "capability \"kill\", which gaggled itself does not have", false),
         ("nice: -1", "niceness -1, which is less than gaggled may give", false),
         ("oom_score_adj: -1", "score -1, which is less than gaggled may give", false),
         ("chroot: \"/\"", "asks for another root, which gaggled may not change", false),

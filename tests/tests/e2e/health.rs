@@ -209,7 +209,7 @@ fn what_is_said_while_the_daemon_is_dead_is_heard() {
         puppet("late", "notify 1500 READY=1", "ready: Notify"),
         puppet("there", "report @DIR@/report", "ready: Notify, start_timeout: \"1h\""),
     ));
-    daemon.wait("both to have begun", |_, state| state.programs.values().all(|program| program.pid.is_some()));
+    daemon.wait("both to have begun", |_, state| state.programs.values().all(|program| program.process.is_some()));
     let (subreaper, daemon_pid) = (daemon.pid(), daemon.daemon_pid());
     daemon.freeze(subreaper);
     kill(Pid::from_raw(daemon_pid), Signal::SIGKILL).expect("it runs");

@@ -91,44 +91,6 @@ fn a_program_that_ends_at_once_is_reported_each_time() {
 }
 
 #[test]
-fn many_that_end_at_the_same_moment_are_all_reported() {
-    let programs: String = (0..200).map(|i| sleeper(&format!("p{i}"))).collect();
-    let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| {
-        state.programs.values().all(gaggled_core::state::ProgramState::is_running_and_wanted)
-    });
-    daemon.must(Action::Signal { programs: vec!["*".to_owned()], signal: "KILL".to_owned() });
-    daemon.wait("all to be up again", |_, state| {
-        state.programs.values().all(|program| program.instance.0 == 2 && program.is_running_and_wanted())
-    });
-    assert_eq!(code(daemon.end()), 0);
-}
-
-#[test]
-fn five_thousand_programs_start_dump_and_stop() {
-    // B3. With a dependency each, in chains of ten.
-    let programs: String = (0..5000)
-        .map(|i| {
-            let on = if i % 10 > 0 { format!("\"p{}\": ()", i - 1) } else { String::new() };
-            format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{{on}}}),")
-        })
-        .collect();
-    let mut daemon = Daemon::new(&programs);
-    daemon.wait("all to be up", |_, state| {
-        state.programs.values().all(gaggled_core::state::ProgramState::is_running_and_wanted)
-    });
-    let output = daemon.tool("gaggled_controller", &["dump", "--json"]);
-    let dump: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let programs = dump["programs"].as_array().expect("programs");
-    assert_eq!(programs.len(), 5000);
-    assert!(programs.iter().all(|program| program["up"] == true));
-    assert_eq!(dump["dependencies"].as_array().map(Vec::len), Some(4500));
-    let output = daemon.tool("gaggled_controller", &["shutdown", "--timeout", "20s"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(code(daemon.await_end()), 0);
-}
-
-#[test]
 fn what_a_program_leaves_behind_is_killed_and_counted() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"spawn\"], mode: Once),");
     daemon.wait_up("a", 1);

@@ -1,0 +1,8 @@
+//! Real daemons, floods and exhausted limits: they load the machine, so they run apart from the other tests.
+
+mod debian_daemons;
+mod hostile_clients;
+mod many_programs;
+mod real_site;
+mod resource_exhaustion;
+mod thirty_programs;
