@@ -27,7 +27,7 @@ use nng::{
 use crate::{
     access::{Access, Peers},
     listen::{ListenError, listen, notice},
-    nng_ffi::LocalPeer,
+    nng_ffi::{self, LocalPeer},
     url::Url,
 };
 
@@ -50,7 +50,7 @@ pub struct Publisher {
 impl Publisher {
     /// Opens the socket, or says why not.
     pub fn bind(url: &Url, access: Access) -> Result<Self, ListenError> {
-        let socket = Socket::new(Protocol::Pub0).map_err(|error| ListenError::new(url, error))?;
+        let socket = nng_ffi::socket(Protocol::Pub0).map_err(|error| ListenError::new(url, error))?;
         socket.set_opt::<SendBufferSize>(BUFFER).map_err(|error| ListenError::new(url, error))?;
         let subscribers = Arc::new(AtomicUsize::new(0));
         let count = subscribers.clone();

@@ -12,6 +12,8 @@ use nng::{
 };
 use thiserror::Error;
 
+use crate::nng_ffi;
+
 /// Why there is no answer.
 #[derive(Debug, Error)]
 pub enum CallError {
@@ -90,7 +92,7 @@ impl ControlClient {
     }
 
     fn socket() -> nng::Result<Socket> {
-        let socket = Socket::new(Protocol::Req0)?;
+        let socket = nng_ffi::socket(Protocol::Req0)?;
         socket.set_opt::<RecvMaxSize>(0)?;
         socket.set_opt::<ReconnectMinTime>(Some(Duration::from_millis(10)))?;
         socket.set_opt::<ReconnectMaxTime>(Some(Duration::from_secs(1)))?;

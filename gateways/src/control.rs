@@ -102,7 +102,7 @@ impl Server {
     /// Opens the socket, or says why not. Nothing is read before [`Server::serve`].
     pub fn bind(url: &Url, access: Access, handler: Handler) -> Result<Arc<Self>, ListenError> {
         let failed = |error| ListenError::new(url, error);
-        let socket = Socket::new(Protocol::Rep0).map_err(failed)?;
+        let socket = nng_ffi::socket(Protocol::Rep0).map_err(failed)?;
         socket.set_opt::<RecvMaxSize>(ANSWERED_MAX).map_err(failed)?;
         let peers = Arc::new(Peers::default());
         let noticed = peers.clone();

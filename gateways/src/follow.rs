@@ -27,6 +27,7 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     bus::{BUFFER, HEARTBEAT},
     client::{CallError, ControlClient},
+    nng_ffi,
 };
 
 /// What a follower reports.
@@ -283,7 +284,7 @@ impl Follower {
 
 /// A socket that receives all messages, and reconnects by itself.
 fn subscribe(url: &str) -> nng::Result<Socket> {
-    let socket = Socket::new(Protocol::Sub0)?;
+    let socket = nng_ffi::socket(Protocol::Sub0)?;
     socket.set_opt::<RecvBufferSize>(BUFFER)?;
     socket.set_opt::<RecvMaxSize>(0)?;
     socket.set_opt::<ReconnectMinTime>(Some(Duration::from_millis(50)))?;

@@ -2,11 +2,30 @@
 
 #![expect(unsafe_code, reason = "the peer's user id is an option that the crate does not offer")]
 
-use nng::Pipe;
+use std::sync::Once;
+
+use nng::{Pipe, Protocol, Socket};
+use nng_c_sys::nng_init_parameter;
 
 /// The crate that carries the C library must be named somewhere, or the linker leaves it out.
 #[used]
 static KEEP: unsafe extern "C" fn() -> *const core::ffi::c_char = nng_c_sys::nng_version;
+
+/// The threads of the C library, by the numbers that `nng.h` gives to these parameters: for tasks, of which it wants at
+/// least two, for timeouts, for sockets and for names. By default it makes up to ten for each core.
+const THREADS: [(nng_init_parameter, u64); 4] = [(1, 2), (2, 1), (3, 1), (4, 1)];
+
+/// Makes a socket. The first one makes the threads of the library.
+pub(crate) fn socket(protocol: Protocol) -> nng::Result<Socket> {
+    static FIRST: Once = Once::new();
+    FIRST.call_once(|| {
+        for (parameter, threads) in THREADS {
+            // SAFETY: the library is not initialised before the first socket, and takes any number.
+            unsafe { nng_c_sys::nng_init_set_parameter(parameter, threads) };
+        }
+    });
+    Socket::new(protocol)
+}
 
 /// The peer of a local socket, as the kernel reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! Misfortunes: what is preloaded into gaggled so that they happen, and programs for them to happen to.
+//! Injected faults: a library that is preloaded into gaggled and makes system calls fail, and programs for these tests.
 
 use std::{
     fs,
@@ -11,12 +11,12 @@ use gaggled_core::event::{Event, SystemEvent};
 
 use crate::harness::{Daemon, DaemonOptions};
 
-/// Something that runs until it is stopped.
+/// A program that runs until it is stopped.
 pub fn sleeper(name: &str) -> String {
     format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),")
 }
 
-/// Something that ends and begins again, many times a second.
+/// A program that ends and is started again many times a second.
 pub fn crash_looper(name: &str) -> String {
     format!("\"{name}\": (command: \"@PUPPET@\", argv: [\"exit\", \"5\", \"1\"], backoff: (initial: 5, max: 5)),")
 }
@@ -28,7 +28,7 @@ pub fn config(programs: &str) -> String {
     )
 }
 
-/// Misfortunes that are preloaded into gaggled, and the file that tells which.
+/// The preloaded library, and the file that names the current faults.
 #[derive(Debug)]
 pub struct Faults {
     library: PathBuf,
@@ -36,7 +36,7 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// None yet.
+    /// Compiles the library; there are no faults yet.
     pub fn new(directory: &Path) -> Self {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("client/faults.c");
         let library = directory.join("faults.so");
@@ -48,14 +48,14 @@ impl Faults {
         faults
     }
 
-    /// From now on these happen, and no others.
+    /// Replaces the current faults.
     pub fn set(&self, faults: &str) {
         let new = self.file.with_extension("new");
         fs::write(&new, faults).expect("a file");
         fs::rename(new, &self.file).expect("a file");
     }
 
-    /// A gaggled that they may happen to.
+    /// Starts a gaggled with the library preloaded.
     pub fn daemon(&self, programs: &str, directory: Arc<tempfile::TempDir>) -> Daemon {
         let variables =
             [("LD_PRELOAD", self.library.display().to_string()), ("FAULTS", self.file.display().to_string())];
@@ -63,7 +63,7 @@ impl Faults {
     }
 }
 
-/// How often something has happened to the whole system.
+/// How many received system events match.
 pub fn happened(daemon: &Daemon, wanted: impl Fn(&SystemEvent) -> bool) -> usize {
     let system = daemon.heard.iter().filter_map(|envelope| match &envelope.event {
         Event::System(event) => Some(event),

@@ -1,5 +1,5 @@
-//! Everything that reads what another has written, as functions of bytes that must neither panic nor take long: for the
-//! bounded run in the tests, and for the long one of `contrib/fuzz`, which is the `fuzz` binary of this crate.
+//! The fuzz targets: every reader of external input, as a function of bytes that must neither panic nor take long. The
+//! tests run a bounded number of inputs; `contrib/fuzz`, the `fuzz` binary of this crate, runs many.
 
 use std::{
     fs::{self, File},
@@ -29,7 +29,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::sim::random::{Pick, Random};
 
-/// A target: its name, which is that of the folder of its corpus, and what it does with an input.
+/// A fuzz target: its name, which is also that of the folder of its corpus, and the function that takes an input.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
@@ -55,7 +55,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What is accepted can be printed, and means the same when it is read again.
+/// An accepted configuration can be printed, and the printed text is read as the same configuration.
 fn configuration(bytes: &[u8]) {
     if let Ok(parsed) = Config::parse(&text(bytes)) {
         let graph = parsed.config.graph();
@@ -116,7 +116,7 @@ fn words(bytes: &[u8]) {
     let _ = gaggled_gateways::url::Url::parse(&text, &[]);
 }
 
-/// A mail server that says this, whatever it is asked.
+/// A mail server that sends these replies, whatever the client sends.
 struct MailServer {
     replies: Arc<Mutex<Vec<u8>>>,
     delivery: Delivery,
@@ -135,7 +135,7 @@ impl MailServer {
         thread::spawn(move || {
             for mut client in listener.incoming().flatten() {
                 let replies = said.lock().expect("no panic").clone();
-                // The client may have heard enough.
+                // The client may have closed the connection.
                 let _ = client.write_all(&replies).and_then(|()| client.shutdown(Shutdown::Write));
                 let _ = client.read_to_end(&mut Vec::new());
             }
@@ -145,7 +145,7 @@ impl MailServer {
     }
 }
 
-/// What a mail server answers.
+/// The replies of a mail server.
 fn smtp(bytes: &[u8]) {
     let mail = QueuedMail {
         number: 1,
@@ -163,7 +163,7 @@ fn smtp(bytes: &[u8]) {
     });
 }
 
-/// What an importer makes of a file is a configuration.
+/// The result of a successful import can be printed as a configuration.
 fn imported(format: Format, bytes: &[u8]) {
     let file = File::from(memfd_create("import", MFdFlags::MFD_CLOEXEC).expect("a memory file"));
     (&file).write_all(bytes).expect("memory can be written");
@@ -173,7 +173,7 @@ fn imported(format: Format, bytes: &[u8]) {
     }
 }
 
-/// The inputs that mutation begins with, and those that were once a finding.
+/// The corpus of a target: seeds for mutation, and inputs that were once findings.
 pub fn corpus(target: &str) -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     let mut files: Vec<PathBuf> =
@@ -182,10 +182,10 @@ pub fn corpus(target: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| fs::read(file).expect("an input")).collect()
 }
 
-/// The longest input that is made, in bytes.
+/// The greatest length of a mutated input, in bytes.
 const LONGEST: usize = 64 << 10;
 
-/// Words that readers look for.
+/// Tokens that have a meaning for the readers.
 const DICTIONARY: [&[u8]; 24] = [
     b"(",
     b")",
@@ -213,7 +213,7 @@ const DICTIONARY: [&[u8]; 24] = [
     b"=",
 ];
 
-/// Changes an input a little, or puts two together.
+/// Mutates an input of the corpus, or splices two of them.
 pub fn mutate(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
     let index = |random: &mut Random, length: usize| usize::try_from(random.below(length.max(1) as u64)).unwrap_or(0);
     let mut input = corpus[index(random, corpus.len())].clone();

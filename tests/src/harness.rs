@@ -1,4 +1,4 @@
-//! A real gaggled with a directory of its own, and a follower that a test waits on.
+//! A real gaggled with a directory of its own, and a follower that receives its events.
 
 use std::{
     fs,
@@ -50,17 +50,17 @@ pub struct Daemon {
     child: Child,
     /// Its directory.
     pub directory: Arc<TempDir>,
-    /// Where it answers.
+    /// The url of its control channel.
     pub control: String,
-    /// Where it publishes.
+    /// The url of its event channel.
     pub event: String,
     follower: Follower,
-    /// Every event that was heard.
+    /// Every event that was received.
     pub heard: Vec<Envelope>,
     /// The state of its program after each, as it stood in the message.
     pub texts: Vec<String>,
     ended: Option<ExitStatus>,
-    /// Whether another was started in its place, with the same journal.
+    /// Whether another gaggled was started in its place, with the same journal.
     followed: bool,
 }
 
@@ -78,7 +78,7 @@ pub struct DaemonOptions<'a> {
 }
 
 impl Daemon {
-    /// Starts one with this configuration, in which `@DIR@` and `@PUPPET@` are replaced, and its urls are added.
+    /// Starts gaggled with these programs, in which `@DIR@` and `@PUPPET@` are replaced; its urls are added.
     pub fn new(programs: &str) -> Self {
         let directory = Arc::new(directory());
         let dir = directory.path().display();
@@ -88,7 +88,7 @@ impl Daemon {
         Self::with(&text, directory, &DaemonOptions::default())
     }
 
-    /// Starts one with a whole configuration.
+    /// Starts gaggled with a whole configuration.
     pub fn with(text: &str, directory: Arc<TempDir>, start: &DaemonOptions<'_>) -> Self {
         let path = directory.path();
         let text = with_state(&substitute(text, path), path);
@@ -114,7 +114,7 @@ impl Daemon {
             .stderr(log)
             .spawn()
             .expect("gaggled");
-        // A question that is asked before gaggled is there is answered as soon as it is.
+        // A request that is sent before gaggled listens is answered as soon as it does.
         let caller = ControlClient::dial_whenever(&control).expect("a url");
         let answer = caller.call(&Request::new("", Action::Status), PATIENCE);
         let log = || fs::read_to_string(path.join("log")).unwrap_or_default();
@@ -133,7 +133,7 @@ impl Daemon {
         }
     }
 
-    /// What it has written.
+    /// Its own log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
     }
@@ -157,7 +157,7 @@ impl Daemon {
         self.wait_for_another(daemon_pid);
     }
 
-    /// The first process of the namespace that its wrapper has made, as it is known outside.
+    /// The process id, as seen outside, of the first process in the namespace that its wrapper has made.
     pub fn init(&self) -> i32 {
         children(self.pid()).into_iter().next().expect("unshare has a child")
     }
@@ -194,7 +194,7 @@ impl Daemon {
         self.directory.path().join("state")
     }
 
-    /// Checks its journal with gaggled's own tool; returns what that said.
+    /// Checks its journal with `gaggled journal verify`; returns the output.
     pub fn verify(&self) -> String {
         let output =
             Command::new(binary("gaggled")).args(["journal", "verify"]).arg(self.journal()).output().expect("gaggled");
@@ -203,7 +203,7 @@ impl Daemon {
         said
     }
 
-    /// Starts it again, after it has ended or was killed, with the configuration that is there.
+    /// Starts gaggled again, after it has ended or was killed, with the same configuration file.
     #[must_use]
     pub fn again(mut self) -> Self {
         let directory = self.directory.clone();
@@ -229,8 +229,8 @@ impl Daemon {
         self.wait_gone(daemon_pid);
     }
 
-    /// Stops a process of gaggled, until it gets a SIGCONT. A thread may still run for a while after the signal was sent,
-    /// so the end of that is waited for.
+    /// Stops a process of gaggled until it gets a SIGCONT. A thread may still run for a while after the signal was
+    /// sent, so this waits until all threads have stopped.
     pub fn freeze(&mut self, pid: i32) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP).expect("it runs");
         let stopped = |task: fs::DirEntry| {
@@ -250,13 +250,13 @@ impl Daemon {
         self.wait_outside("the end of a process", gone);
     }
 
-    /// The folded state.
+    /// The state that the received events fold to.
     pub fn state(&self) -> &State {
         self.follower.state().expect("gaggled was heard")
     }
 
-    /// Waits until this is true of what was heard and the state. A busy machine has more time, as long as anything
-    /// happens.
+    /// Waits until this is true of the received events and the state. On a busy machine it waits longer, as long as
+    /// events arrive.
     pub fn wait(&mut self, what: &str, done: impl Fn(&[Envelope], &State) -> bool) {
         let (mut deadline, last) = (now() + PATIENCE, now() + 5 * PATIENCE);
         loop {
@@ -271,7 +271,7 @@ impl Daemon {
         }
     }
 
-    /// Waits until something outside gaggled has come about. Nothing tells of that, so it is looked at again and again.
+    /// Waits until a condition outside gaggled is true. There is no notification of that, so the condition is polled.
     pub fn wait_outside(&mut self, what: &str, done: impl Fn() -> bool) {
         let deadline = now() + PATIENCE;
         while !done() {
@@ -298,12 +298,12 @@ impl Daemon {
         });
     }
 
-    /// Listens until a moment.
+    /// Receives events until a moment.
     pub fn listen_until(&mut self, moment: Instant) {
         while !self.hear(moment) {}
     }
 
-    /// Hears the next thing; true when the moment has come.
+    /// Receives the next message; true when the moment has come.
     fn hear(&mut self, until: Instant) -> bool {
         match self.follower.next(Some(until)) {
             FollowEvent::Event(envelope, text) => {
@@ -320,13 +320,13 @@ impl Daemon {
         }
     }
 
-    /// Asks something.
+    /// Sends a request, and returns the reply.
     pub fn ask(&self, action: Action) -> Reply {
         let caller = ControlClient::dial(&self.control).expect("gaggled answers");
         caller.call(&Request::new("", action), PATIENCE).expect("an answer")
     }
 
-    /// Asks something that must be done, and returns the body.
+    /// Sends a request that must succeed, and returns the body of the reply.
     pub fn must(&self, action: Action) -> Value {
         let reply = self.ask(action);
         assert!(reply.ok, "refused: {:?}", reply.error);
@@ -373,7 +373,7 @@ impl Daemon {
             .expect("a tool")
     }
 
-    /// Ends it as the system would, and returns its exit status.
+    /// Ends gaggled with a SIGTERM, and returns its exit status.
     pub fn end(&mut self) -> ExitStatus {
         if self.ended.is_none() {
             self.signal(nix::sys::signal::Signal::SIGTERM);
@@ -381,7 +381,7 @@ impl Daemon {
         self.await_end()
     }
 
-    /// Waits until it has ended by itself, and has heard its last events.
+    /// Waits until gaggled has ended, and its last events are received.
     pub fn await_end(&mut self) -> ExitStatus {
         if let Some(status) = self.ended {
             return status;
@@ -394,7 +394,7 @@ impl Daemon {
         status
     }
 
-    /// A follower that could not keep up with a short life learns from the journal how that has gone on.
+    /// Reads the events that the follower did not receive before gaggled ended from the journal.
     fn read_the_rest(&mut self) {
         let position = |envelope: &Envelope| Position { epoch: envelope.epoch, seq: envelope.seq };
         let heard = self.heard.last().map(position);
@@ -410,12 +410,12 @@ impl Daemon {
         }
     }
 
-    /// Whether it has ended, or is about to.
+    /// Whether its shutdown is complete, so that it has ended or is about to.
     pub fn must_have_ended(&self) -> bool {
         self.heard.iter().any(|envelope| matches!(envelope.event, Event::System(SystemEvent::ShutdownCompleted { .. })))
     }
 
-    /// Everything that was heard, a line each.
+    /// All received events, one per line.
     pub fn timeline(&self) -> String {
         let Some(state) = self.follower.state() else { return "nothing was heard".to_owned() };
         self.heard
@@ -427,8 +427,8 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Its programs end with it, or they would outlive the test. After its subreaper was killed the daemon is another
-        // process, which its lock names.
+        // Its programs must not outlive the test. After the subreaper was killed, the daemon has another process id,
+        // which is in the lock file.
         let locked = fs::read_to_string(self.journal().join("lock")).ok().and_then(|pid| pid.trim().parse().ok());
         let daemon_pid = locked.filter(|daemon_pid| !self.followed && is_gaggled(*daemon_pid));
         for pid in daemon_pid.into_iter().chain(self.ended.is_none().then(|| self.pid())) {
@@ -440,7 +440,8 @@ impl Drop for Daemon {
     }
 }
 
-/// The parent of a process: that of the daemon is its subreaper, which may be another than the one that a test has started.
+/// The parent of a process. That of the daemon is its subreaper, which may not be the process that the test has
+/// started.
 pub fn parent(pid: i32) -> i32 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     let parent = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(1)?.parse().ok());
@@ -451,7 +452,7 @@ fn is_gaggled(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "gaggled")
 }
 
-/// The same configuration, with a journal in the directory if it names none.
+/// The same configuration, with a state directory in the test's directory if it names none.
 fn with_state(text: &str, directory: &Path) -> String {
     let Ok(mut parsed) = Config::parse(text) else { return text.to_owned() };
     if parsed.config.gaggled.state_directory.is_some() {
@@ -461,12 +462,12 @@ fn with_state(text: &str, directory: &Path) -> String {
     parsed.config.print().expect("it can be printed")
 }
 
-/// Replaces what stands for the directory of a test and for the puppet.
+/// Replaces `@DIR@` and `@PUPPET@` by the directory of a test and the path of the puppet.
 pub fn substitute(text: &str, directory: &Path) -> String {
     text.replace("@DIR@", &directory.display().to_string()).replace("@PUPPET@", &binary("puppet").display().to_string())
 }
 
-/// Whether something can be done on this machine; a notice if not.
+/// Whether a command succeeds on this machine; prints a notice if not.
 pub fn possible(words: &[&str]) -> bool {
     let done = Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success());
     if !done {
@@ -486,8 +487,8 @@ pub fn children(pid: i32) -> Vec<i32> {
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// A tcp port that is free now and that nobody is given by chance: below the range from which the kernel takes the
-/// ports of outgoing connections, and no other test of this process is told the same.
+/// A tcp port that is free now and is not given to others: it is below the range from which the kernel takes the ports
+/// of outgoing connections, and no other test of this process gets the same.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const FIRST: u32 = 12_000;

@@ -1,4 +1,4 @@
-//! The files of other systems, imported and run.
+//! Imports the files of other systems, and runs the results.
 
 use std::{
     fs,
@@ -41,7 +41,7 @@ pub fn import(format: &str, file: &Path) -> Output {
     Command::new(binary("gaggled")).args(["import", format]).arg(file).output().expect("gaggled")
 }
 
-/// What the importer makes of a file, with sockets in the directory.
+/// The configuration that the importer makes of a file, with sockets in the directory.
 pub fn imported(format: &str, file: &Path) -> String {
     let output = import(format, file);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -57,7 +57,7 @@ pub fn imported(format: &str, file: &Path) -> String {
     config.print().expect("it can be written")
 }
 
-/// A gaggled that runs what the importer makes of a file.
+/// A gaggled that runs an imported file.
 pub fn run(format: &str, directory: &Arc<TempDir>, file: &str) -> Daemon {
     let text = imported(format, &directory.path().join(file));
     Daemon::with(&text, directory.clone(), &DaemonOptions::default())
@@ -69,18 +69,18 @@ pub fn lines(directory: &Arc<TempDir>, file: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-/// What a tool of a running gaggled says, and its exit status.
+/// The exit status of a tool, and its output.
 pub fn said(output: &Output) -> (i32, String) {
     let text = [output.stdout.as_slice(), output.stderr.as_slice()].concat();
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Tells a group its level, and waits until it is there.
+/// Moves a group to a level, and waits until it has reached it.
 pub fn tell(daemon: &Daemon, group: &str, level: &str) -> (i32, String) {
     said(&daemon.tool("gaggled_controller", &["tell", group, level]))
 }
 
-/// Takes a changed file, as its user would: imports it over the configuration and reloads.
+/// Imports a changed file over the configuration, as its user would, and reloads.
 pub fn reload(daemon: &Daemon, format: &str, file: &Path) -> (i32, String) {
     let path = daemon.directory.path().join("system.ron");
     let state = format!("{}/state", daemon.directory.path().display());
@@ -92,7 +92,7 @@ pub fn reload(daemon: &Daemon, format: &str, file: &Path) -> (i32, String) {
     said(&daemon.tool("gaggled_controller", &["reload"]))
 }
 
-/// Takes a changed file that is in the directory, and waits until it is in force.
+/// Imports and reloads a changed file of the directory, and waits until it is in force.
 pub fn must_reload(daemon: &mut Daemon, format: &str, file: &str) {
     let before = daemon.daemon_pid();
     let (code, text) = reload(daemon, format, &daemon.directory.path().join(file));

@@ -1,4 +1,4 @@
-//! The simulator of gaggled's rules, and what the end-to-end tests share.
+//! The simulator of gaggled's rules, and the harness of the end-to-end tests.
 
 pub mod faults;
 pub mod fuzz;

@@ -1,4 +1,4 @@
-//! The modules of a crate and who uses whom, read from the sources.
+//! The modules of a crate and which of them use which, read from the sources.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,7 +20,7 @@ pub fn sources(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Groups of vertices that can all be reached from each other: the circles of a graph.
+/// The cycles of a graph: groups of vertices that can all be reached from each other.
 pub fn circles(graph: &BTreeMap<String, BTreeSet<String>>) -> Vec<BTreeSet<String>> {
     let reached = |from: &String| {
         let mut seen = BTreeSet::new();

@@ -1,16 +1,16 @@
 //! The scenarios of the original: a configuration whose comments say what happens when.
 //!
 //! `;@ 0.4 sig a SIGKILL` sends a signal 0.4 s after the start; `start`, `stop` and `kill` are the original's requests;
-//! `dump` takes down the state of all programs; `end` ends gaggled. What was seen is told as marks on a timeline:
+//! `dump` records the state of all programs; `end` ends gaggled. The events become marks on a timeline:
 //!
 //! | mark | of run N of program a |
 //! |---|---|
 //! | `a+N` | it came up |
 //! | `a-N` | it ended |
-//! | `a!N` | it was told to stop |
+//! | `a!N` | gaggled began to stop it |
 //! | `a*N` | it was killed, because it did not stop in time |
 //! | `a~N` | it could not be started |
-//! | `a:up` `a:down` `a:restart` | an operator wanted that, the first time; `a:up/2` the second |
+//! | `a:up` `a:down` `a:restart` | an operator requested that for the first time; `a:up/2` for the second |
 
 use std::{collections::BTreeMap, fs, path::Path, str::FromStr, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use serde_json::Value;
 
 use crate::harness::{self, Daemon, DaemonOptions, directory, free_port, substitute};
 
-/// What was seen of a scenario.
+/// The observations of a scenario.
 pub struct Timeline {
     /// Every mark with its moment in microseconds and its place in the journal.
     pub marks: BTreeMap<String, (u64, usize)>,
@@ -33,7 +33,7 @@ pub struct Timeline {
     pub dumps: Vec<Value>,
     /// How gaggled ended.
     pub code: i32,
-    /// All of it, for people.
+    /// The whole timeline as text.
     pub timeline: String,
     /// The daemon, which has ended.
     pub daemon: Daemon,
@@ -83,7 +83,7 @@ pub fn run(name: &str, without: &[&str]) -> Timeline {
             ["shutdown", _] => drop(daemon.ask(Action::Shutdown { wait: false, timeout_ms: None })),
             ["start", program] => drop(daemon.ask(Action::Up(one(program)))),
             ["stop", program] => drop(daemon.ask(Action::Down(one(program)))),
-            // What was started again was restarted; what was not got a signal.
+            // The original's `kill` restarted a program that respawns, and sent a signal to any other.
             ["kill", program] => drop(match modes.get(*program) {
                 Some(Mode::Respawn) => daemon.ask(Action::Restart(one(program))),
                 _ => daemon.ask(Action::Signal { programs: vec![(*program).to_owned()], signal: "TERM".to_owned() }),
@@ -158,7 +158,7 @@ fn marks(daemon: &Daemon) -> BTreeMap<String, (u64, usize)> {
 }
 
 impl Timeline {
-    /// Checks sentences, one a line:
+    /// Checks statements, one per line:
     ///
     /// `X < Y` X happened before Y · `X +400 <= Y` at least 400 ms before · `X ~100 Y` Y followed within 100 ms ·
     /// `no X` it did not happen · `dump N PROGRAM FIELD VALUE` that stood in the Nth dump · `type X VALUE` the

@@ -1,6 +1,10 @@
 //! Reads information about processes from `/proc`.
 
-use std::{fs, time::Duration};
+use std::{
+    fs::{self, File},
+    io::Read,
+    time::Duration,
+};
 
 use gaggled_core::process::StartTime;
 use nix::{
@@ -21,9 +25,27 @@ pub(crate) struct Stat {
     pub exit_code: i32,
 }
 
+/// How much is read at first, in bytes.
+const FIRST_READ: usize = 4096;
+
+/// Reads a file of one record, `stat` or `environ`, in three system calls if it is small: a short read is the last one.
+fn read(path: &str) -> Option<Vec<u8>> {
+    let mut file = File::open(path).ok()?;
+    let (mut bytes, mut length) = (vec![0; FIRST_READ], 0);
+    loop {
+        length += file.read(bytes.get_mut(length..)?).ok()?;
+        if length < bytes.len() {
+            bytes.truncate(length);
+            return Some(bytes);
+        }
+        bytes.resize(2 * length, 0);
+    }
+}
+
 /// The fields of a process; `None` if there is none.
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let bytes = read(&format!("/proc/{pid}/stat"))?;
+    let text = String::from_utf8_lossy(&bytes);
     // The name stands in brackets and may hold anything.
     let fields: Vec<&str> = text.trim_end().rsplit_once(") ")?.1.split(' ').collect();
     let number = |at: usize| fields.get(at)?.parse::<i32>().ok();
@@ -99,12 +121,19 @@ pub(crate) fn members(group: i32) -> Vec<i32> {
     all().filter(|pid| stat(*pid).is_some_and(|stat| stat.group == group && !stat.is_zombie())).collect()
 }
 
+/// The values of variables in the environment that a process was started with.
+pub(crate) fn variables<const N: usize>(pid: i32, names: [&str; N]) -> [Option<String>; N] {
+    let environment = read(&format!("/proc/{pid}/environ")).unwrap_or_default();
+    names.map(|name| {
+        environment.split(|byte| *byte == 0).find_map(|pair| {
+            let value = pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+            Some(std::str::from_utf8(value).ok()?.to_owned())
+        })
+    })
+}
+
 /// The value of a variable in the environment that a process was started with.
 pub(crate) fn variable(pid: i32, name: &str) -> Option<String> {
-    let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-
-    environment.split(|byte| *byte == 0).find_map(|pair| {
-        let (found, value) = std::str::from_utf8(pair).ok()?.split_once('=')?;
-        (found == name).then(|| value.to_owned())
-    })
+    let [value] = variables(pid, [name]);
+    value
 }

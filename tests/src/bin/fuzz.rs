@@ -1,4 +1,4 @@
-//! `fuzz TARGET|all COUNT [SEED]`: gives each target so many inputs made from its corpus, and keeps what is a finding.
+//! `fuzz TARGET|all COUNT [SEED]`: gives each target COUNT inputs mutated from its corpus, and keeps the findings.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let mut findings = 0;
     for (target, run) in TARGETS.into_iter().filter(|(target, _)| name == "all" || name == target) {
         let corpus = corpus(target);
-        // Each input of this one is a connection.
+        // Each input of the mail target opens a connection.
         let count = if target == "smtp" { count / 20 } else { count };
         let mut random = Random::new(seed);
         let begun = now();

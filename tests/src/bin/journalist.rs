@@ -1,5 +1,5 @@
-//! `journalist DIRECTORY COUNT`: writes a journal of so many events as the daemon does, reads it back, and tells how long
-//! that took. For the benchmark.
+//! `journalist DIRECTORY COUNT`: writes a journal of COUNT events as the daemon does, reads it back, and prints how
+//! long that took. For the benchmark.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -60,7 +60,7 @@ fn main() {
         let envelope = Arc::new(commit(&mut journal, number));
         sink(&envelope, journal.state());
         if number % 10_000 == 0 {
-            // The disk decides how fast it goes: nothing is to be left out.
+            // Wait for the disk, so that no event is dropped.
             file.written(Duration::from_secs(60)).expect("the disk answers");
         }
     }
@@ -103,7 +103,7 @@ fn graph() -> Graph {
     graph
 }
 
-/// Programs that start, run and end, in turn.
+/// Commits the next event: programs start, run and end in turn.
 fn commit(journal: &mut Journal, number: u64) -> Envelope {
     let program = ProgramId::at(usize::try_from(number / 3).expect("a small number") % PROGRAMS);
     let known = journal.state().programs[program].instance;

@@ -4,13 +4,13 @@
 //! long to end after a TERM) · `spawn` (leaves a child in its group) · `count FILE MS CODE` (adds a line to the file) ·
 //! `report FILE` (writes what it was given: status, descriptors, variables) · `daemonise` (leaves a child in its group and
 //! ends well) · `forker FILE HOW` (leaves a daemon in a session of its own, and its process id in the file; HOW is what
-//! it is to do then) · `notify MS TEXT..` (says each text at `$NOTIFY_SOCKET`, after so long each) · `alive MS` (says that
-//! it is ready, and then again and again that it is alive) · `serve PORT FILE`
+//! the daemon does) · `notify MS TEXT..` (sends each text to `$NOTIFY_SOCKET`, with a pause before each) · `alive MS`
+//! (sends `READY=1`, and then watchdog pings) · `serve PORT FILE`
 //! (answers HTTP with the status in the file) · `race HOME VICTIM` (replaces what is in the first directory by links to the
 //! second, fifos and hard links, for ever) · `escape` (has a child that makes a session of its own) · `stray` (has a
-//! grandchild that is nobody's)
+//! grandchild that loses its parent)
 //!
-//! As the binary of an upgrade it says that it can go on, and then hangs.
+//! As the binary of an upgrade it passes the takeover check, and then hangs.
 
 use std::{
     fs::{self, OpenOptions},
@@ -77,7 +77,7 @@ fn main() {
         "forker" => {
             let what: Vec<&str> = ["hide"].into_iter().chain(words[2..].iter().map(String::as_str)).collect();
             let daemon = child(&what);
-            // As daemons do: whole or not at all.
+            // As daemons do, the pid file is replaced atomically.
             let new = format!("{}.new", words[1]);
             fs::write(&new, format!("{}\n", daemon.id())).expect("a file");
             fs::rename(new, &words[1]).expect("a file");
@@ -129,7 +129,7 @@ fn main() {
     }
 }
 
-/// Goes on as a puppet without any variables, as daemons are that write over their environment.
+/// Continues as a puppet without environment variables, like a daemon that overwrites its environment.
 fn scrubbed(words: &[&str]) -> ! {
     let own = std::env::current_exe().expect("a path");
     let error = Command::new(own).args(words).env_clear().exec();
@@ -143,24 +143,24 @@ fn notify(text: &str) {
         None => SocketAddr::from_pathname(address).expect("a path"),
     };
     let socket = UnixDatagram::unbound().expect("a socket");
-    // The listener may be away.
+    // gaggled may not be running.
     let _ = socket.send_to_addr(text.as_bytes(), &address);
 }
 
-/// Answers as the real gaggled does that it can go on.
+/// Passes the takeover check by executing the real gaggled.
 fn check_takeover(words: &[String]) -> ! {
     let gaggled = std::env::current_exe().expect("a path").with_file_name("gaggled");
     let error = Command::new(gaggled).args(words).exec();
     panic!("cannot go on: {error}");
 }
 
-/// Does nothing, and cannot be asked to end.
+/// Blocks all signals and waits for ever.
 fn hang() -> ! {
     SigSet::all().thread_block().expect("a mask");
     wait_for_ever();
 }
 
-/// Answers every request with the status that is in a file then.
+/// Answers every request with the status that the file then contains.
 fn serve(port: &str, file: &str) -> ! {
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).expect("a port");
     for stream in listener.incoming() {
@@ -202,7 +202,7 @@ fn race(home: &Path, victim: &Path) -> ! {
     }
 }
 
-/// Another puppet.
+/// Starts another puppet.
 fn child(words: &[&str]) -> Child {
     let own = std::env::current_exe().expect("a path");
     Command::new(own).args(words).spawn().expect("a child")

@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs what was asked for, and returns how many worlds fail.
+/// Runs the given scenario or seeds, and returns how many worlds fail.
 fn run(arguments: &Arguments) -> Result<u64, String> {
     if let Some(path) = &arguments.scenario {
         let named = |error: String| format!("{}: {error}", path.display());
@@ -84,7 +84,7 @@ fn mutant_named(name: &str) -> Result<Mutant, String> {
     found.ok_or_else(|| format!("there is no mutant {name}: use one of {}", names()))
 }
 
-/// Whether a world fails. It is shown if it is the only one, and shrunk if that was asked for.
+/// Whether a world fails. It is shown if it is the only one, and shrunk if requested.
 fn fails(script: &Script, name: &str, arguments: &Arguments) -> Result<bool, String> {
     let run = Simulation::new(&script.world, script.order, script.mutant).run();
     if arguments.count == 1 && arguments.shrink.is_none() {

@@ -1,4 +1,4 @@
-//! The real actors in virtual time: the same shells as in the daemon, a paused clock, and the simulated host.
+//! The real actors in virtual time: the actors of the daemon, with a paused clock and the simulated host.
 //!
 //! A run must give the same journal as [`super::scheduler`] under [`super::scheduler::Policy::Fifo`].
 
@@ -36,7 +36,7 @@ use super::{
     world::World,
 };
 
-/// Runs a world with the real actors; every event.
+/// Runs a world with the real actors; returns every event.
 pub fn run(world: &World) -> Vec<Envelope> {
     let runtime =
         || tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime");
@@ -55,7 +55,7 @@ async fn live(world: &World) -> Vec<Envelope> {
     let after = folded.clone();
     let sink = move |envelope: &std::sync::Arc<Envelope>, state: &State| {
         after.replace(state.clone());
-        // What is committed after the end, in the same moment, nobody waits for.
+        // Events that are committed in the same moment after the shutdown is complete are left out.
         if ended.is_some() {
             seen.borrow_mut().push((**envelope).clone());
         }
@@ -91,7 +91,7 @@ struct Host {
     programs: IdVec<ProgramId, Recipient<HostReported>>,
 }
 
-/// A fate that has no order of its own.
+/// A scheduled event without an order of its own: all compare as equal.
 struct ScheduledEventAt(ScheduledEvent);
 
 impl PartialEq for ScheduledEventAt {

@@ -1,8 +1,8 @@
-//! The death of the daemon in the middle of anything, and what the next daemon makes of it.
+//! The death of the daemon at any moment, and how the next daemon recovers.
 //!
-//! With the daemon everything dies that was on its way: messages, timers, commands to the host, and the last events,
-//! which were numbered and had effects but never reached the disk. The processes live on. The next daemon begins with what
-//! the disk has, looks what really runs, and goes on.
+//! Everything in flight is lost with the daemon: messages, timers, commands to the host, and the last events, which
+//! were numbered and had effects but never reached the disk. The processes survive. The next daemon begins with the
+//! journal on the disk, finds out which processes run, and continues.
 
 use gaggled_core::{
     base::{
@@ -38,7 +38,7 @@ pub struct SimulatedEpoch {
 }
 
 impl SimulatedEpoch {
-    /// The first life in a world.
+    /// The first run of the daemon in a world, its journal, and its first events.
     pub fn first(world: &World, epoch: EpochId) -> (Self, Journal, Vec<Envelope>) {
         let opening = EpochStart::new(None, &world.graph, epoch, Instant::default(), WallTime(0));
         let start = opening.state.clone();
@@ -59,7 +59,7 @@ impl SimulatedEpoch {
 pub struct CrashPlan {
     /// After how many events of this daemon.
     pub after: usize,
-    /// And then after how many steps, so that it happens in the middle of what follows from an event.
+    /// And then after how many steps, so that it dies before all consequences of an event have happened.
     pub steps: u64,
     /// How many of the last events never reach the disk.
     pub lost: usize,
@@ -70,7 +70,7 @@ pub struct CrashPlan {
 }
 
 impl CrashPlan {
-    /// The deaths of a world.
+    /// Draws the deaths of the daemon in a world.
     pub fn draw(random: &mut Random) -> Vec<Self> {
         let count = random.pick(&[0, 1, 1, 2, 5]);
         (0..count)
@@ -85,7 +85,7 @@ impl CrashPlan {
     }
 }
 
-/// The life that follows one that has ended with these events on the disk.
+/// The run of the daemon after one that has ended with these events on the disk.
 pub fn next(
     before: &SimulatedEpoch,
     world: &World,
@@ -110,7 +110,7 @@ pub fn next(
     (SimulatedEpoch { start, envelopes: envelopes.clone() }, journal, envelopes)
 }
 
-/// What a real host would find: of the run that the disk knows, and then of a later one.
+/// What a real host would find of a program: of the run in the journal, and of a later one.
 fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Recovered> {
     let known = &state.programs[id];
     let alive =

@@ -1,7 +1,8 @@
-//! A host without processes: it does what a real one does, when the world says, and remembers what really ran.
+//! A simulated host without processes: it reports what a real host would, when the world says, and records what ran.
 //!
-//! It watches I6 (one process of a program), I33 (a run that has spoken in time is not silent), I38 (a program with a stop
-//! command gets no signal before that has failed) and I39 (after that it gets one before it is killed).
+//! It checks I6 (a program has one process), I33 (a run that has pinged in time gets no watchdog timeout), I38 (a
+//! program with a stop command gets no signal before the command has failed) and I39 (after the failure it gets a TERM
+//! before it is killed).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,15 +32,15 @@ pub enum ScheduledEvent {
     Report(HostReport),
     /// The process of this instance ends.
     End(ProgramId, InstanceId, ExitStatus),
-    /// The process of this instance says that it is alive, again and again.
+    /// The process of this instance sends a watchdog ping, again and again.
     Speak {
-        /// Which.
+        /// The program.
         program: ProgramId,
         /// Which of its runs.
         instance: InstanceId,
-        /// How often.
+        /// The time between two pings.
         every: Millis,
-        /// Until when.
+        /// When the pings end.
         last: Instant,
     },
 }
@@ -50,35 +51,35 @@ struct LiveRun {
     instance: InstanceId,
     pid: i32,
     ending: Ending,
-    /// Whether its main process is the command, and not the daemon that it has left.
+    /// Whether its main process is the command, and not the daemon that the command has left.
     is_command: bool,
-    /// How its command has ended, while the daemon that it has left is looked for.
+    /// The exit status of its command, while the host waits for the daemon that the command leaves.
     awaits_daemon: Option<ExitStatus>,
-    /// Whether that it is to be killed was committed.
+    /// Whether `KillRequested` was committed.
     kill_requested: bool,
 }
 
-/// The processes that there are.
+/// The simulated host.
 #[derive(Debug)]
 pub struct SimHost {
     world: World,
     live: BTreeMap<ProgramId, LiveRun>,
     /// Runs of which it was reported that their stop command has failed.
     stop_failed: BTreeSet<(ProgramId, InstanceId)>,
-    /// Those that were not asked to end by a signal since that was committed.
+    /// Runs with a committed failure of their stop command that got no TERM since.
     must_terminate: BTreeSet<(ProgramId, InstanceId)>,
-    /// When each of them came up.
+    /// When the last process of each program came up.
     since: BTreeMap<ProgramId, Instant>,
-    /// How runs ended, as the process knows that has reaped them.
+    /// The exit statuses that the process knows that has reaped the runs.
     ended: BTreeMap<(ProgramId, InstanceId), ExitStatus>,
-    /// Whether that process has lived since the daemon last started.
+    /// Whether that process has survived since the daemon last started.
     remembers: bool,
     next_pid: i32,
-    /// The runs that have said that they are alive and were not heard yet.
+    /// Runs with a watchdog ping that was not delivered yet.
     unheard: BTreeSet<(ProgramId, InstanceId)>,
-    /// When runs were last heard, late but not too late.
+    /// When a delayed watchdog ping of a run was last delivered.
     heard_late: BTreeMap<(ProgramId, InstanceId), Instant>,
-    /// What a real host would have done wrong.
+    /// The violations found so far.
     pub violations: Vec<String>,
 }
 
@@ -126,20 +127,20 @@ impl SimHost {
         runs.last().map(|((_, instance), status)| (*instance, *status))
     }
 
-    /// The process that reaps has died: how runs ended is not known any more.
+    /// The process that reaps has died: the exit statuses of ended runs are lost.
     pub fn forget(&mut self) {
         self.ended.clear();
         self.remembers = false;
     }
 
-    /// A run of the daemon has begun: from now on ends are remembered. What is still to be seen of those that live is
-    /// seen now; what they have said is lost.
+    /// A daemon has started: exit statuses are recorded from now on. Returns the events that running processes still
+    /// cause; messages that were not delivered are lost.
     pub fn begin(&mut self, now: Instant) -> Vec<(Instant, ScheduledEvent)> {
         self.remembers = true;
-        // The failure of a stop command may not have been written, and then that is run again.
+        // The failure of a stop command may not have reached the disk; then the command is run again.
         self.must_terminate.clear();
         for run in self.live.values_mut() {
-            // It was found by its token, whatever its command was.
+            // A daemon that was waited for was found by its token: it is the main process from now on.
             run.is_command &= run.awaits_daemon.take().is_none();
             run.ending = Ending::No;
         }
@@ -153,7 +154,8 @@ impl SimHost {
         scheduled
     }
 
-    /// Looks at an event that was committed: a run that has spoken in time is not silent, however late it was heard.
+    /// Checks a committed event: a run that has pinged in time gets no watchdog timeout, however late the ping was
+    /// delivered.
     pub fn committed(&mut self, envelope: &Envelope) {
         match &envelope.event {
             Event::Program(program, ProgramEvent::StopCommandFailed { instance, .. })
@@ -180,12 +182,12 @@ impl SimHost {
         }
     }
 
-    /// Whether what nobody tells of cannot have been.
+    /// Whether every exit status since the daemon's start is known: a run without process and status has never started.
     pub fn remembers(&self) -> bool {
         self.remembers
     }
 
-    /// Carries out a command; says what follows, and when.
+    /// Carries out a command; returns the events that follow, and their times.
     pub fn perform(&mut self, now: Instant, command: HostCommand) -> Vec<(Instant, ScheduledEvent)> {
         match command {
             HostCommand::Spawn { program, instance } => self.spawn(now, program, instance),
@@ -204,13 +206,13 @@ impl SimHost {
         }
     }
 
-    /// The same again, when it has been met now.
+    /// The next occurrence of a repeated event that happens now.
     pub fn again(&self, now: Instant, scheduled_event: ScheduledEvent) -> Option<(Instant, ScheduledEvent)> {
         let ScheduledEvent::Speak { program, instance, every, last } = scheduled_event else { return None };
         (now + every < last && self.runs(program, instance)).then_some((now + every, scheduled_event))
     }
 
-    /// What the host reports when a fate is met, if anything.
+    /// What the host reports when a scheduled event happens, if anything.
     pub fn deliver_event(&mut self, scheduled_event: ScheduledEvent) -> Option<HostReport> {
         match scheduled_event {
             ScheduledEvent::Report(HostReport { program, instance, event: HostEvent::Daemonized { pid, .. } }) => {
@@ -245,7 +247,7 @@ impl SimHost {
         }
     }
 
-    /// The main process of a run has ended, or nothing is left of one that has left no daemon.
+    /// The main process of a run has ended, or a run is killed whose command has ended without leaving a daemon.
     fn main_ended(&mut self, program: ProgramId, instance: InstanceId, status: ExitStatus) -> Option<HostReport> {
         let run = self.live.get_mut(&program).filter(|run| run.instance == instance)?;
         let exit = ExitPolicy::from(&self.world.graph.programs[program]);
@@ -265,14 +267,14 @@ impl SimHost {
         Some(HostReport { program, instance, event: HostEvent::Exited { status, orphans } })
     }
 
-    /// A run is to end. A daemon that it has left is not looked for any more.
+    /// Records by which means a run is being ended; once it is killed, its daemon is not waited for any more.
     fn is_ending(&mut self, program: ProgramId, instance: InstanceId, ending: Ending) {
         if let Some(run) = self.live.get_mut(&program).filter(|run| run.instance == instance) {
             run.ending = run.ending.max(ending);
         }
     }
 
-    /// How many processes a run leaves that has ended like this, and are kept.
+    /// How many processes a run that ends with this exit status leaves that are kept.
     pub fn leaves(&self, program: ProgramId, instance: InstanceId, status: ExitStatus) -> u16 {
         let policy = &self.world.graph.programs[program];
         let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 48) ^ instance.0);
@@ -286,7 +288,7 @@ impl SimHost {
 
     fn spawn(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
         let behaviour = self.world.behaviours[program.index()];
-        // Each run has luck of its own, whatever else happens before it.
+        // The random numbers of a run do not depend on what has happened before it.
         let mut random = Random::new(self.world.seed ^ (u64::from(program.0) << 40) ^ instance.0);
         let healed = now >= self.world.faults_end_at;
         let up = now + if healed { Millis(0) } else { behaviour.spawn };
@@ -318,7 +320,7 @@ impl SimHost {
         scheduled
     }
 
-    /// How long it takes to be ready; nobody is late when everything is well.
+    /// How long after its start a program is ready: not long after the end of the faults.
     fn readiness(&self, up: Instant, program: ProgramId) -> Option<Millis> {
         let behaviour = self.world.behaviours[program.index()];
         if up >= self.world.faults_end_at {
@@ -328,7 +330,7 @@ impl SimHost {
         }
     }
 
-    /// When its command leaves a daemon behind, if it is one that does.
+    /// When the command of a forking daemon leaves its daemon.
     fn daemon(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, ScheduledEvent)> {
         let daemonizes = self.world.graph.programs[program].health.daemonizes;
         let after = self.readiness(up, program).filter(|_| daemonizes)?;
@@ -337,14 +339,14 @@ impl SimHost {
         Some((up + after, ScheduledEvent::Report(HostReport { program, instance, event })))
     }
 
-    /// When it says that it is ready, if it is one that does.
+    /// When a program with `ready: Notify` or the like reports that it is ready.
     fn word(&self, up: Instant, program: ProgramId, instance: InstanceId) -> Option<(Instant, ScheduledEvent)> {
         let told = self.world.graph.programs[program].health.readiness == Some(Readiness::Notified);
         let after = self.readiness(up, program).filter(|_| told)?;
         Some((up + after, ScheduledEvent::Report(HostReport { program, instance, event: HostEvent::Ready })))
     }
 
-    /// When it says that it is alive, from now on.
+    /// The watchdog pings of a program from now on, if it has a watchdog.
     fn signs_of_life(
         &self,
         now: Instant,
@@ -361,7 +363,7 @@ impl SimHost {
         ))
     }
 
-    /// It is asked whether it is ready, or well.
+    /// Runs a readiness probe or a health check.
     fn check(
         &mut self,
         now: Instant,
@@ -384,7 +386,7 @@ impl SimHost {
         vec![(now + Millis(random.pick(&[0, 1, 30])), ScheduledEvent::Report(HostReport { program, instance, event }))]
     }
 
-    /// What it has said while nobody listened is heard now.
+    /// Delivers a delayed watchdog ping, and reports that all reports are flushed.
     fn listen(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
         let event = |event| (now, ScheduledEvent::Report(HostReport { program, instance, event }));
         let unheard = self.unheard.remove(&(program, instance)).then(|| event(HostEvent::WatchdogPing));
@@ -394,7 +396,7 @@ impl SimHost {
         unheard.into_iter().chain([event(HostEvent::ReportsFlushed)]).collect()
     }
 
-    /// The stop command of a program as its process; it always ends, at the latest when it is killed.
+    /// Runs a stop command that undoes a run, as the process of the program; it ends at the latest when it is killed.
     fn undo(&mut self, now: Instant, program: ProgramId, instance: InstanceId) -> Vec<(Instant, ScheduledEvent)> {
         if self.live.contains_key(&program) {
             self.violations.push(format!("I6: what run {instance} of {program:?} has done is undone beside a process"));
@@ -408,7 +410,7 @@ impl SimHost {
         vec![(now, ScheduledEvent::Report(HostReport { program, instance, event })), (now + after, end)]
     }
 
-    /// The stop command of a program runs beside it, and ends it as a signal would; or it fails and does nothing.
+    /// Runs a stop command beside the program: it ends the program as a TERM would, or fails and does nothing.
     fn run_stop_command(
         &mut self,
         now: Instant,
@@ -473,7 +475,7 @@ impl LiveRun {
     }
 }
 
-/// Whether only one that lives can say so.
+/// Whether only a run with a process can cause this event.
 fn pings_for(event: HostEvent) -> bool {
     matches!(
         event,

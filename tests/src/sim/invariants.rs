@@ -1,15 +1,16 @@
-//! What must be true of every run: what the journal must show ([`gaggled_core::journal::audit`]), and what only a simulator knows.
+//! The invariants of a simulated run: those of the journal ([`gaggled_core::journal::audit`]), and these, which only a
+//! simulator can check.
 //!
 //! | | |
 //! |---|---|
 //! | I3 | the fold of the envelopes is the state that the journal kept |
-//! | I4 | a snapshot and the events after it fold to the same |
+//! | I4 | a snapshot and the events after it fold to the same state |
 //! | I6 | a program has at most one process (the simulated host watches this) |
-//! | I9 | each fall of a program is followed by exactly one restart for each dependency on it that propagates |
-//! | I10 | each such restart leads to a new instance, or there is a reason why not |
-//! | I13 | nothing is alive after the shutdown but what it counted |
-//! | I15 | when nothing bad happens any more, everything that is wanted, and let in, is up |
-//! | I20 | no queue, no row of refusals and no stretch without an event is long (the scheduler watches this) |
+//! | I9 | each time that a program goes down, each dependency on it that propagates causes exactly one restart |
+//! | I10 | each such restart leads to a new instance, unless something keeps the program down |
+//! | I13 | after the shutdown only programs that it counted as unkillable have a process |
+//! | I15 | after the end of the faults every program that is wanted and that nothing holds back comes up |
+//! | I20 | queues, consecutive refusals and steps without an event are bounded (the scheduler watches this) |
 //! | I21 | a program's state changes only with an event that concerns it |
 
 use gaggled_core::{
@@ -37,7 +38,7 @@ struct Checker {
     found: Vec<String>,
 }
 
-/// Everything that is wrong with a run.
+/// All violations of a run.
 pub fn check(world: &World, run: &Run) -> Vec<String> {
     let mut audit = JournalAudit::new(SLACK);
     for life in &run.lives {
@@ -60,7 +61,7 @@ impl Checker {
         for ((dependency, down_event), count) in &self.audit.falls {
             let interrupted = *count == 0 && shutdown_seq.is_some();
             let late = interrupted && near_end(run, *down_event, shutdown_seq);
-            // Of falls that nobody was there to answer the last is answered.
+            // If a program went down several times before a daemon started, only the last time causes a restart.
             let answered = |(other, later): (&(DependencyId, Seq), &u32)| {
                 other.0 == *dependency && other.1 > *down_event && *later == 1
             };
@@ -95,19 +96,19 @@ impl Checker {
         self.settles(world, &settled);
     }
 
-    /// I15, told at the moment before the shutdown, when the world has long been well.
+    /// I15, in the state just before the shutdown, long after the end of the faults.
     fn settles(&mut self, world: &World, settled: &State) {
         if world.shutdown_at < world.faults_end_at + SETTLING {
             return;
         }
         for (id, policy) in world.graph.programs.iter() {
             let program = &settled.programs[id];
-            // What is to be tried until it has ended well is not finished before.
+            // A program with `retry` is not finished before it has ended well.
             let gives_up =
                 policy.retry && program.outcome.is_some() && !program.succeeded && program.stop_event.is_none();
             let finished =
                 policy.mode != Mode::Respawn && program.phase == Phase::Down && !program.start_pending && !gives_up;
-            // A group refuses to start what does not run at its level, and what an operator has stopped stays so.
+            // A group refuses to start a program that does not run at its level, even for an operator.
             let stopped = program.operator_down && policy.group.is_some();
             let excused = finished
                 || stopped
@@ -171,7 +172,7 @@ fn at(run: &Run, seq: Seq) -> Instant {
     run.envelopes.iter().find(|envelope| envelope.seq == seq).map_or(Instant::default(), |envelope| envelope.monotonic)
 }
 
-/// The state just before the shutdown was asked for.
+/// The state just before the shutdown was requested.
 fn before_shutdown(run: &Run) -> State {
     let life = run.lives.iter().find(|life| life.envelopes.iter().any(|envelope| envelope.event == World::shutdown()));
     let Some(life) = life.or(run.lives.last()) else { return run.state.clone() };
@@ -182,7 +183,8 @@ fn before_shutdown(run: &Run) -> State {
     state
 }
 
-/// Whether the group of a program has a reason not to let it in: its level, a failure, or another that has not ended.
+/// Whether the group of a program does not admit it: because of its level, a failure, or a program before it that has
+/// not completed.
 fn kept_out(world: &World, state: &State, program: ProgramId) -> bool {
     let policy = &world.graph.programs[program];
     let Some(id) = policy.group else { return false };
@@ -196,8 +198,8 @@ fn kept_out(world: &World, state: &State, program: ProgramId) -> bool {
     out && (!group.runs(policy) || group.level_switch == LevelSwitch::Failed || members.iter().any(|m| holds_back(&m)))
 }
 
-/// Whether a program waits, directly or not, for what will not come about by itself: that one which has run once runs, or
-/// that one which runs completes.
+/// Whether a program waits, directly or indirectly, for a dependency that will not be satisfied by itself: its program
+/// is kept down, has run once and ended, or has not completed.
 fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool {
     let in_vain = |dependency: &DependencyId| {
         let dependency = &world.graph.dependencies[*dependency];

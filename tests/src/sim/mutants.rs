@@ -19,95 +19,95 @@ use gaggled_core::{
 /// A defect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutant {
-    /// A start is admitted although a dependency is not satisfied, and dependencies are proposed as open when they open.
+    /// A start is proposed and admitted although a dependency is not satisfied.
     StartWithoutDependencies,
-    /// A start is admitted before the space between starts is over, and nobody waits for it.
+    /// A start is proposed and admitted before the backoff is over.
     StartTooEarly,
-    /// A start is admitted during a shutdown, and proposed.
+    /// A start is proposed and admitted during a shutdown.
     StartInShutdown,
     /// A program that an operator wants down is started again when it has ended.
     StartAgainstOperator,
-    /// One of some restarts is forgotten.
+    /// Some restarts of dependents are not proposed.
     LoseRestart,
-    /// A restart is only proposed when the dependency was satisfied: a fall within the delay is missed.
+    /// A restart of a dependent is proposed and admitted twice.
     RestartTwice,
-    /// Nobody is killed.
+    /// No program is killed when its killwait is over.
     NeverKill,
-    /// Killed only after twice the killwait.
+    /// A program is killed only after twice its killwait.
     KillLate,
-    /// The signal is not sent.
+    /// Signals are not sent, and stop commands are not run.
     NeverTerm,
-    /// The delay is half of what it should be.
+    /// The delay of a dependency is half as long as configured.
     HalfDelay,
-    /// A dependency stays satisfied when `on` goes down.
+    /// A dependency stays satisfied when the program that it is on goes down.
     NeverBroken,
     /// A program is stopped before its dependents.
     DependentsLast,
     /// A stop that comes while the program is starting is forgotten.
     ForgetStopWhileStarting,
-    /// The same number twice.
+    /// Some events have the number of the event before.
     NumberTwice,
-    /// The end is announced while something still runs.
+    /// The shutdown is announced as complete while programs still run.
     EndEarly,
     /// A failed start is not tried again.
     ForgetFailedStart,
-    /// A crashed program is started twice.
+    /// A run is spawned twice.
     SpawnTwice,
-    /// A cause that does not exist.
+    /// Some events name a cause that does not exist.
     NoCause,
-    /// An exit is reported for the wrong run.
+    /// An exit is proposed for the wrong run.
     WrongRun,
-    /// A program does not hear that everything is to be stopped.
+    /// Some programs are not notified of the shutdown.
     DeafToShutdown,
-    /// A timer for the space between starts is never armed.
+    /// The timer of the backoff is never armed.
     ForgetBackoffTimer,
-    /// A survivor of a crash is taken for dead.
+    /// A program that runs on after a crash is taken for ended.
     AdoptNobody,
-    /// A process that the disk has not heard of is not looked for.
+    /// A running instance that is not in the journal on the disk is not found.
     OverlookUnwritten,
-    /// What has ended during the outage is not noticed.
+    /// A run that ends during the outage is not noticed.
     MissTheEnd,
-    /// What operators wanted is forgotten with a crash.
+    /// A crash forgets which programs operators have started and stopped.
     ForgetWishes,
-    /// Restarts that were answered are answered again after a crash.
+    /// After a crash a dependency propagates again what it has propagated before.
     AnswerAgain,
-    /// What was being stopped is not, after a crash.
+    /// A program that was being stopped counts as up after a crash.
     ForgetDeadline,
     /// After a crash instances are counted from 1.
     CountAnew,
-    /// A delay is taken to be over after a crash.
+    /// After a crash the delay of each dependency counts as over.
     OpenAfterCrash,
-    /// An essential program ends, and that means nothing.
+    /// The end of an essential program starts no shutdown.
     GoOnWithoutEssential,
-    /// A dependency that waits for the end of a run takes a failure for one.
+    /// A dependency with the condition `Completed` takes a failed run for a completed one.
     TakeFailureForCompletion,
-    /// A program that has reached its limit is started all the same.
+    /// A program that has reached its start limit is started again.
     IgnoreLimit,
-    /// A shutdown that was under way is forgotten with a crash.
+    /// A crash forgets the shutdown that was under way.
     ForgetShutdown,
-    /// What has to leave its level is let in again at once.
+    /// A program that its group stops is admitted again at once.
     LetBackIn,
-    /// A group takes a failure on its way for its arrival.
+    /// A group that has failed announces that it has reached its level.
     TakeFailureForArrival,
-    /// What a group was told is forgotten with a crash.
+    /// After a crash each group is at its default level.
     ForgetLevel,
-    /// What a program has done is never undone.
+    /// The stop command that undoes a run is never run.
     NeverUndo,
-    /// A program with a stop command gets a signal at once.
+    /// A program with a stop command gets a TERM instead.
     SignalBeforeStopCommand,
     /// A program whose stop command has failed gets no signal.
     IgnoreFailedStopCommand,
-    /// A dependency that waits until a program is ready takes its start for that.
+    /// A dependency with the condition `Ready` takes a started program for a ready one.
     TakeStartForReadiness,
     /// A program that is not ready in time is left alone.
     WaitForReadinessForEver,
-    /// A program that was found unhealthy is left alone.
+    /// An unhealthy program is not stopped.
     LeaveTheUnhealthy,
-    /// What a program has said in time, but was heard late, is not heard at all.
+    /// Watchdog pings are ignored.
     TakeLatenessForSilence,
-    /// A restart of everything also starts what an operator has stopped.
+    /// A restart of everything also starts programs that an operator has stopped.
     RestartTheStopped,
-    /// A start of everything also starts what is to start only when it is named.
+    /// A start of everything also starts programs with `autostart: false`.
     StartTheManual,
     /// The last event of a command is lost on its way to the journal.
     LoseProposedEvent,
@@ -123,7 +123,7 @@ pub enum Mutant {
     SelectOnlyTheFirst,
     /// A stop of everything leaves the groups alone.
     LeaveGroupsAlone,
-    /// A restart of a group stops those of its programs for good that it does not start by itself.
+    /// A restart of a group stops its running programs with `autostart: false` and does not start them again.
     StopTheManual,
 }
 
@@ -185,7 +185,7 @@ impl Mutant {
         Self::StopTheManual,
     ];
 
-    /// What a command proposes instead.
+    /// The proposal of a command, with the defect.
     pub fn proposal(self, action: &Action, state: &State, mut proposal: Proposal) -> Proposal {
         let everything = |selection: &Selection| selection.programs.is_empty();
         let free = || state.graph.programs.iter().filter(|(_, policy)| policy.group.is_none());
@@ -229,10 +229,10 @@ impl Mutant {
         proposal
     }
 
-    /// The journal with the defect.
+    /// Commits an event, with the defect.
     ///
     /// # Errors
-    /// As the journal without.
+    /// Those of the journal without the defect.
     pub fn commit(
         self,
         journal: &mut Journal,
@@ -258,7 +258,7 @@ impl Mutant {
         }
     }
 
-    /// The state that a life begins with, with the defect.
+    /// Changes the state that a run of the daemon begins with.
     pub fn carries(self, state: &mut State) {
         let graph = state.graph.clone();
         match self {
@@ -309,7 +309,7 @@ impl Mutant {
         }
     }
 
-    /// What is found of a program when a life begins, with the defect.
+    /// What a new daemon finds of a program, with the defect.
     pub fn finds(self, id: ProgramId, found: Recovered, state: &State) -> Option<(ProgramId, Recovered)> {
         let known = state.programs[id].instance;
         match (self, found) {
@@ -322,7 +322,7 @@ impl Mutant {
         }
     }
 
-    /// Whether a machine with the defect takes notice of an input.
+    /// Whether a machine with the defect gets an input.
     pub fn hears(self, actor: ActorId, input: &Input<'_>) -> bool {
         match (self, actor, input) {
             (
@@ -342,7 +342,7 @@ impl Mutant {
         }
     }
 
-    /// Whether this is what the defect is about.
+    /// Whether the defect concerns this event.
     fn is_meant(self, journal: &Journal, event: &Event) -> bool {
         match event {
             Event::Program(id, _) if self == Self::IgnoreLimit => journal.state().programs[*id].start_limit_hit,
@@ -388,7 +388,7 @@ impl Mutant {
         }
     }
 
-    /// The wants of a machine with the defect.
+    /// The outputs of a machine with the defect.
     pub fn outputs(self, now: Instant, input: &Input<'_>, outputs: Vec<Output>) -> Vec<Output> {
         let mut outputs = outputs;
         match self {
@@ -406,7 +406,7 @@ impl Mutant {
                     }
                 }
                 if matches!(input, Input::TimerFired(Timer::DependencyDelay)) && outputs.len() == 1 {
-                    // It believes its clock: what it would wait for once more, it proposes.
+                    // The timer has fired too early, and is not armed again.
                     outputs.retain(|output| !matches!(output, Output::SetTimer(..)));
                 }
             }
@@ -487,7 +487,7 @@ impl Mutant {
         outputs
     }
 
-    /// The mutants of the way in which a program is made to end.
+    /// The defects in stopping a program.
     fn stop_otherwise(self, input: &Input<'_>, outputs: &mut Vec<Output>) {
         let failed = matches!(
             input,
@@ -517,7 +517,7 @@ impl Mutant {
         }
     }
 
-    /// Whether something that is wrong with a program leads to this.
+    /// Whether a machine that does not act on an unhealthy program still has this output.
     fn notices(self, output: &Output) -> bool {
         match output {
             Output::SetTimer(Timer::StartTimeout(_), _) => self != Self::WaitForReadinessForEver,

@@ -1,11 +1,11 @@
-//! Operators who give commands through the rules of the core, and what those commands promise.
+//! Simulated operators: they give commands through `core::control`, and check these invariants of commands.
 //!
 //! | | |
 //! |---|---|
 //! | I34 | every event that a command has proposed is committed or refused |
-//! | I35 | a command that is done was done at that event, seen without the rules that say so |
+//! | I35 | a command is answered as done only if an independent check of the state agrees |
 //! | I36 | no command is forgotten: each is done, refused or has failed when everything has stopped |
-//! | I37 | a command proposes what it says for every program and group that it selects, and nothing else |
+//! | I37 | a command proposes its event for every program and group that it selects, and for no other |
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -24,21 +24,21 @@ use super::mutants::Mutant;
 #[derive(Debug)]
 struct Command {
     action: Action,
-    /// The last run of each of its programs that does not count.
+    /// For each of its programs the last run that does not satisfy the command: only later runs do.
     runs: BTreeMap<ProgramId, u64>,
 }
 
-/// All operators.
+/// The operators of a world, and their commands.
 #[derive(Debug, Default)]
 pub struct Operators {
     mutant: Option<Mutant>,
     names: ProgramIndex,
     given: u64,
-    /// The commands whose events are not all committed or refused, and how many are not.
+    /// For each command how many of its events are neither committed nor refused yet.
     unanswered: BTreeMap<Arc<str>, usize>,
     commands: BTreeMap<u64, Command>,
     waits: Waits,
-    /// What was wrong.
+    /// The violations found so far.
     pub violations: Vec<String>,
 }
 
@@ -58,12 +58,12 @@ impl Operators {
         Self { mutant, ..Self::default() }
     }
 
-    /// The daemon has died: those who wait for it ask again.
+    /// Forgets all pending commands, because the daemon has died.
     pub fn forget(&mut self) {
         *self = Self { violations: std::mem::take(&mut self.violations), given: self.given, ..Self::new(self.mutant) };
     }
 
-    /// Gives a command: the events that it proposes, and their cause.
+    /// Gives a command; returns the events that it proposes, and their cause.
     pub fn give(&mut self, action: &Action, state: &State) -> (Vec<Event>, Cause) {
         self.names = names(state);
         self.given += 1;
@@ -83,7 +83,7 @@ impl Operators {
             let is_restart = matches!(action, Action::Restart(_));
             let run = |id: &ProgramId| {
                 let now = &state.programs[*id];
-                // The run that there is counts if the command leaves it as it is.
+                // The current run counts unless the command restarts it or a stop is pending.
                 let counts = !is_restart && now.phase != Phase::Down && now.pending_stop.is_none();
                 (*id, now.instance.0 - u64::from(counts))
             };
@@ -138,7 +138,7 @@ impl Operators {
         }
     }
 
-    /// An event that was proposed was refused.
+    /// A proposed event was refused.
     pub fn refused(&mut self, cause: &Cause) {
         self.answered(cause);
         if let Some(number) = self.waits.refused(cause) {
@@ -147,14 +147,14 @@ impl Operators {
         }
     }
 
-    /// Everything has stopped but so many programs that could not be ended.
+    /// The shutdown is complete; so many programs could not be ended.
     pub fn end(&mut self, unkillable: u32) {
         for (command, left) in &self.unanswered {
             if *left > 0 {
                 self.violations.push(format!("I34: {left} events of {command} were neither committed nor refused"));
             }
         }
-        // A program that could not be ended keeps those waiting who want it down.
+        // A command that waits for a program to be down stays pending if the program could not be ended.
         for (number, wait) in self.waits.iter().filter(|_| unkillable == 0) {
             let command = self.commands.get(&number);
             self.violations.push(format!("I36: {command:?} was forgotten: {wait:?}"));
@@ -180,7 +180,7 @@ impl Operators {
             (Progress::Done, Some(why)) => {
                 self.violations.push(format!("I35: {:?} is done, but {why}", command.action));
             }
-            // What was done a moment ago is not, now that everything stops.
+            // A shutdown fails commands whose programs may still be in the wanted state.
             (Progress::Failed(reason), None) if state.shutdown.is_none() && !has_groups => {
                 self.violations.push(format!("I35: {:?} is done, but has failed: {reason}", command.action));
             }
@@ -189,7 +189,7 @@ impl Operators {
     }
 }
 
-/// What of a command is not done in this state.
+/// Why a command is not done in this state; `None` if it is done.
 fn undone(command: &Command, wait: &Wait, state: &State) -> Option<String> {
     let target = wait.target()?;
     let is_restart = matches!(command.action, Action::Restart(_));
@@ -198,7 +198,7 @@ fn undone(command: &Command, wait: &Wait, state: &State) -> Option<String> {
         let is_later = now.instance.0 > command.runs.get(id).copied().unwrap_or(0);
         let ran = matches!(now.outcome, Some(Outcome::Exited(status)) if policy.succeeds(status));
         let is_there = match now.phase {
-            // What ends by itself is waited for until it has ended, if it was named.
+            // A program that ends by itself, and was named in the command, must have ended.
             Phase::Up => now.ready_since.is_some() && !(target.is_named && policy.ends_by_itself()),
             Phase::ActiveExited => true,
             Phase::Down => policy.mode != Mode::Respawn && ran && is_later && !now.start_pending && !now.operator_down,
@@ -223,7 +223,7 @@ fn undone(command: &Command, wait: &Wait, state: &State) -> Option<String> {
     target.programs.keys().find_map(program).or_else(|| target.groups.keys().find_map(group))
 }
 
-/// Whether one of the words of a command selects this name, if there are any.
+/// Whether a name or pattern of the selection matches this name.
 fn names_it(selection: &Selection, name: &str) -> bool {
     let matches = |word: &String| word.strip_suffix('*').map_or(word == name, |start| name.starts_with(start));
     selection.programs.iter().any(matches)

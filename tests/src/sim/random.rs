@@ -1,8 +1,8 @@
-//! The only randomness there is.
+//! The only source of random numbers in the simulator.
 
 pub use gaggled_core::base::random::Random;
 
-/// Choices.
+/// Random choices.
 pub trait Pick {
     /// One of several.
     fn pick<T: Copy>(&mut self, choices: &[T]) -> T;

@@ -1,6 +1,6 @@
 //! The machines under a seeded scheduler: no runtime, no threads, virtual time.
 //!
-//! Order is kept per sender and receiver, and free otherwise, which is exactly what the real actors guarantee. Under
+//! Messages from one sender to one receiver keep their order, and no others, as the real actors guarantee. Under
 //! [`Policy::Fifo`] the order is the one that actix takes, so the journal must come out equal to that of the real
 //! actors. Under the other policies time may also overtake messages a little.
 
@@ -48,7 +48,7 @@ pub enum Policy {
     Uniform,
     /// Receivers have priorities, which change now and then (Burckhardt and others, 2010).
     Priority,
-    /// One receiver gets nothing while anybody else can.
+    /// One receiver gets no message while any other has one.
     Starve,
 }
 
@@ -73,7 +73,7 @@ enum Endpoint {
     World,
 }
 
-/// What operators want.
+/// A request of an operator.
 #[derive(Clone, Debug)]
 enum Wanted {
     Command(Action),
@@ -90,16 +90,16 @@ enum Message {
     Begin(Seq),
 }
 
-/// What a run has shown.
+/// The result of a run.
 #[derive(Debug)]
 pub struct Run {
-    /// Every event that the disk has.
+    /// Every event on the disk.
     pub envelopes: Vec<Envelope>,
-    /// The same, by the runs of the daemon.
+    /// The same events, by runs of the daemon.
     pub lives: Vec<SimulatedEpoch>,
     /// The fold that the journal kept.
     pub state: State,
-    /// What the host saw go wrong, and what the scheduler did.
+    /// The violations that the host, the operators and the scheduler have found.
     pub violations: Vec<String>,
     /// How many messages and timers there were.
     pub steps: u64,
@@ -123,12 +123,12 @@ pub struct Simulation {
     mailboxes: BTreeMap<Endpoint, VecDeque<(Endpoint, Message)>>,
     ready: VecDeque<Endpoint>,
     queued: BTreeSet<Endpoint>,
-    /// Receivers whose alarm has come and who have not run since.
+    /// Receivers whose alarm has fired and that have not run since.
     due: BTreeSet<Endpoint>,
-    /// One alarm for each party.
+    /// One alarm for each receiver.
     alarms: TimerWheel<Endpoint>,
     created: u64,
-    /// Commands that operators give, and events that were lost with a daemon and are asked for again.
+    /// Commands that operators will give, and events of operators that were lost with a daemon and are proposed again.
     commands: VecDeque<(Instant, Wanted)>,
     operators: Operators,
     favourites: BTreeMap<Endpoint, u64>,
@@ -209,7 +209,7 @@ impl Simulation {
             }
         }
         if let Some(unkillable) = self.run.state.unkillable {
-            // What the journal has not read when everything has stopped is not done any more.
+            // Proposals that the journal has not read when the shutdown is complete count as refused.
             for (from, message) in self.mailboxes.remove(&Endpoint::Journal).unwrap_or_default() {
                 if let (Endpoint::World, Message::Propose(_, cause)) = (from, message) {
                     self.operators.refused(&cause);
@@ -229,7 +229,7 @@ impl Simulation {
         self.run.lives.last_mut().expect("there is always one")
     }
 
-    /// Builds the rules from the fold, and lets them begin to want something.
+    /// Builds the machines from the state of the journal, and lets them begin.
     fn begin(&mut self, since: Seq) {
         let actors = all_actors(&self.graph);
         let state = self.journal.state();
@@ -243,7 +243,7 @@ impl Simulation {
     fn crash(&mut self, plan: CrashPlan) {
         let envelopes = &mut self.life().envelopes;
         let lost = envelopes.split_off(envelopes.len().saturating_sub(plan.lost));
-        // What was not answered is asked again.
+        // Events of operators that were lost or not yet committed are proposed again.
         let proposed = self.mailboxes.remove(&Endpoint::Journal).unwrap_or_default();
         let proposed = proposed.into_iter().filter_map(|(from, message)| match message {
             Message::Propose(event, _) if from == Endpoint::World => Some(event),
@@ -266,7 +266,7 @@ impl Simulation {
         for party in parties {
             self.alarms.cancel(party);
         }
-        // What the host would have reported nobody hears; what happens to processes happens all the same.
+        // Reports of the host during the outage are lost; processes end all the same.
         let scheduled: Vec<_> = std::mem::take(&mut self.scheduled).into_vec();
         let ends = scheduled.into_iter().filter(|Reverse((_, _, scheduled_event))| {
             matches!(self.schedule_store[*scheduled_event], ScheduledEvent::End(..))
@@ -295,7 +295,7 @@ impl Simulation {
     fn turn(&mut self) -> bool {
         self.run.steps += 1;
         self.steps_since_commit += 1;
-        // Programs that are well are looked at again and again, and nothing has to be said about that.
+        // Health checks and watchdog pings of healthy programs are steps without events.
         let health = self.graph.programs.values().map(|policy| policy.health);
         let looked_at = health.filter(|health| health.check.is_some() || health.watchdog.is_some()).count() as u64;
         if self.steps_since_commit > 2000 + 20 * self.rules.len() as u64 + 1500 * looked_at {
@@ -345,7 +345,7 @@ impl Simulation {
             while let Some((from, message)) = self.mailboxes.get_mut(&party).and_then(VecDeque::pop_front) {
                 self.receive(party, from, message);
             }
-            // A timer whose moment has already come does not wait for the others of its kind.
+            // A timer that is already due fires at once, not in the order of the wheel.
             let at_once = self.alarms.armed(party).is_some_and(|at| at <= self.now);
             if at_once {
                 self.alarms.cancel(party);
@@ -473,7 +473,7 @@ impl Simulation {
         self.set_alarm(Endpoint::Host, next);
     }
 
-    /// Sets the one alarm of a party; one that already stands for the same moment stays as it is.
+    /// Sets the one alarm of a receiver; an alarm for the same moment is not armed again.
     fn set_alarm(&mut self, party: Endpoint, at: Option<Instant>) {
         match at {
             Some(at) if self.alarms.armed(party) == Some(at) => {}
@@ -485,7 +485,7 @@ impl Simulation {
     fn pass_time(&mut self) -> bool {
         let Some(moment) = self.alarms.next() else { return false };
         self.now = self.now.max(moment);
-        // The runtime wakes everybody whose moment it is, and then lets them run.
+        // The runtime first wakes all receivers whose alarms are due, and then runs them.
         for party in self.alarms.expire() {
             if self.policy != Policy::Fifo {
                 self.fire(party);

@@ -1,7 +1,7 @@
-//! A world as text: what a failing seed is shrunk to, and what the tests run for ever (`tests/scenarios`).
+//! A world as text: a shrunk failing seed, kept in `tests/scenarios` as a regression test.
 //!
-//! Only what differs from a well-behaved program with the default configuration is written, so that a scenario shows what
-//! matters. `violation` is the invariant that finds the defect `mutant`; without the defect nothing is found.
+//! Only the values that differ from those of a well-behaved program with the default configuration are written.
+//! `violation` is the invariant that finds the defect `mutant`; without the defect no invariant is violated.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -91,7 +91,7 @@ pub(super) struct CommandSource {
     pub action: Action,
 }
 
-/// The keys of a program that say how it behaves; all others say how it is configured.
+/// The key of a program for its behaviour; all others are its configuration.
 const BEHAVIOUR: &str = "behaviour";
 
 impl Script {
@@ -103,13 +103,13 @@ impl Script {
         Self { violation, ..script }
     }
 
-    /// What is wrong with its run.
+    /// The violations of its run.
     pub fn violations(&self) -> Vec<String> {
         let run = Simulation::new(&self.world, self.order, self.mutant).run();
         invariants::check(&self.world, &run)
     }
 
-    /// Whether it shows what it is for: its violation with its defect, and none without.
+    /// Whether it shows its violation with its defect, and none without.
     pub fn holds(&self) -> bool {
         let is_it = |found: &String| self.violation.as_deref() == Some(invariant(found));
         self.violations().iter().any(is_it)
@@ -172,7 +172,7 @@ impl FromStr for Script {
 
 impl Source {
     pub(super) fn print(&self) -> String {
-        // Each program, command and dependency is a line.
+        // Each program, command and dependency takes one line.
         let pretty = ron::ser::PrettyConfig::new().depth_limit(2).indentor("    ");
         ron::ser::to_string_pretty(&json!(self), pretty).expect("it is plain data") + "\n"
     }
@@ -225,7 +225,7 @@ fn group_named(graph: &Graph, name: &Value) -> Result<GroupId, String> {
     name.as_str().and_then(|name| graph.group(name)).ok_or_else(|| format!("there is no group {name}"))
 }
 
-/// A program of which nothing is said but its name.
+/// A program with the default configuration.
 fn plain_policy(killwait: Millis) -> Policy {
     Policy {
         name: "".into(),
@@ -254,7 +254,7 @@ fn to_map(value: &impl Serialize) -> Map<String, Value> {
     }
 }
 
-/// The keys in which a value differs from the default, in maps in it, too.
+/// The keys whose values differ from the default, also in nested maps.
 fn differences(value: &Map<String, Value>, default: &Map<String, Value>) -> Map<String, Value> {
     let differs = |(key, value): (&String, &Value)| match (value, default.get(key)) {
         (Value::Object(value), Some(Value::Object(default))) => {
@@ -266,7 +266,7 @@ fn differences(value: &Map<String, Value>, default: &Map<String, Value>) -> Map<
     value.iter().filter_map(differs).collect()
 }
 
-/// What a value says, over the defaults.
+/// A value, with defaults for the keys that it leaves out.
 fn with_defaults<T: DeserializeOwned>(value: Value, default: Map<String, Value>) -> Result<T, String> {
     fn merge(value: Value, default: Option<Value>) -> Value {
         match (value, default) {

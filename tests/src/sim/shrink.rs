@@ -1,4 +1,4 @@
-//! Makes a failing world smaller as long as the same invariant finds it: fewer programs, dependencies, commands and
+//! Makes a failing world smaller as long as it violates the same invariant: fewer programs, dependencies, commands and
 //! crashes, and programs that are more like the default.
 //!
 //! (Zeller and Hildebrandt, *Simplifying and isolating failure-inducing input*, 2002.)
@@ -11,7 +11,7 @@ use super::{
     script::{Script, Source},
 };
 
-/// The smallest script that is found which still shows the violation of this one.
+/// The smallest script found that still shows the same violation.
 #[must_use]
 pub fn shrink(script: Script) -> Script {
     let mut smallest = script;
@@ -30,7 +30,7 @@ pub fn shrink(script: Script) -> Script {
     }
 }
 
-/// The script that a change makes, if it still holds.
+/// The changed script, if it still holds.
 fn changed(script: &Script, change: impl FnOnce(&mut Source)) -> Option<Script> {
     let mut source = script.source();
     change(&mut source);
@@ -55,7 +55,7 @@ fn remove_program(source: &mut Source, name: &str) {
             selection.programs.retain(|word| word != name);
         }
     }
-    // A command that has lost all its words would be for everything.
+    // A command without names would select everything.
     let is_empty = |action: &mut Action| selection(action).is_some_and(|selection| selection.programs.is_empty());
     source.commands.retain_mut(|command| !is_empty(&mut command.action));
 }
@@ -81,7 +81,7 @@ fn remove_crash(source: &mut Source, at: usize) {
     source.crashes.remove(at);
 }
 
-/// The commands at the end stay: they are what everything must come up by.
+/// Removes a command, unless it belongs to those at the end that start every program.
 fn remove_command(source: &mut Source, at: usize) {
     if source.commands[at].at_us < source.faults_end_at.0 * 1000 {
         source.commands.remove(at);
@@ -98,7 +98,7 @@ fn remove_group(source: &mut Source, at: usize) {
     source.commands.retain(|command| !is_for(&command.action));
 }
 
-/// Gives each key of each program its default, in the maps of a program, too.
+/// Replaces the values of each program by their defaults, also in nested maps.
 fn without_keys(mut script: Script) -> Script {
     for at in 0..script.world.graph.programs.len() {
         for path in paths(&script.source().programs[at]) {

@@ -1,8 +1,8 @@
-//! In which order timers of the same millisecond fire: that of tokio's hierarchical wheel (Varghese and Lauck, 1987).
+//! Timers that fire in the order of tokio's hierarchical wheel (Varghese and Lauck, 1987).
 //!
-//! A timer that was armed long before waits in a coarse slot and is moved to a finer one when its time is near, behind
-//! those that were armed meanwhile. So the order is not that of arming, and a run that is to be equal to one of the real
-//! runtime has to know it.
+//! A timer that is armed long in advance waits in a coarse slot and moves to a finer one when its time is near, behind
+//! timers that were armed meanwhile. So timers of the same millisecond do not fire in the order of arming. A simulated
+//! run can equal one of the real runtime only if it reproduces that order.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,7 +11,7 @@ use gaggled_core::base::time::Instant;
 /// Each level has 64 slots, each as long as the whole level below.
 const BITS: u32 = 6;
 
-/// Timers by who is to be woken; each has at most one.
+/// Timers by owner; each owner has at most one.
 #[derive(Debug)]
 pub struct TimerWheel<T> {
     elapsed: u64,
@@ -31,12 +31,12 @@ impl<T: Copy + Ord> TimerWheel<T> {
         self.moments.first().map(|(when, _)| Instant::from_micros(when * 1000))
     }
 
-    /// When this one will be woken.
+    /// When the timer of this owner fires, if it is armed.
     pub fn armed(&self, who: T) -> Option<Instant> {
         self.armed.get(&who).map(|when| Instant::from_micros(when * 1000))
     }
 
-    /// Arms a timer, in place of the one there was.
+    /// Arms the timer of an owner, in place of an earlier one.
     pub fn arm(&mut self, who: T, at: Instant) {
         self.cancel(who);
         let when = at.as_micros().div_ceil(1000).max(self.elapsed);
@@ -54,7 +54,7 @@ impl<T: Copy + Ord> TimerWheel<T> {
         }
     }
 
-    /// Lets time pass until a timer fires.
+    /// Advances to the next moment at which timers fire; returns their owners.
     pub fn expire(&mut self) -> Vec<T> {
         let Some((target, _)) = self.moments.first().copied() else { return Vec::new() };
         loop {

@@ -30,26 +30,26 @@ pub struct Behaviour {
     pub lifetime: Millis,
     /// How long it takes to end after a TERM; `None` ignores it.
     pub after_term: Option<Millis>,
-    /// How often in a hundred starts there is no process to be had.
+    /// In how many percent of starts the fork fails.
     pub fork_fails: u64,
     /// How long a start takes.
     pub spawn: Millis,
-    /// How often in a hundred its stop command fails.
+    /// In how many percent of runs its stop command fails.
     pub stop_command_fails: u64,
-    /// How long it takes to be ready, and its command to leave a daemon; `None` never is.
+    /// How long after its start it is ready, or its command leaves a daemon; `None`: never.
     pub ready: Option<Millis>,
-    /// How often in a hundred it fails a check.
+    /// In how many percent of health checks it fails.
     pub probe_failure_percent: u64,
-    /// For how long it says that it is alive.
+    /// For how long it sends watchdog pings.
     pub pings_for: Millis,
-    /// How often in a hundred runs it leaves processes when it ends well.
+    /// In how many percent of runs it leaves processes when it ends well.
     pub leaves: u64,
-    /// Whether what it says is only heard when reports are flushed: gaggled stands still all the time.
+    /// Whether its watchdog pings arrive only when reports are flushed, as if gaggled stood still until then.
     pub is_heard_late: bool,
 }
 
 impl Behaviour {
-    /// One that runs for ever, is ready at once, passes every check and ends when it is asked to.
+    /// A program that runs for ever, is ready at once, passes every check and ends when it is asked to.
     pub const WELL: Self = Self {
         lifetime: Millis(4 * 3600 * 1000),
         after_term: Some(Millis(0)),
@@ -64,19 +64,19 @@ impl Behaviour {
     };
 }
 
-/// What an operator wants.
+/// A command of an operator.
 #[derive(Clone, Debug)]
 pub struct OperatorAction {
-    /// When.
+    /// When it is given.
     pub at: Instant,
     /// The command.
     pub action: Action,
 }
 
-/// A system with its fate.
+/// A system, and everything that will happen to it.
 #[derive(Clone, Debug)]
 pub struct World {
-    /// Where it comes from.
+    /// The seed that it was drawn from.
     pub seed: u64,
     /// Programs and dependencies.
     pub graph: Graph,
@@ -84,21 +84,21 @@ pub struct World {
     pub behaviours: Vec<Behaviour>,
     /// What operators do, in the order of time.
     pub commands: Vec<OperatorAction>,
-    /// When the daemon dies, one after the other.
+    /// The deaths of the daemon, in order.
     pub crashes: Vec<crash::CrashPlan>,
-    /// From when on nothing bad happens.
+    /// When the faults end: later no start, check or run fails, and the daemon does not die.
     pub faults_end_at: Instant,
-    /// When the shutdown is asked for.
+    /// When the shutdown is requested.
     pub shutdown_at: Instant,
 }
 
-/// For how long after the last misfortune everything must have settled.
+/// How long after the end of the faults everything must have settled.
 pub const SETTLING: Millis = Millis(240_000);
 
 /// Longer than any world lasts: a year.
 const FOR_EVER: Millis = Millis(365 * 24 * 3600 * 1000);
 
-/// Nobody is quicker than the daemon's own beginning.
+/// No command is given before this time, so that the daemon has started.
 const FIRST_COMMAND: Instant = Instant::from_micros(1000);
 
 impl World {
@@ -130,12 +130,12 @@ impl World {
         Self { crashes: Vec::new(), ..self }
     }
 
-    /// The event that ends everything.
+    /// The event with which the shutdown begins.
     pub fn shutdown() -> Event {
         Event::System(SystemEvent::ShutdownStarted)
     }
 
-    /// All commands, in the order of time; the last one ends everything.
+    /// All commands and the shutdown, in the order of time.
     pub fn commands(&self) -> VecDeque<(Instant, Action)> {
         let mut commands: Vec<_> =
             self.commands.iter().map(|give_commands| (give_commands.at, give_commands.action.clone())).collect();
@@ -226,7 +226,7 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
     graph
 }
 
-/// What is asked of a program beyond that it runs: mostly nothing.
+/// Draws the readiness, health check, watchdog and timeouts of a program: mostly none.
 fn draw_care(random: &mut Random, mode: Mode) -> HealthPolicy {
     if mode.is_gate() || random.percent(60) {
         return HealthPolicy::default();
@@ -273,7 +273,7 @@ fn selection(programs: Vec<String>, wait: bool) -> Selection {
     Selection { programs, wait, timeout_ms: None }
 }
 
-/// What a command is for: mostly one program, now and then a group, a pattern or everything.
+/// Draws the selection of a command: mostly one program, now and then a group, a pattern or everything.
 fn draw_selection(random: &mut Random, graph: &Graph) -> Selection {
     let name = |random: &mut Random| {
         let id = usize::try_from(random.below(graph.programs.len() as u64)).expect("a small number");
@@ -309,7 +309,7 @@ fn draw_commands(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Oper
     let mut at = Instant::default();
     let mut commands: Vec<OperatorAction> = (0..count)
         .map(|_| {
-            // In bursts, so that commands meet each other within the same few milliseconds.
+            // Half of the commands follow the one before within milliseconds, so that commands overlap.
             at = if random.percent(50) {
                 at + Millis(random.below(5))
             } else {
@@ -321,7 +321,8 @@ fn draw_commands(random: &mut Random, graph: &Graph, until: Instant) -> Vec<Oper
     for group in graph.groups.ids().filter(|group| graph.has_level(*group, START)) {
         commands.push(OperatorAction { at: until, action: tell(graph, group, START, false) });
     }
-    // In the end no operator wants anything down, so that everything must come up, or come back, by itself.
+    // At the end of the faults every program that an operator may have stopped is requested up, so that everything must
+    // come up, or come back, by itself.
     let is_down = |give_commands: &OperatorAction| matches!(give_commands.action, Action::Down(_));
     let any_down = commands.iter().any(is_down);
     for policy in graph.programs.values().filter(|policy| any_down || !policy.autostart) {

@@ -1,6 +1,6 @@
-//! Cgroups: nothing of a run escapes from its own, and what is asked of it is kept or refused.
+//! Cgroups: no process of a run escapes from its cgroup, and its settings take effect or are refused.
 //!
-//! Where there is no cgroup2 that can be written these tests say so and pass.
+//! Without a writable cgroup2 these tests print a notice and pass.
 
 use std::{
     fs,
@@ -20,7 +20,7 @@ use gaggled_tests::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-/// A directory for cgroups that goes with its test.
+/// A directory for cgroups that is removed with its test.
 struct Place {
     path: PathBuf,
     mount: PathBuf,
@@ -52,7 +52,7 @@ impl Place {
         )
     }
 
-    /// The names of the cgroups that there are.
+    /// The names of the existing cgroups.
     fn runs(&self) -> Vec<String> {
         let directories = |path: &Path| -> Vec<PathBuf> {
             let entries = fs::read_dir(path).into_iter().flatten().flatten();
@@ -81,7 +81,7 @@ impl Drop for Place {
     }
 }
 
-/// Leaves behind what nothing else would find: in a session of its own, with no environment.
+/// Leaves a process that only its cgroup can find: in a session of its own, without environment.
 const ESCAPER: &str = r#""escaper": (shell: "env -i setsid sleep 1000000 & echo $! > @DIR@/escaped; exec sleep 1000000", log: "@DIR@/log"),"#;
 
 fn escaped(directory: &Arc<TempDir>) -> i32 {
@@ -119,7 +119,7 @@ fn nothing_of_a_run_escapes_from_its_cgroup() {
     let runs = || place.runs();
     daemon.wait_outside("the end of what has escaped", || !exists(first) && runs() == ["escaper.2"]);
 
-    // Another life knows it, and so does one after a time in which there was no gaggled at all.
+    // The next daemon finds the process, also after a time in which no gaggled ran.
     let written = directory.clone();
     daemon.wait_outside("another escape", move || escaped(&written) > 0);
     let (second, main) = (escaped(&directory), daemon.pid_of("escaper"));
@@ -160,7 +160,7 @@ fn a_run_ends_in_the_cgroup_in_which_it_began_whatever_is_configured_now() {
     assert_eq!(place.runs(), Vec::<String>::new(), "the cgroup of the run before went with it");
 }
 
-/// What a run has made in its cgroup goes with it, as that of a container would.
+/// Cgroups that a run makes in its own, as a container does, are removed with it.
 #[test]
 fn cgroups_that_a_program_has_made_go_with_its_own() {
     let directory = Arc::new(directory());
@@ -182,7 +182,7 @@ fn cgroups_that_a_program_has_made_go_with_its_own() {
     assert_eq!(place.runs(), Vec::<String>::new());
 }
 
-/// Whatever the directory is called, and however many configurations ago it was in force.
+/// Cgroups in the directory of an earlier configuration are found, and a directory is the same by another path.
 #[test]
 fn a_directory_of_long_ago_is_known_by_any_name() {
     let directory = Arc::new(directory());
@@ -190,7 +190,7 @@ fn a_directory_of_long_ago_is_known_by_any_name() {
     let program = format!("{ESCAPER} \"other\": (command: \"sleep\", argv: [\"1000000\"]),")
         .replace("shell:", "killwait: \"3s\", shell:")
         .replace("exec sleep", "trap '' TERM; sleep")
-        // Once is enough: without a cgroup it would escape from this test, too.
+        // Only the first run escapes: a process without a cgroup would outlive this test.
         .replace("env -i", "test -e @DIR@/escaped && exec sleep 1000000; env -i");
     let text = place.configuration(&directory, &program);
     let mut daemon = Daemon::with(&text, directory.clone(), &DaemonOptions::default());
@@ -218,7 +218,7 @@ fn a_directory_of_long_ago_is_known_by_any_name() {
     reload(&daemon, &format!("cgroup: \"{first}\","));
     daemon.wait_up("other", 3);
     let other = daemon.pid_of("other");
-    // The same by another name is another setting, and so a reason to start again, in the same directory.
+    // Another path to the same directory is a changed setting, so the program is restarted there.
     reload(&daemon, &format!("cgroup: \"{}\",", link.display()));
     daemon.wait_up("other", 4);
     assert!(!exists(other));
@@ -229,7 +229,7 @@ fn a_directory_of_long_ago_is_known_by_any_name() {
     daemon.verify();
 }
 
-/// The cgroups that the journal of a copy speaks of are the original's.
+/// The cgroups that a copied journal names belong to the original gaggled.
 #[test]
 fn a_copy_of_a_journal_leaves_the_cgroups_of_the_original_alone() {
     let (directory, elsewhere) = (Arc::new(directory()), Arc::new(directory()));
@@ -250,7 +250,7 @@ fn a_copy_of_a_journal_leaves_the_cgroups_of_the_original_alone() {
     assert_eq!(place.runs(), Vec::<String>::new());
 }
 
-/// The settings of whatever controller there is.
+/// Settings of any available controller.
 #[test]
 fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
     let directory = Arc::new(directory());
@@ -293,7 +293,7 @@ fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
     assert_eq!(code, 1, "{text}");
     assert!(text.contains("nothing is changed") && text.contains("\"plenty\""), "{text}");
     assert_eq!(daemon.pid_of("held"), held);
-    // Nor is anything changed while nothing runs.
+    // The reload is also refused while the program is down.
     for (arguments, expected) in [(&["down", "held"][..], 0), (&["reload"], 1), (&["up", "held"], 0)] {
         let (code, text) = said(&daemon.tool("gaggled_controller", arguments));
         assert_eq!(code, expected, "{arguments:?}: {text}");
@@ -301,7 +301,7 @@ fn what_is_asked_of_a_cgroup_is_kept_or_refused() {
     daemon.end();
     assert_eq!(place.runs(), Vec::<String>::new());
 
-    // Of what does not run nothing is asked.
+    // The settings of a disabled program are not checked.
     let disabled = program("nothing.max", "1").replace("cgroup:", "enabled: false, cgroup:");
     let mut daemon =
         Daemon::with(&place.configuration(&directory, &disabled), directory.clone(), &DaemonOptions::default());

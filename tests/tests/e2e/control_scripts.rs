@@ -1,5 +1,5 @@
-//! Control scripts that put daemons into the background and return: scenarios P11, P12 and P14, and what is made of them by
-//! hand. What they leave survives until it is undone, whichever process of gaggled is killed meanwhile.
+//! Control scripts that put daemons into the background and return: scenarios P11, P12 and P14, and others. The
+//! processes that they leave survive until they are undone, whichever process of gaggled is killed meanwhile.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc};
 
@@ -95,7 +95,7 @@ fn p11_what_control_scripts_start_lives_until_they_stop_it() {
     daemon.wait_outside("the end of the daemons", move || again.iter().all(|pid| !exists(*pid)));
 }
 
-/// The importer says what it has made of the lists.
+/// The importers pair each script that starts with the one that stops.
 #[test]
 fn scripts_are_paired_by_the_importers() {
     let site = site();
@@ -110,7 +110,7 @@ fn scripts_are_paired_by_the_importers() {
     assert!(text.contains("stop_command: ") && text.contains("levels: [\n                \"2\""), "{text}");
 }
 
-/// Without a stop command what is left gets a TERM and its time; `leaves` says whether anything is kept.
+/// Without a stop command the processes that are left get a TERM and the killwait; `leaves` says whether they are kept.
 #[test]
 fn what_is_left_goes_with_its_program() {
     let line = "setsid sleep 100000 & echo $! > @DIR@/@NAME@.pid";
@@ -139,7 +139,7 @@ fn what_is_left_goes_with_its_program() {
     daemon.verify();
 }
 
-/// What is kept ends with its program also when another run of gaggled has followed the one that has started it.
+/// Kept processes end with their program, also under a later run of the daemon than the one that has started them.
 #[test]
 fn what_is_kept_goes_with_its_program_after_a_reload_a_crash_and_both_deaths() {
     for how in ["reload", "crash", "both"] {
@@ -173,7 +173,7 @@ fn what_is_kept_goes_with_its_program_after_a_reload_a_crash_and_both_deaths() {
     }
 }
 
-/// A stop command that was under way goes on. What the run has left is asked to end after it, and has its time.
+/// After a stop command that gaggled's death has interrupted, the processes that the run has left get a TERM and time.
 #[test]
 fn what_is_left_is_asked_to_end_after_a_stop_command_that_another_gaggled_has_begun() {
     for how in ["crash", "both"] {

@@ -1,4 +1,5 @@
-//! The real daemon with real processes: what programs are given, what happens to them, and who may ask for what.
+//! The real daemon with real processes: the environment of programs, their supervision, and which requests are
+//! permitted.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,7 @@ fn all() -> Selection {
     Selection { programs: Vec::new(), wait: true, timeout_ms: None }
 }
 
-/// What a puppet has reported: each word with its values.
+/// The report of a puppet: each word with its values.
 fn report(text: &str) -> BTreeMap<String, Vec<String>> {
     let mut report: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (word, value) in text.lines().filter_map(|line| line.split_once(":\t")) {
@@ -38,7 +39,7 @@ fn report(text: &str) -> BTreeMap<String, Vec<String>> {
 
 #[test]
 fn a_program_gets_a_clean_start() {
-    // Blocked and ignored signals, an open descriptor and a hostile environment are the daemon's, not the program's.
+    // The daemon has blocked and ignored signals, an open descriptor and a hostile environment; the program gets none.
     let directory = Arc::new(directory());
     let config = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", env: {\"FOR_ALL\": \"1\", \"BOTH\": \"all\"}),
         programs: {\"a\": (command: \"@PUPPET@\", argv: [\"report\", \"@DIR@/report\"], env: {\"OWN\": \"x y\", \"BOTH\": \"own\"}, wd: \"/\", log: \"@DIR@/a.log\")})";
@@ -201,7 +202,7 @@ fn plain_tcp_is_for_looking_unless_the_configuration_says_otherwise() {
 
 #[test]
 fn garbage_on_the_channels_changes_nothing() {
-    // B5, B6: no message reads what is not its own, or ends anything.
+    // B5, B6: no malformed message reads foreign memory or ends gaggled.
     let mut daemon = Daemon::new(&sleeper("a"));
     daemon.wait_up("a", 1);
     for channel in ["control", "events"] {
@@ -249,7 +250,7 @@ fn raw_request(url: &str, text: &str) -> String {
 
 #[test]
 fn a_log_that_nobody_reads_stops_nothing() {
-    // B16: first its reader stands still, then it goes away.
+    // B16: first the reader of gaggled's output stops reading, then it ends.
     let directory = directory();
     let config = directory.path().join("system.ron");
     let url = |name: &str| format!("ipc://{}/{name}.ipc", directory.path().display());
@@ -282,7 +283,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
     assert_eq!(child.wait().expect("its end").code(), Some(0));
 }
 
-/// What comes up only when it is asked for is asked for by its name.
+/// A program with `autostart: false` comes up only if it is requested by name.
 #[test]
 fn everything_is_not_what_comes_up_only_when_it_is_asked_for() {
     let mut daemon = Daemon::new(&format!(

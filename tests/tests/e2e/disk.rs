@@ -1,4 +1,4 @@
-//! Disks that are full, slow or broken, and places that are not safe: supervision goes on, or does not begin, and says why.
+//! Full, slow or broken disks, and unsafe directories: supervision continues, or does not begin, and gaggled says why.
 
 use std::{
     fs,
@@ -53,7 +53,7 @@ fn a_disk_that_cannot_be_written_stops_nothing_and_is_healed_by_a_snapshot() {
     assert_eq!(code(daemon.end()), 0);
 }
 
-/// A segment that is begun says what is missing before it, even if nothing is ever added to it.
+/// A new segment records how many events are missing before it, even if no event is ever added to it.
 #[test]
 fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
     let directory = Arc::new(directory());
@@ -76,7 +76,7 @@ fn what_is_missing_is_said_although_the_disk_fails_again_at_once() {
     assert_eq!(code(daemon.end()), 0);
 }
 
-/// What was not written of a shutdown is not taken for its fault.
+/// Events of a shutdown that are missing in the journal are not taken for a violation by it.
 #[test]
 fn a_shutdown_that_is_missing_in_the_journal_is_no_fault() {
     let directory = Arc::new(directory());
@@ -162,7 +162,7 @@ fn a_disk_that_is_full_stops_nothing() {
     daemon.await_end();
 }
 
-/// Tests 41 and 50: places where a journal must not be.
+/// Tests 41 and 50: directories where a journal must not be kept.
 #[test]
 fn a_journal_is_only_kept_where_nobody_else_can_change_it() {
     let directory = directory();
@@ -233,7 +233,7 @@ fn a_journal_is_only_kept_where_nobody_else_can_change_it() {
     }
 }
 
-/// Test 50: two with one journal, although their urls differ.
+/// Test 50: two daemons with one journal, although their urls differ.
 #[test]
 fn a_second_gaggled_with_the_same_journal_is_refused() {
     let mut daemon = Daemon::new(&sleeper("a"));
@@ -248,10 +248,10 @@ fn a_second_gaggled_with_the_same_journal_is_refused() {
     assert_eq!(daemon.dump()["a"]["instance"], 1);
 }
 
-/// Test 40: a byte in the middle of the journal is not what it was.
+/// Test 40: a byte in the middle of the journal is changed.
 #[test]
 fn a_damaged_segment_is_put_aside_and_said_to_be() {
-    // An event, and the state that everything else is about.
+    // An event, and the snapshot.
     for frame in [3, 1] {
         damaged_at(frame);
     }
@@ -282,7 +282,7 @@ fn damaged_at(frame: usize) {
     again.verify();
 }
 
-/// A copy of a journal, as a backup is one, must never lead to the programs of the original.
+/// A gaggled with a copy of a journal, such as a backup, must not take over the programs of the original.
 #[test]
 fn a_copy_of_a_journal_takes_nobodys_programs() {
     let mut daemon = Daemon::new(&sleeper("a"));
@@ -320,7 +320,7 @@ fn whatever_a_disk_does_nothing_runs_twice_and_the_journal_is_whole_again() {
         faults.set(&format!("random {}", seed * 100 + [10, 40, 80][seed % 3]));
         daemon.wait("events on a bad disk", |_, state| state.seq.0 > seq + 300);
         if seed % 4 == 3 {
-            // What was not written is known to the flight recorder and by the tokens.
+            // Runs that are missing in the journal are known from the flight recorder and the tokens.
             daemon.kill_daemon();
         }
         faults.set("");

@@ -1,4 +1,4 @@
-//! Followers that stand still, die or are lied to, across the death of gaggled: the listener and the mail gate.
+//! Followers that stop reading or die, across the death of gaggled: the listener and the mail gate.
 
 use std::{
     fs,
@@ -57,7 +57,7 @@ fn a_listener_that_stood_still_for_ten_thousand_events_misses_none() {
         let event = next();
         let here = (event["epoch"].as_u64(), event["seq"].as_u64().expect("a number"));
         assert!(here > position, "{here:?} follows {position:?}");
-        // The last events before a kill may have been told and not written; then their numbers are given again.
+        // The last events before a kill may have been published and not written; then their numbers are used again.
         assert!(here.1 <= position.1 + 1, "events between {position:?} and {here:?} are missing");
         position = here;
     }
@@ -71,11 +71,11 @@ fn a_listener_that_stood_still_for_ten_thousand_events_misses_none() {
 #[derive(Clone, Copy, PartialEq)]
 enum After {
     Take,
-    /// The gate dies before it hears the yes.
+    /// The gate is killed before it receives the reply of the server.
     KillGateFirst,
 }
 
-/// A mail server that does one thing at a time, as it is told.
+/// A mail server that takes one mail at a time, when the test wants it.
 struct Server {
     listener: TcpListener,
 }
@@ -167,7 +167,7 @@ impl Drop for Gate {
 }
 
 /// The gate is killed with the server down, in the middle of a mail, and after it; gaggled is killed as well. Every
-/// statement arrives, and none twice once the server has said yes and the gate has heard it.
+/// statement arrives, and none twice once the gate has received the server's acceptance.
 #[test]
 fn a_mail_is_neither_lost_nor_sent_twice_when_gaggled_or_the_gate_dies() {
     let directory = Arc::new(directory());
@@ -194,12 +194,12 @@ fn a_mail_is_neither_lost_nor_sent_twice_when_gaggled_or_the_gate_dies() {
         .wait_outside("a mail in the spool", || gate.spool()["mails"].as_array().is_some_and(|mails| mails.len() == 1));
     gate.kill();
     daemon.kill_daemon();
-    // What happens while there is no gate is told as well.
+    // Events that happen while no gate runs are mailed as well.
     daemon.kill("p1", Signal::SIGKILL);
     daemon.wait_down("p1", 1);
     let server = Server::new(port);
     gate.again();
-    // The first mail is in the middle of its way when the gate dies again.
+    // The gate is killed again while it delivers the first mail.
     let first = server.take(After::KillGateFirst, &mut gate);
     assert!(first.contains("p0 is down"), "{first}");
     gate.again();
@@ -207,7 +207,7 @@ fn a_mail_is_neither_lost_nor_sent_twice_when_gaggled_or_the_gate_dies() {
     told.sort();
     assert!(told[0].contains("p0 is down") && told[1].contains("p1 is down"), "{told:?}");
     daemon.wait_outside("an empty spool", || gate.spool()["mails"].as_array().is_some_and(Vec::is_empty));
-    // What was said is not said again, and what follows is.
+    // Delivered mails are not sent again; mails about later events are sent.
     gate.kill();
     gate.again();
     daemon.kill("p2", Signal::SIGKILL);

@@ -1,4 +1,4 @@
-//! When programs are ready, how it is found out that they are not well, and which process a daemon is.
+//! Readiness, health checks and watchdogs, and which process is the main process of a forking daemon.
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
@@ -16,7 +16,7 @@ use nix::{
 
 const FOR_EVER: &str = "1000000000";
 
-/// The event of a program at which this is so.
+/// The number of the first event of a program for which this is true.
 fn happened(daemon: &Daemon, program: &str, is: impl Fn(&ProgramEvent) -> bool) -> Option<u64> {
     let id = daemon.state().graph.names().get(program).copied()?;
     daemon.heard.iter().find_map(|heard| match &heard.event {
@@ -94,7 +94,7 @@ fn what_depends_on_a_program_waits_until_that_is_ready() {
         assert!(ready < after && ready.is_some(), "{name}: ready by event {ready:?}, followed by event {after:?}");
     }
     assert_eq!(daemon.dump()["told"]["ready"], true);
-    // Readiness survives the death of the daemon, and nobody notices.
+    // Readiness survives the death of the daemon, and no program is restarted.
     let before = daemon.dump();
     daemon.kill_daemon();
     let after = daemon.dump();
@@ -185,7 +185,7 @@ fn a_program_that_falls_silent_is_replaced() {
     wait_ready(&mut daemon, "a", 2);
 }
 
-/// Gaggled, or the whole machine, stands still, and what was said meanwhile counts.
+/// Watchdog pings that are sent while gaggled, or the whole machine, stands still count.
 #[test]
 fn a_stall_of_gaggled_makes_nobody_silent() {
     let mut daemon = Daemon::new(&puppet("a", "alive 200", "ready: Notify, watchdog: \"3s\""));
@@ -201,7 +201,7 @@ fn a_stall_of_gaggled_makes_nobody_silent() {
     assert!(!daemon.timeline().contains("silent"), "{}", daemon.timeline());
 }
 
-/// While gaggled is away no other process can take the address of a program, and what is said then is heard.
+/// While the daemon is dead no other process can take a program's notify socket, and messages sent then are received.
 #[test]
 fn what_is_said_while_the_daemon_is_dead_is_heard() {
     let mut daemon = Daemon::new(&format!(
@@ -223,8 +223,8 @@ fn what_is_said_while_the_daemon_is_dead_is_heard() {
     assert_eq!((directory.uid(), directory.mode() & 0o022), (nix::unistd::geteuid().as_raw(), 0));
 }
 
-/// The daemon takes the place of a subreaper that was killed, and another daemon follows: what programs say meanwhile is
-/// heard by that.
+/// The daemon takes the place of a subreaper that was killed, and another daemon follows, which receives the messages
+/// that programs send meanwhile.
 #[test]
 fn what_is_said_while_the_subreaper_is_replaced_is_heard() {
     const PROGRAMS: u64 = 60;
@@ -257,7 +257,7 @@ fn a_program_without_a_network_says_that_it_is_ready() {
     wait_ready(&mut daemon, "a", 1);
 }
 
-/// A daemon is the program: it is signalled, its end is told, its pid file goes with it, and it survives gaggled.
+/// A forking daemon is its program's main process: it gets the signals, its end is reported, and it survives gaggled.
 #[test]
 fn a_daemon_is_followed() {
     let mut daemon = Daemon::new(&format!(
@@ -293,8 +293,8 @@ fn a_daemon_is_followed() {
     daemon.verify();
 }
 
-/// A command may name its daemon before that has made a session of its own, as Debian's nginx does. What the daemon leaves
-/// there goes with it, also when nothing in its environment tells whose it is.
+/// A command may write the pid file before its daemon makes a session of its own, as Debian's nginx does. Processes
+/// that the daemon leaves in that session end with it, also without a token in their environment.
 #[test]
 fn a_daemon_that_moves_after_it_was_found_leaves_nobody_behind() {
     let moves = "exec env -i setsid sh -c 'sleep 1000000 & echo $! > @DIR@/left.new; mv @DIR@/left.new @DIR@/left; exec sleep 1000000'";
@@ -303,7 +303,7 @@ fn a_daemon_that_moves_after_it_was_found_leaves_nobody_behind() {
          pid_file: Read(\"@DIR@/late.pid\")),"
     ));
     wait_ready(&mut daemon, "late", 1);
-    // It is known, and only now it moves.
+    // gaggled knows the daemon; only now the daemon makes its session.
     fs::write(daemon.directory.path().join("go"), "").expect("a file");
     let left = daemon.directory.path().join("left");
     let written = left.clone();
@@ -318,7 +318,7 @@ fn a_daemon_that_moves_after_it_was_found_leaves_nobody_behind() {
     daemon.verify();
 }
 
-/// Whatever a pid file says, nobody else gets a signal.
+/// Whatever a pid file says, no other process gets a signal.
 #[test]
 fn a_hostile_pid_file_harms_nobody() {
     let mut bystander = std::process::Command::new("sleep").arg("1000").spawn().expect("a bystander");

@@ -1,5 +1,5 @@
-//! What a program's unprivileged user puts in the way of a gaggled that runs as root, in the directories that belong to
-//! that user: nothing outside them is made, changed, read or removed, and no other program notices.
+//! Attacks of a program's unprivileged user on a gaggled that runs as root, in the directories that belong to that
+//! user: nothing outside them is made, changed, read or removed, and no other program is affected.
 
 use std::{
     collections::BTreeMap,
@@ -59,7 +59,7 @@ impl Site {
         Some(Self { root: Arc::new(root), home, victim })
     }
 
-    /// What is in the directory of root: names, and what the files hold.
+    /// Asserts that root's directory has the same files with the same contents as before.
     fn untouched(&self) {
         let found: BTreeMap<String, Vec<u8>> = fs::read_dir(&self.victim)
             .expect("a directory")
@@ -136,7 +136,7 @@ fn a_directory_that_is_replaced_by_a_link_makes_no_file_elsewhere() {
     site.untouched();
 }
 
-/// The same is said before anything is started.
+/// `gaggled -t` warns of such directories before any program is started.
 #[test]
 fn directories_that_others_can_change_are_warned_of() {
     let Some(site) = Site::new() else { return };
@@ -190,7 +190,7 @@ fn a_fifo_in_the_place_of_a_log_holds_up_nobody() {
         let good = &state.programs[state.graph.names()["good"]];
         good.instance.0 == 2 && good.is_ready()
     });
-    // The process that writes the logs ends at once, with a fifo in the place of a log or not.
+    // The logger ends at once, also with a fifo in the place of a log.
     daemon.must(Action::Restart(Selection { programs: vec!["logger".to_owned()], wait: true, timeout_ms: None }));
     let killed = daemon.heard.iter().any(|heard| {
         matches!(&heard.event, Event::Program(of, ProgramEvent::KillRequested { .. }) if *of == daemon.state().graph.names()["logger"])
@@ -234,7 +234,7 @@ fn ten_thousand_races_against_links_fifos_and_hard_links_leave_everything_outsid
     let rotate = Rotate { size: Bytes(1), compress: true, max_files: 2, overflow: Overflow::Drop, ..Rotate::default() };
     let mut done = [0; 4];
     for _ in 0..TRIES {
-        // A rotated log, as the process has it that writes it.
+        // A rotated log, as the logger writes it.
         let mut rotated = LogFile::new(&log.display().to_string(), rotate, stopped.clone());
         rotated.write(b"line\nline\n");
         done[0] += 1;

@@ -1,5 +1,5 @@
-//! What programs write: to files that are begun anew, merged with their names, to a reader that stands still, to a disk
-//! that is full; and how it is read.
+//! The output of programs: in rotated logs, merged with their names, to a reader that stands still, to a full disk; and
+//! how `gaggled_controller logs` shows it.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use gaggled_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// A program that counts in its log, a thousand lines at a time, a hundred a second.
+/// A program that writes numbered lines to its log, and pauses for 50 ms after each hundred.
 const COUNT: &str = "i=0; while [ $i -lt @LINES@ ]; do i=$((i+1)); echo line $i; [ $((i % 100)) = 0 ] && sleep 0.05; done; exec sleep 100000";
 
 fn counter(name: &str, lines: u32, fields: &str) -> String {
@@ -64,7 +64,7 @@ fn a_log_is_begun_anew_and_loses_nothing_when_gaggled_or_its_logger_is_killed() 
             .all(|name| all_lines(&whole, name).last().is_some_and(|line| line.ends_with("line 3000")))
     });
     let expected: Vec<String> = (1..=3000).map(|number| format!("line {number}")).collect();
-    // Only what the process that writes had in its hands when it was killed can be missing.
+    // Only lines that the logger had read and not written when it was killed can be missing.
     let plain = all_lines(&path, "plain");
     assert!(plain.len() > 2500 && plain.iter().all(|line| expected.contains(line)), "{} lines", plain.len());
     assert!(plain.is_sorted_by_key(|line| line[5..].parse::<u32>().unwrap_or(0)));
@@ -84,7 +84,7 @@ fn a_log_is_begun_anew_and_loses_nothing_when_gaggled_or_its_logger_is_killed() 
     let refused = said(&daemon.tool("gaggled_controller", &["logs", "plain", "--since", "1h ago"]));
     assert!(refused.0 == 1 && refused.1.contains("have no time"), "{refused:?}");
     assert_eq!(said(&daemon.tool("gaggled_controller", &["logs", "nosuch"])).0, 3);
-    // It ends last: those who write to it go before it.
+    // The logger ends last, after the programs that write to it.
     daemon.end();
     daemon.verify();
 }
@@ -140,7 +140,7 @@ fn resident(pid: i32) -> u64 {
     line.trim().trim_end_matches(" kB").trim().parse().expect("a number")
 }
 
-/// Test 18: nobody reads what a program writes, and only that program waits.
+/// Test 18: the output of a program is not read, and only that program waits.
 #[test]
 fn a_reader_that_stands_still_holds_up_nobody_else() {
     let directory = Arc::new(directory());
@@ -191,7 +191,7 @@ fn a_reader_that_stands_still_holds_up_nobody_else() {
     assert!(rest.len() < 1 << 20, "nobody has kept it: {} bytes", rest.len());
 }
 
-/// A disk that goes when it is no longer needed.
+/// A disk that is unmounted at the end of its test.
 struct Mounted(std::path::PathBuf);
 
 impl Drop for Mounted {
@@ -200,7 +200,7 @@ impl Drop for Mounted {
     }
 }
 
-/// A disk that is full stops neither the program nor the others, if it may lose something; and then that is said.
+/// With `overflow: Drop` a full disk stops neither the program nor the others, and the log says how much is missing.
 #[test]
 fn a_full_disk_costs_output_and_nothing_else() {
     if !nix::unistd::geteuid().is_root() {

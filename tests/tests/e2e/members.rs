@@ -1,5 +1,5 @@
-//! What belongs to a run besides its main process: what makes a session of its own, what a stop command leaves, what a
-//! check has started, and the daemon of a command that gaggled did not see end.
+//! The processes of a run besides its main process: those in sessions of their own, those that a stop command or a
+//! check leaves, and the daemon of a command whose end gaggled did not see.
 
 use std::{fs, path::Path};
 
@@ -14,7 +14,7 @@ fn down(daemon: &Daemon, program: &str) {
     daemon.must(Action::Down(Selection { programs: vec![program.to_owned()], wait: true, timeout_ms: None }));
 }
 
-/// How many processes have this word among their arguments.
+/// The number of processes with this argument.
 fn count(word: &str) -> usize {
     let processes = fs::read_dir("/proc").expect("processes").flatten();
     let has = |path: &Path| {
@@ -67,7 +67,7 @@ fn what_has_a_session_of_its_own_is_asked_to_end_and_has_its_time() {
     assert!((400..10_000).contains(&took), "{took} ms");
 }
 
-/// One that does not end in its time is killed and counted, also when it has lost its parent.
+/// A process that does not end within the killwait is killed and counted, also when it has lost its parent.
 #[test]
 fn what_has_a_session_of_its_own_and_stays_is_killed_when_its_time_is_over() {
     let word = unique(4711);
@@ -101,7 +101,7 @@ fn what_a_stop_command_leaves_is_asked_to_end_at_once() {
     assert_eq!(count(&word), 0);
 }
 
-/// After both were killed nothing tells of what has lost its parent.
+/// The next gaggled finds a process without parent that a run has left, although it gets no notification of it.
 #[test]
 fn what_has_a_session_of_its_own_goes_with_its_program_also_after_both_were_killed() {
     for how in ["down", "kill", "shutdown"] {
@@ -119,7 +119,7 @@ fn what_has_a_session_of_its_own_goes_with_its_program_also_after_both_were_kill
             "kill" => {
                 daemon.kill("d", nix::sys::signal::Signal::SIGKILL);
                 daemon.wait_up("d", 2);
-                // That of the run before is gone, that of this run is there.
+                // The helper of the previous run is gone; that of this run exists.
                 let helper = word.clone();
                 daemon.wait_outside("one helper", move || count(&helper) == 1);
                 down(&daemon, "d");
@@ -130,7 +130,7 @@ fn what_has_a_session_of_its_own_goes_with_its_program_also_after_both_were_kill
     }
 }
 
-/// The daemon is taken for what it is, whichever process of gaggled was killed while its command ran.
+/// A forking daemon is recognized, whichever process of gaggled was killed while its command ran.
 #[test]
 fn a_daemon_whose_command_was_not_seen_to_end_runs_once() {
     for forks_before in [true, false] {

@@ -1,4 +1,4 @@
-//! What programs do to a supervisor: they end at once, all at the same time, leave children, hide them, stand still.
+//! Programs that are difficult to supervise: they leave children, hide them, stand still, or cannot be started.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -44,7 +44,7 @@ fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
     daemon.verify();
 }
 
-/// The user is named who has done it, and what happens again and again is shown once.
+/// `why` names the user who has caused a state, and shows repeated events once.
 #[test]
 fn a_chain_of_causes_leads_to_the_user_who_has_done_it_and_ends() {
     let mut daemon = Daemon::new(
@@ -72,7 +72,7 @@ fn a_stray_grandchild_is_reaped_and_is_nobodys_event() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"stray\"]),");
     daemon.wait_up("a", 1);
     let (daemon_pid, pid) = (daemon.daemon_pid(), daemon.pid_of("a"));
-    // The grandchild becomes the daemon's own, ends, and is gone.
+    // The grandchild becomes a child of the daemon, ends, and is reaped.
     daemon.wait_outside("the stray", || !children(daemon_pid).is_empty());
     let stray = children(daemon_pid)[0];
     daemon.wait_outside("the end of the stray", || !exists(stray));
@@ -112,7 +112,7 @@ fn a_child_that_hides_in_a_session_of_its_own_is_found() {
     }
 }
 
-/// A check ends while what it has put into a session of its own goes on starting processes in sessions of theirs.
+/// A check ends while a process that it has put into another session keeps starting processes in further sessions.
 #[test]
 fn what_a_check_leaves_is_killed_however_fast_it_forks() {
     let check = "setsid sh -c 'for i in $(seq 300); do setsid sleep 100077 & done' & while ! pgrep -f '^sleep 100077$'; do :; done";
@@ -143,7 +143,7 @@ fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {
         daemon.wait_up("stubborn", 1);
         daemon.wait_up("still", 1);
         let (still, stubborn) = (daemon.pid_of("still"), daemon.pid_of("stubborn"));
-        // One that waits for a signal has it unblocked meanwhile.
+        // A process in `sigtimedwait` has the signals unblocked that it waits for.
         let ready = |pid: i32| {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
             let waits = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
@@ -190,7 +190,7 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
     daemon.wait_up("app", 2);
     let runs = || fs::read_to_string(daemon.directory.path().join("runs")).expect("runs").lines().count();
     assert_eq!(runs(), 2, "what has completed is not run again");
-    // A new beginning runs it again, before the application.
+    // After a shutdown and a new start the migration runs again, before the application.
     daemon.end();
     let mut again = daemon.again();
     again.wait("the application to come up", |heard, state| {
@@ -210,7 +210,7 @@ fn what_waits_for_a_completion_waits_for_a_good_one() {
     again.verify();
 }
 
-/// A limit makes a program give up, and only an operator brings it back; with a retry it comes back by itself.
+/// A program at its start limit stays down until an operator starts it; with `retry_after` it comes back by itself.
 #[test]
 fn a_program_that_ends_too_often_is_given_up_until_an_operator_starts_it() {
     let mut daemon = Daemon::new(
@@ -238,7 +238,7 @@ fn a_program_that_ends_too_often_is_given_up_until_an_operator_starts_it() {
     daemon.verify();
 }
 
-/// Test 12: what cannot be executed is told with the step and the error, and no exit code is taken for that.
+/// Test 12: a failed start is reported with its stage and error, and no exit code is taken for one.
 #[test]
 fn each_way_in_which_a_start_can_fail_is_told() {
     let directory = std::sync::Arc::new(gaggled_tests::harness::directory());
@@ -249,7 +249,7 @@ fn each_way_in_which_a_start_can_fail_is_told() {
     };
     make("garbage", "\u{1}\u{2}", 0o755);
     make("missing-shell", "#!/no/such/shell\n", 0o755);
-    // What is wrong with these comes about after the check.
+    // These files pass the check of the configuration, and are broken after it.
     for name in ["vanishes", "locked", "loop"] {
         make(name, "#!/bin/sh\n", 0o755);
     }
@@ -323,7 +323,7 @@ fn a_badly_timed_shutdown_ends_all_the_same() {
     let starts =
         |heard: &gaggled_core::event::Envelope| matches!(heard.event, Event::Program(_, ProgramEvent::Starting { .. }));
     assert!(!after.iter().any(starts), "{}", daemon.timeline());
-    // The audit knows how long it may take.
+    // The audit checks how long the shutdown took.
     daemon.verify();
 }
 

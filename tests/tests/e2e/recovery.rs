@@ -1,4 +1,4 @@
-//! gaggled is killed in the middle of everything, and nothing is lost: no program, no status, no event, no wish.
+//! gaggled is killed at any moment, and nothing is lost: no program, exit status, event or request of an operator.
 
 use std::{collections::BTreeMap, fs, process::Command};
 
@@ -56,7 +56,7 @@ fn assert_no_duplicates(daemon: &Daemon) {
     assert!(twice.is_empty(), "these run twice: {twice:?}\n{}", daemon.timeline());
 }
 
-/// The last state that the journal on the disk folds to, without what changes by itself.
+/// The last state that the journal on the disk folds to, without fields that change without an event.
 fn folded(daemon: &Daemon) -> serde_json::Value {
     let output = Command::new(binary("gaggled"))
         .args(["journal", "state", "--json"])
@@ -77,7 +77,7 @@ fn lasting(programs: &serde_json::Value) -> serde_json::Value {
     programs
 }
 
-/// Test 20 and more: the daemon dies, its programs do not notice, and what ends later is told exactly.
+/// Test 20 and more: the daemon dies, its programs run on, and the exit status of one that ends later is known.
 #[test]
 fn programs_do_not_notice_the_death_of_the_daemon() {
     let programs: String = (0..50).map(|i| sleeper(&format!("p{i}"))).collect();
@@ -91,7 +91,7 @@ fn programs_do_not_notice_the_death_of_the_daemon() {
         assert_eq!(after[name]["instance"], 1);
     }
     assert_no_duplicates(&daemon);
-    // How one ends that is no longer the daemon's child is told all the same.
+    // The exit status of a program that is no longer the daemon's child is known all the same.
     daemon.kill("p7", Signal::SIGUSR1);
     daemon.wait_down("p7", 1);
     let status = daemon.heard.iter().rev().find_map(|envelope| match envelope.event {
@@ -118,7 +118,7 @@ fn a_daemon_that_is_killed_while_it_begins_is_followed_by_another() {
         let config = daemon.directory.path().join("system.ron");
         let mut subreaper = Command::new(binary("gaggled")).arg("-c").arg(config).spawn().expect("gaggled");
         let pid = i32::try_from(subreaper.id()).expect("a small number");
-        // As soon as there is one, long before it is well.
+        // The daemon is killed as soon as it exists, long before it has started.
         let child = loop {
             if let Some(child) = children(pid).first() {
                 break *child;
@@ -146,7 +146,7 @@ fn what_ends_while_nobody_is_there_is_told_with_its_status() {
     let mut daemon = Daemon::new(&format!("{} {} {}", sleeper("a"), sleeper("b"), sleeper("c")));
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     let (a, b, daemon_pid) = (daemon.pid_of("a"), daemon.pid_of("b"), daemon.daemon_pid());
-    // The subreaper stands still, so that nobody is there for a while.
+    // The subreaper is stopped, so that no daemon runs for a while.
     let subreaper = daemon.pid();
     daemon.freeze(subreaper);
     signal(daemon_pid, Signal::SIGKILL);
@@ -192,7 +192,7 @@ fn both_are_killed_and_the_next_gaggled_takes_over() {
     assert_eq!(dump["b"]["operator_down"], true, "an operator's wish survives everything");
     assert_eq!(dump["d"]["instance"], 2, "what c took down while nobody was there is restarted");
     assert_no_duplicates(&again);
-    // It survives an orderly end, too.
+    // The operator's request survives a shutdown, too.
     again.end();
     let mut third = again.again();
     third.wait_up("a", 2);
@@ -211,7 +211,7 @@ fn the_daemon_takes_the_place_of_a_subreaper_that_has_died() {
         signal(subreaper, Signal::SIGKILL);
         daemon.wait_for_another(daemon_pid);
         assert_eq!(daemon.pid_of("a"), a, "round {round}");
-        // And it is a subreaper: the next daemon is killed and followed.
+        // It works as a subreaper: when the next daemon is killed, it starts another.
         daemon.kill_daemon();
         assert_eq!(daemon.pid_of("a"), a, "round {round}");
     }
@@ -226,7 +226,7 @@ fn the_daemon_takes_the_place_of_a_subreaper_that_has_died() {
     daemon.verify();
 }
 
-/// Test 21: the journal has not heard of a process, because gaggled was killed between the fork and the record.
+/// Test 21: a process is not in the journal, because gaggled was killed between the fork and the record.
 #[test]
 fn a_process_that_the_journal_has_not_heard_of_is_found_by_its_token() {
     let mut daemon = Daemon::new(&sleeper("a"));
@@ -260,8 +260,8 @@ fn a_process_that_the_journal_has_not_heard_of_is_found_by_its_token() {
     last.end();
 }
 
-/// The main processes end while gaggled is not there, and what they leave has lost its parent; one has thrown its variables
-/// away, and with them its token.
+/// The main processes end while gaggled is not running, and leave processes without parent; one of these has no
+/// environment, and so no token.
 #[test]
 fn what_a_program_left_while_gaggled_was_dead_is_killed_and_counted_once() {
     let program = |name: &str, prefix: &str| {
@@ -318,7 +318,7 @@ fn killed_again_and_again_under_churn_nothing_is_lost_and_nothing_runs_twice() {
         let moment = gaggled_tests::harness::now() + std::time::Duration::from_millis(random.below(60));
         daemon.listen_until(moment);
         let daemon_pid = daemon.daemon_pid();
-        // In the first half only the daemon dies, and every status must be known.
+        // In the first half only the daemon is killed, and every exit status must be known.
         match random.below(10) {
             0 if number >= kills / 2 => {
                 only_the_daemon = false;
@@ -346,7 +346,7 @@ fn killed_again_and_again_under_churn_nothing_is_lost_and_nothing_runs_twice() {
     for (i, pid) in steady.iter().enumerate() {
         assert_eq!(daemon.pid_of(&format!("s{i}")), *pid, "s{i} has noticed");
     }
-    // What is on the disk is what the daemon says.
+    // The journal on the disk folds to the state that the daemon shows.
     daemon.must(Action::Down(Selection { programs: vec!["p*".to_owned()], wait: true, timeout_ms: None }));
     daemon.wait("everything that was stopped", |_, state| {
         state.programs.iter().all(|(id, program)| {

@@ -1,4 +1,4 @@
-//! A changed configuration and another version, taken by a running gaggled; the container; essential programs.
+//! Reloads and upgrades of a running gaggled, gaggled in a container, and essential programs.
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command, sync::Arc};
 
@@ -121,7 +121,7 @@ fn a_hangup_reloads() {
     assert_eq!(daemon.pid_of("a"), pid);
 }
 
-/// Test 59: a hundred programs, another binary, and one that is none.
+/// Test 59: a hundred programs, an upgrade to another binary, and upgrades to broken ones.
 #[test]
 fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     let programs: String = (0..100).map(|i| sleeper(&format!("p{i}"), "")).collect();
@@ -139,11 +139,11 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
     for (name, program) in before.as_object().expect("programs") {
         assert_eq!(program["pid"], after[name]["pid"], "{name} was touched");
     }
-    // It is the new one that is started again when it dies.
+    // When the daemon dies, the new binary is started again.
     daemon.kill_daemon();
     assert_eq!(fs::read_link(format!("/proc/{}/exe", daemon.daemon_pid())).expect("it runs"), next);
 
-    // The one that stands where it was started from is taken, also when the running one was moved aside.
+    // Without an argument the binary at the path of the running one is taken, also when that one was moved aside.
     fs::rename(&next, next.with_extension("old")).expect("it can be moved");
     fs::copy(binary("gaggled"), &next).expect("a copy");
     let daemon_pid = daemon.daemon_pid();
@@ -164,7 +164,7 @@ fn an_upgrade_restarts_no_program_and_a_broken_binary_changes_nothing() {
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
         assert!(said(&output).contains(words), "{}", said(&output));
     }
-    // One that passes the look and then does not come up: back to the one that did.
+    // A binary that passes the check and does not come up: gaggled returns to the previous one.
     fs::write(
         &broken,
         format!("#!/bin/sh\n[ \"$1\" = check-takeover ] && exec {} \"$@\"\nexit 1\n", binary("gaggled").display()),
@@ -208,7 +208,7 @@ fn an_essential_program_takes_everything_with_it() {
         daemon.wait_up("helper", 1);
         assert_eq!(code(daemon.await_end()), expected, "{part}\n{}", daemon.log());
     }
-    // What an operator stops has not failed.
+    // A restart by an operator does not count as an end of the essential program.
     let mut daemon = Daemon::new(&sleeper("main", "essential: true"));
     daemon.wait_up("main", 1);
     assert!(daemon.tool("gaggled_controller", &["restart", "main"]).status.success());
@@ -264,8 +264,8 @@ fn a_process_that_got_the_id_of_a_program_is_not_killed_for_it() {
         eprintln!("skipped: process ids cannot be chosen here");
         return;
     }
-    // The program makes the bystander's place free by ending, in the middle of its killwait; the bystander, started by
-    // another program, takes its id.
+    // The victim ends within its killwait, so that its process id is free; the bystander, which another program starts,
+    // gets that id.
     let config = format!(
         "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", killwait: \"1s\"), programs: {{\
          \"victim\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"200\", \"0\"]), \

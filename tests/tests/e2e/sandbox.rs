@@ -1,4 +1,4 @@
-//! As whom programs run and within which limits, and that nothing runs when that cannot be had.
+//! The users, rights and limits of programs; a program for which they cannot be set does not run.
 
 use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use gaggled_core::{
 use gaggled_tests::harness::{Daemon, DaemonOptions, binary, directory};
 use nix::sys::signal::Signal;
 
-/// Whether these tests can be made here at all.
+/// Whether the tests run as root, as these need.
 fn is_root() -> bool {
     let root = nix::unistd::geteuid().is_root();
     if !root {
@@ -18,14 +18,14 @@ fn is_root() -> bool {
     root
 }
 
-/// A program that tells what it is, as itself, and stays.
+/// A program that prints its own status, limits and environment, and keeps running.
 fn teller(name: &str, fields: &str) -> String {
     let tell = "cat /proc/self/status /proc/self/limits; echo cwd: $(pwd); echo nice: $(nice); echo umask: $(umask); \
                 echo oom: $(cat /proc/self/oom_score_adj); echo home: $HOME $USER $LOGNAME; echo end; exec sleep 1000000";
     format!("\"{name}\": (shell: \"{tell}\", log: \"@DIR@/{name}.log\", {fields}),")
 }
 
-/// What a teller has told: the first word of each line, and the rest.
+/// The output of a teller: the first word of each line, and the rest.
 fn told(daemon: &mut Daemon, name: &str) -> BTreeMap<String, String> {
     daemon.wait_up(name, 1);
     let path = daemon.directory.path().join(format!("{name}.log"));
@@ -76,7 +76,7 @@ fn what_is_set_is_set_and_what_is_not_is_as_it_was() {
     assert_eq!(limit(&daemon, "set", "Max open files"), "100 200");
     assert_eq!(limit(&daemon, "set", "Max core file size"), "0 0");
     assert_eq!(limit(&daemon, "set", "Max cpu time"), "unlimited unlimited");
-    // What gaggled asks for itself is not for its programs.
+    // The `oom_score_adj` that gaggled sets for itself does not reach its programs.
     let own_score =
         |pid: &str| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("a score").trim().to_owned();
     let may =
@@ -129,13 +129,13 @@ fn a_program_runs_as_its_user_and_cannot_go_back() {
     daemon.verify();
 }
 
-/// Test 11, the other half: whatever fails, nothing runs, and least of all as root.
+/// Test 11, the other half: whichever step fails, the program does not run, least of all as root.
 #[test]
 fn nothing_runs_with_more_than_it_was_given() {
     if !is_root() {
         return;
     }
-    // Inside a user namespace with one user there is no other to become: the kernel refuses.
+    // In a user namespace with one user the kernel refuses to change to another.
     let directory = std::sync::Arc::new(directory());
     let dir = directory.path().display();
     let text = format!(
@@ -149,7 +149,7 @@ fn nothing_runs_with_more_than_it_was_given() {
         Daemon::with(&text, directory.clone(), &DaemonOptions { wrapper: &wrapper, ..DaemonOptions::default() });
     daemon.wait_up("free", 1);
     assert_eq!(failed_at(&mut daemon, "other").0, SpawnStage::User);
-    // The shell is not there to be found either, and the root comes first.
+    // The shell is missing in that root as well, but the stage `chroot` comes first.
     assert_eq!(failed_at(&mut daemon, "outside"), (SpawnStage::Chroot, 2));
     for name in ["other", "outside"] {
         let told = fs::read_to_string(directory.path().join(format!("{name}.log"))).unwrap_or_default();
@@ -179,7 +179,7 @@ fn what_cannot_be_had_here_is_refused_before_anything_starts() {
         fs::write(&file, format!("(programs: {{\"a\": (command: \"/bin/true\", {field})}})")).expect("a file");
         let mut command = Command::new(binary("gaggled"));
         if !as_ourselves && nix::unistd::geteuid().is_root() {
-            // Nobody must be able to read the file and to execute gaggled.
+            // The user `nobody` must be able to read the file and to execute gaggled.
             open_to_all(directory.path());
             let copy = directory.path().join("gaggled");
             if !copy.exists() {

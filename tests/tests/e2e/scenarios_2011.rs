@@ -1,34 +1,34 @@
 //! The scenarios of the original gaggled, imported and run for real: what must be seen, and in which order.
 //!
-//! Where the original had a bug the better behaviour is required, and said so. Its bugs, and where each is shown not to
-//! be here:
+//! Where the original had a bug the correct behaviour is required, and a comment says so. The bugs of the original, and
+//! what shows that gaggled does not have them:
 //!
 //! | | bug | shown by |
 //! |---|---|---|
 //! | B1 | a program is started during the shutdown | invariant I8 of the simulator |
-//! | B2 | a name of more than 255 bytes ends it | `import.rs` c40, `configuration.rs` |
-//! | B3 | more than 1024 programs cannot be dumped | `daemon.rs`, five thousand programs |
+//! | B2 | a name of more than 255 bytes ends it | `import/gaggled.rs` c40, `configuration.rs` |
+//! | B3 | more than 1024 programs cannot be dumped | `load/many_programs.rs`, five thousand programs |
 //! | B4 | a killwait that is over starts a program | s17 |
 //! | B5, B6 | a bad request leaks or overruns memory | `daemon.rs` garbage, `protocol.rs` |
 //! | B7, B8 | a start is forgotten while the program stops | invariants I10 and I15 |
 //! | B9 | a failed fork is never tried again | the simulator, mutant `ForgetFailedStart` |
 //! | B10 | a diamond restarts twice | invariants I7 and I9 |
-//! | B11 | cycles that are none | `import.rs` c19, c21, c23 |
+//! | B11 | cycles that are none | `import/gaggled.rs` c19, c21, c23 |
 //! | B12 | a crash loop eats a core | s28, invariant I16 |
 //! | B13 | an uptime that was never set | `uptime_ms` is computed from the fold, there is nothing to forget |
 //! | B14 | workers of a wrapper are left behind | s29, `daemon.rs` left behind |
 //! | B15 | a hangup ends it; a second one starts everything twice | s27, `daemon.rs` second gaggled |
 //! | B16 | a reader of its output that stalls or goes stops it | `daemon.rs` log |
 //! | B17 | without PATH its output is lost | `daemon.rs` path |
-//! | B18, B19 | settings are passed over in silence | `configuration.rs`, `import.rs` c27 to c31 |
-//! | B20 | a dot in a variable, or a busy url, ends it | `import.rs` c30, `daemon.rs` second gaggled |
+//! | B18, B19 | settings are passed over in silence | `configuration.rs`, `import/gaggled.rs` c27 to c31 |
+//! | B20 | a dot in a variable, or a busy url, ends it | `import/gaggled.rs` c30, `daemon.rs` second gaggled |
 //! | B21 | a tick of 0 or less | there is no tick |
 //! | B22 | the wall clock moves delays | the rules see only a monotonic clock |
-//! | B23 | anybody who connects can stop everything | `daemon.rs` tcp |
+//! | B23 | any client that connects can stop everything | `daemon.rs` tcp |
 //! | B24 | the tools hang or abort | `daemon.rs` exit codes |
 //! | B25 | no order in a shutdown or a stop | s18, s24, invariant I22 |
 //! | B26 | a late subscriber misses the beginning | s37, `protocol.rs` python |
-//! | B27 | what could not be executed is said to be up | s02, s34 |
+//! | B27 | a program that could not be executed is reported as up | s02, s34 |
 //! | B28 | no exit code and no signal in events | s02 |
 //! | B29 | SIGINT reaches programs, or is ignored by them | s32, s33; a session of their own |
 //! | B30 | mails are lost, wrong or malformed | `alert_rules.rs`, `real_site.rs` |
@@ -63,7 +63,7 @@ fn s01_respawn() {
 
 #[test]
 fn s02_down_types() {
-    // Where a core may be written, a signal that asks for one is told apart; the programs inherit the limit.
+    // With core files permitted, a signal that dumps core is reported as such; the programs inherit the limit.
     let (_, most) = getrlimit(Resource::RLIMIT_CORE).expect("a limit");
     setrlimit(Resource::RLIMIT_CORE, most, most).expect("a limit of our own");
     // B27: an exit code of 65, 66, 69 or 77 is that of the program, and nothing else.
@@ -237,7 +237,7 @@ fn s17_oneshot_dependant() {
 
 #[test]
 fn s18_op_stop_start_on() {
-    // B25: who depends on it is stopped first.
+    // B25: dependents are stopped first.
     scenario(
         "s18_op_stop_start_on",
         "
@@ -309,7 +309,7 @@ fn s23_disabled() {
 
 #[test]
 fn s24_shutdown_dependents_first() {
-    // B25: c depends on b, b on a; what is stubborn is killed when the killwait is over, and no later.
+    // B25: c depends on b, b on a; a stubborn program is killed when the killwait is over, and no later.
     scenario(
         "s24_shutdown_all_at_once",
         "
@@ -340,7 +340,7 @@ fn s25_shutdown_request() {
 
 #[test]
 fn s26_sigkill_gaggled() {
-    // B15: nothing starts them twice; they run on, and the daemon takes the place of the subreaper that was killed.
+    // B15: no program is started twice; they run on, and the daemon takes the place of the subreaper that was killed.
     let text = std::fs::read_to_string(gaggled_tests::scenario::fixture("s26_sigkill_gaggled")).expect("a scenario");
     assert!(text.contains("self SIGKILL"));
     let mut daemon = gaggled_tests::harness::Daemon::new(
@@ -400,8 +400,9 @@ fn s33_sigint() {
 
 #[test]
 fn s34_wd_and_exec_failures() {
-    // B27: nothing that could not be executed is said to be up, and the step and the error are told. What can be told
-    // before is refused before, such as a relative command that is not in the directory it will run in.
+    // B27: no program that could not be executed is reported as up, and the event has the stage and the error. Errors
+    // that are visible before the start are refused, such as a relative command that is not in the directory it will
+    // run in.
     let refused = std::panic::catch_unwind(|| run("s34_wd_and_exec_failures", &[]));
     let why = refused.err().and_then(|panic| panic.downcast::<String>().ok()).expect("it is refused");
     assert!(why.contains("command \"bin/relprog\" of program \"relwd\" does not exist"), "{why}");
@@ -433,7 +434,7 @@ fn s36_waiter_stays() {
 
 #[test]
 fn s37_slow_joiner() {
-    // B26: a late client asks for what it missed.
+    // B26: a late client requests the events that it has missed.
     scenario("s37_slow_joiner", "a+1 < b+1\n a+1 +300 <= b+1");
 }
 

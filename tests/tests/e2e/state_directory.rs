@@ -20,7 +20,7 @@ use nix::{
 };
 use serde_json::Value;
 
-/// What a tool has said.
+/// The output of a tool.
 fn said(output: &std::process::Output) -> String {
     import_harness::said(output).1
 }
@@ -35,13 +35,13 @@ fn start() -> Daemon {
     daemon
 }
 
-/// Removes the directory. It may be made anew while it is removed, as often as that is tried.
+/// Removes the directory with a rename, because the daemon could make it anew while its files are being removed.
 fn remove(daemon: &Daemon) {
     let trash = tempfile::tempdir_in(daemon.directory.path()).expect("a directory");
     fs::rename(daemon.journal(), trash.path().join("state")).expect("it is there");
 }
 
-/// The processes of what must not be touched.
+/// The process ids of the programs that must not be touched.
 fn pids(daemon: &Daemon) -> Vec<Value> {
     let dump = daemon.dump();
     ["a", "b", "noisy"].iter().map(|name| dump[*name]["pid"].clone()).collect()
@@ -62,7 +62,7 @@ fn controller(daemon: &Daemon, words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {}", said(&output));
 }
 
-/// Everything is as it was, but for the logger, whose pipes were made anew.
+/// Asserts that everything is as it was, except for the logger, whose pipes were made anew.
 fn must_be_untouched(daemon: &Daemon, before: &[Value]) {
     assert_eq!(pids(daemon), before, "{}", daemon.timeline());
     assert_eq!(daemon.dump()["down"]["operator_down"], true);
@@ -78,7 +78,7 @@ fn must_be_untouched(daemon: &Daemon, before: &[Value]) {
     daemon.verify();
 }
 
-/// Removed, and then everything that could begin from nothing.
+/// Removed before a reload, an upgrade, the death of the daemon, and that of both processes.
 #[test]
 fn a_state_directory_that_is_removed_is_made_anew_from_memory() {
     let mut daemon = start();
@@ -101,7 +101,7 @@ fn a_state_directory_that_is_removed_is_made_anew_from_memory() {
     daemon.kill_all();
     let daemon = daemon.again();
     must_be_untouched(&daemon, &before);
-    // What the logger takes from the pipes is still written.
+    // The logger still writes the output that it reads from the pipes.
     let log = daemon.directory.path().join("noisy.log");
     let length = fs::metadata(&log).expect("a log").len();
     let mut daemon = daemon;
@@ -117,16 +117,16 @@ fn a_state_directory_that_is_emptied_or_replaced_is_taken_again() {
     assert!(copied.success());
     for entry in fs::read_dir(daemon.journal()).expect("a directory").flatten() {
         let path = entry.path();
-        // Meanwhile the daemon makes the directory anew, and what is not found or not empty is of that.
+        // Errors are ignored: the daemon makes the directory anew meanwhile, so entries may be gone or not empty.
         let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
     }
     wait_restored(&mut daemon, 1);
     daemon.kill_daemon();
     must_be_untouched(&daemon, &before);
-    // An older copy in its place, as a backup that is restored; between two renames the daemon could make it anew.
+    // Put an older copy in its place, like a restored backup. Between two renames the daemon could make it anew.
     renameat2(AT_FDCWD, &copy, AT_FDCWD, &daemon.journal(), RenameFlags::RENAME_EXCHANGE).expect("both are there");
     let daemon_pid = daemon.daemon_pid();
-    // Before a handover it is looked at, whatever the kernel has told by then.
+    // The directory is checked before a handover, even if the kernel has not reported the change yet.
     controller(&daemon, &["upgrade"]);
     daemon.wait_for_another(daemon_pid);
     must_be_untouched(&daemon, &before);
@@ -135,7 +135,7 @@ fn a_state_directory_that_is_emptied_or_replaced_is_taken_again() {
     must_be_untouched(&daemon, &before);
 }
 
-/// Nothing is begun beside programs that nobody knows any more.
+/// gaggled refuses to start beside running programs that its journal does not have.
 #[test]
 fn without_its_state_directory_gaggled_does_not_begin_beside_its_programs() {
     let mut daemon = start();
@@ -200,7 +200,7 @@ fn the_state_of_another_configuration_is_taken_only_when_that_is_asked_for() {
     assert!(gaggled.wait().expect("its end").success());
 }
 
-/// A child that a killed gaggled was just starting has its lock until it has executed its program.
+/// A child that a killed gaggled was just starting holds the lock until it has executed its program.
 #[test]
 fn a_lock_that_a_dying_process_still_has_is_waited_for() {
     let directory = tempfile::tempdir().expect("a directory");

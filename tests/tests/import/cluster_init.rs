@@ -1,4 +1,4 @@
-//! What `Cluster::Init` did, its files imported: scenarios C1 to C13.
+//! The behaviour of `Cluster::Init`, with its files imported: scenarios C1 to C13.
 
 use std::{fs, sync::Arc};
 
@@ -73,7 +73,7 @@ fn c3_what_runs_at_both_levels_is_not_touched() {
     assert_eq!((count("w3"), count("w1")), (1, 1));
     assert_eq!(tell(&daemon, "g", "1").0, 0);
     assert_eq!((daemon.pid_of("r1"), count("w1")), (pid, 2));
-    // C4: again, and nothing happens.
+    // C4: the same level again changes nothing.
     daemon.wait_down("o1", 2);
     let before = lines(&directory, "out");
     assert_eq!(tell(&daemon, "g", "1").0, 0);
@@ -220,7 +220,7 @@ fn c12_a_bad_file_is_refused_and_nothing_changes() {
         let (code, text) = said(&import("cltab", &in_directory(&directory, &format!("{name}.cltab"))));
         assert_eq!(code, 1, "{name}: {text}");
         assert!(text.contains(&format!("{name}.cltab:{line}: {why}")), "{name}: {text}");
-        // Whatever an importer has printed by then, a file that is no configuration is not taken either.
+        // The messages of the importer are no configuration, and a reload refuses them.
         fs::write(in_directory(&directory, "system.ron"), &text).expect("a file");
         let (code, text) = said(&daemon.tool("gaggled_controller", &["reload"]));
         assert_eq!(code, 1, "{name}: {text}");
@@ -241,7 +241,7 @@ fn c13_what_is_not_there_is_said() {
     assert!(lines(&directory, "out").is_empty());
 }
 
-/// `why` tells that the group fell back, and which program was the cause.
+/// `why` shows that the group fell back, and which program was the cause.
 #[test]
 fn why_tells_that_a_group_fell_back_and_because_of_which_program() {
     let mut daemon = gaggled_tests::harness::Daemon::new(

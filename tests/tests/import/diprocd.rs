@@ -1,4 +1,4 @@
-//! What diprocd's worker did, its files imported: scenarios D1 to D7, D12 and D13.
+//! The behaviour of diprocd's worker, with its files imported: scenarios D1 to D7, D12 and D13.
 
 use std::{fs, sync::Arc};
 
@@ -38,7 +38,7 @@ fn d1_processes_run_as_the_worker_ran_them() {
     assert_eq!(lines(&directory, "oneshot"), ["x"]);
     let oneshot = daemon.dump()["oneshot"].clone();
     assert_eq!((&oneshot["up"], &oneshot["instance"], &oneshot["exit_code"]), (&false.into(), &1.into(), &0.into()));
-    // D7: a second one says who runs, and touches nothing.
+    // D7: a second gaggled names the one that runs, and touches nothing.
     let config = in_directory(&directory, "system.ron");
     let (code, text) =
         said(&std::process::Command::new(binary("gaggled")).arg("-c").arg(&config).output().expect("gaggled"));
@@ -127,7 +127,7 @@ fn d12_a_bad_file_is_refused_and_names_process_and_key() {
         let (code, text) = said(&import("diprocd", &in_directory(&directory, &format!("{name}.json"))));
         assert_eq!((code, text.contains(why)), (1, true), "{name}: {text}");
     }
-    // Who exists is asked where it is to run.
+    // Users and commands are checked by the gaggled that is to run them, not by the importer.
     for (name, why) in
         [("bad_user", "user \"no-such-user-here\", who does not exist"), ("bad_command", "/no/such/command")]
     {
@@ -145,7 +145,7 @@ fn d12_a_bad_file_is_refused_and_names_process_and_key() {
     daemon.end();
 }
 
-/// D13: what vanishes after the check fails by itself, and alone.
+/// D13: the start of a command that vanishes after the check fails, and affects no other program.
 #[test]
 fn d13_a_command_that_is_missing_fails_alone() {
     let directory = with_fixtures("diprocd");

@@ -1,4 +1,4 @@
-//! The importer on every file of the original's configuration test, and what the original made of each.
+//! The importer on every file of the original's configuration test, and the expected result for each.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 use gaggled_core::config::Config;
 use gaggled_tests::harness::{binary, directory};
 
-/// What must come of a file: refused with these words, or taken with a note that has these words.
+/// The expected result for a file: refused with these words, or taken with a note that has these words.
 enum Expected {
     Refused(&'static str),
     Taken(&'static str),
@@ -44,7 +44,7 @@ const TABLE: [(&str, Expected); 48] = [
     ("c24_unclosed_brace", Refused("unmatched {")),
     ("c25_extra_close_brace", Refused("unmatched }")),
     ("c26_stray_quote", Refused("unexpected end of line")),
-    // B19: what was silently passed over is said.
+    // B19: settings that the original ignored in silence are noted.
     ("c27_unknown_settings", Taken("\"respwan\" is no setting")),
     ("c28_bool_no", Taken("enabled \"no\" is neither true nor false, so it was true")),
     ("c29_bad_ints", Taken("killwait \"5s\" is not a number of milliseconds, so it was 10000")),

@@ -19,7 +19,7 @@ fn started(directory: &Arc<TempDir>) -> Daemon {
     daemon
 }
 
-/// What the commands have noted. gaggled's own log goes to the same file.
+/// The lines that the commands have written. gaggled's own log goes to the same file.
 fn noted(directory: &Arc<TempDir>) -> Vec<String> {
     let words = ["db ", "worker up", "forker left", "stubborn up", "fail ran", "never ", "all "];
     lines(directory, "log").into_iter().filter(|line| words.iter().any(|word| line.starts_with(word))).collect()
@@ -47,7 +47,7 @@ fn p1_a_cluster_is_started_watched_and_stopped() {
     let (worker_pid, forker_pid) = (daemon.pid_of("cluster.start.2"), daemon.pid_of("cluster.start.3"));
     assert_eq!(log[place("worker up")], format!("worker up {worker_pid} args="));
     assert_eq!(log[place("forker left")], format!("forker left {forker_pid}"));
-    // P2: there is one already.
+    // P2: a second gaggled is refused.
     let config = in_directory(&directory, "system.ron");
     let again = std::process::Command::new(binary("gaggled")).arg("-c").arg(&config).output().expect("gaggled");
     let (code, text) = said(&again);
@@ -55,7 +55,7 @@ fn p1_a_cluster_is_started_watched_and_stopped() {
     assert!(text.contains("already"), "{text}");
     assert_eq!(tell(&daemon, "cluster", "start").0, 0);
     assert_eq!(noted(&directory), log, "nothing was run again");
-    // P4: what dies is started again.
+    // P4: a process that dies is started again.
     daemon.kill("cluster.start.2", Signal::SIGKILL);
     daemon.wait_up("cluster.start.2", 2);
     let second = daemon.pid_of("cluster.start.2");
@@ -134,7 +134,7 @@ fn p8_what_ignores_a_term_is_killed() {
     assert!((2000..3000).contains(&(killed - told)), "{}", daemon.timeline());
 }
 
-/// A gaggled that was killed finds what runs, and starts nothing beside it.
+/// A gaggled that was killed finds the running programs, and starts no second copy of them.
 #[test]
 fn p9_what_survives_is_found_again() {
     let directory = with_fixtures("plone");

@@ -1,4 +1,4 @@
-//! Who moves from supervisord or from a Procfile: everything that can be kept is kept, and the rest is said.
+//! Imports from supervisord and from a Procfile: every setting that can be kept is kept, and the others are noted.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use gaggled_tests::{
     import_harness::{import, imported, said},
 };
 
-/// The example of supervisord's manual, put together from its sections, with what people add.
+/// The example of supervisord's manual, put together from its sections, with common additions.
 const SUPERVISORD: &str = r#"; a comment
 [unix_http_server]
 file = /tmp/supervisor.sock            ; the path to the socket file
@@ -136,7 +136,7 @@ fn a_supervisord_is_imported_with_what_it_includes() {
     }
 }
 
-/// What people write, and supervisord takes.
+/// Unusual syntax that supervisord accepts.
 const FOUND_IN_THE_WILD: &str = "\u{feff}[supervisord]
 environment = FOO=\"/y\"
 

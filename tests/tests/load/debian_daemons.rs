@@ -31,7 +31,7 @@ fn script(name: &str) -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/site/daemons").join(name))
 }
 
-/// The first of as many ports that are free now.
+/// The first of `PORTS` consecutive ports that are free now.
 fn base_port() -> u16 {
     let is_free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
     (0..200)
@@ -40,7 +40,7 @@ fn base_port() -> u16 {
         .expect("ports in a row")
 }
 
-/// Whether all are ready, and control scripts have done what they do.
+/// Whether all programs are ready, and all control scripts have completed.
 fn is_well(state: &State) -> bool {
     state.programs.iter().all(|(id, program)| match state.graph.programs[id].mode {
         Mode::Wait => program.phase == Phase::ActiveExited,
@@ -54,7 +54,7 @@ fn mains(state: &State) -> BTreeMap<ProgramId, (InstanceId, i32)> {
     state.programs.iter().filter(|(_, program)| program.phase == Phase::Up).filter_map(main).collect()
 }
 
-/// Each daemon says something that only it would say.
+/// Asserts that each daemon gives the answer that identifies it.
 fn must_answer(daemon: &Daemon, base: u16) {
     let names = daemon.state().graph.names();
     let names = names.keys().map(|name| &**name).filter(|name| *name != "logger");
@@ -66,7 +66,7 @@ fn must_answer(daemon: &Daemon, base: u16) {
 /// Kills these main processes, and waits until each has come up again.
 fn kill_and_wait(daemon: &mut Daemon, killed: &BTreeMap<ProgramId, (InstanceId, i32)>) {
     for (_, pid) in killed.values() {
-        // Another may have followed already, because what it needs was killed before it.
+        // It may have been replaced already, because a program that it depends on was killed before it.
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
     wait_again(daemon, killed);
@@ -118,7 +118,7 @@ fn daemons_of_debian_survive_their_own_death_and_that_of_gaggled() {
     let _site = Site(path.clone());
     assert!(prepared.status.success());
     let config = fs::read_to_string(path.join("system.ron")).expect("a configuration");
-    // The harness knows its channels and its journal in the directory above.
+    // The harness expects the sockets and the journal in the test's directory, not in that of the site.
     let own = ["events.ipc", "control.ipc", "state\""];
     let config = own
         .iter()
@@ -140,7 +140,7 @@ fn daemons_of_debian_survive_their_own_death_and_that_of_gaggled() {
     assert_eq!(mains(daemon.state()), before, "{}", daemon.timeline());
     must_answer(&daemon, base);
 
-    // Every other one ends while gaggled is not there.
+    // Every other daemon ends while gaggled is not running.
     let killed: BTreeMap<_, _> = before.into_iter().step_by(2).collect();
     daemon.kill_all();
     for (_, pid) in killed.values() {

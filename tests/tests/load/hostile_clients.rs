@@ -1,5 +1,5 @@
-//! Who may change a configuration, reach the sockets, and what a flood of requests or connections does; and what of root's
-//! environment and limits reaches programs.
+//! Which users may change a configuration and reach the sockets, what a flood of requests or connections does, and
+//! which variables and limits of a root gaggled reach programs.
 
 use std::{
     fs,
@@ -112,7 +112,7 @@ fn small_limits_degrade_and_do_not_kill() {
     assert!(said(&output).contains("needs at least 64 descriptors, and may have 32"), "{}", said(&output));
 }
 
-/// Programs have the limit of descriptors that gaggled had, not the one that it has given itself.
+/// Programs have the limit of descriptors that gaggled was started with, not the one that it has set for itself.
 #[test]
 fn what_changes_any_program_does_not_reach_programs_of_other_users() {
     if !is_root() {
@@ -256,7 +256,7 @@ fn one_user_cannot_take_all_connections() {
     let _ = attacker.wait();
 }
 
-/// A client that sends requests and does not wait for answers is ended, again and again, and gaggled goes on.
+/// The connection of a client that does not wait for answers is closed, again and again, and gaggled goes on.
 #[test]
 fn a_client_that_does_not_wait_for_answers_is_ended() {
     if !is_root() {
@@ -298,14 +298,14 @@ print("ended")
     daemon.end();
 }
 
-/// A wish that may be forgotten is not promised.
+/// The answer to a command says so if the journal cannot be written.
 #[test]
 fn a_wish_that_cannot_be_written_is_not_promised() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"]),");
     daemon.wait_up("a", 1);
     let output = daemon.tool("gaggled_controller", &["restart", "a"]);
     assert!(output.status.success() && !said(&output).contains("Warning"), "{}", said(&output));
-    // Nothing can be put in its place.
+    // A file takes the place of the state directory, so that gaggled cannot make it anew.
     let journal = daemon.journal();
     let aside = journal.with_extension("aside");
     fs::write(&aside, "").expect("a file");

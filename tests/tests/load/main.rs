@@ -1,4 +1,4 @@
-//! Real daemons, floods and exhausted limits: they load the machine, so they run apart from the other tests.
+//! Real daemons, floods and exhausted limits. These tests load the machine, so they run apart from the others.
 
 mod debian_daemons;
 mod hostile_clients;

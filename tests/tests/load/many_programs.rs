@@ -99,7 +99,7 @@ fn a_long_storm_leaves_no_memory_no_descriptor_no_zombie_and_a_bounded_journal()
         daemon.heard.clear();
         daemon.texts.clear();
     };
-    // By then everything that is kept for questions is full.
+    // By then all bounded histories are full.
     until(&mut daemon, 4_000);
     let (memory, open) = (resident(), descriptors());
     until(&mut daemon, 4_000 + restarts);
@@ -118,7 +118,7 @@ fn a_long_storm_leaves_no_memory_no_descriptor_no_zombie_and_a_bounded_journal()
     daemon.verify();
 }
 
-/// Test 31: five hundred that wait for one start when it is up, and operators are answered meanwhile.
+/// Test 31: five hundred programs that wait for one start when it is up, and commands are answered meanwhile.
 #[test]
 fn a_herd_that_is_let_go_at_once_comes_up_and_starves_nobody() {
     let herd = (0..500).map(|i| {

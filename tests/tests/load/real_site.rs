@@ -16,7 +16,7 @@ use gaggled_tests::harness::{Daemon, DaemonOptions, binary, code, directory, fre
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-/// A mail server that tells what it takes.
+/// A mail server that prints the mails that it takes.
 struct Mail {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
@@ -61,7 +61,7 @@ impl Drop for Mail {
     }
 }
 
-/// Prepares the site in a directory, and tells its ports: database, cache, application, web, mail.
+/// Prepares the site in a directory, and returns its ports: database, cache, application, web, mail.
 fn prepare(directory: &Path) -> [u16; 5] {
     let ports = std::array::from_fn(|_| free_port());
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../contrib/site/prepare");
@@ -106,7 +106,7 @@ fn a_site_of_real_programs_breaks_heals_and_tells_so_by_mail() {
     let nginx = daemon.pid_of("nginx");
     let first_app = daemon.state().programs[daemon.state().graph.names()["app"]].instance;
 
-    // The gate says nothing in the first period after it has heard of a program.
+    // The gate sends no mail about a program in the first period after it has learned of it.
     daemon.listen_until(gaggled_tests::harness::now() + std::time::Duration::from_millis(3500));
     daemon.kill("postgresql", Signal::SIGKILL);
     let app = daemon.state().graph.names()["app"];
@@ -154,7 +154,7 @@ fn a_site_of_real_programs_breaks_heals_and_tells_so_by_mail() {
     assert_eq!(code(daemon.end()), 0, "{}", daemon.log());
 }
 
-/// The application was stopped after its database fell, and came back no earlier than the delay after it.
+/// The application was stopped after its database went down, and came back no earlier than the delay after it.
 fn follows_its_database(daemon: &Daemon, first_app: InstanceId) {
     let names = daemon.state().graph.names();
     let (database, app) = (names["postgresql"], names["app"]);

@@ -1,4 +1,4 @@
-//! Want of processes and descriptors, clocks that jump, machines that stand still: supervision goes on.
+//! A lack of processes or descriptors, clocks that jump, machines that stand still: supervision continues.
 
 use std::{fs, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use gaggled_tests::{
 };
 use nix::sys::signal::Signal;
 
-/// Test 13: no process can be had for a while, and no start is lost.
+/// Test 13: no process can be created for a while, and no start is lost.
 #[test]
 fn without_processes_starts_are_tried_again() {
     let directory = Arc::new(directory());
@@ -109,7 +109,7 @@ fn a_machine_that_has_been_up_for_very_long_is_no_different() {
     }
 }
 
-/// Test 45 and I5: followers follow a new life without being started again, and a dump shows what they have.
+/// Test 45 and I5: followers follow the next daemon without being started again, and their state equals a dump.
 #[test]
 fn a_follower_goes_on_across_the_death_of_gaggled() {
     let mut daemon = Daemon::new(&format!("{}{}", sleeper("a"), crash_looper("b")));
@@ -122,12 +122,12 @@ fn a_follower_goes_on_across_the_death_of_gaggled() {
     daemon.must(Action::Down(gaggled_core::protocol::Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
     daemon.wait("everything to be down", |_, state| state.running.is_empty());
     let numbers: Vec<u64> = daemon.heard.iter().map(|envelope| envelope.seq.0).collect();
-    // A number that is told again, in a later epoch, is one that had not reached the disk.
+    // A number that is used again in a later epoch belongs to an event that had not reached the disk.
     let broken: Vec<_> = numbers.windows(2).filter(|pair| pair[1] > pair[0] + 1).collect();
     assert!(broken.is_empty(), "gaps that nobody has announced: {broken:?}");
 }
 
-/// Both have died, and the new parent of the programs never reaps: what has ended counts as ended.
+/// Both processes of gaggled die, and the new parent of the programs never reaps: a zombie counts as ended.
 #[test]
 fn a_program_that_nobody_reaps_has_ended_all_the_same() {
     let idle = "import subprocess, sys, threading; subprocess.Popen(sys.argv[1:]); threading.Event().wait()";

@@ -23,7 +23,7 @@ use gaggled_tests::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-/// The system, in which the ports and users have yet to be put.
+/// The system, with placeholders for the ports and users.
 const SYSTEM: &str = r#"(
     gaggled: (
         eventurl: "ipc://@DIR@/events.ipc", controlurl: "ipc://@DIR@/control.ipc", killwait: "5s", path: "/usr/sbin:/sbin",
@@ -61,7 +61,7 @@ const SYSTEM: &str = r#"(
     },
 )"#;
 
-/// Sixteen workers in four chains, of three users, some of which follow what they need.
+/// Sixteen workers in four chains, of three users, some of which follow their dependencies down.
 fn workers(root: bool) -> String {
     let worker = |i: usize| {
         let user = ["user: \"nobody\",", "user: \"daemon\",", "user: \"www-data\",", ""][i % 4];
@@ -116,7 +116,7 @@ fn prepare(directory: &Path) -> String {
     .fold(SYSTEM.to_owned(), |text, (word, value)| text.replace(word, value))
 }
 
-/// Whether everything is as it should be: what runs is ready, and what is to run to its end has.
+/// Whether all programs are ready, or completed if they run once.
 fn is_well(state: &State) -> bool {
     state.graph.programs.iter().all(|(id, policy)| match policy.mode {
         Mode::Respawn => state.programs[id].is_ready(),
@@ -128,7 +128,7 @@ fn instances(state: &State) -> BTreeMap<String, InstanceId> {
     state.graph.programs.iter().map(|(id, policy)| (policy.name.to_string(), state.programs[id].instance)).collect()
 }
 
-/// A program, and everybody who follows it down.
+/// A program, and all programs that follow it down.
 fn followers(state: &State, id: ProgramId) -> BTreeSet<String> {
     let mut found = BTreeSet::from([id]);
     let mut look = vec![id];
@@ -181,7 +181,7 @@ fn thirty_programs_of_every_kind_come_up_survive_and_are_changed() {
     assert!(seq(&daemon, "app", |event| matches!(event, ProgramEvent::Ready { .. })) < seq(&daemon, "nginx", starting));
     users_are_right(&daemon);
 
-    // Each is killed in turn; it comes back, with those who follow it, and nobody else notices.
+    // Each is killed in turn; it comes back, with the programs that follow it, and no other is touched.
     let names: Vec<String> = daemon
         .state()
         .graph
@@ -204,7 +204,7 @@ fn thirty_programs_of_every_kind_come_up_survive_and_are_changed() {
         assert_eq!(noticed, expected, "{name} was killed\n{}", daemon.timeline());
     }
 
-    // A changed file: one worker is different, one is new, and nobody else is touched.
+    // A changed file: one worker is different, one is new, and no other program is touched.
     let before = daemon.dump();
     let file = directory.path().join("system.ron");
     let text = fs::read_to_string(&file).expect("a configuration");

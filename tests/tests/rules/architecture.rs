@@ -1,4 +1,4 @@
-//! Who may import whom, read from what cargo knows.
+//! Which crates and files may use which, read from `cargo metadata` and the sources.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -119,7 +119,7 @@ impl<'a> Visit<'a> for Unsafe {
     }
 }
 
-/// A file may use another that does not use it, however indirectly. What a file re-exports it does not use by that.
+/// No two files may use each other, directly or indirectly. A re-export alone is no use.
 #[test]
 fn no_file_of_the_core_the_host_or_the_gateways_is_in_a_circle() {
     for (name, below) in [("core", ""), ("actors", "host::"), ("gateways", "")] {
@@ -149,7 +149,7 @@ fn uses(directory: &Path) -> BTreeMap<String, BTreeSet<String>> {
     }
     let target = |path: &[String]| resolve(path, &files, &exports, 0);
     let edges = |(module, paths): (&String, &Paths)| {
-        // A name that is re-exported is used if it stands in the file besides.
+        // A re-exported name counts as used if it also occurs outside `use`.
         let exported = paths.exports.iter().filter(|(name, _)| paths.words.contains(*name)).map(|(_, path)| path);
         let all = paths.used.iter().chain(exported).filter_map(|path| target(path));
         (module.clone(), all.filter(|to| to != module).collect())
@@ -157,7 +157,7 @@ fn uses(directory: &Path) -> BTreeMap<String, BTreeSet<String>> {
     collected.iter().map(edges).collect()
 }
 
-/// The file that a path leads to, through what is re-exported.
+/// The file that a path leads to, through re-exports.
 fn resolve(
     path: &[String],
     files: &BTreeMap<String, syn::File>,
@@ -222,7 +222,7 @@ impl<'a> Visit<'a> for Paths {
         self.tree(&[], &item.tree, !matches!(item.vis, syn::Visibility::Inherited));
     }
     fn visit_item_mod(&mut self, item: &'a syn::ItemMod) {
-        // What the tests in a source use is their own affair.
+        // The unit tests in a source may use any file.
         if !item.attrs.iter().any(|attribute| attribute.path().is_ident("cfg")) {
             visit::visit_item_mod(self, item);
         }
@@ -240,7 +240,7 @@ impl<'a> Visit<'a> for Paths {
     }
 }
 
-/// What opens, makes, renames or removes a file by its path.
+/// Calls that open, make, rename or remove a file by its path.
 const FILE_CALLS: [&str; 16] = [
     "File::open(",
     "File::create(",
@@ -260,7 +260,7 @@ const FILE_CALLS: [&str; 16] = [
     "libc::unlink(",
 ];
 
-/// The sources that may do so, and whose files those are. The files of a program are opened in `safe_path` only.
+/// The sources that may contain these calls, and for which files. The files of programs are opened in `safe_path` only.
 const FILE_OWNERS: [(&str, &str); 24] = [
     ("actors/src/safe_path.rs", "the files of programs"),
     ("actors/src/host/monitor/notify_socket.rs", "the notify sockets in a directory of gaggled's own"),
@@ -294,7 +294,7 @@ fn files_of_programs_are_opened_in_one_module() {
     let all = ["actors", "gateways", "tools"].iter().flat_map(|name| sources(&root.join(name).join("src")));
     for path in all {
         let text = std::fs::read_to_string(&path).expect("a source");
-        // What the tests in a source do is their own affair.
+        // The unit tests in a source may open any file.
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         let found: Vec<_> = FILE_CALLS.iter().filter(|call| code.contains(**call)).collect();
         let name = path.strip_prefix(&root).expect("below").display().to_string();

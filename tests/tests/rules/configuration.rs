@@ -1,4 +1,4 @@
-//! Bad files: each is refused with its place and the cure, quickly, and never with a panic.
+//! Invalid configurations: each is refused with its position and a remedy, quickly, and never with a panic.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ fn check(path: &Path) -> Output {
         .expect("gaggled")
 }
 
-/// Refused with exit status 1, without a panic, with all of these words.
+/// Asserts that a file is refused with exit status 1, without a panic, with all of these words.
 fn refused(bytes: &[u8], words: &[&str]) {
     let directory = directory();
     let path = directory.path().join("system.ron");

@@ -1,4 +1,4 @@
-//! What holds of the sources, the configuration, the protocol and the documents, and the tools that need no daemon.
+//! Rules for the sources, the configuration, the protocol and the documents, and tools that need no daemon.
 
 mod architecture;
 mod configuration;

@@ -50,7 +50,7 @@ fn k1_everything_is_read_in_the_order_of_the_original() {
         for (host, sets) in expected["groups_of"].as_object().expect("hosts") {
             assert_eq!(read.sets_of(host), Some(names(sets)), "{name}: {host}");
         }
-        // The same by way of a configuration.
+        // The same sets, imported into a configuration.
         let ron = directory();
         let file = ron.path().join("nodes.ron");
         let imported = Command::new(binary("gaggled"))
@@ -62,7 +62,7 @@ fn k1_everything_is_read_in_the_order_of_the_original() {
         if !names(&expected["hosts"]).is_empty() {
             let (code, text) = said(&nodes(None, &["-c", &file]));
             let in_order = |mut names: Vec<String>| {
-                // A group that stands twice in the cluster file has one place in a configuration.
+                // A group that is listed twice in the cluster file is listed once in a configuration.
                 if name == "repeated" {
                     names.sort();
                 }
@@ -114,7 +114,7 @@ fn k5_a_bad_file_is_refused_with_the_line() {
     }
 }
 
-/// K6: a great many hosts, and sets a hundred deep. Only that it ends; how quickly is for the benchmark.
+/// K6: a great many hosts, and sets a hundred deep. This checks only that it ends; the benchmark measures the time.
 #[test]
 fn k6_a_large_cluster_is_read() {
     let mut text = String::new();

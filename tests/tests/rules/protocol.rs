@@ -19,7 +19,7 @@ use gaggled_core::{
 use gaggled_tests::harness::{Daemon, binary};
 use serde_json::Value;
 
-/// A small system in which everything that can happen happens once.
+/// A small system with each kind of event once.
 #[expect(clippy::too_many_lines, reason = "a table of all events")]
 fn everything() -> (State, Vec<Envelope>) {
     let mut graph = Graph::new(Millis(3000));
@@ -140,7 +140,7 @@ fn everything() -> (State, Vec<Envelope>) {
     (State::new(Arc::new(graph), epoch), envelopes.collect())
 }
 
-/// The same for readiness and health.
+/// The events of readiness and health.
 fn everything_of_health(web: ProgramId) -> Vec<(Event, Cause)> {
     let (three, os) = (InstanceId(3), || Cause::Kernel);
     let program = |event| Event::Program(web, event);
@@ -171,7 +171,7 @@ fn everything_of_health(web: ProgramId) -> Vec<(Event, Cause)> {
     ]
 }
 
-/// The same for a group; the first of these is event 28.
+/// The events of a group; the first of these is event 28.
 fn everything_of_a_group(site: GroupId, mount: ProgramId) -> Vec<(Event, Cause)> {
     let operator = Cause::Operator { who: "uid 1000 (pid 77)".into(), command: "c2".into() };
     let (one, group) = (InstanceId(1), |event| Event::Group(site, event));

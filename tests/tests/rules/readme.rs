@@ -1,4 +1,4 @@
-//! What the documents show works: their commands are run, their configurations are read.
+//! The examples in the documents work: their commands are run, their configurations are read.
 
 use std::{fs, path::Path, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! `gaggled graph` and `gaggled simulate`: what a system is, and what it would do.
+//! `gaggled graph` and `gaggled simulate`: the dependencies of a system, and a forecast of a failure.
 
 use std::{fs, path::Path, process::Command, sync::Arc};
 
@@ -58,14 +58,14 @@ fn a_forecast_tells_who_would_notice() {
     let again = |seed| Simulation::new(&graph, &Scenario { seed, ..fail("db") }).envelopes;
     assert_eq!(again(7), again(7));
     assert_ne!(again(7).last().map(|envelope| envelope.monotonic), again(8).last().map(|envelope| envelope.monotonic));
-    // What never comes up keeps down what waits for it to be up again.
+    // A program that does not come up again keeps the programs down that wait for it.
     let broken = Scenario { faults: vec![Fault::Broken(names["db"], at(10), at(60))], until: at(60), seed: 1 };
     let impacts = impacts(&graph, &broken);
     let app = impacts.iter().find(|impact| impact.program == names["app"]).expect("it notices");
     assert!(app.back.is_none() && app.out >= Millis(49_000), "{app:?}");
 }
 
-/// What waits for something that fails before it has ever been up notices that, too.
+/// A program is also affected if one that it waits for fails before it has ever been up.
 #[test]
 fn a_forecast_tells_who_would_never_come_up() {
     let config = Config::parse(SYSTEM).expect("it is correct").config;
@@ -130,7 +130,7 @@ fn the_dependencies_are_drawn_with_and_without_state() {
     assert_eq!(said(&daemon.tool("gaggled_controller", &["backoff", "c"])).0, 3);
 }
 
-/// What is drawn is what runs, with the programs that gaggled adds; and the state of a running gaggled is found for it.
+/// The graph has the programs that gaggled adds, and shows the state of a running gaggled.
 #[test]
 fn programs_that_gaggled_adds_are_drawn_too() {
     let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", \

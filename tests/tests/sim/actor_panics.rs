@@ -1,4 +1,4 @@
-//! The actors around the machines, in virtual time.
+//! Panics of machines inside their actors, in virtual time.
 
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
@@ -34,7 +34,7 @@ impl Handler<Connect> for IdleHost {
     fn handle(&mut self, _: Connect, _: &mut Context<Self>) {}
 }
 
-/// An event of a dependency that is not there: the machine of a group panics over it.
+/// An event of a dependency that does not exist: the machine of a group panics when it gets it.
 fn impossible() -> Committed {
     Committed(Arc::new(Envelope {
         seq: Seq(1),
@@ -69,8 +69,8 @@ fn a_panic_costs_one_actor_is_an_event_and_the_machine_is_restored() {
 
         let actor = actors.machines.get(ActorId::Group(group)).expect("the actor of the group");
         actor.send(impossible()).await.expect("the actor lives on");
-        // The journal has restored the machine when it has answered, and the machine has proposed what it wants when its
-        // actor has.
+        // When the journal answers, it has restored the machine; when the actor answers, the machine has proposed its
+        // next event.
         actors.journal.send(Flush).await.expect("the journal");
         actor.send(Flush).await.expect("the actor lives on");
         actors.journal.send(Flush).await.expect("the journal");

@@ -1,4 +1,4 @@
-//! A bounded run of what is fuzzed: every input of the corpora, and some thousands made from each. The long run is
+//! A bounded run of the fuzz targets: every input of the corpora, and some thousands made from each. The long run is
 //! `contrib/fuzz`.
 
 use gaggled_tests::{

@@ -51,7 +51,7 @@ fn the_real_actors_write_the_same_journal() {
     }
 }
 
-/// Worlds that once failed, as small as they can be. Each finds the defect that it names, and nothing without it.
+/// Worlds that once failed, shrunk. Each violates its invariant with the defect that it names, and none without it.
 #[test]
 fn every_scenario_finds_its_defect_and_nothing_else() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");

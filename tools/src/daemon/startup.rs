@@ -115,6 +115,7 @@ impl Startup<'_> {
         let before = host::PreviousRun {
             state,
             identity: &head.journal,
+            is_new: self.directory.origin == Origin::New,
             recorded: runs.as_deref(),
             daemon_files,
             is_subreaper_alive: self.resumes(),

@@ -67,7 +67,8 @@ impl Census {
     pub fn take(identity: &str) -> Self {
         let mut census = Self::default();
         for pid in procfs::all() {
-            if Token::is_helper(pid, identity) {
+            let (helper, run) = Token::of_either(pid, identity);
+            if helper.is_some() {
                 sigkill(pid);
                 continue;
             }
@@ -75,9 +76,8 @@ impl Census {
             for number in [stat.session, stat.group] {
                 census.kin.entry(number).or_default().insert(pid);
             }
-            if let Some(token) = Token::of(pid, identity) {
-                let holder = TaggedProcess { pid, instance: token.instance, stat };
-                census.tagged.entry(token.program).or_default().push(holder);
+            if let Some(Token { instance, program }) = run {
+                census.tagged.entry(program).or_default().push(TaggedProcess { pid, instance, stat });
             }
         }
         census

@@ -43,6 +43,8 @@ pub struct PreviousRun<'a> {
     pub state: &'a State,
     /// The identity of the journal.
     pub identity: &'a str,
+    /// Whether the journal is new: no process can be of it.
+    pub is_new: bool,
     /// What it has recorded, if it has.
     pub recorded: Option<&'a [Vec<RunSlot>]>,
     /// The pid files of programs that make daemons of themselves, by their names.
@@ -70,8 +72,12 @@ pub struct ScanResult {
 /// `state` is the last state carried over. `reaped` is asked what the subreaper has reaped, when everything has been looked
 /// at: it has reported every end until then.
 pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>) -> ScanResult {
-    leftovers::end_half_started();
-    let census = Census::take(before.identity);
+    let census = if before.is_new {
+        Census::default()
+    } else {
+        leftovers::end_half_started();
+        Census::take(before.identity)
+    };
     let scans: Vec<ProgramScan<'_>> = ProgramScan::all(before, state, &census);
     let seen =
         scans.iter().flat_map(|scan| scan.at_known().into_iter().chain(scan.at_later()).map(move |seen| (scan, seen)));
@@ -342,12 +348,13 @@ pub fn tagged_processes(identity: &str) -> Vec<(String, i32)> {
 pub fn strangers(control: &str, users: &BTreeSet<u32>) -> Vec<(String, i32)> {
     let is_main = |pid: i32| procfs::stat(pid).is_some_and(|stat| stat.session == pid && !stat.is_zombie());
     let named = |pid: i32| {
-        let value = procfs::variable(pid, VARIABLE)?;
-        let program = value.split(':').nth(1)?.to_owned();
-        let is_here = procfs::variable(pid, CONTROL_VARIABLE).as_deref() == Some(control);
-        (is_here && is_main(pid) && procfs::uid(pid).is_some_and(|uid| users.contains(&uid))).then_some((program, pid))
+        let [token, url] = procfs::variables(pid, [VARIABLE, CONTROL_VARIABLE]);
+        let program = token?.split(':').nth(1)?.to_owned();
+        let is_here = url.as_deref() == Some(control) && procfs::uid(pid).is_some_and(|uid| users.contains(&uid));
+        is_here.then_some((program, pid))
     };
-    procfs::all().filter_map(named).collect()
+    // Few are, and an environment is large.
+    procfs::all().filter(|pid| is_main(*pid)).filter_map(named).collect()
 }
 
 /// The variable with the control url of a program's gaggled.

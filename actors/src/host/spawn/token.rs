@@ -36,9 +36,11 @@ impl Token {
         Self::read(&crate::host::procfs::variable(pid, HELPER)?, identity)
     }
 
-    /// Whether a process is a stop command or a check, or was started by one.
-    pub(crate) fn is_helper(pid: i32, identity: &str) -> bool {
-        Self::of_helper(pid, identity).is_some()
+    /// Both: that of a process that is a stop command or a check, or was started by one, and that of a run.
+    pub(crate) fn of_either(pid: i32, identity: &str) -> (Option<Self>, Option<Self>) {
+        let values = crate::host::procfs::variables(pid, [HELPER, VARIABLE]);
+        let [helper, run] = values.map(|value| Self::read(&value?, identity));
+        (helper, run)
     }
 
     /// The token that the variable has, if it is one of this gaggled.
