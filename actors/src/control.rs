@@ -5,6 +5,7 @@
 
 mod dispatch;
 mod history_queries;
+mod messages;
 mod pending_requests;
 mod queries;
 mod reply_gate;
@@ -16,15 +17,12 @@ use std::{
     sync::Arc,
 };
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message, ResponseFuture};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, ResponseFuture};
 use gaggled_core::{
     base::time::{Instant, Millis},
     control::{Operator, Proposal, Wait},
-    event::{Cause, Envelope, Event, Handover, SystemEvent},
-    journal::{
-        Refusal,
-        history::{CommandKey, History, LoggedEvent},
-    },
+    event::{Cause, Envelope, Event, SystemEvent},
+    journal::history::{CommandKey, History, LoggedEvent},
     protocol::{
         DEFAULT_TIMEOUT, ErrorCode, Reply, ReplyError, Request,
         access::{Peer, Role},
@@ -32,124 +30,22 @@ use gaggled_core::{
     state::State,
 };
 
+pub use self::messages::{
+    ControlRequest, ControlServices, DaemonInfo, DrainReplies, HandoverPrepared, HandoverRequest, PrepareHandover,
+    ProposalRefused, ReplyFn,
+};
 use self::{
-    dispatch::Dispatch,
+    messages::{Dispatch, JobFinished, JobResult, RequestContext},
     pending_requests::{PendingRequest, PendingRequests},
     reply_gate::ReplyGate,
-    worker::{BlockingWorker, JobFinished, JobResult},
+    worker::BlockingWorker,
 };
 use crate::{
     clock::Clock,
-    journal::{JournalActor, reader::JournalReader, writer_handle::JournalWriterHandle},
+    journal::{JournalActor, reader::JournalReader},
     machine_actor::panic_message,
     messages::{Committed, Propose},
 };
-
-/// Sends the answer to a request. It may be called at any time, from any thread, once.
-pub type ReplyFn = Box<dyn FnOnce(Reply) + Send>;
-
-/// A request.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct ControlRequest {
-    /// Who asks.
-    pub peer: Peer,
-    /// What is asked.
-    pub request: Request,
-    /// Where the answer goes.
-    pub answer: ReplyFn,
-}
-
-/// What a command proposed was refused.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct ProposalRefused {
-    /// The cause that the proposal had.
-    pub cause: Cause,
-    /// Why.
-    pub refusal: Refusal,
-}
-
-/// Everything has stopped. When this message has been handled, all earlier requests have been answered.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct DrainReplies;
-
-/// What the daemon says of itself.
-#[derive(Clone, Debug)]
-pub struct DaemonInfo {
-    /// The version of gaggled.
-    pub version: &'static str,
-    /// Its process id.
-    pub pid: u32,
-    /// The path of the binary that runs; with " (deleted)" after it if that is gone.
-    pub binary: String,
-    /// Where events are published.
-    pub eventurl: String,
-    /// Where requests are answered.
-    pub controlurl: String,
-    /// The directory of the journal.
-    pub state: String,
-}
-
-/// A request that concerns gaggled as a whole.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HandoverRequest {
-    /// Only say what another configuration would change.
-    Plan {
-        /// The file, if it is not the one that gaggled was started with.
-        file: Option<String>,
-    },
-    /// Take another configuration.
-    Reload {
-        /// The file, if it is not the one that gaggled was started with.
-        file: Option<String>,
-    },
-    /// Hand over to another version.
-    Upgrade {
-        /// The binary, if it is not the one that gaggled was started from.
-        binary: Option<String>,
-    },
-}
-
-/// The outcome of preparing a handover.
-#[derive(Clone, Debug)]
-pub struct HandoverPrepared {
-    /// The body of the reply.
-    pub body: serde_json::Value,
-    /// The handover to start, for which everything has been prepared; `None` if this daemon goes on.
-    pub handover: Option<Handover>,
-}
-
-/// Prepares a plan or a handover, given the state. It may block.
-pub type PrepareHandover = Arc<dyn Fn(HandoverRequest, &State) -> Result<HandoverPrepared, ReplyError> + Send + Sync>;
-
-/// What the actor works with besides the state.
-#[derive(Clone)]
-pub struct ControlServices {
-    /// The time.
-    pub clock: Clock,
-    /// Where commands are proposed.
-    pub journal: Addr<JournalActor>,
-    /// The journal writer: a command is answered when its events are written.
-    pub file: JournalWriterHandle,
-    /// Reads events that are no longer in memory.
-    pub reader: JournalReader,
-    /// Prepares plans and handovers.
-    pub prepare_handover: PrepareHandover,
-    /// What gaggled says of itself.
-    pub info: DaemonInfo,
-}
-
-/// A request that is answered later.
-struct RequestContext {
-    peer: Peer,
-    id: String,
-    /// Identifies a request that is sent again; empty if it may be carried out twice.
-    key: String,
-    /// Whether it is a command and not a query.
-    is_command: bool,
-}
 
 /// The actor of the control channel.
 pub struct ControlActor {
@@ -261,7 +157,7 @@ impl ControlActor {
             }
             Ok(Dispatch::Offload(job)) => {
                 let thread = if role == Role::Observe { &self.worker } else { &self.handover_worker };
-                thread.give(RequestContext { peer, id, key, is_command }, job, answer, ctx.address());
+                thread.give(RequestContext { peer, id, key, is_command }, job, answer, ctx.address().recipient());
             }
             Ok(Dispatch::Wait(..) | Dispatch::Propose(_)) => {
                 let error = busy();

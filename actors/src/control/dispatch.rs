@@ -1,27 +1,11 @@
 //! What a request leads to.
 
-use gaggled_core::{
-    base::time::Millis,
-    control::{Proposal, Target},
-    protocol::{Action, DEFAULT_TIMEOUT, Reply, ReplyError},
-};
+use gaggled_core::protocol::{Action, DEFAULT_TIMEOUT, Reply, ReplyError};
 
 use super::{
-    ControlActor, HandoverPrepared, HandoverRequest, history_queries,
-    worker::{Job, JobResult},
+    ControlActor, history_queries,
+    messages::{Dispatch, HandoverPrepared, HandoverRequest, JobResult},
 };
-
-/// How a request is answered.
-pub(super) enum Dispatch {
-    /// It is answered at once.
-    Reply(Reply),
-    /// It is answered when programs have reached a state.
-    Wait(Target, Millis),
-    /// It is answered when events are committed.
-    Propose(Proposal),
-    /// Another thread answers it, because that may block.
-    Offload(Job),
-}
 
 impl ControlActor {
     /// Decides how a request is answered.

@@ -14,7 +14,10 @@ use gaggled_core::{
 use globset::{Glob, GlobMatcher};
 use serde_json::value::RawValue;
 
-use super::{ControlActor, Dispatch, worker::JobResult};
+use super::{
+    ControlActor,
+    messages::{Dispatch, JobResult},
+};
 use crate::{
     control::queries::selected,
     journal::reader::{EventQuery, JournalReader},

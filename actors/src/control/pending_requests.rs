@@ -12,7 +12,7 @@ use gaggled_core::{
     state::State,
 };
 
-use super::ReplyFn;
+use super::messages::ReplyFn;
 
 /// A request that has not been answered.
 pub(super) struct PendingRequest {

@@ -4,7 +4,7 @@ use std::{convert::Infallible, future::Future, time::Duration};
 
 use tokio::sync::mpsc;
 
-use super::ReplyFn;
+use super::messages::ReplyFn;
 use crate::journal::writer_handle::JournalWriterHandle;
 
 /// How long a disk that does not respond may delay a reply. After that the reply is sent all the same, marked as not

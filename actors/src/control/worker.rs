@@ -5,43 +5,21 @@ use std::{
     thread,
 };
 
-use actix::{Addr, Message};
+use actix::Recipient;
 use crossbeam_channel::Sender;
-use gaggled_core::{
-    event::Handover,
-    protocol::{ErrorCode, Reply},
-};
+use gaggled_core::protocol::{ErrorCode, Reply};
 
-use super::{ControlActor, ReplyFn, RequestContext};
+use super::messages::{Job, JobFinished, JobResult, ReplyFn, RequestContext};
 use crate::machine_actor::panic_message;
 
 /// How many jobs may wait for the thread.
 const QUEUE_MAX: usize = 64;
 
-/// The work for a request, called with the id of the request.
-pub(super) type Job = Box<dyn FnOnce(&str) -> JobResult + Send>;
-
-/// The result of a job.
-pub(super) enum JobResult {
-    Reply(Reply),
-    /// A handover has been prepared and is to start; the value is the body of the reply.
-    Handover(Handover, serde_json::Value),
-}
-
-/// A job is done.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub(super) struct JobFinished {
-    pub asked: RequestContext,
-    pub concluded: JobResult,
-    pub answer: ReplyFn,
-}
-
 struct QueuedJob {
     asked: RequestContext,
     job: Job,
     answer: ReplyFn,
-    control: Addr<ControlActor>,
+    control: Recipient<JobFinished>,
 }
 
 /// The queue of the thread, which ends with this value; `None` if the thread could not be started.
@@ -54,7 +32,7 @@ impl BlockingWorker {
         Self(thread::Builder::new().name("ctl-worker".into()).spawn(work).ok().map(|_| orders))
     }
 
-    pub(super) fn give(&self, asked: RequestContext, job: Job, answer: ReplyFn, control: Addr<ControlActor>) {
+    pub(super) fn give(&self, asked: RequestContext, job: Job, answer: ReplyFn, control: Recipient<JobFinished>) {
         if let Some(orders) = &self.0 {
             // If the queue is full the job is dropped, and its responder sends the client an error.
             let _ = orders.try_send(QueuedJob { asked, job, answer, control });

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read,
+    os::unix::fs::MetadataExt,
     time::Duration,
 };
 
@@ -28,23 +29,27 @@ pub(crate) struct Stat {
 /// How much is read at first, in bytes.
 const FIRST_READ: usize = 4096;
 
-/// Reads a file of one record, `stat` or `environ`, in three system calls if it is small: a short read is the last one.
-fn read(path: &str) -> Option<Vec<u8>> {
+/// Reads a file with few system calls: the kernel does not tell the sizes of these. In a file of one record, `stat` or
+/// `environ`, a short read is the last; in a list only an empty one is.
+fn read(path: &str, is_list: bool) -> Option<Vec<u8>> {
     let mut file = File::open(path).ok()?;
     let (mut bytes, mut length) = (vec![0; FIRST_READ], 0);
     loop {
-        length += file.read(bytes.get_mut(length..)?).ok()?;
-        if length < bytes.len() {
+        let count = file.read(bytes.get_mut(length..)?).ok()?;
+        length += count;
+        if count == 0 || !is_list && length < bytes.len() {
             bytes.truncate(length);
             return Some(bytes);
         }
-        bytes.resize(2 * length, 0);
+        if length == bytes.len() {
+            bytes.resize(2 * length, 0);
+        }
     }
 }
 
 /// The fields of a process; `None` if there is none.
 pub(crate) fn stat(pid: i32) -> Option<Stat> {
-    let bytes = read(&format!("/proc/{pid}/stat"))?;
+    let bytes = read(&format!("/proc/{pid}/stat"), false)?;
     let text = String::from_utf8_lossy(&bytes);
     // The name stands in brackets and may hold anything.
     let fields: Vec<&str> = text.trim_end().rsplit_once(") ")?.1.split(' ').collect();
@@ -105,13 +110,19 @@ pub(crate) fn all() -> impl Iterator<Item = i32> {
 
 /// The children of one thread of a process. An orphan becomes the child of the first thread of a subreaper.
 pub(crate) fn children(pid: i32, thread: i32) -> Vec<i32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
+    let list = read(&format!("/proc/{pid}/task/{thread}/children"), true).unwrap_or_default();
+    let text = String::from_utf8_lossy(&list);
     text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// The children of all threads of a process.
 pub(crate) fn all_children(pid: i32) -> Vec<i32> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let folder = format!("/proc/{pid}/task");
+    // The links of this directory are two and one for each thread.
+    if fs::metadata(&folder).is_ok_and(|folder| folder.nlink() == 3) {
+        return children(pid, pid);
+    }
+    let threads = fs::read_dir(folder).into_iter().flatten().flatten();
     let threads = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     threads.flat_map(|thread| children(pid, thread)).collect()
 }
@@ -123,7 +134,7 @@ pub(crate) fn members(group: i32) -> Vec<i32> {
 
 /// The values of variables in the environment that a process was started with.
 pub(crate) fn variables<const N: usize>(pid: i32, names: [&str; N]) -> [Option<String>; N] {
-    let environment = read(&format!("/proc/{pid}/environ")).unwrap_or_default();
+    let environment = read(&format!("/proc/{pid}/environ"), false).unwrap_or_default();
     names.map(|name| {
         environment.split(|byte| *byte == 0).find_map(|pair| {
             let value = pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
