@@ -1,7 +1,8 @@
 //! The control actor: answers requests, and turns commands into proposals.
 //!
 //! It keeps its own copy of the state, so that a query never waits for the journal, and the latest events, to explain
-//! causes. A command is answered when its events are committed, or, if its sender waits, when its target is reached.
+//! causes. A command is answered when its events are committed and written (`reply_gate`), or, if its sender waits, when its
+//! target is reached.
 
 mod dispatch;
 mod history_queries;

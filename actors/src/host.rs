@@ -51,8 +51,7 @@ impl<P: Unpin + 'static> Actor for HostActor<P> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        // No limit: the number of programs bounds the queue, since each has at most one command and one report under
-        // way.
+        // No limit: the host may not lose a report. Each program has at most one command under way, and few reports.
         ctx.set_mailbox_capacity(0);
     }
 }

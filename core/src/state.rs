@@ -1,7 +1,7 @@
 //! The state of everything, as a fold of the events and nothing else.
 //!
 //! [`State::apply`] is the only fold: the daemon, the tools that follow it, and the simulator call it. The state of a
-//! program changes only with an event of that program, so a follower of one program needs only its events.
+//! program changes only with its own events and those of the dependencies that it has.
 
 mod backoff;
 mod group;

@@ -120,7 +120,7 @@ impl Cgroup {
 }
 
 /// Kills and removes the cgroups that are sent to it, in a separate thread, because the kernel may take a while.
-pub(crate) fn undertake(dead: Receiver<Cgroup>) -> io::Result<()> {
+pub(crate) fn start_remover(dead: Receiver<Cgroup>) -> io::Result<()> {
     let work = move || {
         for cgroup in dead {
             cgroup.end(REMOVE_TIMEOUT);

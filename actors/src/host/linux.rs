@@ -85,7 +85,7 @@ impl LinuxHost {
         let spawner = Spawner::new(specs, environment, addresses, shared.clone())?;
         thread::Builder::new().name(spawner::THREAD.into()).spawn(move || spawner.run(&received))?;
         if !inheritance.cgroups.is_empty() {
-            cgroup::undertake(dead)?;
+            cgroup::start_remover(dead)?;
         }
         let sweeper = shared.clone();
         thread::Builder::new().name("sweeper".into()).spawn(move || sweeper.sweep_for_ever(&emptied))?;

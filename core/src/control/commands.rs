@@ -130,7 +130,8 @@ impl Operator<'_> {
         self.refuse_in_shutdown()?;
         let Targets { mut programs, mut groups } = self.choose(&selection.programs)?;
         if selection.programs.is_empty() {
-            // A restart without names does not start programs and groups that are stopped.
+            // Programs that an operator has stopped, those with `autostart: false` that none has started, and groups at
+            // `stop` are left as they are.
             groups.retain(|group| *self.state.groups[*group].level != *STOP);
             programs.retain(|id| !self.state.programs[*id].operator_down);
         }

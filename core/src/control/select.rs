@@ -33,8 +33,8 @@ impl Operator<'_> {
         all.into_iter().collect()
     }
 
-    /// The programs and groups that these words select. Without words: all groups, and all programs that are in no group
-    /// except the logger.
+    /// The programs and groups that these words select. Without words: all groups, and all configured programs that are
+    /// in no group, without the logger.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! When a program is probed, and how long it may take to answer.
+//! What the rules need to know of readiness, health checks and the watchdog. Probes themselves are in [`crate::host::probe`].
 
 use serde::{Deserialize, Serialize};
 

@@ -72,7 +72,8 @@ pub struct Health {
 }
 
 impl Health {
-    /// How long a readiness probe may take.
+    /// How long one attempt of a readiness probe may take, and by default a health check. The limit for becoming ready is
+    /// `start_timeout`.
     pub const PROBE_TIMEOUT: Millis = Millis(5000);
 
     fn interval() -> Millis {

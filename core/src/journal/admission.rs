@@ -2,7 +2,7 @@
 //!
 //! A proposal races with other events: a program may end after a dependency on it was satisfied and before its
 //! dependent starts. Checked here, at the one point where events are numbered, the rules hold exactly in the order of
-//! the journal. A refusal is not an error; it says what to wait for.
+//! the journal. A refusal is not an error; it says why not and, if that helps, when to try again.
 
 use super::Refusal;
 

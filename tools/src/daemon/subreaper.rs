@@ -243,7 +243,7 @@ impl Subreaper {
         fcntl(&tell, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         fcntl(&hear, FcntlArg::F_SETFD(FdFlag::empty()))?;
         let memory = |name| memfd_create(name, MFdFlags::empty()).map(File::from);
-        let handoff_file = memory(c"gaggled letter")?;
+        let handoff_file = memory(c"gaggled handoff")?;
         let again = takeover.is_some();
         let Takeover { state, stash } = takeover.unwrap_or_default();
         HandoffFile { state, ..HandoffFile::default() }.write(&handoff_file)?;

@@ -33,7 +33,7 @@ pub(super) fn end_half_started() {
     wait_for(&held, HALF_STARTED_TIMEOUT.into());
 }
 
-/// new.
+/// Kills what ended runs have left, and looks again until nothing new is found: a process may start others before it ends.
 pub(super) fn kill_all<'a>(runs: impl Iterator<Item = &'a mut DeadRun>, identity: &str) {
     let mut runs: Vec<&mut DeadRun> = runs.collect();
     while !runs.is_empty() {

@@ -94,7 +94,7 @@ pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Ve
                 result.survivors.push(SurvivingProcess { parent: stat.parent, ..survivor });
                 Recovered::Running { instance, pid, start_time: stat.start_time }
             }
-            // A child writes itself down before it is anything: what is not written never was.
+            // A child records its pid before it executes its command, so a run without a record was never started.
             Seen::Gone { instance, pid: None, .. } if before.recorded.is_some() => Recovered::NeverStarted { instance },
             Seen::Gone { instance, pid, status } => {
                 let status = scan.status(instance, status, || reaped.get(&pid?).copied());
@@ -181,7 +181,7 @@ impl<'a> ProgramScan<'a> {
             return None;
         }
         if self.known.phase == Phase::ActiveExited {
-            // What carries the token is part of what the run has done. What undoes that was recorded.
+            // The run itself has ended, and its kept processes carry the token. Only its stop command was recorded.
             let slot = self.slots.iter().rfind(|slot| slot.instance == instance && slot.ended.is_none())?;
             let stat = procfs::stat(slot.pid).filter(|stat| !stat.is_zombie() && stat.parent == getppid().as_raw())?;
             return Some(Seen::Alive { instance, pid: slot.pid, stat, stage: MainProcess::Command });
@@ -207,8 +207,8 @@ impl<'a> ProgramScan<'a> {
         self.unrecorded(InstanceId(self.known.instance.0 + 1)..=InstanceId(u64::MAX))
     }
 
-    /// Where the journal has no process id the recorder may have one; and where that has none, the first of the main
-    /// processes that carry the newest token is the one.
+    /// The process of a run without a process id in the journal: the one in the flight recorder, or else the oldest session
+    /// leader that carries the newest token.
     fn unrecorded(&self, instances: RangeInclusive<InstanceId>) -> Option<Seen> {
         let slot = self.slots.iter().rfind(|slot| instances.contains(&slot.instance));
         if let Some(RunSlot { instance, pid, ended: None }) = slot.copied()
@@ -282,7 +282,7 @@ impl<'a> ProgramScan<'a> {
     }
 
     fn survivor(&self, instance: InstanceId, pid: i32, start_time: StartTime, stage: MainProcess) -> SurvivingProcess {
-        // Where there was no process to the end, one that is there undoes what the run has done.
+        // The process of a run that had ended is its stop command.
         let is_asked = matches!(self.known.phase, Phase::Stopping | Phase::ActiveExited);
         let ending = if is_asked && instance == self.known.instance { Ending::Asked } else { Ending::No };
         let cgroup = self.cgroup(instance);
@@ -330,7 +330,7 @@ impl<'a> ProgramScan<'a> {
     }
 }
 
-/// A process id is hardly given to another process within so long: the kernel gives all others away before that.
+/// The kernel is not expected to reuse a process id within this time: it assigns all other ids first.
 const PID_REUSE: Duration = Duration::from_secs(2);
 
 /// What is known of a process, if it is still the one that began then.
@@ -353,7 +353,7 @@ pub fn strangers(control: &str, users: &BTreeSet<u32>) -> Vec<(String, i32)> {
         let is_here = url.as_deref() == Some(control) && procfs::uid(pid).is_some_and(|uid| users.contains(&uid));
         is_here.then_some((program, pid))
     };
-    // Few are, and an environment is large.
+    // Session leaders are few, and an environment is large.
     procfs::all().filter(|pid| is_main(*pid)).filter_map(named).collect()
 }
 

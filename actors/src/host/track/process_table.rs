@@ -71,7 +71,7 @@ pub(crate) struct Process {
     pub(crate) cgroup: Option<Cgroup>,
     /// What its main process is.
     pub(crate) stage: MainProcess,
-    /// Whether it is our child, or has survived the previous daemon.
+    /// Whether it is our child; if not, it has survived the previous daemon.
     pub(crate) own: bool,
     /// Whether it is to end.
     pub(crate) ending: Ending,

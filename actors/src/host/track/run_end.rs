@@ -2,10 +2,11 @@
 //! nothing is left.
 //!
 //! ```text
-//! main_ended --+--> kill_rest ------+
-//!              +--> ask_the_rest ...+--> queue_final_sweep --> final_sweep --> finish
-//!              +--> finish_keeping_rest                        ^   | something outside the group is left
-//!                                                              +---+ it is asked or killed, and waited for
+//! main_ended --+--> finish_keeping_rest, or the rest is released ------------------------------> finish
+//!              +--> kill_rest --------+                                                            ^
+//!              +--> ask_the_rest .....+--> queue_final_sweep --> final_sweep -- nothing is left ---+
+//!              +--> the group is empty+                          ^   | something outside the group is left
+//!                                                                +---+ it is asked to end or killed, and waited for
 //! ```
 //!
 //! The final sweep is done by a thread of its own, [`ProcessTracker::sweep_for_ever`].
