@@ -17,6 +17,7 @@ use gaggled_core::{
     config::{Config, Diagnostic, LOGGER, ProgramConfig, SpanIndex, log_policy::LogRoute, sandbox::Cgroup},
     graph::{Graph, Policy},
     host::{ExitPolicy, LaunchSpec, LogTarget, PidFile},
+    process::Signal,
 };
 use nix::unistd::geteuid;
 
@@ -63,6 +64,7 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&LogRoute>) -> Lau
         command,
         argv,
         stop_command: program.stop_command.clone(),
+        stop_signal: program.stop_signal.as_deref().and_then(Signal::parse),
         exit: ExitPolicy::default(),
         env,
         wd: program.wd.clone(),

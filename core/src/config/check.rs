@@ -17,6 +17,7 @@ use crate::{
     config::{log_policy::Rotate, node_sets::NodeSets},
     graph::{Backoff, Condition, Mode, StartLimit},
     host::{PidFile, probe::ReadinessProbe},
+    process::Signal,
 };
 
 use super::{Config, Diagnostic, NodesPlace, OrderedMap, ProgramConfig, SmtpgateConfig, SpanIndex, Tls};
@@ -335,6 +336,10 @@ fn check_mode(name: &str, program: &ProgramConfig, locator: &SpanIndex, found: &
     }
     if mode == Mode::Test && program.stop_command.is_some() {
         error("stop_command", "is of mode Test, and has a stop command", "give it mode: Wait, or remove stop_command");
+    }
+    if program.stop_signal.as_deref().is_some_and(|name| Signal::parse(name).is_none_or(|signal| !signal.may_end())) {
+        let help = "write a signal that a program can take as a request to end, such as \"INT\", \"QUIT\" or \"USR1\"";
+        error("stop_signal", "has a stop signal that cannot ask it to end", help);
     }
     if program.leaves.is_some() && matches!(mode, Mode::Respawn | Mode::Test) {
         error("leaves", "has a mode that keeps no processes", "remove leaves, or give it mode: Once or Wait");

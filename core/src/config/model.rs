@@ -108,6 +108,9 @@ pub struct ProgramConfig {
     /// A shell command that stops it, instead of a TERM; with mode `Wait`, one that undoes its effects.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop_command: Option<String>,
+    /// The signal that asks it to end, by its name, if that is not TERM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<String>,
     /// Whether the program exists: a disabled program is not in the graph, and no other may depend on it.
     #[serde(skip_serializing_if = "is_true")]
     pub enabled: bool,
@@ -214,6 +217,7 @@ impl Default for ProgramConfig {
             success_exit_codes: Vec::new(),
             leaves: None,
             stop_command: None,
+            stop_signal: None,
             enabled: true,
             autostart: true,
             killwait: None,

@@ -45,6 +45,8 @@ const MISTAKES: &[(&str, &str)] = &[
         r#"(programs: {"a": (command: "x", group: "g", mode: Wait, depends: {"b": ()}), "b": (command: "x", group: "g")})"#,
         "a -> b -> a",
     ),
+    (r#"(programs: {"a": (command: "x", stop_signal: "SIGNONE")})"#, "has a stop signal that cannot ask it to end"),
+    (r#"(programs: {"a": (command: "x", stop_signal: "STOP")})"#, "has a stop signal that cannot ask it to end"),
     (r#"(programs: {"a": (command: "x", mode: Test, stop_command: "y")})"#, "is of mode Test, and has a stop command"),
     (
         r#"(programs: {"a": (command: "x", mode: Wait, start_limit: (burst: 1, interval: 1))})"#,
@@ -192,6 +194,7 @@ fn a_mistake_in_a_field_is_shown_there() {
         ("start_limit", "(burst: 0, interval: \"1m\")", "Once"),
         ("start_limit", "(burst: 1, interval: 1)", "Wait"),
         ("stop_command", "\"true\"", "Test"),
+        ("stop_signal", "\"9\"", "Once"),
         ("success_exit_codes", "[999]", "Once"),
     ] {
         let text = format!("(programs: {{\"a\": (command: \"x\", mode: {mode}, {field}: {value}, group: \"g\")}})");

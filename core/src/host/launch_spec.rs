@@ -7,6 +7,7 @@ use crate::{
     base::time::Millis,
     config::sandbox::{Cgroup, Sandbox},
     host::ExitPolicy,
+    process::Signal,
 };
 
 /// Everything needed to start a program, decided before the start.
@@ -20,6 +21,8 @@ pub struct LaunchSpec {
     pub argv: Vec<String>,
     /// The shell command that stops it, or undoes its effects.
     pub stop_command: Option<String>,
+    /// The signal that asks it to end, if that is not TERM.
+    pub stop_signal: Option<Signal>,
     /// What the host does with a run whose main process has ended.
     pub exit: ExitPolicy,
     /// Variables that are added to those of every program, or replace them; sorted by name.

@@ -219,13 +219,14 @@ fn compare(
 }
 
 /// The fields that take effect while a program runs; all others take effect when it is started.
-const LIVE_FIELDS: [&str; 12] = [
+const LIVE_FIELDS: [&str; 13] = [
     "retry",
     "mode",
     "group",
     "levels",
     "success_exit_codes",
     "stop_command",
+    "stop_signal",
     "killwait",
     "backoff",
     "start_limit",

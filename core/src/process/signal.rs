@@ -20,6 +20,12 @@ impl Signal {
         [2, 3, Self::KILL.0, Self::TERM.0].contains(&self.0)
     }
 
+    /// Whether a program can take it as a request to end: it has a name, can be caught, and neither stops nor continues.
+    pub fn may_end(self) -> bool {
+        let controls = ["KILL", "STOP", "CONT", "TSTP", "TTIN", "TTOU", "CHLD"];
+        Self::NAMES.iter().any(|(name, number)| *number == self.0 && !controls.contains(name))
+    }
+
     const NAMES: [(&'static str, i32); 31] = [
         ("HUP", 1),
         ("INT", 2),

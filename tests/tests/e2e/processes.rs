@@ -26,6 +26,36 @@ fn exits(daemon: &Daemon) -> Vec<(ExitStatus, u16)> {
     daemon.heard.iter().filter_map(exit).collect()
 }
 
+/// The signal goes to the group and to what has a session of its own; a survivor of a dead gaggled gets the same.
+#[test]
+fn a_program_is_asked_to_end_by_its_stop_signal() {
+    let wait = "while :; do sleep 0.02; done";
+    let note = |name: &str| {
+        format!("trap 'echo {name} >> @DIR@/asked; exit 0' USR1; trap '' TERM; echo >> @DIR@/ready; {wait}")
+    };
+    let mut daemon = Daemon::new(&format!(
+        "\"a\": (shell: \"setsid sh -c \\\"{}\\\" & {}\", stop_signal: \"SIGUSR1\", killwait: \"20s\"),",
+        note("other"),
+        note("main"),
+    ));
+    let directory = daemon.directory.path().to_owned();
+    let lines = move |name: &str| fs::read_to_string(directory.join(name)).unwrap_or_default().lines().count();
+    for (run, how) in [(1, "daemon"), (2, "both")] {
+        let ready = lines.clone();
+        daemon.wait_outside("both processes", move || ready("ready") == 2 * run);
+        if how == "daemon" {
+            daemon.kill_daemon();
+        } else {
+            daemon.kill_all();
+            daemon = daemon.again();
+        }
+        down(&daemon);
+        assert_eq!(lines("asked"), 2 * run, "{how}\n{}", daemon.timeline());
+        daemon.must(Action::Up(Selection { programs: vec!["a".to_owned()], wait: false, timeout_ms: None }));
+    }
+    daemon.end();
+}
+
 #[test]
 fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
     let mut daemon =

@@ -188,7 +188,7 @@ fn what_people_write_is_read_as_supervisord_reads_it() {
         (&["/x".to_owned(), "o".to_owned()][..], Some("/tmp"))
     );
     assert_eq!((indented.autostart, indented.mode, indented.log.as_deref()), (false, None, Some("/dev/null")));
-    assert_eq!(indented.stop_command.as_deref(), Some("kill -s INT -- \"-$GAGGLED_PROGRAM_PID\""));
+    assert_eq!((indented.stop_signal.as_deref(), indented.stop_command.as_deref()), (Some("INT"), None));
     assert_eq!(indented.start_limit.and_then(|limit| limit.reset), Some(Millis(0)), "no start is a bad one");
     assert_eq!(indented.group.as_deref(), Some("group.indented"));
     let both = program(&config, "both_01");

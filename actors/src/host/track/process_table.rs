@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gaggled_core::{
     base::ids::{InstanceId, ProgramId},
     host::Ending,
-    process::{ExitStatus, StartTime},
+    process::{ExitStatus, Signal as StopSignal, StartTime},
 };
 use nix::{
     errno::Errno,
@@ -146,20 +146,20 @@ impl Process {
     }
 
     /// Asks everything in its group to end.
-    pub(crate) fn terminate_group(&mut self, pid: i32) {
+    pub(crate) fn terminate_group(&mut self, pid: i32, signal: StopSignal) {
         self.is_group_asked = true;
-        self.signal(pid, Signal::SIGTERM);
+        self.signal(pid, Signal::try_from(signal.0).unwrap_or(Signal::SIGTERM));
         // A stopped process could not handle the signal.
         self.signal(pid, Signal::SIGCONT);
     }
 
     /// Asks those processes outside its group to end that were not asked before.
-    pub(crate) fn ask(&mut self, others: &[Held]) {
+    pub(crate) fn ask(&mut self, others: &[Held], signal: StopSignal) {
         // Start times are rounded: a process as late as the first request may have begun after it, and is not asked.
         let since = self.asked_since.replace(self.asked_since.unwrap_or_else(procfs::now));
         for held in others.iter().filter(|held| since.is_none_or(|since| held.start_time.0 < since.0)) {
             if self.asked.insert(held.pid, held.start_time).is_none() {
-                held.terminate();
+                held.terminate(signal);
             }
         }
     }

@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
 };
 
-use gaggled_core::{base::ids::InstanceId, process::StartTime};
+use gaggled_core::{
+    base::ids::InstanceId,
+    process::{Signal as StopSignal, StartTime},
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
@@ -30,8 +33,9 @@ impl Held {
     }
 
     /// Asks it to end. A stopped process is continued, so that it can handle that.
-    pub(crate) fn terminate(&self) {
-        let _ = pidfd_send_signal(&self.process, Signal::TERM);
+    pub(crate) fn terminate(&self, signal: StopSignal) {
+        let signal = Signal::from_named_raw(signal.0).unwrap_or(Signal::TERM);
+        let _ = pidfd_send_signal(&self.process, signal);
         let _ = pidfd_send_signal(&self.process, Signal::CONT);
     }
 

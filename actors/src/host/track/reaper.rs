@@ -16,7 +16,6 @@ use crate::host::{
     track::{
         process_table::{Helper, MainProcess, Process, ProcessTable},
         process_tree::kill_tree,
-        run_end::ask_the_rest,
         tracker::ProcessTracker,
     },
 };
@@ -119,7 +118,7 @@ impl ProcessTracker {
                     if !status.is_success() {
                         self.report(process, HostEvent::StopCommandFailed { status });
                     } else if process.ended.is_some() {
-                        ask_the_rest(table, main);
+                        self.ask_the_rest(table, main);
                     }
                 }
                 self.finish_if_empty(table, main);

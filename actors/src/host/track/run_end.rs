@@ -58,7 +58,7 @@ impl ProcessTracker {
                 match table.helper_of(program, instance) {
                     // Whether the other processes are asked is decided when the stop command has ended.
                     Some(_) => {}
-                    None if lives => ask_the_rest(&mut table, pid),
+                    None if lives => self.ask_the_rest(&mut table, pid),
                     None => self.queue_final_sweep(&mut table, pid),
                 }
             }
@@ -159,7 +159,7 @@ impl ProcessTracker {
             return self.finish(table, main, status);
         };
         if process.ending == Ending::Asked {
-            process.ask(&left);
+            process.ask(&left, self.programs[process.program].stop_signal);
         } else {
             process.kill_others(&left);
         }
@@ -227,11 +227,11 @@ impl ProcessTracker {
         }
         status
     }
-}
 
-/// Asks what is left of the group of a main process to end, if it was not asked before.
-pub(crate) fn ask_the_rest(table: &mut ProcessTable, main: i32) {
-    if let Some(process) = table.by_pid.get_mut(&main).filter(|process| !process.is_group_asked) {
-        process.terminate_group(main);
+    /// Asks what is left of the group of a main process to end, if it was not asked before.
+    pub(crate) fn ask_the_rest(&self, table: &mut ProcessTable, main: i32) {
+        if let Some(process) = table.by_pid.get_mut(&main).filter(|process| !process.is_group_asked) {
+            process.terminate_group(main, self.programs[process.program].stop_signal);
+        }
     }
 }

@@ -67,6 +67,8 @@ impl std::fmt::Debug for ProcessTracker {
 #[derive(Debug)]
 pub(crate) struct ProgramInfo {
     pub(crate) name: String,
+    /// The signal that asks it to end.
+    pub(crate) stop_signal: Signal,
     /// What becomes of a run whose main process has ended.
     pub(crate) exit: ExitPolicy,
     pub(crate) pid_file: Option<PidFile>,
@@ -81,6 +83,7 @@ impl ProgramInfo {
         let identity = launch.sandbox.as_ref().and_then(|sandbox| sandbox.identity.as_ref());
         Self {
             name: launch.name.clone(),
+            stop_signal: launch.stop_signal.unwrap_or(Signal::TERM),
             exit: launch.exit.clone(),
             pid_file: launch.pid_file.clone(),
             uid: identity.map_or_else(|| geteuid().as_raw(), |identity| identity.uid),
@@ -196,8 +199,9 @@ impl ProcessTracker {
         let Some(process) = table.by_pid.get(&main) else { return };
         let others = self.outside(table, process, &[main], &ProcessesByToken::new());
         if let Some(process) = table.by_pid.get_mut(&main) {
-            process.terminate_group(main);
-            process.ask(&others);
+            let signal = self.programs[process.program].stop_signal;
+            process.terminate_group(main, signal);
+            process.ask(&others, signal);
         }
     }
 

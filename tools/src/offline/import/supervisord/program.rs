@@ -102,6 +102,7 @@ pub(super) fn program(options: &Options<'_>, env: OrderedMap<String>) -> Result<
     let umask = umask.ok_or_else(|| options.wrong("umask", "is no octal number"))?;
     options.boolean("redirect_stderr")?;
     let log = log(options)?;
+    let (stop_signal, stop_command) = stop(options)?;
     Ok(ProgramConfig {
         command: Some(command.clone()),
         argv: argv.to_vec(),
@@ -115,7 +116,8 @@ pub(super) fn program(options: &Options<'_>, env: OrderedMap<String>) -> Result<
         retry,
         autostart: options.boolean("autostart")?.unwrap_or(true),
         success_exit_codes: exit_codes(options)?,
-        stop_command: stop(options)?,
+        stop_signal,
+        stop_command,
         killwait: Some(Millis(1000 * options.number::<u32>("stopwaitsecs", 10).map(u64::from)?)),
         start_limit: if mode == Some(Mode::Once) && !retry { None } else { limit(retries, lasts) },
         backoff: Some(spacing(retries, lasts)),
@@ -131,16 +133,19 @@ fn exit_codes(options: &Options<'_>) -> Result<Vec<i32>, String> {
     Ok(if codes == [0] { Vec::new() } else { codes })
 }
 
-/// The stop command for signals other than TERM, which gaggled itself sends to the whole group.
-fn stop(options: &Options<'_>) -> Result<Option<String>, String> {
+/// The stop signal if that is not TERM and goes to the whole group, as gaggled's own does, or else a stop command that sends
+/// it to the main process.
+fn stop(options: &Options<'_>) -> Result<(Option<String>, Option<String>), String> {
     let signal = options.text("stopsignal")?.unwrap_or_else(|| "TERM".to_owned());
     Signal::parse(&signal).ok_or_else(|| options.wrong("stopsignal", "is no signal"))?;
     let upper = signal.to_ascii_uppercase();
     let name = upper.trim_start_matches("SIG");
     let group = options.boolean("stopasgroup")?.unwrap_or(false);
     options.boolean("killasgroup")?;
-    let whom = if group { "-- \"-$GAGGLED_PROGRAM_PID\"" } else { "\"$GAGGLED_PROGRAM_PID\"" };
-    Ok((!["TERM", "15"].contains(&name)).then(|| format!("kill -s {name} {whom}")))
+    let is_other = !["TERM", "15"].contains(&name);
+    let signal = (is_other && group).then(|| name.to_owned());
+    let command = (is_other && !group).then(|| format!("kill -s {name} \"$GAGGLED_PROGRAM_PID\""));
+    Ok((signal, command))
 }
 
 /// supervisord gives up after so many starts in a row none of which lasted.
