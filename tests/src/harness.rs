@@ -1,14 +1,12 @@
 //! A real gaggled with a directory of its own, and a follower that receives its events.
 
+mod machine;
+
 use std::{
     fs,
-    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,7 +16,7 @@ use gaggled_core::{
     config::Config,
     event::{Envelope, Event, ProgramEvent, SystemEvent},
     journal::segment::Replay,
-    protocol::{Action, Reply, Request, encode_applied},
+    protocol::{Action, Reply, Request, Selection, encode_applied},
     state::State,
 };
 use gaggled_gateways::{
@@ -27,6 +25,9 @@ use gaggled_gateways::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
+
+use self::machine::is_gaggled;
+pub use self::machine::{children, code, exists, free_port, now, parent, possible};
 
 /// How long a test waits for something that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -333,6 +334,20 @@ impl Daemon {
         reply.body.map_or(Value::Null, |body| serde_json::from_str(body.get()).expect("JSON"))
     }
 
+    /// Stops everything, and waits until it has stopped.
+    pub fn down_all(&self) {
+        self.must(Action::Down(Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
+    }
+
+    /// How runs have ended so far, and how many processes each has left.
+    pub fn exits(&self) -> Vec<(gaggled_core::process::ExitStatus, u16)> {
+        let exit = |envelope: &Envelope| match envelope.event {
+            Event::Program(_, ProgramEvent::Exited { status, orphans, .. }) => Some((status, orphans)),
+            _ => None,
+        };
+        self.heard.iter().filter_map(exit).collect()
+    }
+
     /// The state of every program, by name.
     pub fn dump(&self) -> Value {
         let body = self.must(Action::Dump { programs: Vec::new(), from: 0, limit: None, at: None });
@@ -440,18 +455,6 @@ impl Drop for Daemon {
     }
 }
 
-/// The parent of a process. That of the daemon is its subreaper, which may not be the process that the test has
-/// started.
-pub fn parent(pid: i32) -> i32 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
-    let parent = stat.rsplit_once(") ").and_then(|(_, fields)| fields.split(' ').nth(1)?.parse().ok());
-    parent.expect("a process has a parent")
-}
-
-fn is_gaggled(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "gaggled")
-}
-
 /// The same configuration, with a state directory in the test's directory if it names none.
 fn with_state(text: &str, directory: &Path) -> String {
     let Ok(mut parsed) = Config::parse(text) else { return text.to_owned() };
@@ -465,48 +468,4 @@ fn with_state(text: &str, directory: &Path) -> String {
 /// Replaces `@DIR@` and `@PUPPET@` by the directory of a test and the path of the puppet.
 pub fn substitute(text: &str, directory: &Path) -> String {
     text.replace("@DIR@", &directory.display().to_string()).replace("@PUPPET@", &binary("puppet").display().to_string())
-}
-
-/// Whether a command succeeds on this machine; prints a notice if not.
-pub fn possible(words: &[&str]) -> bool {
-    let done = Command::new(words[0]).args(&words[1..]).output().is_ok_and(|output| output.status.success());
-    if !done {
-        eprintln!("skipped: {} is not possible here", words.join(" "));
-    }
-    done
-}
-
-/// Whether a process exists.
-pub fn exists(pid: i32) -> bool {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), None).is_ok()
-}
-
-/// The children of a process.
-pub fn children(pid: i32) -> Vec<i32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
-}
-
-/// A tcp port that is free now and is not given to others: it is below the range from which the kernel takes the ports
-/// of outgoing connections, and no other test of this process gets the same.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    const FIRST: u32 = 12_000;
-    const COUNT: u32 = 20_000;
-    (0..COUNT)
-        .map(|_| FIRST + (std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT)
-        .filter_map(|port| u16::try_from(port).ok())
-        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .expect("a free port")
-}
-
-/// The exit code of a tool.
-pub fn code(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
-}
-
-/// Now.
-#[expect(clippy::disallowed_methods, reason = "end-to-end tests live in real time")]
-pub fn now() -> Instant {
-    Instant::now()
 }

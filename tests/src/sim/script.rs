@@ -10,7 +10,7 @@ use gaggled_core::{
         ids::{DenseId, GroupId, ProgramId},
         time::{Instant, Millis},
     },
-    graph::{Backoff, Condition, Dependency, Graph, Group, HealthPolicy, Leaves, Mode, Policy},
+    graph::{Condition, Dependency, Graph, Group, Policy},
     protocol::Action,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -227,24 +227,7 @@ fn group_named(graph: &Graph, name: &Value) -> Result<GroupId, String> {
 
 /// A program with the default configuration.
 fn plain_policy(killwait: Millis) -> Policy {
-    Policy {
-        name: "".into(),
-        mode: Mode::default(),
-        autostart: true,
-        group: None,
-        levels: Vec::new(),
-        has_stop_command: false,
-        remain_after_exit: false,
-        leaves: Leaves::default(),
-        retry: false,
-        success_exit_codes: Vec::new(),
-        killwait,
-        backoff: Backoff::default(),
-        health: HealthPolicy::default(),
-        start_limit: None,
-        essential: false,
-        unconfigured: false,
-    }
+    Policy { killwait, ..Policy::new("") }
 }
 
 fn to_map(value: &impl Serialize) -> Map<String, Value> {

@@ -14,18 +14,6 @@ use gaggled_tests::{
 };
 use nix::sys::signal::Signal;
 
-fn down(daemon: &Daemon) {
-    daemon.must(Action::Down(Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
-}
-
-fn exits(daemon: &Daemon) -> Vec<(ExitStatus, u16)> {
-    let exit = |envelope: &gaggled_core::event::Envelope| match envelope.event {
-        Event::Program(_, ProgramEvent::Exited { status, orphans, .. }) => Some((status, orphans)),
-        _ => None,
-    };
-    daemon.heard.iter().filter_map(exit).collect()
-}
-
 /// The signal goes to the group and to what has a session of its own; a survivor of a dead gaggled gets the same.
 #[test]
 fn a_program_is_asked_to_end_by_its_stop_signal() {
@@ -49,7 +37,7 @@ fn a_program_is_asked_to_end_by_its_stop_signal() {
             daemon.kill_all();
             daemon = daemon.again();
         }
-        down(&daemon);
+        daemon.down_all();
         assert_eq!(lines("asked"), 2 * run, "{how}\n{}", daemon.timeline());
         daemon.must(Action::Up(Selection { programs: vec!["a".to_owned()], wait: false, timeout_ms: None }));
     }
@@ -61,7 +49,7 @@ fn a_stop_command_that_fails_is_told_and_a_signal_does_its_work() {
     let mut daemon =
         Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], stop_command: \"exit 3\"),");
     daemon.wait_up("a", 1);
-    down(&daemon);
+    daemon.down_all();
     daemon.wait("its end", |_, state| state.running.is_empty());
     let told = daemon.heard.iter().filter_map(|envelope| match &envelope.event {
         Event::Program(_, ProgramEvent::StopCommandFailed { status, .. }) => Some(("failed", *status)),
@@ -107,7 +95,7 @@ fn a_stray_grandchild_is_reaped_and_is_nobodys_event() {
     let stray = children(daemon_pid)[0];
     daemon.wait_outside("the end of the stray", || !exists(stray));
     assert_eq!(daemon.pid_of("a"), pid);
-    assert!(exits(&daemon).is_empty());
+    assert!(daemon.exits().is_empty());
 }
 
 /// Test 5: the main process ends well and leaves a child in its group.
@@ -115,7 +103,7 @@ fn a_stray_grandchild_is_reaped_and_is_nobodys_event() {
 fn what_a_daemonising_program_leaves_is_killed_and_counted() {
     let mut daemon = Daemon::new("\"a\": (command: \"@PUPPET@\", argv: [\"daemonise\"], mode: Once),");
     daemon.wait_down("a", 1);
-    assert_eq!(exits(&daemon), [(ExitStatus::Code(0), 1)]);
+    assert_eq!(daemon.exits(), [(ExitStatus::Code(0), 1)]);
 }
 
 /// Test 6: a child that has made a session of its own is found by its token, also after the daemon has died.
@@ -135,10 +123,10 @@ fn a_child_that_hides_in_a_session_of_its_own_is_found() {
         if killed {
             daemon.kill_daemon();
         }
-        down(&daemon);
+        daemon.down_all();
         daemon.wait_outside("the end of the hiding child", || !exists(hidden));
         daemon.wait_down("a", 1);
-        assert_eq!(exits(&daemon), [(ExitStatus::Signal(15), 0)], "it was asked to end, and has");
+        assert_eq!(daemon.exits(), [(ExitStatus::Signal(15), 0)], "it was asked to end, and has");
     }
 }
 
@@ -185,12 +173,12 @@ fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {
         if killed {
             daemon.kill_daemon();
         }
-        down(&daemon);
+        daemon.down_all();
         daemon.wait_down("stubborn", 1);
         daemon.wait_down("still", 1);
         let escalated = daemon.heard.iter().filter(|envelope| envelope.event.name() == "ProgramKillRequested").count();
         assert_eq!(escalated, 1, "only the stubborn one");
-        let mut ended = exits(&daemon);
+        let mut ended = daemon.exits();
         ended.sort_by_key(|(status, _)| format!("{status:?}"));
         assert_eq!(ended, [(ExitStatus::Code(4), 0), (ExitStatus::Signal(9), 0)], "killed: {killed}");
     }

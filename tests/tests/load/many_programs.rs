@@ -3,25 +3,12 @@
 use std::fs;
 
 use gaggled_core::{
-    event::{Event, ProgramEvent},
     process::ExitStatus,
     protocol::{Action, Selection},
     state::ProgramState,
 };
 use gaggled_tests::harness::{Daemon, code};
 use nix::sys::signal::Signal;
-
-fn down(daemon: &Daemon) {
-    daemon.must(Action::Down(Selection { programs: Vec::new(), wait: true, timeout_ms: None }));
-}
-
-fn exits(daemon: &Daemon) -> Vec<(ExitStatus, u16)> {
-    let exit = |envelope: &gaggled_core::event::Envelope| match envelope.event {
-        Event::Program(_, ProgramEvent::Exited { status, orphans, .. }) => Some((status, orphans)),
-        _ => None,
-    };
-    daemon.heard.iter().filter_map(exit).collect()
-}
 
 /// Test 2.
 #[test]
@@ -35,10 +22,10 @@ fn ten_thousand_runs_that_end_at_once_are_each_told_once_and_in_order() {
     daemon.wait("ten thousand runs", |_, state| {
         state.programs.values().map(|program| program.restarts).sum::<u64>() >= 10_000
     });
-    down(&daemon);
+    daemon.down_all();
     daemon.wait("the last of them", |_, state| state.running.is_empty());
     daemon.verify();
-    let otherwise = exits(&daemon).iter().filter(|(status, _)| *status != ExitStatus::Code(3)).count();
+    let otherwise = daemon.exits().iter().filter(|(status, _)| *status != ExitStatus::Code(3)).count();
     assert!(otherwise <= 20, "only the last run of each may have been stopped, not {otherwise}");
     assert_eq!(code(daemon.end()), 0);
 }
@@ -53,7 +40,7 @@ fn five_hundred_that_end_at_one_moment_are_all_told_and_leave_no_zombie() {
     daemon.wait("all to be up", |_, state| state.programs.values().all(ProgramState::is_running_and_wanted));
     daemon.must(Action::Signal { programs: vec!["*".to_owned()], signal: "KILL".to_owned() });
     daemon.wait("all to have ended", |_, state| state.running.is_empty());
-    assert_eq!(exits(&daemon).len(), 500);
+    assert_eq!(daemon.exits().len(), 500);
     let daemon_pid = daemon.daemon_pid();
     let threads = move || -> Vec<i32> {
         let tasks = fs::read_dir(format!("/proc/{daemon_pid}/task")).expect("threads").flatten();
@@ -113,7 +100,7 @@ fn a_long_storm_leaves_no_memory_no_descriptor_no_zombie_and_a_bounded_journal()
         .map(|found| found.len())
         .sum();
     assert!(kept < 3 << 20, "the journal has {kept} bytes");
-    down(&daemon);
+    daemon.down_all();
     daemon.wait("silence", |_, state| state.running.is_empty());
     daemon.verify();
 }
