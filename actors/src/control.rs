@@ -109,8 +109,8 @@ impl ControlActor {
             commands: 0,
             refusals: (clock.now(), 0),
             reader,
-            worker: BlockingWorker::start(),
-            handover_worker: BlockingWorker::start(),
+            worker: BlockingWorker::default(),
+            handover_worker: BlockingWorker::default(),
             prepare_handover,
             info,
         }
@@ -157,7 +157,7 @@ impl ControlActor {
                 self.propose(&RequestContext { peer, id, key, is_command }, (proposal, None), answer, ctx);
             }
             Ok(Dispatch::Offload(job)) => {
-                let thread = if role == Role::Observe { &self.worker } else { &self.handover_worker };
+                let thread = if role == Role::Observe { &mut self.worker } else { &mut self.handover_worker };
                 thread.give(RequestContext { peer, id, key, is_command }, job, answer, ctx.address().recipient());
             }
             Ok(Dispatch::Wait(..) | Dispatch::Propose(_)) => {

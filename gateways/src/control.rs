@@ -71,7 +71,7 @@ impl Drop for Responder {
     }
 }
 
-/// Takes requests. The daemon connects it to the control actor: `handler` in `tools/src/daemon.rs`.
+/// Takes requests. The daemon connects it to the control actor: `handler` in `tools/src/daemon/loaded_config.rs`.
 pub type Handler = Arc<dyn Fn(Peer, Request, Responder) + Send + Sync>;
 
 /// The server. It is meant to exist as long as the process.

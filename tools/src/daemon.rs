@@ -3,48 +3,35 @@
 mod event_log;
 mod event_sinks;
 mod handover;
+mod loaded_config;
 pub mod own_programs;
 mod run;
 mod startup;
 pub mod subreaper;
+mod subreaper_link;
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::{Arc, OnceLock},
 };
 
-use actix::Recipient;
 use gaggled_actors::{
-    control::{ControlActor, ControlRequest},
+    control::ControlActor,
     host,
     journal::directory::{Origin, RecoveredState, StateDirectory, StateError},
     spec,
 };
-use gaggled_core::{
-    config::{Config, Diagnostic, Parsed, Severity, SpanIndex, log_policy::LogRoute},
-    event::Handover,
-    journal::segment::{ConfigSource, SegmentHeader},
-    process::ExitStatus,
-    protocol::Reply,
-    state::State,
-};
-use gaggled_gateways::{
-    access::Access,
-    bus::Publisher,
-    control::{Handler, Server},
-    url::{Url, default_directory, make_default_directory, make_default_directory_for},
-};
+use gaggled_core::{event::Handover, journal::segment::SegmentHeader, process::ExitStatus, state::State};
+use gaggled_gateways::url::{Url, make_default_directory};
 
+pub use self::loaded_config::LoadedConfig;
 use self::{
-    run::{DaemonExit, Startup, SubreaperLink},
+    run::DaemonExit,
+    startup::Startup,
     subreaper::{HandoffFile, InheritedFds, Takeover},
+    subreaper_link::SubreaperLink,
 };
-use crate::{
-    VERSION,
-    common::diagnostics,
-    common::endpoints::{self, Urls},
-};
+use crate::{VERSION, common::endpoints};
 
 /// Exit status: the configuration cannot be used.
 pub const BAD_CONFIGURATION: u8 = 1;
@@ -52,17 +39,6 @@ pub const BAD_CONFIGURATION: u8 = 1;
 pub const SURVIVORS: u8 = 3;
 /// Exit status: gaggled cannot run here, for instance because another one does.
 pub const CANNOT_RUN: u8 = 100;
-
-/// A configuration that can be run here.
-pub struct LoadedConfig {
-    config: Config,
-    text: ConfigSource,
-    urls: Urls,
-    search: Vec<String>,
-    /// Where the output of each program goes.
-    log_routes: Vec<LogRoute>,
-    ignore_interrupts: bool,
-}
 
 /// How gaggled is started.
 #[derive(Clone, Debug, Default)]
@@ -75,110 +51,6 @@ pub struct Options {
     pub take_state: bool,
     /// The descriptors from the subreaper.
     pub inherit: Option<InheritedFds>,
-}
-
-impl LoadedConfig {
-    /// Reads a configuration and checks everything that can be checked without starting anything. What is wrong has
-    /// been printed when this returns `None`.
-    pub fn check(path: &Path, ignore_interrupts: bool) -> Option<Self> {
-        if let Some(why) = diagnostics::untrusted(path) {
-            eprintln!("Error: {} {why}", path.display());
-            return None;
-        }
-        let (parsed, text) = diagnostics::load(path).ok()?;
-        let text = ConfigSource { path: absolute(path), text };
-        let (system, found) = Self::examine(parsed, text, ignore_interrupts, None);
-        diagnostics::show(path, &system.text.text, &found);
-        let usable = found.iter().all(|finding| finding.severity != Severity::Error);
-        usable.then_some(system)
-    }
-
-    /// Reads and checks a configuration for the gaggled whose journal is here; what is wrong with it is returned in words.
-    fn load(path: &Path, ignore_interrupts: bool, state: &Path) -> Result<Self, String> {
-        if let Some(why) = diagnostics::untrusted(path) {
-            return Err(format!("{} {why}", path.display()));
-        }
-        let text = diagnostics::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
-        let join_diagnostics = |found: &[Diagnostic]| {
-            let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
-            let lines: Vec<String> = errors.map(|finding| diagnostics::line(path, &text, finding)).collect();
-            lines.join("\n")
-        };
-        let parsed = Config::parse(&text).map_err(|found| join_diagnostics(&found))?;
-        let place = ConfigSource { path: absolute(path), text: text.clone() };
-        let (system, found) = Self::examine(parsed, place, ignore_interrupts, Some(state));
-        let wrong = join_diagnostics(&found);
-        if wrong.is_empty() { Ok(system) } else { Err(wrong) }
-    }
-
-    /// A configuration that is already in force, with the journal here. Files that it needs may be gone by now, but the
-    /// programs that run must still be supervised.
-    fn in_force(text: ConfigSource, ignore_interrupts: bool, state: &Path) -> Option<Self> {
-        let parsed = Config::parse(&text.text).ok()?;
-        Some(Self::examine(parsed, text, ignore_interrupts, Some(state)).0)
-    }
-
-    fn examine(
-        parsed: Parsed,
-        text: ConfigSource,
-        ignore_interrupts: bool,
-        state: Option<&Path>,
-    ) -> (Self, Vec<Diagnostic>) {
-        let Parsed { mut config, locator, .. } = parsed;
-        let search = spec::search_path(&config, &std::env::var("PATH").unwrap_or_default());
-        let mut found = spec::check(&config, &locator, &search);
-        found.extend(check_gate(&config, &locator));
-        if let Err(error) = Access::find(&config.gaggled.access) {
-            let help = "correct the name, or add it; a group has an @ before its name";
-            found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", "access"])).help(help));
-        }
-        let urls = endpoints::of_settings(&config.gaggled);
-        if let Err(error) = &urls {
-            let settings = &config.gaggled;
-            let wrong = |url: &String| Url::parse(url, &settings.insecure).is_err();
-            let field = if settings.eventurl.as_ref().is_some_and(wrong) { "eventurl" } else { "controlurl" };
-            found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", field])));
-        }
-        let urls = urls.unwrap_or_default();
-        if !urls.event.is_empty() && urls.event == urls.control {
-            let at = locator.find(&["gaggled", "controlurl"]);
-            found.push(
-                Diagnostic::error("eventurl and controlurl are the same").at(at).help("give each a url of its own"),
-            );
-        }
-        let log_routes = own_programs::add(&mut config, Path::new(&text.path), state);
-        (Self { config, text, urls, search, log_routes, ignore_interrupts }, found)
-    }
-
-    /// How many programs and dependencies there are.
-    pub fn size(&self) -> (usize, usize) {
-        let graph = self.config.graph();
-        (graph.programs.len(), graph.dependencies.len())
-    }
-
-    /// Opens everything that could be refused, before anything is started.
-    fn open_channels(&self) -> Result<Channels, String> {
-        host::close_on_exec().map_err(|error| format!("cannot look at /proc/self/fd: {error}"))?;
-        host::become_subreaper().map_err(|error| format!("cannot become the parent of orphans: {error}"))?;
-        let default = default_directory().ok().map(|directory| directory.display().to_string());
-        let access = Access::find(&self.config.gaggled.access).map_err(|error| error.to_string())?;
-        let in_default =
-            |url: &str| default.as_ref().is_some_and(|directory| url.starts_with(&format!("ipc://{directory}/")));
-        if in_default(&self.urls.event) || in_default(&self.urls.control) {
-            make_default_directory_for(access.is_open()).map_err(|error| error.to_string())?;
-        }
-        let insecure = &self.config.gaggled.insecure;
-        let url = |text: &str| {
-            let url = Url::parse(text, insecure).map_err(|error| error.to_string())?;
-            url.prepare().map_err(|error| error.to_string())?;
-            Ok::<_, String>(url)
-        };
-        let control: Arc<OnceLock<Recipient<ControlRequest>>> = Arc::default();
-        let server = Server::bind(&url(&self.urls.control)?, access.clone(), handler(control.clone()))
-            .map_err(|error| error.to_string())?;
-        let publisher = Publisher::bind(&url(&self.urls.event)?, access).map_err(|error| error.to_string())?;
-        Ok((publisher, server, control))
-    }
 }
 
 /// Runs until everything has stopped, or another daemon follows.
@@ -377,38 +249,15 @@ fn is_disk(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(nix::libc::EROFS | nix::libc::ENOSPC | nix::libc::EDQUOT | nix::libc::EIO))
 }
 
-fn absolute(path: &Path) -> String {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string()
-}
-
-/// The end of a positive answer of another binary.
-const GOES_ON: &str = " can go on";
-
 /// Answers a running gaggled before an upgrade: whether this binary can read the journal, and which version it is.
 pub fn check_takeover(state: &Path) -> ExitCode {
     match gaggled_actors::journal::directory::last_segment(state) {
-        Ok(()) => crate::common::output::end(crate::common::output::line(&format!("gaggled {VERSION}{GOES_ON}"))),
+        Ok(()) => {
+            crate::common::output::end(crate::common::output::line(&format!("gaggled {VERSION}{}", handover::GOES_ON)))
+        }
         Err(why) => {
             eprintln!("Error: {why}");
             ExitCode::from(CANNOT_RUN)
         }
     }
-}
-
-type Channels = (Publisher, Arc<Server>, Arc<OnceLock<Recipient<ControlRequest>>>);
-
-fn handler(control: Arc<OnceLock<Recipient<ControlRequest>>>) -> Handler {
-    Arc::new(move |peer, request, responder| {
-        let answer = Box::new(move |reply: Reply| responder.send(&reply));
-        if let Some(control) = control.get() {
-            // A mailbox that is full drops the request, and the responder sends the client an error.
-            let _ = control.try_send(ControlRequest { peer, request, answer });
-        }
-    })
-}
-
-fn check_gate(config: &Config, locator: &SpanIndex) -> Option<Diagnostic> {
-    let gate = config.gaggled.smtpgate.as_ref()?;
-    let error = gaggled_gateways::smtp::check(gate).err()?;
-    Some(Diagnostic::error(error.to_string()).at(locator.find(&["gaggled", "smtpgate"])))
 }

@@ -7,14 +7,12 @@
 mod bounded_buffer;
 mod file;
 mod pipes;
+mod sink;
 
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::OpenOptionsExt,
-    },
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -24,18 +22,17 @@ use std::{
 use gaggled_actors::host;
 use gaggled_core::config::log_policy::{LogRoute, Overflow};
 use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{SigSet, Signal},
     unistd::pipe,
 };
 use sha2::{Digest, Sha256};
 
-pub use self::file::LogFile;
 use self::{
     bounded_buffer::{BoundedBuffer, Waiting},
     file::PrefixedOutput,
     pipes::{each_chunk, named, nameless},
 };
+pub use self::{file::LogFile, sink::Sink};
 
 /// The directory of the pipes, in that of the journal.
 pub fn pipes(state: &Path) -> PathBuf {
@@ -116,17 +113,6 @@ pub fn run(state: &Path) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A destination for log output.
-pub trait Sink: Send {
-    /// Writes a chunk; what cannot be written is counted. False if nothing more can be written before this process ends,
-    /// so that the rest is better left in the pipe.
-    fn write(&mut self, chunk: &[u8]) -> bool;
-    /// Records how many bytes were dropped before they reached this sink.
-    fn dropped(&mut self, bytes: u64);
-    /// There is nothing more.
-    fn end(&mut self);
-}
-
 fn take(outlet: &LogRoute, nameless: Vec<fs::File>, stopped: &Arc<OwnedFd>, width: usize) -> io::Result<()> {
     let Some(path) = &outlet.pipe else { return Ok(()) };
     let mut pipes = nameless;
@@ -160,10 +146,4 @@ fn take(outlet: &LogRoute, nameless: Vec<fs::File>, stopped: &Arc<OwnedFd>, widt
         bounded_buffer.close();
         Ok(())
     })
-}
-
-/// Whether a descriptor can be read, or its other end is closed, within a time.
-fn is_ready(file: &OwnedFd, within: PollTimeout) -> bool {
-    let mut waits = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
-    poll(&mut waits, within).is_ok_and(|count| count > 0)
 }

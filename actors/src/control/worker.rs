@@ -22,17 +22,19 @@ struct QueuedJob {
     control: Recipient<JobFinished>,
 }
 
-/// The queue of the thread, which ends with this value; `None` if the thread could not be started.
+/// The queue of the thread, which is started for the first job and ends with this value.
+#[derive(Default)]
 pub(super) struct BlockingWorker(Option<Sender<QueuedJob>>);
 
 impl BlockingWorker {
-    pub(super) fn start() -> Self {
+    fn start() -> Option<Sender<QueuedJob>> {
         let (orders, received) = crossbeam_channel::bounded(QUEUE_MAX);
         let work = move || received.into_iter().for_each(QueuedJob::carry_out);
-        Self(thread::Builder::new().name("ctl-worker".into()).spawn(work).ok().map(|_| orders))
+        thread::Builder::new().name("ctl-worker".into()).spawn(work).ok().map(|_| orders)
     }
 
-    pub(super) fn give(&self, asked: RequestContext, job: Job, answer: ReplyFn, control: Recipient<JobFinished>) {
+    pub(super) fn give(&mut self, asked: RequestContext, job: Job, answer: ReplyFn, control: Recipient<JobFinished>) {
+        self.0 = self.0.take().or_else(Self::start);
         if let Some(orders) = &self.0 {
             // If the queue is full the job is dropped, and its responder sends the client an error.
             let _ = orders.try_send(QueuedJob { asked, job, answer, control });

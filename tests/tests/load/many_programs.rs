@@ -149,7 +149,7 @@ fn five_thousand_programs_start_dump_and_stop() {
     let programs: String = (0..5000)
         .map(|i| {
             let on = if i % 10 > 0 { format!("\"p{}\": ()", i - 1) } else { String::new() };
-            format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {{{on}}}),")
+            format!("\"p{i}\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], killwait: \"1m\", depends: {{{on}}}),")
         })
         .collect();
     let mut daemon = Daemon::new(&programs);
@@ -162,7 +162,7 @@ fn five_thousand_programs_start_dump_and_stop() {
     assert_eq!(programs.len(), 5000);
     assert!(programs.iter().all(|program| program["up"] == true));
     assert_eq!(dump["dependencies"].as_array().map(Vec::len), Some(4500));
-    let output = daemon.tool("gaggled_controller", &["shutdown", "--timeout", "20s"]);
+    let output = daemon.tool("gaggled_controller", &["shutdown", "--timeout", "1m"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(code(daemon.await_end()), 0);
 }

@@ -31,8 +31,11 @@ use gaggled_core::{
 };
 use serde_json::json;
 
-use super::LoadedConfig;
+use super::loaded_config::LoadedConfig;
 use crate::VERSION;
+
+/// The end of a positive answer of another binary.
+pub(super) const GOES_ON: &str = " can go on";
 
 /// How long the disk may take.
 const DISK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -165,7 +168,7 @@ impl HandoverManager {
             .map_err(|error| failed(format!("{name} cannot be run ({error}): this gaggled goes on")))?;
         let said = listen(child, BINARY_TIMEOUT)
             .ok_or_else(|| failed(format!("{name} does not answer: this gaggled goes on")))?;
-        let version = said.trim().strip_prefix("gaggled ").and_then(|rest| rest.strip_suffix(crate::daemon::GOES_ON));
+        let version = said.trim().strip_prefix("gaggled ").and_then(|rest| rest.strip_suffix(GOES_ON));
         version.map(str::to_owned).ok_or_else(|| {
             let why = said.lines().next().unwrap_or("it says nothing").to_owned();
             failed(format!("{name} is no gaggled that could go on here ({why}): this gaggled goes on"))

@@ -1,9 +1,7 @@
 //! One run of the daemon: it takes over what the previous daemon has left, begins, and ends.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
-    os::fd::OwnedFd,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
@@ -16,10 +14,9 @@ use gaggled_actors::{
     actor_system::{self, Actors, HostAddress},
     clock::Clock,
     control::{ControlActor, ControlRequest, ControlServices, DaemonInfo, DrainReplies},
-    host::{self, Environment, HandOver, HostActor, LinuxHost, Recorder, Stash, TakeoverState},
+    host::{self, Environment, HandOver, HostActor, LinuxHost, Recorder, TakeoverState},
     journal::{
         JournalActor,
-        directory::{RecoveredState, StateDirectory},
         reader::JournalReader,
         writer_command::{JournalStatusFn, Retention, WriterInit},
         writer_handle::{Healed, JournalWriterHandle},
@@ -40,16 +37,17 @@ use tokio::{
 };
 
 use super::{
-    Channels, LoadedConfig,
     event_sinks::{ControlSink, LastEvent, ThreadSinks},
     handover::HandoverManager,
-    startup::StartupState,
+    loaded_config::LoadedConfig,
+    startup::{Startup, StartupState},
+    subreaper_link::SubreaperLink,
 };
 use crate::{
     VERSION,
     common::endpoints::{CONTROL_VARIABLE, EVENT_VARIABLE},
     daemon::event_log::JournalLog,
-    daemon::subreaper::{DaemonStatus, HandoffFile, InheritedFds},
+    daemon::subreaper::{DaemonStatus, HandoffFile},
     logger,
 };
 
@@ -60,57 +58,6 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long starts that are under way may hold up a handover.
 const STARTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The descriptors from the subreaper.
-pub(super) struct SubreaperLink {
-    pub pipe: File,
-    pub recorder: File,
-    handoff_file: File,
-    /// The sockets that the previous daemon has kept; taken once.
-    stash: Stash,
-    /// What the previous daemon has written, if there was one under this subreaper.
-    pub before: Option<HandoffFile>,
-    /// The path that the binary was found at.
-    pub binary: PathBuf,
-}
-
-impl SubreaperLink {
-    /// Opens the descriptors from the subreaper.
-    pub(super) fn new(position: InheritedFds) -> io::Result<Self> {
-        let open = |fd: i32, write| OpenOptions::new().read(true).write(write).open(format!("/proc/self/fd/{fd}"));
-        let handoff_file = open(position.handoff_file, true)?;
-        let pipe = open(position.pipe, false)?;
-        nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-        let [into, out_of] = position.stash.map(host::inherited);
-        let stash = into.zip(out_of).map_or_else(Stash::default, |(into, out_of)| Stash::new(into, out_of));
-        let before = if position.again { HandoffFile::read(&handoff_file).ok() } else { None };
-        // A daemon that died before it was up has left nothing.
-        let before = before.filter(|before| !before.state.is_empty());
-        Ok(Self {
-            pipe,
-            recorder: open(position.recorder, true)?,
-            handoff_file,
-            stash,
-            before,
-            binary: position.binary,
-        })
-    }
-
-    /// The ends of the stash, for a subreaper that follows.
-    pub(super) fn stash(&self) -> Option<(OwnedFd, OwnedFd)> {
-        self.stash.try_clone().ok().flatten()
-    }
-
-    /// Records that gaggled ends and is not to be started again.
-    pub(super) fn end(&self) {
-        self.write(&HandoffFile { status: DaemonStatus::Exiting, ..self.before.clone().unwrap_or_default() });
-    }
-
-    fn write(&self, handoff_file: &HandoffFile) {
-        // If this fails, the next daemon only lacks this information.
-        let _ = handoff_file.write(&self.handoff_file);
-    }
-}
-
 /// How a daemon has ended.
 pub(super) enum DaemonExit {
     /// Everything has stopped except `survivors` programs. `essential_exit` is set if an essential program has caused
@@ -118,18 +65,6 @@ pub(super) enum DaemonExit {
     Stopped { survivors: u32, essential_exit: Option<ExitStatus> },
     /// Another daemon follows.
     HandedOver(Handover),
-}
-
-/// What a daemon starts with.
-pub(super) struct Startup<'a> {
-    pub system: &'a LoadedConfig,
-    pub directory: StateDirectory,
-    /// Why the configured directory is not used, if it is not.
-    pub fallback_directory_reason: Option<String>,
-    pub recovered: RecoveredState,
-    pub subreaper: Option<SubreaperLink>,
-    /// None once they are in use.
-    pub channels: Option<Channels>,
 }
 
 /// A daemon that runs.

@@ -23,8 +23,23 @@ use gaggled_core::{
     state::State,
 };
 
-use super::{LoadedConfig, run::Startup};
+use super::{
+    loaded_config::{Channels, LoadedConfig},
+    subreaper_link::SubreaperLink,
+};
 use crate::VERSION;
+
+/// What a daemon starts with.
+pub(super) struct Startup<'a> {
+    pub system: &'a LoadedConfig,
+    pub directory: StateDirectory,
+    /// Why the configured directory is not used, if it is not.
+    pub fallback_directory_reason: Option<String>,
+    pub recovered: RecoveredState,
+    pub subreaper: Option<SubreaperLink>,
+    /// None once they are in use.
+    pub channels: Option<Channels>,
+}
 
 /// What has been taken over from the previous daemon.
 pub(super) struct StartupState {

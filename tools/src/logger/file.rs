@@ -19,7 +19,7 @@ use gaggled_core::config::log_policy::{Overflow, Rotate};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
-use super::{Sink, is_ready};
+use super::sink::{Sink, is_ready};
 
 /// How soon a disk that has failed is tried again while the program waits, in milliseconds.
 const RETRY_DELAY: u16 = 1000;

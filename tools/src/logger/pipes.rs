@@ -24,7 +24,7 @@ use nix::{
     unistd::mkfifo,
 };
 
-use super::is_ready;
+use super::sink::is_ready;
 
 /// How much is taken from a pipe at once, in bytes.
 const CHUNK: usize = 64 << 10;

@@ -11,7 +11,7 @@ use gaggled_core::{
     graph::{Mode, RESTART, STOP, StartLimit},
 };
 
-use super::{Imported, SourceLocation, counterpart, read, usable};
+use super::imported::{Imported, SourceLocation, counterpart, read, usable};
 
 /// What the original does with an entry that ends again and again: it pauses for a minute after seven starts in a row.
 const THROTTLE: StartLimit =

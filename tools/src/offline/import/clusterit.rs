@@ -4,7 +4,7 @@ use std::path::Path;
 
 use gaggled_core::config::{OrderedMap, node_sets};
 
-use super::{Imported, read};
+use super::imported::{Imported, read};
 
 /// Reads a cluster file.
 pub fn import(path: &Path) -> Result<Imported, String> {

@@ -10,7 +10,7 @@ use gaggled_core::{
 };
 use serde_json::{Map, Value};
 
-use super::{Imported, SourceLocation, read};
+use super::imported::{Imported, SourceLocation, read};
 
 /// The original gives up a process that is started more often than this within a minute.
 const LIMIT: StartLimit = StartLimit { burst: 5, interval: Millis(60_000), retry_after: None, reset: None };

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::{SourceLocation, read};
+use super::imported::{SourceLocation, read};
 
 /// A section.
 #[derive(Clone, Debug)]

@@ -12,9 +12,8 @@ use gaggled_core::{
 use gaggled_gateways::url::{Url, UrlError};
 
 use super::{
-    Imported,
+    imported::{Imported, usable},
     info::{self, Node},
-    usable,
 };
 
 /// Reads a file of the original.

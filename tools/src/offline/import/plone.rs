@@ -12,9 +12,8 @@ use gaggled_core::{
 };
 
 use super::{
-    Imported, SourceLocation, counterpart,
+    imported::{Imported, SourceLocation, counterpart, usable},
     ini::{self, Section, Setting},
-    usable,
 };
 
 const RECIPE: &str = "plone.recipe.cluster";

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use gaggled_core::{config::ProgramConfig, graph::Mode};
 
-use super::{Imported, SourceLocation, read};
+use super::imported::{Imported, SourceLocation, read};
 
 /// The first port, and the distance to that of the next program, as in foreman.
 const PORTS: (u16, usize) = (5000, 100);

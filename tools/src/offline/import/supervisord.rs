@@ -12,9 +12,8 @@ use gaggled_core::{
 
 use self::values::{Expansions, Options};
 use super::{
-    Imported, SourceLocation,
+    imported::{Imported, SourceLocation, usable},
     ini::{self, Section, Setting},
-    usable,
 };
 
 mod program;

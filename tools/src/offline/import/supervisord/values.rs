@@ -10,7 +10,7 @@ use std::{
 use gaggled_core::config::OrderedMap;
 
 use crate::offline::import::{
-    SourceLocation,
+    imported::SourceLocation,
     ini::{Section, Setting},
 };
 
