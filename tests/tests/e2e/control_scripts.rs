@@ -195,6 +195,11 @@ fn what_is_left_is_asked_to_end_after_a_stop_command_that_another_gaggled_has_be
         daemon.must(Action::Down(Selection { programs: vec!["kept".into()], wait: false, timeout_ms: None }));
         let undoing = directory.join("undoing");
         daemon.wait_outside("its stop command", move || undoing.exists());
+        daemon.wait("its start to be committed", |_, state| {
+            state.programs.values().all(|program| program.process.is_some())
+        });
+        // The reply to a command waits until all events before it are written.
+        daemon.must(Action::Down(Selection { programs: vec!["kept".into()], wait: false, timeout_ms: None }));
         if how == "crash" {
             daemon.kill_daemon();
         } else {
