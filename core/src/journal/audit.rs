@@ -117,13 +117,13 @@ impl ProgramTrace {
             running: known.is_running() && known.phase != Phase::ActiveExited && !known.is_undoing(),
             up_since: known.up_since.filter(|_| known.is_running()),
             ready_since: known.ready_since.filter(|_| known.is_running()),
-            unhealthy: leaving.is_some_and(|leaving| leaving.reason == StopReason::Unhealthy),
+            unhealthy: leaving.is_some_and(|stop| stop.reason == StopReason::Unhealthy),
             completed: ProgramState { start_pending: false, ..known.clone() }.satisfied_since(Condition::Completed),
             owed: known.start_pending && !known.is_running(),
             told: known.stop_event.is_some(),
             operator_fall: leaving
-                .filter(|leaving| leaving.dependents_first)
-                .and_then(|leaving| Some((known.down_event?, leaving.since))),
+                .filter(|stop| stop.dependents_first)
+                .and_then(|stop| Some((known.down_event?, stop.since))),
             replaced: leaving.is_some(),
             operator_down: known.operator_down,
             is_in: known.membership != Membership::Stopped,

@@ -161,7 +161,7 @@ impl ProgramMachine {
     fn stop_reason(&self) -> Option<StopReason> {
         match self.shutdown {
             Some(_) => Some(StopReason::Shutdown),
-            None => self.state.pending_stop.map(|leaving| leaving.reason),
+            None => self.state.pending_stop.map(|stop| stop.reason),
         }
     }
 
@@ -215,12 +215,12 @@ impl ProgramMachine {
 
     /// Whether the pending stop lets its dependents stop first, because nothing has failed.
     fn dependents_first(&self) -> bool {
-        self.state.pending_stop.is_some_and(|leaving| leaving.dependents_first)
+        self.state.pending_stop.is_some_and(|stop| stop.dependents_first)
     }
 
     /// From when on the killwait counts: since the stop was decided, but not before the program was up.
     fn stop_pending_since(&self) -> Instant {
-        self.counted_from(self.state.pending_stop.map(|leaving| leaving.since))
+        self.counted_from(self.state.pending_stop.map(|stop| stop.since))
     }
 
     fn counted_from(&self, decided: Option<Instant>) -> Instant {

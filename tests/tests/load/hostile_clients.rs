@@ -165,8 +165,7 @@ fn users_and_groups_may_do_what_access_says() {
         println!("skipped: this machine lacks the groups games and users");
         return;
     };
-    let site = Arc::new(directory());
-    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let site = open_site();
     let text = "(gaggled: (eventurl: \"ipc://@DIR@/e.ipc\", controlurl: \"ipc://@DIR@/c.ipc\", access: (operate: \
                 [\"@games\"], observe: [\"@users\"])), programs: {\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \
                 \"1000000\"])})";
@@ -208,14 +207,20 @@ fn users_and_groups_may_do_what_access_says() {
     assert_eq!(output.status.code(), Some(1));
 }
 
+/// A directory that another user can enter.
+fn open_site() -> Arc<tempfile::TempDir> {
+    let site = Arc::new(directory());
+    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    site
+}
+
 /// One user cannot take the connections of others, and starts go on.
 #[test]
 fn one_user_cannot_take_all_connections() {
     if !is_root() {
         return;
     }
-    let site = Arc::new(directory());
-    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let site = open_site();
     let text = "(gaggled: (eventurl: \"ipc://@DIR@/e.ipc\", controlurl: \"ipc://@DIR@/c.ipc\", access: (observe: \
                 [\"nobody\"])), programs: {\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], log: \
                 \"@DIR@/a.log\", backoff: (initial: 0, max: 0))})";
@@ -262,8 +267,7 @@ fn a_client_that_does_not_wait_for_answers_is_ended() {
     if !is_root() {
         return;
     }
-    let site = Arc::new(directory());
-    fs::set_permissions(site.path(), fs::Permissions::from_mode(0o755)).expect("a mode");
+    let site = open_site();
     let text = "(gaggled: (eventurl: \"ipc://@DIR@/events.ipc\", controlurl: \"ipc://@DIR@/control.ipc\", access: (observe: \
                 [\"nobody\"])), programs: {\"a\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"])})";
     let mut daemon = Daemon::with(text, site.clone(), &DaemonOptions::default());

@@ -33,15 +33,13 @@ pub(super) fn end_half_started() {
     wait_for(&held, HALF_STARTED_TIMEOUT.into());
 }
 
-/// Kills what ended runs have left, and looks again until nothing new is found: a process may start others before it ends.
-pub(super) fn kill_all<'a>(runs: impl Iterator<Item = &'a mut DeadRun>, identity: &str) {
+/// Kills what ended runs have left, and looks again after each kill: a process may start others before it ends.
+pub(super) fn kill_all<'a>(runs: impl Iterator<Item = &'a mut DeadRun>, found: &Census, identity: &str) {
     let mut runs: Vec<&mut DeadRun> = runs.collect();
-    while !runs.is_empty() {
-        let census = Census::take(identity);
-        let killed: usize = runs.iter_mut().map(|run| run.kill(&census, identity)).sum();
-        if killed == 0 {
-            return;
-        }
+    let mut kill = |census: &Census| runs.iter_mut().map(|run| run.kill(census, identity)).sum::<usize>();
+    let mut killed = kill(found);
+    while killed > 0 {
+        killed = kill(&Census::take(identity));
     }
 }
 

@@ -97,7 +97,8 @@ pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Ve
             // A child records its pid before it executes its command, so a run without a record was never started.
             Seen::Gone { instance, pid: None, .. } if before.recorded.is_some() => Recovered::NeverStarted { instance },
             Seen::Gone { instance, pid, status } => {
-                let status = scan.status(instance, status, || reaped.get(&pid?).copied());
+                let cgroup = scan.cgroup(instance);
+                let status = scan.status(instance, cgroup.as_ref(), status, || reaped.get(&pid?).copied());
                 match (scan.exit.action(status, scan.ending(instance), !scan.is_daemonized(instance)), pid) {
                     (ExitAction::AwaitDaemon, Some(pid)) if scan.daemon_file().is_some() => {
                         let start_time = scan.known_start_time(instance).unwrap_or(scan.last_seen);
@@ -105,13 +106,13 @@ pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Ve
                         Recovered::Running { instance, pid, start_time }
                     }
                     (ExitAction::Keep | ExitAction::Release, _) => {
-                        result.kept.extend(scan.cgroup(instance));
+                        result.kept.extend(cgroup);
                         Recovered::Exited { instance, status, orphans: scan.count_kept(instance) }
                     }
                     (ExitAction::AwaitDaemon | ExitAction::AwaitRest | ExitAction::KillRest, _) => {
                         dead.push((result.found.len(), scan.dead_run(instance, pid)));
                         // What is in its cgroup is killed with that.
-                        let members = scan.cgroup(instance).map_or(0, |cgroup| cgroup.members().len());
+                        let members = cgroup.map_or(0, |cgroup| cgroup.members().len());
                         Recovered::Exited { instance, status, orphans: count(members) }
                     }
                 }
@@ -119,7 +120,7 @@ pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Ve
         };
         result.found.push((scan.program, recovered));
     }
-    leftovers::kill_all(dead.iter_mut().map(|(_, run)| run), before.identity);
+    leftovers::kill_all(dead.iter_mut().map(|(_, run)| run), &census, before.identity);
     for (index, run) in dead {
         if let Some((_, Recovered::Exited { orphans, .. })) = result.found.get_mut(index) {
             *orphans = count(run.killed.len()).max(*orphans);
@@ -264,13 +265,14 @@ impl<'a> ProgramScan<'a> {
     fn status(
         &self,
         instance: InstanceId,
+        cgroup: Option<&Cgroup>,
         zombie: Option<ExitStatus>,
         reaped: impl FnOnce() -> Option<ExitStatus>,
     ) -> ExitStatus {
         let recorded = || self.slots.iter().find(|slot| slot.instance == instance).and_then(|slot| slot.ended);
         let status = zombie.or_else(recorded).or_else(reaped).unwrap_or(ExitStatus::Unknown);
         // What was being stopped may have been killed by gaggled itself.
-        let cgroup = self.cgroup(instance).filter(|_| self.known.phase != Phase::Stopping);
+        let cgroup = cgroup.filter(|_| self.known.phase != Phase::Stopping);
         cgroup.map_or(status, |cgroup| cgroup.oom_status(status))
     }
 

@@ -130,13 +130,16 @@ impl Process {
 
     /// The same run with the daemon that its command has left as its main process.
     pub(crate) fn replaced_by(self, pid: i32, stat: &Stat) -> Self {
-        let daemon = Self::new(self.program, self.instance, pid, stat.start_time, self.own).in_cgroup(self.cgroup);
-        let daemon = if stat.group == pid { daemon } else { daemon.in_group(stat.group) };
+        let daemon = Self::new(self.program, self.instance, pid, stat.start_time, self.own);
+        let daemon = daemon.in_cgroup(self.cgroup).in_group(stat.group);
         daemon.found_as(MainProcess::Daemon, self.ending, self.may_be_orphaned)
     }
 
-    /// The same, in this process group.
+    /// The same, in the group that it is in, which seldom is its own if it is a daemon.
     pub(crate) fn in_group(self, group: i32) -> Self {
+        if group == self.group {
+            return self;
+        }
         Self { group, leader: procfs::stat(group).map(|leader| leader.start_time), ..self }
     }
 

@@ -255,8 +255,9 @@ impl ProcessTracker {
     pub(crate) fn adopt(&self, survivor: SurvivingProcess, subreaper: Option<i32>) -> Option<(i32, OwnedFd)> {
         let SurvivingProcess { program, instance, pid, start_time, parent, stage, ending, cgroup } = survivor;
         let process = Process::new(program, instance, pid, start_time, false).in_cgroup(cgroup);
-        let process = match procfs::stat(pid).map(|stat| stat.group).filter(|group| *group != pid) {
-            Some(group) => process.in_group(group),
+        // A command whose daemon is awaited has ended, and its process id may be that of another process.
+        let process = match procfs::stat(pid).filter(|stat| stat.start_time == start_time) {
+            Some(stat) => process.in_group(stat.group),
             None => process,
         };
         // Orphans of a run that is undone may be children of any process.
