@@ -94,8 +94,11 @@ pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Ve
                 result.survivors.push(SurvivingProcess { parent: stat.parent, ..survivor });
                 Recovered::Running { instance, pid, start_time: stat.start_time }
             }
-            // A child records its pid before it executes its command, so a run without a record was never started.
-            Seen::Gone { instance, pid: None, .. } if before.recorded.is_some() => Recovered::NeverStarted { instance },
+            // A child records its pid before it executes its command, so a run without a record was never started. A stop
+            // command that may not have been started is run again.
+            Seen::Gone { instance, pid: None, .. } if before.recorded.is_some() || scan.known.is_undoing() => {
+                Recovered::NeverStarted { instance }
+            }
             Seen::Gone { instance, pid, status } => {
                 let cgroup = scan.cgroup(instance);
                 let status = scan.status(instance, cgroup.as_ref(), status, || reaped.get(&pid?).copied());
@@ -151,6 +154,8 @@ struct ProgramScan<'a> {
     tagged: &'a [TaggedProcess],
     /// Until when the previous daemon is known to have watched everything.
     last_seen: StartTime,
+    /// Since when its instance has been in its phase.
+    phase_since: StartTime,
 }
 
 impl<'a> ProgramScan<'a> {
@@ -160,16 +165,19 @@ impl<'a> ProgramScan<'a> {
         let ids = before.state.graph.names();
         let of = |(program, policy): (ProgramId, &'a Policy)| {
             let name = &*policy.name;
+            let known = &state.programs[program];
+            let in_phase = Duration::from_micros(state.at.as_micros().saturating_sub(known.phase_since.as_micros()));
             let old = ids.get(name).and_then(|old| before.recorded?.get(old.index()));
             Self {
                 before,
                 program,
                 name,
-                known: &state.programs[program],
+                known,
                 exit: ExitPolicy::from(policy),
                 slots: old.map_or(&[], Vec::as_slice),
                 tagged: census.tagged.get(name).map_or(&[], Vec::as_slice),
                 last_seen,
+                phase_since: procfs::ago(in_phase),
             }
         };
         state.graph.programs.iter().map(of).collect()
@@ -187,20 +195,41 @@ impl<'a> ProgramScan<'a> {
             let stat = procfs::stat(slot.pid).filter(|stat| !stat.is_zombie() && stat.parent == getppid().as_raw())?;
             return Some(Seen::Alive { instance, pid: slot.pid, stat, stage: MainProcess::Command });
         }
-        match self.known.process {
-            Some(ProcessInfo { pid, start_time, daemonized }) => Some(match same(pid, start_time) {
-                Some(stat) if stat.is_zombie() => {
-                    let status = Some(sys::of_wait_status(stat.exit_code));
-                    Seen::Gone { instance, pid: Some(pid), status }
-                }
-                Some(stat) => {
-                    let stage = if daemonized { MainProcess::Daemon } else { MainProcess::Command };
-                    Seen::Alive { instance, pid, stat, stage }
-                }
-                None => Seen::Gone { instance, pid: Some(pid), status: None },
-            }),
-            None => self.unrecorded(instance..=instance).or(Some(Seen::Gone { instance, pid: None, status: None })),
-        }
+        let Some(ProcessInfo { pid, start_time, daemonized }) = self.known.process else {
+            let seen =
+                if self.known.is_undoing() { self.unrecorded_undo() } else { self.unrecorded(instance..=instance) };
+            return seen.or(Some(Seen::Gone { instance, pid: None, status: None }));
+        };
+        Some(match same(pid, start_time) {
+            Some(stat) if stat.is_zombie() => {
+                let status = Some(sys::of_wait_status(stat.exit_code));
+                Seen::Gone { instance, pid: Some(pid), status }
+            }
+            Some(stat) => {
+                let stage = if daemonized { MainProcess::Daemon } else { MainProcess::Command };
+                Seen::Alive { instance, pid, stat, stage }
+            }
+            None => Seen::Gone { instance, pid: Some(pid), status: None },
+        })
+    }
+
+    /// The stop command of a run that has ended, if the previous daemon did not live to write down its process id. The
+    /// processes that the run has left carry the same token, but they began before the stop.
+    fn unrecorded_undo(&self) -> Option<Seen> {
+        let instance = self.known.instance;
+        let recorded = || {
+            let slot = self.slots.iter().rfind(|slot| slot.instance == instance && slot.ended.is_none())?;
+            Some((slot.pid, recorded_child(slot.pid)?))
+        };
+        let tagged = || {
+            let is_command = |tagged: &&TaggedProcess| {
+                tagged.instance == instance && tagged.stat.start_time >= self.phase_since && self.is_main(tagged)
+            };
+            let command = self.tagged.iter().filter(is_command).min_by_key(|tagged| tagged.stat.start_time.0)?;
+            Some((command.pid, command.stat))
+        };
+        let (pid, stat) = recorded().or_else(tagged)?;
+        Some(Seen::Alive { instance, pid, stat, stage: MainProcess::Command })
     }
 
     /// A later instance, which the previous daemon did not live to write down.
@@ -213,20 +242,16 @@ impl<'a> ProgramScan<'a> {
     fn unrecorded(&self, instances: RangeInclusive<InstanceId>) -> Option<Seen> {
         let slot = self.slots.iter().rfind(|slot| instances.contains(&slot.instance));
         if let Some(RunSlot { instance, pid, ended: None }) = slot.copied()
-            // Its parent is dead, so it is the subreaper's, which reports an end before it reaps.
-            && let Some(stat) = procfs::stat(pid).filter(|stat| !stat.is_zombie() && stat.session == pid && stat.parent == getppid().as_raw())
+            && let Some(stat) = recorded_child(pid)
         {
             return Some(Seen::Alive { instance, pid, stat, stage: MainProcess::Command });
         }
-        let child = |tagged: &TaggedProcess| self.tagged.iter().any(|other| other.pid == tagged.stat.parent);
-        let main = |tagged: &&TaggedProcess| {
-            tagged.pid == tagged.stat.session
-                && !tagged.stat.is_zombie()
-                && !child(tagged)
-                && instances.contains(&tagged.instance)
-        };
-        let newest =
-            self.tagged.iter().filter(main).max_by_key(|tagged| (tagged.instance, Reverse(tagged.stat.start_time.0)));
+        let is_main = |tagged: &&TaggedProcess| instances.contains(&tagged.instance) && self.is_main(tagged);
+        let newest = self
+            .tagged
+            .iter()
+            .filter(is_main)
+            .max_by_key(|tagged| (tagged.instance, Reverse(tagged.stat.start_time.0)));
         // The subreaper may not have reaped it yet.
         let zombie = slot.and_then(|slot| procfs::stat(slot.pid)).filter(Stat::is_zombie);
         let status =
@@ -240,6 +265,12 @@ impl<'a> ProgramScan<'a> {
             (_, Some(slot)) => Some(Seen::Gone { instance: slot.instance, pid: Some(slot.pid), status }),
             (Some(_) | None, None) => None,
         }
+    }
+
+    /// Whether a process leads a session and no other process of the program has started it.
+    fn is_main(&self, tagged: &TaggedProcess) -> bool {
+        let is_child = || self.tagged.iter().any(|other| other.pid == tagged.stat.parent);
+        tagged.pid == tagged.stat.session && !tagged.stat.is_zombie() && !is_child()
     }
 
     /// The same, with the daemon that its command has left as the main process, if the previous daemon did not live to write
@@ -334,6 +365,12 @@ impl<'a> ProgramScan<'a> {
 
 /// The kernel is not expected to reuse a process id within this time: it assigns all other ids first.
 const PID_REUSE: Duration = Duration::from_secs(2);
+
+/// What is known of a child of the previous daemon that leads its session and runs. Its parent is dead, so it is the
+/// subreaper's, which reports an end before it reaps.
+fn recorded_child(pid: i32) -> Option<Stat> {
+    procfs::stat(pid).filter(|stat| !stat.is_zombie() && stat.session == pid && stat.parent == getppid().as_raw())
+}
 
 /// What is known of a process, if it is still the one that began then.
 fn same(pid: i32, start_time: StartTime) -> Option<Stat> {
