@@ -30,6 +30,7 @@ pub use self::{
         stash::Stash,
     },
     spawn::sys::{ignore_file_limit, ignore_interrupts, inherited, peek_exited, reap},
+    spawn::token::public_id,
     track::orphan_watch::{ExitPipe, decode_reaped, encode_reaped},
 };
 use crate::messages::{Connect, Execute, HostReported};

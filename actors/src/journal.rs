@@ -22,7 +22,7 @@ use gaggled_core::{
 use crate::{
     clock::Clock,
     machine_actor::ActorTable,
-    messages::{Committed, Flush, Panicked, Propose, Refused, Restore, StartMachine},
+    messages::{Committed, Flush, Observe, Observed, Panicked, Propose, Refused, Restore, StartMachine},
 };
 
 /// Lets the machines start.
@@ -113,6 +113,17 @@ impl Handler<Propose> for JournalActor {
     type Result = ();
     fn handle(&mut self, Propose { from, event, cause }: Propose, _: &mut Context<Self>) {
         self.commit(event, cause, from);
+    }
+}
+
+impl Handler<Observe> for JournalActor {
+    type Result = ();
+    fn handle(&mut self, Observe(observed): Observe, _: &mut Context<Self>) {
+        for (program, sight) in observed {
+            if let Some(actor) = self.routes.get(ActorId::Program(program)) {
+                actor.do_send(Observed(sight));
+            }
+        }
     }
 }
 

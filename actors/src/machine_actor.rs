@@ -23,7 +23,7 @@ use gaggled_core::{
 
 use crate::{
     clock::Clock,
-    messages::{Committed, Execute, Flush, HostReported, Panicked, Propose, Refused, Restore, StartMachine},
+    messages::{Committed, Execute, Flush, HostReported, Observed, Panicked, Propose, Refused, Restore, StartMachine},
 };
 
 /// A machine that panics more often than this is not restored again, so that it cannot keep the others from working.
@@ -209,6 +209,13 @@ impl Handler<HostReported> for MachineActor {
             self.buffered.push(report);
         }
         self.step(&Input::HostReported(report), ctx);
+    }
+}
+
+impl Handler<Observed> for MachineActor {
+    type Result = ();
+    fn handle(&mut self, Observed(sight): Observed, ctx: &mut Context<Self>) {
+        self.step(&Input::Observed(sight.as_ref()), ctx);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use actix::{Message, Recipient};
 use gaggled_core::{
     base::ids::{ActorId, IdVec, ProgramId, Seq},
+    cluster::Sight,
     event::{Cause, Envelope, Event},
     host::{HostCommand, HostReport},
     journal::Refusal,
@@ -52,6 +53,16 @@ pub struct HostReported(pub HostReport);
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Execute(pub HostCommand);
+
+/// To the journal, for the machines of programs of other nodes: how each is seen; `None` if that has not changed.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Observe(pub Vec<(ProgramId, Option<Sight>)>);
+
+/// To the machine of a program of another node: how it is seen; `None` if that has not changed.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub struct Observed(pub Option<Sight>);
 
 /// To a machine: it may begin to propose events, because of this event.
 #[derive(Clone, Copy, Debug, Message)]

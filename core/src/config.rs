@@ -4,6 +4,7 @@
 //! with its place in the file and a remedy.
 
 mod check;
+mod cluster;
 pub mod log_policy;
 mod model;
 pub mod node_sets;
@@ -17,7 +18,8 @@ use std::ops::Range;
 use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
-    check::{LOGGER, SMTPGATE},
+    check::{CLUSTERGATE, LOGGER, SMTPGATE, own_externals},
+    cluster::ClusterConfig,
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
     ordered_map::OrderedMap,
     settings::{AccessConfig, JournalConfig, Settings, SmtpgateConfig, Tls},

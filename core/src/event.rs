@@ -3,12 +3,14 @@
 //! An event is self-contained, and concerns one program, dependency or group, or the system. On the wire it contains
 //! names, not ids; see [`crate::protocol`].
 
+mod remote;
 mod system;
 
 use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::remote::RemoteEvent;
 pub use self::system::{Handover, StartKind, SystemEvent};
 use crate::{
     base::{
@@ -55,6 +57,22 @@ pub enum Cause {
     Timer(Seq),
     /// The operating system reported it.
     Kernel,
+    /// Another node published it.
+    Remote(Box<RemoteCause>),
+    /// The cluster showed it: a session that ended or began, or silence.
+    Cluster,
+}
+
+/// Why something happened on another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteCause {
+    /// The node.
+    pub node: Arc<str>,
+    /// When, by the clock of that node.
+    pub time: WallTime,
+    /// The events there that led to it, in words, the last one first.
+    #[serde(default)]
+    pub why: Vec<Arc<str>>,
 }
 
 /// What happened.
@@ -62,6 +80,8 @@ pub enum Cause {
 pub enum Event {
     /// To a program.
     Program(ProgramId, ProgramEvent),
+    /// To a program of another node.
+    Remote(ProgramId, RemoteEvent),
     /// To a dependency, and so to the program that has it.
     Dependency(DependencyId, DependencyEvent),
     /// To a group.
@@ -327,6 +347,7 @@ impl Event {
                 ProgramEvent::StartRequested => "StartRequested",
                 ProgramEvent::RestartRequested => "RestartRequested",
             },
+            Self::Remote(_, event) => event.name(),
             Self::Dependency(_, event) => match event {
                 DependencyEvent::Satisfied { .. } => "DependencySatisfied",
                 DependencyEvent::Broken => "DependencyBroken",
@@ -359,7 +380,7 @@ impl Cause {
     pub fn event(&self) -> Option<Seq> {
         match self {
             Self::Event(seq) | Self::Timer(seq) => Some(*seq),
-            Self::DaemonStart | Self::Operator { .. } | Self::Kernel => None,
+            Self::DaemonStart | Self::Operator { .. } | Self::Kernel | Self::Remote(_) | Self::Cluster => None,
         }
     }
 }
@@ -372,6 +393,8 @@ impl fmt::Display for Cause {
             Self::Event(seq) => write!(f, "event {seq}"),
             Self::Timer(seq) => write!(f, "timer of event {seq}"),
             Self::Kernel => f.write_str("kernel"),
+            Self::Remote(cause) => write!(f, "node {}", cause.node),
+            Self::Cluster => f.write_str("cluster"),
         }
     }
 }

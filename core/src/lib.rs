@@ -25,6 +25,7 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod base;
+pub mod cluster;
 pub mod config;
 pub mod control;
 pub mod event;

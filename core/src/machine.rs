@@ -5,6 +5,7 @@
 
 pub mod any;
 pub mod dependency;
+pub mod external;
 pub mod group;
 mod health_monitor;
 pub mod program;
@@ -17,6 +18,7 @@ use crate::{
         ids::{InstanceId, Seq},
         time::Instant,
     },
+    cluster::Sight,
     event::{Cause, Envelope, Event},
     host::{HostCommand, HostReport},
     journal::Refusal,
@@ -32,6 +34,8 @@ pub enum Input<'a> {
     Refused(&'a Event, &'a Refusal),
     /// The host reported an observation of this machine's instance.
     HostReported(HostReport),
+    /// The cluster gateway reported how this machine's program of another node is seen; `None` if that has not changed.
+    Observed(Option<&'a Sight>),
     /// A timer that this machine armed has expired.
     TimerFired(Timer),
     /// The machine was built from the folded state, at the start or after a panic, and no timer is armed. This event is
@@ -60,6 +64,10 @@ pub enum Timer {
     RunTimeout(InstanceId),
     /// This instance should have sent a watchdog message by now.
     Watchdog(InstanceId),
+    /// The node of this program has been without a session for so long that it is lost.
+    NodeLost,
+    /// Nothing may have been heard of the cluster for so long that this node is cut off.
+    ClusterBlind,
 }
 
 /// An output of a machine.

@@ -118,3 +118,18 @@ impl fmt::Display for ExitStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct StartTime(pub u64);
+
+/// How the last run ended, or why it could not be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It ran and ended.
+    Exited(ExitStatus),
+    /// It could not be started.
+    SpawnFailed {
+        /// The step that failed.
+        stage: SpawnStage,
+        /// The error number.
+        errno: i32,
+    },
+}

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     group::{GroupState, LevelSwitch},
-    program::{Membership, Outcome, PendingStop, Phase, ProcessInfo, ProgramState, Stop, StopMethod},
+    program::{Membership, PendingStop, Phase, ProcessInfo, ProgramState, Stop, StopMethod},
 };
 use crate::{
     base::{
@@ -120,6 +120,7 @@ impl State {
                     None => {}
                 }
             }
+            Event::Remote(id, event) => self.programs[*id].apply_remote(envelope.seq, envelope.monotonic, event),
             Event::Dependency(id, event) => self.apply_dependency(*id, event, envelope),
             Event::Group(id, event) => self.groups[*id].apply(envelope.seq, event),
             Event::System(SystemEvent::ShutdownStarted) => self.shutdown = Some(envelope.monotonic),

@@ -67,7 +67,7 @@ impl Faults {
 pub fn happened(daemon: &Daemon, wanted: impl Fn(&SystemEvent) -> bool) -> usize {
     let system = daemon.heard.iter().filter_map(|envelope| match &envelope.event {
         Event::System(event) => Some(event),
-        Event::Program(..) | Event::Dependency(..) | Event::Group(..) => None,
+        Event::Program(..) | Event::Remote(..) | Event::Dependency(..) | Event::Group(..) => None,
     });
     system.filter(|event| wanted(event)).count()
 }

@@ -66,6 +66,7 @@ impl CommandError {
                 | ErrorCode::Forbidden
                 | ErrorCode::ShuttingDown
                 | ErrorCode::Failed
+                | ErrorCode::RunsElsewhere
                 | ErrorCode::Busy => 1,
             },
             Self::Call(CallError::Malformed { .. }) | Self::Garbled(_) | Self::Output(_) => 1,

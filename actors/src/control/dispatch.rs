@@ -1,11 +1,16 @@
 //! What a request leads to.
 
-use gaggled_core::protocol::{Action, DEFAULT_TIMEOUT, Reply, ReplyError};
+use gaggled_core::{
+    cluster::Observation,
+    protocol::{Action, DEFAULT_TIMEOUT, Reply, ReplyError},
+};
+use serde_json::json;
 
 use super::{
     ControlActor, history_queries,
     messages::{Dispatch, HandoverPrepared, HandoverRequest, JobResult},
 };
+use crate::messages::Observe;
 
 impl ControlActor {
     /// Decides how a request is answered.
@@ -23,6 +28,7 @@ impl ControlActor {
                 let program = self.matcher(program)?;
                 Ok(self.events(id, epoch, since, limit, history_queries::Filter { program, from, until }))
             }
+            Action::Observe { observations } => Ok(Dispatch::Reply(self.observe(id, observations))),
             Action::Snapshot => Ok(Dispatch::Reply(Reply::done(id, &self.state))),
             Action::Status => Ok(Dispatch::Reply(self.status(id))),
             Action::Wait { programs, goal, timeout_ms } => {
@@ -45,6 +51,27 @@ impl ControlActor {
             | Action::Signal { .. }
             | Action::Shutdown { .. } => self.operator().propose(&action).map(Dispatch::Propose),
         }
+    }
+
+    /// Passes on what the cluster gateway sees. It sees the programs of its own configuration, which may be another for a
+    /// moment: it is told which of them this daemon does not know.
+    fn observe(&self, id: &str, observations: Vec<Observation>) -> Reply {
+        let graph = &self.state.graph;
+        let (mut observed, mut unknown) = (Vec::new(), Vec::new());
+        for observation in observations {
+            match observation {
+                Observation::Contact => {
+                    let externals = graph.programs.iter().filter(|(_, policy)| policy.external.is_some());
+                    observed.extend(externals.map(|(id, _)| (id, None)));
+                }
+                Observation::External { program, sight } => match self.names.get(program.as_str()) {
+                    Some(id) if graph.programs[*id].external.is_some() => observed.push((*id, Some(sight))),
+                    Some(_) | None => unknown.push(program),
+                },
+            }
+        }
+        self.journal.do_send(Observe(observed));
+        Reply::done(id, &json!({ "unknown": unknown }))
     }
 
     fn renew(&self, what: HandoverRequest) -> Dispatch {

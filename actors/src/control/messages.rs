@@ -56,6 +56,8 @@ pub struct DaemonInfo {
     pub pid: u32,
     /// The path of the binary that runs; with " (deleted)" after it if that is gone.
     pub binary: String,
+    /// A name for the journal that may be shown.
+    pub journal: String,
     /// Where events are published.
     pub eventurl: String,
     /// Where requests are answered.

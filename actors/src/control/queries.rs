@@ -34,13 +34,14 @@ impl ControlActor {
             epoch: self.state.epoch,
             seq: self.state.seq,
             uptime_ms: self.clock.now().since(self.began).0,
-            programs: self.state.programs.len(),
+            programs: self.state.graph.programs.values().filter(|policy| policy.external.is_none()).count(),
             up,
             shutting_down: self.state.shutdown.is_some(),
             groups: View::at(&self.state, self.clock.now()).groups(),
             eventurl: self.info.eventurl.clone(),
             controlurl: self.info.controlurl.clone(),
             state_directory: self.info.state.clone(),
+            journal: self.info.journal.clone(),
         };
         Reply::done(id, &status)
     }

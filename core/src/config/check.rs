@@ -7,6 +7,7 @@ use std::{
     ops::Range,
 };
 
+mod cluster;
 mod cycles;
 mod groups;
 mod health;
@@ -14,6 +15,7 @@ mod sandbox;
 
 use crate::{
     base::time::Millis,
+    cluster::split_name,
     config::{log_policy::Rotate, node_sets::NodeSets},
     graph::{Backoff, Condition, Mode, StartLimit},
     host::{PidFile, probe::ReadinessProbe},
@@ -27,6 +29,11 @@ const NAME_MAX: usize = 64;
 
 /// The name of the program that writes logs which are rotated or merged.
 pub const LOGGER: &str = "logger";
+
+/// The name of the program that a section `cluster` adds.
+pub const CLUSTERGATE: &str = "clustergate";
+
+pub use self::cluster::own_externals;
 
 /// The name of the program that `smtpgate: (auto: true)` adds.
 pub const SMTPGATE: &str = "smtpgate";
@@ -47,6 +54,7 @@ pub(super) fn check(config: &Config, locator: &SpanIndex) -> Vec<Diagnostic> {
     check_logs(config, locator, &mut checker.found);
     check_shared_files(config, locator, &mut checker.found);
     cycles::check(config, locator, &mut checker.found);
+    cluster::check(config, locator, &mut checker.found);
     checker.found
 }
 
@@ -210,7 +218,8 @@ impl Checker<'_> {
     }
 
     fn check_depends(&mut self, name: &str, program: &ProgramConfig) {
-        for (on, depends) in program.depends.iter() {
+        // Programs of other nodes are checked in `cluster`.
+        for (on, depends) in program.depends.iter().filter(|(on, _)| split_name(on).is_none()) {
             let places = self.locator.all(&["programs", name, "depends", on]);
             let other = self.programs.get(on);
             let mode = other.map(|other| other.effective_mode()).unwrap_or_default();

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{OrderedMap, Settings, settings::is_default};
 use crate::{
     base::{ids::GroupId, time::Millis},
+    cluster::{Assumption, External, split_name},
     config::{
         log_policy::Rotate,
         node_sets::{Declaration, Member},
@@ -183,6 +184,9 @@ pub struct ProgramConfig {
     /// The programs it needs.
     #[serde(skip_serializing_if = "OrderedMap::is_empty")]
     pub depends: OrderedMap<DependsConfig>,
+    /// Whether its state is published, so that programs of other nodes can depend on it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub export: bool,
 }
 
 /// One dependency.
@@ -199,6 +203,12 @@ pub struct DependsConfig {
     /// Whether this one is stopped, and started again, when the other goes down.
     #[serde(skip_serializing_if = "is_default")]
     pub propagate: bool,
+    /// What is assumed of a program of another node when its node is lost; `Down` if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_lost: Option<Assumption>,
+    /// What is assumed of a program of another node while this node is cut off; `Keep` if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_blind: Option<Assumption>,
 }
 
 impl Default for ProgramConfig {
@@ -242,6 +252,7 @@ impl Default for ProgramConfig {
             capabilities: None,
             no_new_privs: false,
             depends: OrderedMap::default(),
+            export: false,
         }
     }
 }
@@ -337,6 +348,33 @@ impl Config {
         groups
     }
 
+    /// The programs of other nodes that enabled programs depend on, in the order of the file.
+    fn externals(&self) -> Vec<Policy> {
+        let Some(cluster) = &self.gaggled.cluster else { return Vec::new() };
+        let mut externals: Vec<Policy> = Vec::new();
+        for (on, depends) in self.enabled_programs().flat_map(|(_, program)| program.depends.iter()) {
+            let Some((program, node)) = split_name(on) else { continue };
+            let known = externals.iter().position(|known| *known.name == *on);
+            let at = known.unwrap_or_else(|| {
+                let external = External {
+                    node: node.into(),
+                    program: program.into(),
+                    on_lost: Assumption::Down,
+                    on_blind: Assumption::Keep,
+                    lost_after: cluster.lost_after(),
+                    blind_after: cluster.dead_after,
+                };
+                externals.push(Policy::external(on, external));
+                externals.len() - 1
+            });
+            if let Some(external) = &mut externals[at].external {
+                external.on_lost = depends.on_lost.unwrap_or(external.on_lost);
+                external.on_blind = depends.on_blind.unwrap_or(external.on_blind);
+            }
+        }
+        externals
+    }
+
     /// The programs, dependencies and groups of a checked configuration. The daemon builds its state from them in
     /// `tools/src/daemon/startup.rs`.
     pub fn graph(&self) -> Graph {
@@ -372,14 +410,21 @@ impl Config {
                 health: program.health(),
                 essential: program.essential,
                 unconfigured: false,
+                export: program.export,
+                external: None,
             });
+        }
+        for external in self.externals() {
+            graph.add_program(external);
         }
         let ids = graph.names();
         let configured: BTreeMap<&str, &ProgramConfig> = self.enabled_programs().collect();
         for (name, program) in self.enabled_programs() {
             for (on, depends) in program.depends.iter() {
-                if let (Some(of), Some(on), Some(other)) = (ids.get(name), ids.get(on), configured.get(on)) {
-                    let condition = depends.effective_condition(other);
+                if let (Some(of), Some(on), other) = (ids.get(name), ids.get(on), configured.get(on)) {
+                    // A program of another node that shows no readiness is ready as soon as it is up.
+                    let elsewhere = depends.condition.unwrap_or(Condition::Ready);
+                    let condition = other.map_or(elsewhere, |other| depends.effective_condition(other));
                     let DependsConfig { delay, propagate, .. } = *depends;
                     graph.add_dependency(graph::Dependency {
                         dependent: *of,

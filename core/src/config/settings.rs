@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::OrderedMap;
+use super::{ClusterConfig, OrderedMap};
 use crate::{
     base::time::Millis,
     graph::{Backoff, StartLimit},
@@ -54,6 +54,9 @@ pub struct Settings {
     /// Mail about changes of programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub smtpgate: Option<SmtpgateConfig>,
+    /// The cluster that this machine is a node of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterConfig>,
     /// Accepted from files of the original gaggled, without effect: nothing polls.
     #[serde(skip_serializing)]
     pub tick: Option<i64>,
@@ -154,6 +157,7 @@ impl Default for Settings {
             cgroup: None,
             prefix_output: false,
             smtpgate: None,
+            cluster: None,
             tick: None,
             startwait: None,
         }

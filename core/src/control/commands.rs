@@ -34,6 +34,7 @@ impl Operator<'_> {
             | Action::Why { .. }
             | Action::Events { .. }
             | Action::Snapshot
+            | Action::Observe { .. }
             | Action::Status
             | Action::Wait { .. }
             | Action::Plan { .. }
@@ -80,7 +81,7 @@ impl Operator<'_> {
             code: ErrorCode::BadRequest,
             message: format!("signal {signal:?} is not known: write a name such as HUP, or a number from 1 to 64"),
         })?;
-        let selected = self.select(programs)?;
+        let selected = self.with_members(&self.choose_here(programs)?);
         let up = selected.iter().filter(|id| self.state.programs[**id].process.is_some());
         let signalled =
             |id: &ProgramId| ProgramEvent::Signalled { instance: self.state.programs[*id].instance, signal: number };
@@ -97,7 +98,8 @@ impl Operator<'_> {
         if !wait {
             self.refuse_in_shutdown()?;
         }
-        let programs = self.state.graph.programs.ids().collect();
+        let is_here = |id: &ProgramId| self.state.graph.programs[*id].external.is_none();
+        let programs = self.state.graph.programs.ids().filter(is_here).collect();
         let events = if is_under_way { Vec::new() } else { vec![Event::System(SystemEvent::ShutdownStarted)] };
         let target = wait.then(|| Target::new(Targets { programs, ..Targets::default() }, WaitState::Down));
         Ok(Proposal { events, target, timeout: timeout_ms.unwrap_or(DEFAULT_TIMEOUT) })
@@ -105,7 +107,7 @@ impl Operator<'_> {
 
     fn up(&self, selection: &Selection) -> Result<Proposal, ReplyError> {
         self.refuse_in_shutdown()?;
-        let Targets { mut programs, groups } = self.choose(&selection.programs)?;
+        let Targets { mut programs, groups } = self.choose_here(&selection.programs)?;
         if selection.programs.is_empty() {
             // A program with `autostart: false` starts only when it is named.
             programs.retain(|id| self.state.graph.programs[*id].autostart);
@@ -119,7 +121,7 @@ impl Operator<'_> {
     }
 
     fn down(&self, selection: &Selection) -> Result<Proposal, ReplyError> {
-        let Targets { programs, groups } = self.choose(&selection.programs)?;
+        let Targets { programs, groups } = self.choose_here(&selection.programs)?;
         let mut events = events_for(programs.iter(), &ProgramEvent::StopRequested);
         events.extend(groups.iter().map(|group| level_requested(*group, STOP.into())));
         let target = Target::new(Targets { programs, groups }, WaitState::Down);
@@ -128,7 +130,7 @@ impl Operator<'_> {
 
     fn restart(&self, selection: &Selection) -> Result<Proposal, ReplyError> {
         self.refuse_in_shutdown()?;
-        let Targets { mut programs, mut groups } = self.choose(&selection.programs)?;
+        let Targets { mut programs, mut groups } = self.choose_here(&selection.programs)?;
         if selection.programs.is_empty() {
             // Programs that an operator has stopped, those with `autostart: false` that none has started, and groups at
             // `stop` are left as they are.

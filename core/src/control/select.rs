@@ -7,6 +7,7 @@ use globset::Glob;
 use super::{operator::Operator, target::Targets};
 use crate::{
     base::ids::{GroupId, ProgramId},
+    cluster::External,
     config::LOGGER,
     protocol::{ErrorCode, ReplyError},
 };
@@ -44,7 +45,9 @@ impl Operator<'_> {
         if wanted.is_empty() {
             // The logger stops when no program writes to it any more, not because every program is to stop.
             let serves = |id: ProgramId| *graph.programs[id].name == *LOGGER;
-            let free = |id: &ProgramId| !self.is_retired(*id) && graph.programs[*id].group.is_none() && !serves(*id);
+            let free = |id: &ProgramId| {
+                !self.is_retired(*id) && self.is_here(*id) && graph.programs[*id].group.is_none() && !serves(*id)
+            };
             return Ok(Targets {
                 programs: graph.programs.ids().filter(free).collect(),
                 groups: graph.groups.ids().collect(),
@@ -71,6 +74,31 @@ impl Operator<'_> {
         Ok(chosen)
     }
 
+    /// The programs of this node and the groups that these words select, as [`Operator::choose`] does. A pattern leaves out
+    /// programs of other nodes.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Operator::choose`], and a program of another node.
+    pub fn choose_here(&self, wanted: &[String]) -> Result<Targets, ReplyError> {
+        let refuse = |name: &str, id: ProgramId| {
+            let External { node, program, .. } = self.state.graph.programs[id].external.as_ref()?;
+            let message = format!("{name} runs on node {node}: give the command there, for {program}");
+            Some(ReplyError { code: ErrorCode::RunsElsewhere, message })
+        };
+        let mut elsewhere = wanted.iter().filter_map(|word| refuse(word, *self.names.get(word.as_str())?));
+        if let Some(error) = elsewhere.next() {
+            return Err(error);
+        }
+        let mut chosen = self.choose(wanted)?;
+        chosen.programs.retain(|id| self.is_here(*id));
+        if !wanted.is_empty() && chosen == Targets::default() {
+            let message = "only programs of other nodes match: give the command there".to_owned();
+            return Err(ReplyError { code: ErrorCode::RunsElsewhere, message });
+        }
+        Ok(chosen)
+    }
+
     /// The group of this name.
     ///
     /// # Errors
@@ -83,6 +111,10 @@ impl Operator<'_> {
             let message = format!("there is no group {}{}", shown(name), nearest(name, known));
             ReplyError { code: ErrorCode::NoSuchGroup, message }
         })
+    }
+
+    fn is_here(&self, id: ProgramId) -> bool {
+        self.state.graph.programs[id].external.is_none()
     }
 
     fn is_retired(&self, id: ProgramId) -> bool {

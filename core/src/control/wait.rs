@@ -10,8 +10,9 @@ use crate::{
     },
     event::{Cause, Envelope},
     graph::{Condition, Mode, STOP},
+    process::Outcome,
     protocol::{View, WaitState, describe},
-    state::{LevelSwitch, Membership, Outcome, Phase, State},
+    state::{LevelSwitch, Membership, Phase, State},
 };
 
 /// How far a command has come.

@@ -91,7 +91,7 @@ impl Waits {
         let group = match &envelope.event {
             Event::Group(group, _) => Some(*group),
             Event::Program(program, _) => state.graph.programs[*program].group,
-            Event::Dependency(..) | Event::System(_) => None,
+            Event::Remote(..) | Event::Dependency(..) | Event::System(_) => None,
         };
         if let Some(group) = group {
             for number in self.by_group.get(&group).into_iter().flatten() {

@@ -9,6 +9,7 @@ use crate::{
         ids::{GroupId, Level},
         time::Millis,
     },
+    cluster::External,
     graph::HealthPolicy,
     process::ExitStatus,
 };
@@ -145,6 +146,12 @@ pub struct Policy {
     /// Whether the configuration no longer has it: it is kept only until it has stopped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unconfigured: bool,
+    /// Whether its state is published to other nodes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub export: bool,
+    /// The program of another node that this stands for, if it does not run here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<External>,
 }
 
 impl Policy {
@@ -167,7 +174,14 @@ impl Policy {
             start_limit: None,
             essential: false,
             unconfigured: false,
+            export: false,
+            external: None,
         }
+    }
+
+    /// The policy of a program of another node.
+    pub fn external(name: &str, external: External) -> Self {
+        Self { autostart: false, external: Some(external), ..Self::new(name) }
     }
 
     /// Whether it runs when its group is at a level.

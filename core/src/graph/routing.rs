@@ -12,7 +12,7 @@ impl Graph {
     /// The program whose state an event changes, if it changes one.
     pub fn subject(&self, event: &Event) -> Option<ProgramId> {
         match event {
-            Event::Program(program, _) => Some(*program),
+            Event::Program(program, _) | Event::Remote(program, _) => Some(*program),
             Event::Dependency(dependency, _) => Some(self.dependencies[*dependency].dependent),
             Event::Group(..) | Event::System(_) => None,
         }
@@ -46,6 +46,12 @@ impl Graph {
                 }
                 if let Some(group) = self.programs[*program].group {
                     tell(ActorId::Group(group));
+                }
+            }
+            Event::Remote(program, _) => {
+                tell(ActorId::Program(*program));
+                for dependency in self.dependencies_on(*program) {
+                    tell(ActorId::Dependency(*dependency));
                 }
             }
             Event::Group(group, _) => tell(ActorId::Group(*group)),

@@ -11,7 +11,8 @@ use crate::{
         ids::{DependencyId, GroupId, InstanceId, ProgramId},
         time::Instant,
     },
-    event::{DependencyEvent, Event, GroupEvent, ProgramEvent, StopReason, SystemEvent},
+    cluster::RemoteSource,
+    event::{DependencyEvent, Event, GroupEvent, ProgramEvent, RemoteEvent, StopReason, SystemEvent},
     state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, State, StopMethod},
 };
 
@@ -22,7 +23,11 @@ impl State {
             return Err(Refusal::HandingOver);
         }
         match event {
-            Event::Program(id, event) => self.admit_program(now, *id, event),
+            Event::Program(id, event) => match &self.graph.programs[*id].external {
+                Some(external) => Err(Refusal::RunsElsewhere { node: external.node.clone() }),
+                None => self.admit_program(now, *id, event),
+            },
+            Event::Remote(id, event) => self.admit_remote(*id, event),
             Event::Dependency(id, event) => self.admit_dependency(now, *id, event),
             Event::Group(id, event) => self.admit_group(*id, event),
             Event::System(event) => self.admit_system(event),
@@ -199,6 +204,27 @@ impl State {
         }
     }
 
+    /// What is seen of another node is admitted in a shutdown as well.
+    fn admit_remote(&self, id: ProgramId, event: &RemoteEvent) -> Result<(), Refusal> {
+        let program = &self.programs[id];
+        let Some(remote) = program.remote.as_deref() else { return Err(Refusal::Stale) };
+        let is_up = program.phase == Phase::Up;
+        let is_news = |source: &RemoteSource| !source.is_before(&remote.source);
+        let timely = match event {
+            RemoteEvent::Up { source, .. } => !is_up && is_news(source),
+            RemoteEvent::Ready { source } => is_up && program.ready_since.is_none() && is_news(source),
+            RemoteEvent::Down { source, .. } => (is_up || program.is_completed()) && is_news(source),
+            RemoteEvent::Completed { source, remote_instance, .. } => {
+                let is_known = program.is_completed() && remote.instance == *remote_instance;
+                !is_known && is_news(source)
+            }
+            RemoteEvent::Unseen { reason, assumed_down: false } => remote.unseen != Some(*reason),
+            RemoteEvent::Unseen { assumed_down: true, .. } => is_up,
+            RemoteEvent::Seen => remote.unseen.is_some(),
+        };
+        if timely { Ok(()) } else { Err(Refusal::Stale) }
+    }
+
     fn admit_system(&self, event: &SystemEvent) -> Result<(), Refusal> {
         match event {
             SystemEvent::ShutdownStarted | SystemEvent::HandoverStarted { .. } => self.refuse_in_shutdown(),
@@ -232,6 +258,7 @@ fn is_observation(event: &Event) -> bool {
                 | ProgramEvent::StopCommandFailed { .. }
                 | ProgramEvent::Exited { .. }
         ),
+        Event::Remote(..) => true,
         Event::Dependency(..) | Event::Group(..) | Event::System(_) => false,
     }
 }

@@ -113,10 +113,11 @@ impl ProgramTrace {
     fn of(state: &State, id: ProgramId) -> Self {
         let known = &state.programs[id];
         let leaving = known.pending_stop.filter(|_| known.is_running());
+        let is_up_elsewhere = known.remote.is_some() && known.phase == Phase::Up;
         Self {
-            running: known.is_running() && known.phase != Phase::ActiveExited && !known.is_undoing(),
-            up_since: known.up_since.filter(|_| known.is_running()),
-            ready_since: known.ready_since.filter(|_| known.is_running()),
+            running: is_up_elsewhere || known.is_running() && known.phase != Phase::ActiveExited && !known.is_undoing(),
+            up_since: known.up_since.filter(|_| is_up_elsewhere || known.is_running()),
+            ready_since: known.ready_since.filter(|_| is_up_elsewhere || known.is_running()),
             unhealthy: leaving.is_some_and(|stop| stop.reason == StopReason::Unhealthy),
             completed: ProgramState { start_pending: false, ..known.clone() }.satisfied_since(Condition::Completed),
             owed: known.start_pending && !known.is_running(),
@@ -187,7 +188,7 @@ impl JournalAudit {
             None => ProgramTrace::of(start, id),
             Some(old) => {
                 let mut seen = self.programs[*old].clone();
-                if seen.running && !start.programs[id].is_running() {
+                if seen.running && !ProgramTrace::of(start, id).running {
                     // It has ended with a reboot of the machine.
                     seen = ProgramTrace {
                         operator_down: seen.operator_down,
@@ -244,6 +245,7 @@ impl JournalAudit {
                 self.moves(*program, event, envelope);
                 self.happens(*program, event, envelope);
             }
+            Event::Remote(program, event) => self.happens_elsewhere(*program, event, envelope),
             Event::Group(id, event) => {
                 if matches!(event, GroupEvent::LevelReached { .. }) {
                     self.arrives(*id, envelope.seq);
@@ -309,7 +311,8 @@ impl JournalAudit {
         let spared = self
             .programs
             .iter()
-            .filter(|(_, seen)| seen.running && seen.up_since.is_some_and(|since| since <= begun) && !seen.escalated);
+            .filter(|(_, seen)| seen.running && seen.up_since.is_some_and(|since| since <= begun) && !seen.escalated)
+            .filter(|(id, _)| self.graph.programs[*id].external.is_none());
         let spared: Vec<_> = spared.map(|(id, _)| id).collect();
         if !spared.is_empty() {
             self.violations.push(format!("I13: {spared:?} were left alive and never killed"));

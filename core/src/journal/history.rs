@@ -186,7 +186,9 @@ impl History {
             Event::Group(id, GroupEvent::LevelRequested { .. } | GroupEvent::FallbackStarted { .. }) => {
                 entry.graph.groups[*id].name == *group
             }
-            Event::Group(..) | Event::Program(..) | Event::Dependency(..) | Event::System(_) => false,
+            Event::Group(..) | Event::Program(..) | Event::Remote(..) | Event::Dependency(..) | Event::System(_) => {
+                false
+            }
         });
         moved.map(|entry| entry.envelope.seq)
     }
@@ -223,7 +225,7 @@ pub fn next_cause(chain: &[Link]) -> Option<Seq> {
 /// The subject of an event: a repetition has the same kind of event and the same subject.
 fn subject(event: &Event) -> Option<(u8, usize)> {
     match event {
-        Event::Program(id, _) => Some((0, id.index())),
+        Event::Program(id, _) | Event::Remote(id, _) => Some((0, id.index())),
         Event::Dependency(id, _) => Some((1, id.index())),
         Event::Group(id, _) => Some((2, id.index())),
         Event::System(_) => None,

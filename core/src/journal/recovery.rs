@@ -19,8 +19,8 @@ use crate::{
     graph::{Graph, Policy},
     host::Recovered,
     journal::Journal,
-    process::{ExitStatus, SpawnStage},
-    state::{DependencyState, GroupState, LevelSwitch, Membership, Outcome, PendingStop, Phase, ProgramState, State},
+    process::{ExitStatus, Outcome, SpawnStage},
+    state::{DependencyState, GroupState, LevelSwitch, Membership, PendingStop, Phase, ProgramState, State},
 };
 
 /// The previous daemon, as it ended.
@@ -256,7 +256,7 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
     }
     // A request of an operator is kept; otherwise `autostart` of the new configuration decides.
     let wished = old.operator_down == was_enabled;
-    let operator_down = if wished { old.operator_down } else { !policy.autostart };
+    let operator_down = if wished || policy.external.is_some() { old.operator_down } else { !policy.autostart };
     let had_process = old.is_running() && old.phase != Phase::ActiveExited;
     let lost = had_process.then_some(Outcome::Exited(ExitStatus::Unknown));
     ProgramState {
@@ -267,7 +267,7 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
         phase_since: Instant::default(),
         phase_event: Seq(0),
         membership: if policy.group.is_some() { Membership::Stopped } else { Membership::Ungrouped },
-        start_pending: !operator_down && policy.group.is_none(),
+        start_pending: !operator_down && policy.group.is_none() && policy.external.is_none(),
         operator_down,
         pending_stop: None,
         stop: None,

@@ -1,6 +1,6 @@
 //! Why a proposal is refused.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::base::{
     ids::{DependencyId, Level},
@@ -33,6 +33,11 @@ pub enum Refusal {
         /// The level it is at.
         level: Level,
     },
+    /// The program runs on another node, where it is started and stopped.
+    RunsElsewhere {
+        /// The node.
+        node: Arc<str>,
+    },
     /// The group has no such level.
     NoSuchLevel,
     /// Everything is being stopped.
@@ -52,6 +57,7 @@ impl fmt::Display for Refusal {
             Self::NotAtLevel { group, level } => {
                 write!(f, "group {group} is at level {level}, at which the program does not run: request another level")
             }
+            Self::RunsElsewhere { node } => write!(f, "the program runs on node {node}: give the command there"),
             Self::NoSuchLevel => f.write_str("the group has no such level"),
             Self::ShuttingDown => f.write_str("gaggled is shutting down"),
             Self::HandingOver => f.write_str("gaggled is handing over to the next daemon: ask again"),

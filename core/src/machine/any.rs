@@ -4,8 +4,8 @@ use crate::{
     base::{ids::ActorId, time::Instant},
     graph::Graph,
     machine::{
-        Input, Machine, Outputs, dependency::DependencyMachine, group::GroupMachine, program::ProgramMachine,
-        shutdown::ShutdownMachine,
+        Input, Machine, Outputs, dependency::DependencyMachine, external::ExternalMachine, group::GroupMachine,
+        program::ProgramMachine, shutdown::ShutdownMachine,
     },
     state::State,
 };
@@ -15,6 +15,8 @@ use crate::{
 pub enum AnyMachine {
     /// Of a program.
     Program(Box<ProgramMachine>),
+    /// Of a program of another node.
+    External(Box<ExternalMachine>),
     /// Of a dependency.
     Dependency(Box<DependencyMachine>),
     /// Of a group.
@@ -27,7 +29,10 @@ impl AnyMachine {
     /// Builds the rules of an actor from the folded state.
     pub fn new(state: &State, actor: ActorId) -> Self {
         match actor {
-            ActorId::Program(id) => Self::Program(Box::new(ProgramMachine::new(state, id))),
+            ActorId::Program(id) => match ExternalMachine::of(state, id) {
+                Some(external) => Self::External(Box::new(external)),
+                None => Self::Program(Box::new(ProgramMachine::new(state, id))),
+            },
             ActorId::Dependency(id) => Self::Dependency(Box::new(DependencyMachine::new(state, id))),
             ActorId::Group(id) => Self::Group(Box::new(GroupMachine::new(state, id))),
             ActorId::Shutdown => Self::Shutdown(ShutdownMachine::new(state, ())),
@@ -38,6 +43,7 @@ impl AnyMachine {
     pub fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
         match self {
             Self::Program(rules) => rules.step(now, input, out),
+            Self::External(rules) => rules.step(now, input, out),
             Self::Dependency(rules) => rules.step(now, input, out),
             Self::Group(rules) => rules.step(now, input, out),
             Self::Shutdown(rules) => rules.step(now, input, out),

@@ -48,9 +48,13 @@ impl DependencyMachine {
                     self.timer_cause = envelope.seq;
                 }
             }
+            Event::Remote(program, event) if *program == self.definition.dependency => {
+                self.dependency.apply_remote(envelope.seq, envelope.monotonic, event);
+                self.timer_cause = envelope.seq;
+            }
             Event::Dependency(dependency, event) if *dependency == self.id => self.own_event(event),
             Event::Dependency(_, event) => self.dependency.apply_dependency(envelope.seq, envelope.monotonic, event),
-            Event::Program(..) | Event::Group(..) | Event::System(_) => {}
+            Event::Program(..) | Event::Remote(..) | Event::Group(..) | Event::System(_) => {}
         }
     }
 
@@ -133,7 +137,7 @@ impl Machine for DependencyMachine {
             Input::TimerFired(_) => self.decide(now, Cause::Timer(self.timer_cause), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
             Input::Restored(since) => self.decide(now, restored_cause(self.dependency.last_seq, *since), out),
-            Input::HostReported(_) => {}
+            Input::HostReported(_) | Input::Observed(_) => {}
         }
     }
 }

@@ -71,7 +71,7 @@ impl GroupMachine {
                 (self.next_to_leave, self.next_to_enter) = (0, 0);
             }
             Event::System(SystemEvent::ShutdownStarted) => self.shutdown = true,
-            Event::Dependency(..) | Event::System(_) => {}
+            Event::Remote(..) | Event::Dependency(..) | Event::System(_) => {}
         }
     }
 
@@ -234,7 +234,7 @@ impl Machine for GroupMachine {
                 self.pending_proposal = None;
                 self.decide(Cause::Event(self.last_event), out);
             }
-            Input::Refused(..) | Input::HostReported(_) | Input::TimerFired(_) => {}
+            Input::Refused(..) | Input::HostReported(_) | Input::Observed(_) | Input::TimerFired(_) => {}
         }
     }
 }

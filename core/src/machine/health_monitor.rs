@@ -181,7 +181,9 @@ impl HealthMonitor {
             | Timer::DependentsGrace
             | Timer::KillTimeout(_)
             | Timer::DependencyDelay
-            | Timer::ShutdownTimeout => None,
+            | Timer::ShutdownTimeout
+            | Timer::NodeLost
+            | Timer::ClusterBlind => None,
         }
     }
 

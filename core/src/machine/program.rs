@@ -55,7 +55,7 @@ impl ProgramMachine {
             Event::Program(dependent, event) => self.dependent_event(*dependent, event),
             Event::Dependency(_, event) => self.state.apply_dependency(envelope.seq, envelope.monotonic, event),
             Event::System(SystemEvent::ShutdownStarted) => self.shutdown = Some(envelope.monotonic),
-            Event::Group(..) | Event::System(_) => {}
+            Event::Remote(..) | Event::Group(..) | Event::System(_) => {}
         }
     }
 
@@ -309,7 +309,9 @@ impl ProgramMachine {
                 self.pending_proposal = false;
                 Timer::Backoff
             }
-            Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => return,
+            Event::Program(..) | Event::Remote(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => {
+                return;
+            }
         };
         if let Refusal::TooEarly { ready_at } = refusal {
             out.set_timer(timer, *ready_at);
@@ -379,6 +381,7 @@ impl Machine for ProgramMachine {
             Input::TimerFired(_) => self.decide(now, Cause::Timer(self.timer_cause), out),
             Input::Refused(event, refusal) => self.refused(event, refusal, out),
             Input::Restored(since) => self.restored(now, *since, out),
+            Input::Observed(_) => {}
         }
     }
 }

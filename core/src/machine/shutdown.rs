@@ -71,7 +71,7 @@ impl Machine for ShutdownMachine {
                         self.started = Some((envelope.seq, envelope.monotonic));
                         out.set_timer(Timer::ShutdownTimeout, envelope.monotonic + self.timeout);
                     }
-                    Event::Dependency(..) | Event::Group(..) | Event::System(_) => {}
+                    Event::Remote(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => {}
                 }
                 self.decide(now, Cause::Event(envelope.seq), out);
             }
@@ -89,7 +89,7 @@ impl Machine for ShutdownMachine {
                     self.decide(now, Cause::Event(seq), out);
                 }
             }
-            Input::HostReported(_) | Input::Refused(..) => {}
+            Input::HostReported(_) | Input::Observed(_) | Input::Refused(..) => {}
         }
     }
 }

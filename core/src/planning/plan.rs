@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     base::ids::{GroupId, Seq},
-    config::{Config, OrderedMap, ProgramConfig, SMTPGATE, Settings},
+    config::{CLUSTERGATE, Config, OrderedMap, ProgramConfig, SMTPGATE, Settings},
     event::{Cause, Event, ProgramEvent},
     graph::{Group, STOP},
     state::{Membership, Phase, ProgramState, State},
@@ -82,6 +82,10 @@ impl Plan {
                 Some(_) if name == SMTPGATE && gate_changed(old, new) => {
                     let change = if runs(name) { Change::Restart } else { Change::ApplyLive };
                     (change, "gaggled.smtpgate changed".to_owned())
+                }
+                Some(_) if name == CLUSTERGATE && old.gaggled.cluster != new.gaggled.cluster => {
+                    let change = if runs(name) { Change::Restart } else { Change::ApplyLive };
+                    (change, "gaggled.cluster changed".to_owned())
                 }
                 Some(_) if out.is_some() && runs(name) => {
                     (Change::Stop, format!("its group is at level {}", out.map_or("", |at| &at.level)))
@@ -219,7 +223,7 @@ fn compare(
 }
 
 /// The fields that take effect while a program runs; all others take effect when it is started.
-const LIVE_FIELDS: [&str; 13] = [
+const LIVE_FIELDS: [&str; 14] = [
     "retry",
     "mode",
     "group",
@@ -233,6 +237,7 @@ const LIVE_FIELDS: [&str; 13] = [
     "essential",
     "depends",
     "autostart",
+    "export",
 ];
 
 /// The fields that have changed, by their names in the file.

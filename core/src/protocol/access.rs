@@ -7,6 +7,8 @@ pub enum Role {
     Nothing,
     /// Query the state, and follow the events.
     Observe,
+    /// Also report what is seen of other nodes.
+    Gateway,
     /// Also start, stop and signal programs.
     Operate,
     /// Also stop gaggled, or change its configuration or its version.

@@ -2,16 +2,17 @@
 
 use crate::{
     base::ids::DependencyId,
-    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, RemoteEvent, SystemEvent},
     graph::{Condition, Graph},
+    process::Outcome,
     protocol::describe,
-    state::Outcome,
 };
 
 /// What happened, in words, without its cause.
 pub fn describe_event(envelope: &Envelope, graph: &Graph) -> String {
     match &envelope.event {
         Event::Program(id, event) => describe_program_event(&graph.programs[*id].name, event),
+        Event::Remote(id, event) => describe_remote_event(&graph.programs[*id].name, event),
         Event::Dependency(id, event) => describe_dependency_event(graph, *id, event),
         Event::Group(id, event) => describe_group_event(&graph.groups[*id].name, event),
         Event::System(event) => describe_system_event(event),
@@ -52,6 +53,33 @@ fn describe_program_event(program: &str, event: &ProgramEvent) -> String {
         ProgramEvent::StopRequested => format!("stop of {program} was requested"),
         ProgramEvent::StartRequested => format!("start of {program} was requested"),
         ProgramEvent::RestartRequested => format!("{program} was asked to restart"),
+    }
+}
+
+fn describe_remote_event(program: &str, event: &RemoteEvent) -> String {
+    match event {
+        RemoteEvent::Up { remote_instance, .. } => format!("{program} came up there (run {remote_instance})"),
+        RemoteEvent::Ready { .. } => format!("{program} is ready"),
+        RemoteEvent::Down { missed, planned, outcome, .. } => {
+            let how = match (planned, outcome) {
+                (true, _) => "is being stopped".to_owned(),
+                (false, Some(outcome)) => format!("went down: {}", describe(*outcome)),
+                (false, None) => "went down".to_owned(),
+            };
+            let missed = match missed {
+                0 => String::new(),
+                missed => format!(" ({} times at once)", missed + 1),
+            };
+            format!("{program} {how}{missed}")
+        }
+        RemoteEvent::Completed { .. } => format!("{program} has completed"),
+        RemoteEvent::Unseen { reason, assumed_down: false } => {
+            format!("{program} is not known any more, because {reason}: it counts as it was last seen")
+        }
+        RemoteEvent::Unseen { reason, assumed_down: true } => {
+            format!("{program} is not known any more, because {reason}: it counts as down")
+        }
+        RemoteEvent::Seen => format!("{program} is known again"),
     }
 }
 
@@ -121,6 +149,9 @@ pub fn describe_origin(cause: &Cause) -> String {
         Cause::DaemonStart => "gaggled was started".to_owned(),
         Cause::Operator { who, .. } => format!("{who} asked for it"),
         Cause::Kernel => "the operating system reported it".to_owned(),
+        Cause::Remote(cause) if cause.why.is_empty() => format!("node {} published it", cause.node),
+        Cause::Remote(cause) => format!("on node {}: {}", cause.node, cause.why.join(", because ")),
+        Cause::Cluster => "the cluster showed it".to_owned(),
         Cause::Event(seq) | Cause::Timer(seq) => format!("event {seq} is no longer kept"),
     }
 }

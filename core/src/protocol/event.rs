@@ -11,7 +11,7 @@ use crate::{
         ids::{EpochId, ProgramId, Seq},
         time::{Instant, WallTime},
     },
-    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, RemoteEvent, SystemEvent},
     graph::Graph,
     state::{ProgramState, State},
 };
@@ -61,6 +61,7 @@ struct EventMessage<'a> {
 #[serde(untagged)]
 enum EventFields<'a> {
     Program(&'a ProgramEvent),
+    Remote(&'a RemoteEvent),
     Dependency(&'a DependencyEvent),
     Group(&'a GroupEvent),
     System(&'a SystemEvent),
@@ -73,6 +74,7 @@ struct EventHeader {
     at_us: Instant,
     time: WallTime,
     cause: Cause,
+    event: String,
     program: Option<String>,
     dependency: Option<String>,
     group: Option<String>,
@@ -106,7 +108,7 @@ impl<'a> BusMessage<'a> {
 /// An event as JSON, with the state of its program after it, or, for `None`, without.
 pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView<'_>>) -> String {
     let (program, on, group) = match &envelope.event {
-        Event::Program(program, _) => (Some(*program), None, None),
+        Event::Program(program, _) | Event::Remote(program, _) => (Some(*program), None, None),
         Event::Dependency(dependency, _) => {
             let dependency = &graph.dependencies[*dependency];
             (Some(dependency.dependent), Some(dependency.dependency), None)
@@ -128,6 +130,7 @@ pub fn encode_event(envelope: &Envelope, graph: &Graph, view: Option<ProgramView
         group,
         event: match &envelope.event {
             Event::Program(_, event) => EventFields::Program(event),
+            Event::Remote(_, event) => EventFields::Remote(event),
             Event::Dependency(_, event) => EventFields::Dependency(event),
             Event::Group(_, event) => EventFields::Group(event),
             Event::System(event) => EventFields::System(event),
@@ -183,6 +186,9 @@ pub fn decode_event(text: &str, names: &ProgramIndex, state: &State) -> Result<E
                 .find(|dependency| state.graph.dependencies[*dependency].dependency == on)
                 .ok_or("dependency is not known")?;
             Event::Dependency(dependency, DependencyEvent::deserialize(&value).map_err(wrong)?)
+        }
+        (Some(program), None) if header.event.starts_with(RemoteEvent::PREFIX) => {
+            Event::Remote(program, RemoteEvent::deserialize(&value).map_err(wrong)?)
         }
         (Some(program), None) => Event::Program(program, ProgramEvent::deserialize(&value).map_err(wrong)?),
         (None, _) => match group {

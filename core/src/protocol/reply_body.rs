@@ -53,6 +53,9 @@ pub struct InfoBody {
     pub controlurl: String,
     /// The state directory.
     pub state_directory: String,
+    /// A name for the journal: another one for a gaggled that was installed again.
+    #[serde(default)]
+    pub journal: String,
 }
 
 /// The body for `events`: one page.

@@ -9,6 +9,7 @@ use crate::{
         ids::{EpochId, Seq},
         time::{Millis, WallTime},
     },
+    cluster::Observation,
     protocol::access::Role,
 };
 
@@ -132,6 +133,11 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         until: Option<WallTime>,
     },
+    /// What the cluster gateway sees of other nodes.
+    Observe {
+        /// What it sees, in the order in which it saw it.
+        observations: Vec<Observation>,
+    },
     /// The whole state, for followers that continue from it.
     Snapshot,
     /// The state of gaggled itself.
@@ -239,6 +245,8 @@ pub enum ErrorCode {
     TimedOut,
     /// There are too many requests at once.
     Busy,
+    /// The program runs on another node.
+    RunsElsewhere,
 }
 
 impl Request {
@@ -296,6 +304,7 @@ impl Action {
             | Self::Snapshot
             | Self::Status
             | Self::Wait { .. } => Role::Observe,
+            Self::Observe { .. } => Role::Gateway,
             Self::Up(_) | Self::Down(_) | Self::Restart(_) | Self::Tell { .. } | Self::Signal { .. } => Role::Operate,
             Self::Plan { .. } | Self::Reload { .. } | Self::Upgrade { .. } | Self::Shutdown { .. } => Role::Admin,
         }

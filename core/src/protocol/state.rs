@@ -14,8 +14,8 @@ use crate::{
         time::{Instant, Millis, WallTime},
     },
     graph::Condition,
-    process::{ExitStatus, Signal},
-    state::{Outcome, Phase, ProgramState, State},
+    process::{ExitStatus, Outcome, Signal},
+    state::{Phase, ProgramState, State},
 };
 
 /// The state of a program as a client sees it.
@@ -67,6 +67,9 @@ pub struct ProgramView<'a> {
     pub errno: Option<i32>,
     /// The last event that concerned it.
     pub last_seq: Seq,
+    /// Whether the state of a program of another node is known; absent for programs of this one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seen: Option<bool>,
     /// The reason for its state, in words.
     pub reason: String,
     /// How much longer it has to wait, if that is known.
@@ -112,6 +115,7 @@ impl<'a> ProgramView<'a> {
             failed_stage: failed.map(|(stage, _)| stage),
             errno: failed.map(|(_, errno)| errno),
             last_seq: program.last_seq,
+            seen: program.remote.as_ref().map(|remote| remote.unseen.is_none()),
             reason: String::new(),
             wait_ms: None,
         }

@@ -11,6 +11,7 @@
 //! and from there through Stopping, while its stop command undoes them, to Down.
 
 mod apply;
+mod remote;
 
 use std::fmt;
 
@@ -21,10 +22,11 @@ use crate::{
         ids::{InstanceId, Seq},
         time::Instant,
     },
+    cluster::RemoteRun,
     event::{ProgramEvent, StopReason},
     graph::{Condition, Dependency, Policy},
     host::probe::UnhealthyReason,
-    process::{ExitStatus, SpawnStage, StartTime},
+    process::{ExitStatus, Outcome, StartTime},
 };
 
 impl fmt::Display for Phase {
@@ -67,21 +69,6 @@ pub enum Membership {
     Stopped,
     /// Its group lets it run, by this event or because of it.
     Admitted(Seq),
-}
-
-/// How the last run ended, or why it could not be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// It ran and ended.
-    Exited(ExitStatus),
-    /// It could not be started.
-    SpawnFailed {
-        /// The step that failed.
-        stage: SpawnStage,
-        /// The error number.
-        errno: i32,
-    },
 }
 
 /// The pending stop of an instance.
@@ -177,6 +164,9 @@ pub struct ProgramState {
     pub stop_event: Option<Seq>,
     /// The event with which it last went down, or was to be stopped: propagating dependents restart once for each.
     pub down_event: Option<Seq>,
+    /// How often it has gone down: how many events `down_event` has named so far.
+    #[serde(default)]
+    pub falls: u64,
     /// How the last run ended.
     pub outcome: Option<Outcome>,
     /// Whether that was a success.
@@ -203,6 +193,9 @@ pub struct ProgramState {
     pub revision: u64,
     /// The last event that concerned it.
     pub last_seq: Seq,
+    /// What is known of its run on another node, if it is a program of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Box<RemoteRun>>,
 }
 
 impl ProgramState {
@@ -219,11 +212,12 @@ impl ProgramState {
             phase_event: Seq(0),
             membership: if policy.group.is_some() { Membership::Stopped } else { Membership::Ungrouped },
             start_pending: policy.autostart && policy.group.is_none(),
-            operator_down: !policy.autostart,
+            operator_down: !policy.autostart && policy.external.is_none(),
             pending_stop: None,
             stop: None,
             stop_event: None,
             down_event: None,
+            falls: 0,
             outcome: None,
             succeeded: false,
             attempts: 0,
@@ -235,12 +229,13 @@ impl ProgramState {
             unsatisfied: u32::try_from(dependencies).unwrap_or(u32::MAX),
             revision: 1,
             last_seq: Seq(0),
+            remote: policy.external.as_ref().map(|_| Box::default()),
         }
     }
 
-    /// Whether there is something to stop: a process, a start under way, or effects to undo.
+    /// Whether there is something to stop here: a process, a start under way, or effects to undo.
     pub fn is_running(&self) -> bool {
-        self.phase != Phase::Down
+        self.phase != Phase::Down && self.remote.is_none()
     }
 
     /// The id of its main process, if there is one.

@@ -14,8 +14,9 @@ use gaggled_core::{
     control::{Operator, Progress, Proposal, Wait, Waits},
     event::{Cause, Envelope, Event, GroupEvent, ProgramEvent},
     graph::{Mode, STOP},
+    process::Outcome,
     protocol::{Action, ProgramIndex, Selection, WaitState},
-    state::{LevelSwitch, Outcome, Phase, State},
+    state::{LevelSwitch, Phase, State},
 };
 
 use super::mutants::Mutant;

@@ -192,6 +192,8 @@ fn draw_graph(random: &mut Random, size: usize, essential: bool) -> Graph {
             }),
             essential: essential && random.percent(20),
             unconfigured: false,
+            export: false,
+            external: None,
         });
     }
     for group in graph.groups.ids().collect::<Vec<_>>() {

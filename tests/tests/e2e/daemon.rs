@@ -81,7 +81,7 @@ fn a_program_that_ends_at_once_is_reported_each_time() {
         .iter()
         .filter_map(|envelope| match &envelope.event {
             Event::Program(_, event) => Some(event),
-            Event::Dependency(..) | Event::Group(..) | Event::System(_) => None,
+            Event::Remote(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => None,
         })
         .collect();
     let runs = events.iter().filter(|event| matches!(event, ProgramEvent::Starting { .. })).count();

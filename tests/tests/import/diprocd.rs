@@ -160,7 +160,7 @@ fn d13_a_command_that_is_missing_fails_alone() {
     daemon.wait("x to fail", |_, state| {
         matches!(
             state.programs[state.graph.names()["x"]].outcome,
-            Some(gaggled_core::state::Outcome::SpawnFailed { errno: 2, .. })
+            Some(gaggled_core::process::Outcome::SpawnFailed { errno: 2, .. })
         )
     });
     assert_eq!(daemon.dump()["y"]["up"], true);

@@ -38,6 +38,49 @@ fn program(body: &str) -> String {
 }
 
 #[test]
+fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
+    let cluster = |cluster: &str, depends: &str| {
+        format!("(\n    gaggled: (cluster: {cluster}),\n    programs: {{\"web\": (command: \"true\", depends: {{{depends}}})}},\n)")
+    };
+    let good = "(name: \"s\", node: \"n1\", etcd: [\"http://127.0.0.1:2379\"])";
+    for (section, words) in [
+        ("()", "the cluster has no name"),
+        ("(name: \"s\")", "the cluster has no etcd"),
+        ("(name: \"a b\", etcd: [\"http://localhost:2379\"])", "cannot be used for a cluster"),
+        ("(name: \"s\", node: \"n/1\", etcd: [\"http://[::1]:2379\"])", "cannot be used for a node"),
+        ("(name: \"s\", etcd: [\"127.0.0.1:2379\"])", "is not a url of etcd"),
+        ("(name: \"s\", etcd: [\"http://10.0.0.1:2379\"])", "without TLS"),
+        ("(name: \"s\", etcd: [\"https://10.0.0.1:2379\"], cert: \"a.pem\")", "only one of cert and key"),
+        ("(name: \"s\", etcd: [\"https://10.0.0.1:2379\"], dead_after: \"1s\")", "dead_after"),
+        ("(name: \"s\", etcd: [\"https://10.0.0.1:2379\"], lease: 5)", "lease"),
+    ] {
+        refused(cluster(section, "").as_bytes(), &[words, "system.ron:2"]);
+    }
+    for (depends, words) in [
+        ("\"db@n1\": ()", "this is node n1"),
+        ("\"db@\": ()", "not the name of a program on a node"),
+        ("\"@n2\": ()", "not the name of a program on a node"),
+        ("\"db@n2\": (), \"db@n2\": ()", "twice"),
+        ("\"db@n2\": (condition: Completed, propagate: true)", "nothing to propagate"),
+        ("\"db@n2\": (on_lost: Up)", "Up"),
+    ] {
+        refused(cluster(good, depends).as_bytes(), &[words, "system.ron:3"]);
+    }
+    let two = |web: &str, api: &str| {
+        let program = |name: &str, depends: &str| {
+            format!("    \"{name}\": (command: \"true\", depends: {{\"db@n2\": ({depends})}}),\n")
+        };
+        format!("(gaggled: (cluster: {good}), programs: {{\n{}{}}})", program("web", web), program("api", api))
+    };
+    refused(two("on_lost: Keep", "on_lost: Down").as_bytes(), &["another on_lost", "system.ron:3"]);
+    let without = "(programs: {\"db\": (command: \"true\", export: true), \"web\": (command: \"true\", depends: {\"db@n2\": ()})})";
+    refused(without.as_bytes(), &["is exported, and there is no cluster", "of another node, and there is no cluster"]);
+    refused(program("command: \"true\", depends: {\"a\": (on_lost: Keep)}").as_bytes(), &["never lost"]);
+    let taken = format!("(gaggled: (cluster: {good}), programs: {{\"clustergate\": (command: \"true\")}})");
+    refused(taken.as_bytes(), &["is there twice"]);
+}
+
+#[test]
 fn every_bad_file_is_refused_with_its_place() {
     let in_program = [
         ("", "has no command"),

@@ -7,12 +7,14 @@ use gaggled_core::{
         ids::{DependencyId, EpochId, GroupId, InstanceId, ProgramId, Seq},
         time::{Instant, Millis, WallTime},
     },
+    cluster::{Assumption, External, RemoteSource, UnseenReason},
     event::{
-        Cause, DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, StartKind, StopReason, SystemEvent,
+        Cause, DependencyEvent, Envelope, Event, GroupEvent, Handover, ProgramEvent, RemoteCause, RemoteEvent,
+        StartKind, StopReason, SystemEvent,
     },
     graph::{Condition, Dependency, Graph, Group, Mode, Policy},
     host::probe::{ProbeError, UnhealthyReason},
-    process::{ExitStatus, Signal, SpawnStage, StartTime},
+    process::{ExitStatus, Outcome, Signal, SpawnStage, StartTime},
     protocol::{ErrorCode, Heartbeat, Reply, decode_event, encode_message},
     state::State,
 };
@@ -34,6 +36,15 @@ fn everything() -> (State, Vec<Envelope>) {
         delay: Millis(500),
         propagate: true,
     });
+    let external = External {
+        node: "n2".into(),
+        program: "cache".into(),
+        on_lost: Assumption::Down,
+        on_blind: Assumption::Keep,
+        lost_after: Millis(2500),
+        blind_after: Millis(10_000),
+    };
+    let cache = graph.add_program(Policy::external("cache@n2", external));
     let operator = Cause::Operator { who: "uid 1000 (pid 77)".into(), command: "c1".into() };
     let (one, two) = (InstanceId(1), InstanceId(2));
     let program = |id: ProgramId, event| Event::Program(id, event);
@@ -128,6 +139,7 @@ fn everything() -> (State, Vec<Envelope>) {
         (Event::System(SystemEvent::HandoverStarted { kind: Handover::Upgrade }), Cause::Kernel),
     ];
     let script = script.into_iter().chain(everything_of_a_group(site, mount)).chain(everything_of_health(web));
+    let script = script.chain(everything_of_another_node(cache));
     let epoch = EpochId(1_795_169_933_570);
     let envelopes = script.zip(1_u64..).map(|((event, cause), number)| Envelope {
         seq: Seq(number),
@@ -168,6 +180,37 @@ fn everything_of_health(web: ProgramId) -> Vec<(Event, Cause)> {
             program(ProgramEvent::StopCommandFailed { instance: three, status: ExitStatus::Code(1) }),
             Cause::Event(Seq(45)),
         ),
+    ]
+}
+
+/// The events of a program of another node.
+fn everything_of_another_node(cache: ProgramId) -> Vec<(Event, Cause)> {
+    let source = |seq, falls| {
+        Box::new(RemoteSource { journal: "7f3a9c2e51b04d1a".into(), epoch: EpochId(12), seq: Seq(seq), falls })
+    };
+    let published = |why: &[&str]| {
+        let why = why.iter().map(|line| (*line).into()).collect();
+        Cause::Remote(Box::new(RemoteCause { node: "n2".into(), time: WallTime(1_795_169_940_000_000), why }))
+    };
+    let (run, event) = (InstanceId(7), |event| Event::Remote(cache, event));
+    let outcome = Some(Outcome::Exited(ExitStatus::Signal(9)));
+    let down = RemoteEvent::Down { source: source(120, 6), missed: 1, planned: false, outcome };
+    let completed = Some(Outcome::Exited(ExitStatus::Code(0)));
+    vec![
+        (event(RemoteEvent::Up { source: source(100, 4), remote_instance: run }), published(&[])),
+        (event(RemoteEvent::Ready { source: source(101, 4) }), published(&[])),
+        (event(down), published(&["cache was killed by SIGKILL", "the operating system reported it"])),
+        (
+            event(RemoteEvent::Completed {
+                source: source(130, 7),
+                remote_instance: InstanceId(9),
+                outcome: completed,
+            }),
+            published(&[]),
+        ),
+        (event(RemoteEvent::Unseen { reason: UnseenReason::Lost, assumed_down: false }), Cause::Cluster),
+        (event(RemoteEvent::Seen), Cause::Cluster),
+        (event(RemoteEvent::Unseen { reason: UnseenReason::Blind, assumed_down: true }), Cause::Cluster),
     ]
 }
 

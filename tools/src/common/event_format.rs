@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use gaggled_core::{
     base::time::WallTime,
-    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
+    event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, RemoteEvent, SystemEvent},
     graph::Graph,
     process::ExitStatus,
     protocol::describe_event,
@@ -34,9 +34,11 @@ pub fn colour(event: &Event) -> AnsiColors {
             | ProgramEvent::Daemonized { .. }
             | ProgramEvent::Ready { .. },
         )
+        | Event::Remote(_, RemoteEvent::Up { .. } | RemoteEvent::Ready { .. } | RemoteEvent::Completed { .. })
         | Event::Group(_, GroupEvent::LevelReached { .. })
         | Event::System(SystemEvent::JournalRestored { .. }) => AnsiColors::Green,
         Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Code(0), .. } | ProgramEvent::Stopping { .. })
+        | Event::Remote(_, RemoteEvent::Unseen { assumed_down: false, .. } | RemoteEvent::Down { planned: true, .. })
         | Event::Dependency(_, DependencyEvent::RestartTriggered { .. } | DependencyEvent::Broken) => {
             AnsiColors::Yellow
         }
@@ -54,6 +56,7 @@ pub fn colour(event: &Event) -> AnsiColors {
             | SystemEvent::JournalDegraded { .. }
             | SystemEvent::JournalDamaged { .. },
         )
+        | Event::Remote(_, RemoteEvent::Unseen { .. } | RemoteEvent::Down { .. })
         | Event::Group(_, GroupEvent::Failed { .. } | GroupEvent::FallbackStarted { .. }) => AnsiColors::Red,
         Event::Program(
             _,
@@ -75,6 +78,7 @@ pub fn colour(event: &Event) -> AnsiColors {
             | ProgramEvent::LevelStartRequested { .. }
             | ProgramEvent::LevelStopRequested { .. },
         )
+        | Event::Remote(_, RemoteEvent::Seen)
         | Event::Dependency(_, DependencyEvent::Satisfied { .. }) => AnsiColors::Default,
     }
 }
@@ -82,7 +86,11 @@ pub fn colour(event: &Event) -> AnsiColors {
 /// The cause in words, without what the event itself says.
 pub fn because(cause: &Cause) -> String {
     match cause {
-        Cause::DaemonStart | Cause::Kernel => String::new(),
+        Cause::DaemonStart | Cause::Kernel | Cause::Cluster => String::new(),
+        Cause::Remote(cause) => match cause.why.first() {
+            Some(why) => format!("on node {}: {why}", cause.node),
+            None => format!("on node {}", cause.node),
+        },
         Cause::Operator { who, .. } => format!("by {who}"),
         Cause::Event(seq) => format!("because of {seq}"),
         Cause::Timer(seq) => format!("some time after {seq}"),

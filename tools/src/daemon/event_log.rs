@@ -14,7 +14,7 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender};
 use gaggled_core::{
-    event::{Envelope, Event, GroupEvent, SystemEvent},
+    event::{Envelope, Event, GroupEvent, RemoteEvent, SystemEvent},
     graph::Graph,
     protocol::describe_event,
 };
@@ -100,7 +100,8 @@ fn log_event(logger: &Logger, envelope: &Envelope, graph: &Graph) {
             | SystemEvent::JournalDamaged { .. },
         )
         | Event::Group(_, GroupEvent::Failed { .. }) => warn!(logger, "{} {}{}", envelope.seq, words, why),
-        Event::Program(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => {
+        Event::Remote(_, RemoteEvent::Unseen { .. }) => warn!(logger, "{} {}{}", envelope.seq, words, why),
+        Event::Program(..) | Event::Remote(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => {
             info!(logger, "{} {}{}", envelope.seq, words, why);
         }
     }

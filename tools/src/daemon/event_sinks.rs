@@ -81,7 +81,11 @@ impl ThreadSinks {
                 }
                 // Reports of the host may still follow.
                 Event::System(SystemEvent::HandoverStarted { kind: to }) => LastEvent::HandedOver(to),
-                Event::System(_) | Event::Program(..) | Event::Dependency(..) | Event::Group(..) => return,
+                Event::System(_)
+                | Event::Program(..)
+                | Event::Remote(..)
+                | Event::Dependency(..)
+                | Event::Group(..) => return,
             };
             if let Some(ended) = ended.take() {
                 let _ = ended.send(end);

@@ -163,7 +163,7 @@ impl Startup<'_> {
             file: file.clone(),
             reader: JournalReader::new(&path),
             prepare_handover: renewer.renewal(),
-            info: system.about(&path),
+            info: system.about(&path, &head.journal),
         };
         let entries = std::mem::take(&mut self.recovered.entries);
         // Clients are served by a separate thread, so that supervision never waits for them.
@@ -361,11 +361,12 @@ impl LoadedConfig {
         Retention { bytes: journal.megabytes.saturating_mul(1 << 20), age: journal.age }
     }
 
-    fn about(&self, state: &Path) -> DaemonInfo {
+    fn about(&self, state: &Path, journal: &str) -> DaemonInfo {
         DaemonInfo {
             version: VERSION,
             pid: std::process::id(),
             binary: std::env::current_exe().map_or_else(|_| String::new(), |path| path.display().to_string()),
+            journal: host::public_id(journal),
             eventurl: self.urls.event.clone(),
             controlurl: self.urls.control.clone(),
             state: state.display().to_string(),

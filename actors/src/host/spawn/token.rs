@@ -52,6 +52,11 @@ impl Token {
     }
 }
 
+/// A name for a journal that may be shown to others: its identity cannot be derived from it.
+pub fn public_id(identity: &str) -> String {
+    format!("{:016x}", sign(identity, "", InstanceId(0)) >> 64)
+}
+
 fn sign(identity: &str, program: &str, instance: InstanceId) -> u128 {
     // A key may have any length.
     let Ok(mut signer) = Hmac::<Sha256>::new_from_slice(identity.as_bytes()) else { return 0 };

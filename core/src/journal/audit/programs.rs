@@ -8,7 +8,7 @@ use crate::{
         ids::{InstanceId, ProgramId, Seq},
         time::{Instant, Millis},
     },
-    event::{Cause, Envelope, ProgramEvent, StopReason},
+    event::{Cause, Envelope, ProgramEvent, RemoteEvent, StopReason},
     graph::{Condition, Mode},
     process::ExitStatus,
 };
@@ -91,6 +91,28 @@ impl JournalAudit {
                 self.seen(id).replaced |= enters && self.seen(id).exists;
             }
             ProgramEvent::Signalled { signal, .. } => self.seen(id).told |= signal.asks_to_end(),
+        }
+    }
+
+    pub(super) fn happens_elsewhere(&mut self, id: ProgramId, event: &RemoteEvent, envelope: &Envelope) {
+        let at = envelope.monotonic;
+        let was_up = self.seen(id).running;
+        let seen = self.seen(id);
+        match event {
+            RemoteEvent::Up { .. } => {
+                (seen.running, seen.up_since, seen.ready_since, seen.completed) = (true, Some(at), None, None);
+            }
+            RemoteEvent::Ready { .. } => seen.ready_since = Some(at),
+            RemoteEvent::Down { .. }
+            | RemoteEvent::Completed { .. }
+            | RemoteEvent::Unseen { assumed_down: true, .. } => {
+                (seen.running, seen.up_since, seen.ready_since) = (false, None, None);
+                seen.completed = matches!(event, RemoteEvent::Completed { .. }).then_some(at);
+                if was_up {
+                    self.falls(id, envelope.seq);
+                }
+            }
+            RemoteEvent::Unseen { assumed_down: false, .. } | RemoteEvent::Seen => {}
         }
     }
 

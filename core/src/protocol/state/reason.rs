@@ -2,10 +2,15 @@
 
 use super::{GroupStatus, View};
 use crate::{
-    base::{ids::ProgramId, time::Millis},
+    base::{
+        ids::{InstanceId, ProgramId},
+        time::Millis,
+    },
+    cluster::{External, RemoteRun},
     event::StopReason,
     graph::{Condition, Dependency, Mode, Policy, STOP},
-    state::{GroupState, LevelSwitch, Membership, Outcome, Phase, ProgramState},
+    process::Outcome,
+    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState},
 };
 
 impl View<'_> {
@@ -62,6 +67,9 @@ impl View<'_> {
     /// The reason for the state of a program, and how much longer it lasts, if that is known.
     pub(super) fn reason(self, id: ProgramId, program: &ProgramState) -> (String, Option<Millis>) {
         let policy = &self.state.graph.programs[id];
+        if let Some((external, remote)) = policy.external.as_ref().zip(program.remote.as_deref()) {
+            return (elsewhere(external, remote, program), None);
+        }
         match program.phase {
             Phase::Starting => ("starting".to_owned(), None),
             Phase::Stopping if policy.unconfigured => {
@@ -172,6 +180,22 @@ impl View<'_> {
             _ => ("about to start".to_owned(), None),
         }
     }
+}
+
+/// What is known of a program of another node, in words.
+fn elsewhere(external: &External, remote: &RemoteRun, program: &ProgramState) -> String {
+    let node = &external.node;
+    let last = match program.phase {
+        Phase::Up if program.is_ready() => format!("up on node {node}"),
+        Phase::Up => format!("up on node {node}, not ready yet"),
+        _ if program.is_completed() => format!("completed on node {node}"),
+        _ if program.instance == InstanceId(0) => format!("not seen up on node {node} yet"),
+        Phase::Down | Phase::Starting | Phase::Stopping | Phase::ActiveExited => match program.outcome {
+            Some(outcome) => format!("down on node {node}: {}", describe(outcome)),
+            None => format!("down on node {node}"),
+        },
+    };
+    remote.unseen.map_or(last.clone(), |reason| format!("{last}; {reason}"))
 }
 
 /// Why a program that has ended too often is left down, in words.

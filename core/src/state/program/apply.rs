@@ -1,6 +1,6 @@
 //! How events change the state of a program.
 
-use super::{Membership, Outcome, PendingStop, Phase, ProcessInfo, ProgramState, Stop, StopMethod};
+use super::{Membership, PendingStop, Phase, ProcessInfo, ProgramState, Stop, StopMethod};
 use crate::{
     base::{
         ids::{EpochId, InstanceId, Seq},
@@ -8,7 +8,7 @@ use crate::{
     },
     event::{DependencyEvent, ProgramEvent, StopReason},
     graph::Policy,
-    process::{ExitStatus, SpawnStage, StartTime},
+    process::{ExitStatus, Outcome, SpawnStage, StartTime},
     state::backoff::jitter,
 };
 
@@ -173,7 +173,7 @@ impl ProgramState {
         self.outcome = Some(Outcome::Exited(status));
         self.succeeded = true;
         if self.pending_stop.is_none_or(|stop| !stop.dependents_first) {
-            self.down_event = Some(seq);
+            self.goes_down(seq);
         }
         self.phase = Phase::ActiveExited;
         self.process = None;
@@ -187,7 +187,7 @@ impl ProgramState {
         let planned = self.pending_stop.is_some() && !unhealthy;
         let wanted = !self.operator_down && self.membership != Membership::Stopped;
         if self.pending_stop.is_none_or(|stop| !stop.dependents_first) {
-            self.down_event = Some(seq);
+            self.goes_down(seq);
         }
         self.outcome = Some(Outcome::Exited(status));
         self.succeeded = policy.succeeds(status);
@@ -220,6 +220,12 @@ impl ProgramState {
         }
     }
 
+    /// Records the event with which it goes down: propagating dependents restart once for each.
+    pub(super) fn goes_down(&mut self, seq: Seq) {
+        self.down_event = Some(seq);
+        self.falls += 1;
+    }
+
     fn down(&mut self) {
         self.phase = Phase::Down;
         self.kept = 0;
@@ -249,7 +255,7 @@ impl ProgramState {
         if self.is_running() && self.pending_stop.is_none() {
             self.pending_stop = Some(PendingStop { reason, dependents_first: true, since: at });
             if self.phase != Phase::ActiveExited {
-                self.down_event = Some(seq);
+                self.goes_down(seq);
             }
         }
     }

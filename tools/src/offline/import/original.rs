@@ -238,7 +238,7 @@ impl Importer {
             }
             let delay = self.number(node, "delay", 0).unwrap_or_default();
             let propagate = self.boolean(node, "propagate", false);
-            depends.0.push((on, DependsConfig { condition: None, delay, propagate }));
+            depends.0.push((on, DependsConfig { delay, propagate, ..DependsConfig::default() }));
         }
         depends
     }

@@ -1,0 +1,13 @@
+//! Programs of other nodes: what a node publishes about its programs, and what is reported here about those of others.
+//!
+//! A node publishes the last state of each exported program, not a log. What the states mean for the programs here is
+//! decided by [`crate::machine::external`].
+
+mod external;
+mod publish;
+mod published;
+
+pub use self::{
+    external::{AT, Assumption, External, RemoteRun, RemoteSource, UnseenReason, split_name},
+    published::{Observation, PublishedState, RemotePhase, Sight},
+};

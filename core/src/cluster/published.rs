@@ -1,0 +1,79 @@
+//! What a node publishes of its programs, and what is reported about those of others.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::external::RemoteSource;
+use crate::{
+    base::{ids::InstanceId, time::WallTime},
+    process::Outcome,
+};
+
+/// How far a program is on its node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RemotePhase {
+    /// It is down, or on its way up.
+    Down,
+    /// It is up, and not ready.
+    Up,
+    /// It is up and ready.
+    Ready,
+    /// It is being stopped, or will be.
+    Leaving,
+    /// It has run to its end, and is not to run again.
+    Completed,
+}
+
+impl RemotePhase {
+    /// Whether dependents can count on it as on a program that runs.
+    pub fn is_up(self) -> bool {
+        matches!(self, Self::Up | Self::Ready)
+    }
+}
+
+/// The last state of an exported program, as its node publishes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedState {
+    /// Where it stands in the journal of the node.
+    #[serde(flatten)]
+    pub source: RemoteSource,
+    /// The run.
+    pub instance: InstanceId,
+    /// How far it is.
+    pub phase: RemotePhase,
+    /// How the last run ended, if it has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// When the last event of the program happened, by the clock of its node.
+    pub time: WallTime,
+    /// The events that led to this, in words, the last one first.
+    #[serde(default)]
+    pub why: Vec<Arc<str>>,
+}
+
+/// What the cluster gateway reports about a program of another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sight {
+    /// Its node has a session, and this is the state that it has published, if it has.
+    Seen(Option<Arc<PublishedState>>),
+    /// Its node has no session.
+    Unseen,
+}
+
+/// One report of the cluster gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Observation {
+    /// The cluster is in reach, and nothing has changed since the last report.
+    Contact,
+    /// How a program of another node is seen.
+    External {
+        /// Its name here: `db@n1`.
+        program: String,
+        /// How it is seen.
+        sight: Sight,
+    },
+}

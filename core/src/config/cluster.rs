@@ -1,0 +1,72 @@
+//! What a configuration file can say about the cluster that the machine is a node of.
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::time::Millis;
+
+/// The cluster that a machine is a node of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename = "cluster", deny_unknown_fields, default)]
+pub struct ClusterConfig {
+    /// Its name: several clusters can share an etcd.
+    pub name: String,
+    /// The name of this node; that of the host if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// The urls of the members of etcd.
+    pub etcd: Vec<String>,
+    /// A file with the certificates of those who may sign that of etcd; those of the system if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// A file with the certificate of this node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<String>,
+    /// A file with the key of that certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The user that the gateway runs as; gaggled's own if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// How long a node must be silent to be taken for dead.
+    #[serde(skip_serializing_if = "is_default_dead_after")]
+    pub dead_after: Millis,
+    /// Whether an etcd on other machines may be spoken to without TLS.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub insecure: bool,
+}
+
+const DEAD_AFTER: Millis = Millis(10_000);
+
+impl Default for ClusterConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            node: None,
+            etcd: Vec::new(),
+            ca: None,
+            cert: None,
+            key: None,
+            user: None,
+            dead_after: DEAD_AFTER,
+            insecure: false,
+        }
+    }
+}
+
+impl ClusterConfig {
+    /// How long the session of a node lasts after it was renewed for the last time.
+    pub fn session(&self) -> Millis {
+        self.dead_after.half().max(Millis(2000))
+    }
+
+    /// How long a node must be without a session to be lost. One whose session was revoked by mistake opens another within
+    /// this time.
+    pub fn lost_after(&self) -> Millis {
+        self.session().half()
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_default_dead_after(value: &Millis) -> bool {
+    *value == DEAD_AFTER
+}
