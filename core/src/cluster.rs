@@ -3,9 +3,12 @@
 //! A node publishes the last state of each exported program, not a log. What the states mean for the programs here is
 //! decided by [`crate::machine::external`].
 
+pub mod exports;
 mod external;
 mod publish;
 mod published;
+pub mod sights;
+pub mod store;
 
 pub use self::{
     external::{AT, Assumption, External, RemoteRun, RemoteSource, UnseenReason, split_name},

@@ -64,8 +64,6 @@ pub enum Timer {
     RunTimeout(InstanceId),
     /// This instance should have sent a watchdog message by now.
     Watchdog(InstanceId),
-    /// The node of this program has been without a session for so long that it is lost.
-    NodeLost,
     /// Nothing may have been heard of the cluster for so long that this node is cut off.
     ClusterBlind,
 }

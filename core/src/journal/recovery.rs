@@ -146,7 +146,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
             let carried = carry_program(&last.programs[*old], before.autostart, policy, start_kind);
             next.programs[id] = if moved { regrouped(carried, policy) } else { carried };
             let carried = &mut next.programs[id];
-            if policy.health.ready_on_start() && carried.phase == Phase::Up {
+            if policy.health.ready_on_start() && carried.phase == Phase::Up && policy.external.is_none() {
                 // An earlier version did not record readiness, or the previous configuration had a readiness probe.
                 carried.ready_since = carried.ready_since.or(carried.up_since);
             }

@@ -74,8 +74,7 @@ impl ExternalMachine {
         self.state.remote.as_deref().unwrap_or(&NONE)
     }
 
-    /// Proposes the next event, if the state of the program is not what is seen of it, or arms the timer after which it will
-    /// not be.
+    /// Proposes the next event, if the state of the program is not what is seen of it.
     fn decide(&mut self, now: Instant, out: &mut Outputs) {
         if self.pending_proposal {
             return;
@@ -83,10 +82,10 @@ impl ExternalMachine {
         let blind_at = self.contact + self.external.blind_after;
         let lost_at = self.unseen_since.map(|since| since + self.external.lost_after);
         let (event, cause) = match &self.sight {
-            _ if lost_at.is_some_and(|at| at > now) => {
-                return lost_at.into_iter().for_each(|at| out.set_timer(Timer::NodeLost, at));
+            // Only a cluster that is still in reach shows that a node stays away.
+            _ if lost_at.is_some_and(|at| at <= self.contact) => {
+                (self.unseen(UnseenReason::Lost, self.external.on_lost), Cause::Cluster)
             }
-            _ if lost_at.is_some() => (self.unseen(UnseenReason::Lost, self.external.on_lost), Cause::Cluster),
             _ if blind_at <= now => (self.unseen(UnseenReason::Blind, self.external.on_blind), Cause::Cluster),
             Some(Sight::Seen(_)) if self.remote().unseen.is_some() => (Some(RemoteEvent::Seen), Cause::Cluster),
             Some(Sight::Seen(Some(reported))) => {

@@ -182,7 +182,6 @@ impl HealthMonitor {
             | Timer::KillTimeout(_)
             | Timer::DependencyDelay
             | Timer::ShutdownTimeout
-            | Timer::NodeLost
             | Timer::ClusterBlind => None,
         }
     }

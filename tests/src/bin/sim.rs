@@ -10,6 +10,7 @@ use gaggled_core::{
     state::State,
 };
 use gaggled_tests::sim::{
+    cluster::{mutants::ClusterMutant, network::Network, world::ClusterWorld},
     invariants,
     mutants::Mutant,
     scheduler::{Run, Simulation},
@@ -32,6 +33,9 @@ struct Arguments {
     /// Run the scenario in this file instead of the world of a seed
     #[arg(long, value_name = "FILE", conflicts_with = "seed")]
     scenario: Option<PathBuf>,
+    /// Run clusters of several nodes
+    #[arg(long, conflicts_with_all = ["scenario", "shrink"])]
+    cluster: bool,
     /// With one seed: show the events up to this number
     #[arg(long, value_name = "SEQ")]
     until: Option<u64>,
@@ -63,6 +67,9 @@ fn run(arguments: &Arguments) -> Result<u64, String> {
         let script: Script = text.parse().map_err(named)?;
         return Ok(u64::from(fails(&script, &path.display().to_string(), arguments)?));
     }
+    if arguments.cluster {
+        return run_clusters(arguments);
+    }
     let mutant = arguments.mutant.as_deref().map(mutant_named).transpose()?;
     let first = arguments.seed.unwrap_or_default();
     let mut failed = 0;
@@ -72,6 +79,35 @@ fn run(arguments: &Arguments) -> Result<u64, String> {
             if arguments.shrink.is_some() {
                 break;
             }
+        }
+    }
+    eprintln!("{failed} of {} fail", arguments.count);
+    Ok(failed)
+}
+
+/// Runs the clusters of the given seeds, and returns how many fail.
+fn run_clusters(arguments: &Arguments) -> Result<u64, String> {
+    let mutant = match &arguments.mutant {
+        None => None,
+        Some(name) => {
+            let found = ClusterMutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == *name);
+            let names = || ClusterMutant::ALL.map(|mutant| format!("{mutant:?}")).join(", ");
+            Some(found.ok_or_else(|| format!("there is no mutant {name} of clusters: use one of {}", names()))?)
+        }
+    };
+    let first = arguments.seed.unwrap_or_default();
+    let mut failed = 0;
+    for seed in first..first.saturating_add(arguments.count) {
+        let (runs, found) = Network::new(ClusterWorld::new(seed, mutant), mutant).run();
+        if arguments.count == 1 {
+            for (number, run) in runs.iter().enumerate() {
+                println!("node n{number}:");
+                show_events(run, arguments);
+            }
+        }
+        if !found.is_empty() {
+            failed += 1;
+            eprintln!("cluster {seed}: {}", found.iter().take(4).cloned().collect::<Vec<_>>().join("; "));
         }
     }
     eprintln!("{failed} of {} fail", arguments.count);
@@ -109,6 +145,10 @@ fn show(script: &Script, run: &Run, arguments: &Arguments) {
     if !arguments.json {
         println!("{}", script.print());
     }
+    show_events(run, arguments);
+}
+
+fn show_events(run: &Run, arguments: &Arguments) {
     for life in &run.lives {
         let mut state: State = life.start.clone();
         for envelope in &life.envelopes {

@@ -117,7 +117,7 @@ fn look(host: &SimHost, state: &State, id: ProgramId) -> Vec<Recovered> {
         host.alive(id).map(|(instance, pid)| Recovered::Running { instance, pid, start_time: StartTime(instance.0) });
     let told = |run: InstanceId| host.ended(id, run);
     let mut found = Vec::new();
-    if known.phase != Phase::Down && alive.is_none_or(|alive| alive.instance() != known.instance) {
+    if known.is_running() && alive.is_none_or(|alive| alive.instance() != known.instance) {
         let instance = known.instance;
         found.push(match told(instance) {
             Some(status) => Recovered::Exited { instance, status, orphans: host.leaves(id, instance, status) },

@@ -101,7 +101,7 @@ impl Checker {
         if world.shutdown_at < world.faults_end_at + SETTLING {
             return;
         }
-        for (id, policy) in world.graph.programs.iter() {
+        for (id, policy) in world.graph.programs.iter().filter(|(_, policy)| policy.external.is_none()) {
             let program = &settled.programs[id];
             // A program with `retry` is not finished before it has ended well.
             let gives_up =
@@ -207,6 +207,8 @@ fn waits_for_finished(world: &World, state: &State, program: ProgramId) -> bool 
         let once = world.graph.programs[dependency.dependency].mode != Mode::Respawn;
         let over = once && (on.phase == Phase::ActiveExited || on.phase == Phase::Down && !on.start_pending);
         match dependency.condition {
+            // What other nodes do is checked in `cluster`.
+            _ if on.remote.is_some() => on.satisfied_since(dependency.condition).is_none(),
             _ if on.start_limit_hit || on.operator_down || kept_out(world, state, dependency.dependency) => true,
             Condition::Started | Condition::Ready => over || waits_for_finished(world, state, dependency.dependency),
             Condition::Completed => on.satisfied_since(Condition::Completed).is_none(),

@@ -7,6 +7,7 @@
 //! text.
 
 pub mod actix;
+pub mod cluster;
 pub mod crash;
 pub mod host;
 pub mod invariants;

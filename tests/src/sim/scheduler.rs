@@ -15,6 +15,7 @@ use gaggled_core::{
         ids::{ActorId, EpochId, ProgramId, Seq},
         time::{Instant, WallTime},
     },
+    cluster::Sight,
     event::{Cause, Envelope, Event},
     graph::Graph,
     host::{HostCommand, HostReport},
@@ -87,6 +88,7 @@ enum Message {
     Refused(Event, Refusal),
     Execute(HostCommand),
     HostReport(HostReport),
+    Observed(Option<Sight>),
     Begin(Seq),
 }
 
@@ -134,6 +136,9 @@ pub struct Simulation {
     favourites: BTreeMap<Endpoint, u64>,
     refused_in_a_row: BTreeMap<Endpoint, (Event, u32)>,
     steps_since_commit: u64,
+    crashes: VecDeque<CrashPlan>,
+    /// How many steps the first of them has been waiting.
+    steps_to_crash: u64,
     run: Run,
 }
 
@@ -179,35 +184,87 @@ impl Simulation {
             favourites: BTreeMap::new(),
             refused_in_a_row: BTreeMap::new(),
             steps_since_commit: 0,
+            crashes: world.crashes.clone().into(),
+            steps_to_crash: 0,
             run,
         }
     }
 
     /// Runs until the shutdown is complete.
     pub fn run(mut self) -> Run {
+        self.start();
+        while !self.is_over() {
+            self.advance();
+        }
+        self.finish()
+    }
+
+    /// Lets the machines of the first daemon begin.
+    pub fn start(&mut self) {
         self.begin(Seq(1));
-        if let Some((at, _)) = self.commands.front() {
-            let at = *at;
-            self.set_alarm(Endpoint::World, Some(at));
-        }
-        let mut crashes: VecDeque<CrashPlan> = self.world.crashes.clone().into();
-        let mut steps = 0;
-        while self.run.state.unkillable.is_none() && self.run.violations.is_empty() {
-            if let Some(plan) = crashes.front().copied()
-                && self.life().envelopes.len() > plan.after
-                && self.now < self.world.faults_end_at
-            {
-                steps += 1;
-                if steps > plan.steps {
-                    steps = 0;
-                    crashes.pop_front();
-                    self.crash(plan);
-                }
+        let first = self.commands.front().map(|(at, _)| *at);
+        self.set_alarm(Endpoint::World, first);
+    }
+
+    /// Whether the shutdown is complete, or an invariant is violated.
+    pub fn is_over(&self) -> bool {
+        self.run.state.unkillable.is_some() || !self.run.violations.is_empty()
+    }
+
+    /// Delivers a message or lets time pass; the daemon may die before that.
+    pub fn advance(&mut self) {
+        if let Some(plan) = self.crashes.front().copied()
+            && self.life().envelopes.len() > plan.after
+            && self.now < self.world.faults_end_at
+        {
+            self.steps_to_crash += 1;
+            if self.steps_to_crash > plan.steps {
+                self.steps_to_crash = 0;
+                self.crashes.pop_front();
+                self.crash(plan);
             }
-            if !self.turn() {
-                self.run.violations.push("everything stands still before the shutdown is complete".into());
-            }
         }
+        if !self.turn() {
+            self.run.violations.push("everything stands still before the shutdown is complete".into());
+        }
+    }
+
+    /// When the next message is delivered or the next timer fires, if nothing comes from outside.
+    pub fn next_moment(&self) -> Option<Instant> {
+        let waits = match self.policy {
+            Policy::Fifo => !self.ready.is_empty(),
+            Policy::Uniform | Policy::Priority | Policy::Starve => {
+                self.mailboxes.values().any(|mailbox| !mailbox.is_empty())
+            }
+        };
+        if waits { Some(self.now) } else { self.alarms.next().map(|at| at.max(self.now)) }
+    }
+
+    /// The time on this machine.
+    pub fn now(&self) -> Instant {
+        self.now
+    }
+
+    /// The state of the journal.
+    pub fn state(&self) -> &State {
+        self.journal.state()
+    }
+
+    /// The events of the present daemon.
+    pub fn envelopes(&self) -> &[Envelope] {
+        self.run.lives.last().map_or(&[], |life| &life.envelopes)
+    }
+
+    /// The cluster gateway reports how a program of another node is seen.
+    pub fn observe(&mut self, at: Instant, program: ProgramId, sight: Option<Sight>) {
+        self.now = self.now.max(at);
+        // A report that nothing has changed is not a step without an event.
+        self.steps_since_commit = self.steps_since_commit.saturating_sub(1);
+        self.post(Endpoint::World, Endpoint::Actor(ActorId::Program(program)), Message::Observed(sight));
+    }
+
+    /// The result.
+    pub fn finish(mut self) -> Run {
         if let Some(unkillable) = self.run.state.unkillable {
             // Proposals that the journal has not read when the shutdown is complete count as refused.
             for (from, message) in self.mailboxes.remove(&Endpoint::Journal).unwrap_or_default() {
@@ -377,6 +434,7 @@ impl Simulation {
             (Endpoint::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
             (Endpoint::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
             (Endpoint::Actor(actor), Message::HostReport(report)) => self.step(actor, &Input::HostReported(report)),
+            (Endpoint::Actor(actor), Message::Observed(sight)) => self.step(actor, &Input::Observed(sight.as_ref())),
             (Endpoint::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Restored(since)),
             (Endpoint::Host, Message::Execute(command)) => {
                 let scheduled = self.host.perform(self.now, command);

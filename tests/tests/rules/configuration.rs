@@ -40,7 +40,9 @@ fn program(body: &str) -> String {
 #[test]
 fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
     let cluster = |cluster: &str, depends: &str| {
-        format!("(\n    gaggled: (cluster: {cluster}),\n    programs: {{\"web\": (command: \"true\", depends: {{{depends}}})}},\n)")
+        format!(
+            "(\n    gaggled: (cluster: {cluster}),\n    programs: {{\"web\": (command: \"true\", depends: {{{depends}}})}},\n)"
+        )
     };
     let good = "(name: \"s\", node: \"n1\", etcd: [\"http://127.0.0.1:2379\"])";
     for (section, words) in [

@@ -1,0 +1,100 @@
+//! What the nodes of a cluster write to the store that they share: the names of its keys and its values.
+//!
+//! | key | value |
+//! |---|---|
+//! | `/gaggled/SITE/node/NODE/alive` | [`Session`], with the lease of the node |
+//! | `/gaggled/SITE/node/NODE/state/PROGRAM` | [`StateValue`], without a lease: it stays when its node is gone |
+//!
+//! Values are JSON with a version. Fields that are not known are ignored.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::published::PublishedState;
+
+/// The version of the values.
+const VERSION: u32 = 1;
+
+/// A key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The session of a node.
+    Alive {
+        /// The node.
+        node: Arc<str>,
+    },
+    /// The state of an exported program.
+    State {
+        /// Its node.
+        node: Arc<str>,
+        /// The program.
+        program: Arc<str>,
+    },
+}
+
+impl Key {
+    /// What the keys of a cluster begin with.
+    pub fn prefix(site: &str) -> String {
+        format!("/gaggled/{site}/")
+    }
+
+    /// The key in the store.
+    pub fn path(&self, site: &str) -> String {
+        match self {
+            Self::Alive { node } => format!("/gaggled/{site}/node/{node}/alive"),
+            Self::State { node, program } => format!("/gaggled/{site}/node/{node}/state/{program}"),
+        }
+    }
+
+    /// Reads a key of this cluster; `None` if it is another, or one that a later version has written.
+    pub fn parse(site: &str, path: &str) -> Option<Self> {
+        let (node, rest) = path.strip_prefix(&Self::prefix(site))?.strip_prefix("node/")?.split_once('/')?;
+        match rest.split_once('/') {
+            None if rest == "alive" => Some(Self::Alive { node: node.into() }),
+            Some(("state", program)) => Some(Self::State { node: node.into(), program: program.into() }),
+            Some(_) | None => None,
+        }
+    }
+}
+
+/// The session of a node: it exists as long as its lease is renewed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// The version of this value.
+    pub v: u32,
+    /// Its id, which no other session has.
+    pub session: Arc<str>,
+    /// The id of the journal of the node.
+    pub journal: Arc<str>,
+    /// The name of its host.
+    pub host: String,
+    /// The version of gaggled.
+    pub version: String,
+}
+
+impl Session {
+    /// The session of a node with this journal.
+    pub fn new(session: Arc<str>, journal: Arc<str>, host: &str, version: &str) -> Self {
+        Self { v: VERSION, session, journal, host: host.to_owned(), version: version.to_owned() }
+    }
+}
+
+/// The last state of an exported program, and the session in which it was written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateValue {
+    /// The version of this value.
+    pub v: u32,
+    /// The session.
+    pub session: Arc<str>,
+    /// The state.
+    #[serde(flatten)]
+    pub state: Arc<PublishedState>,
+}
+
+impl StateValue {
+    /// The value for a state.
+    pub fn new(session: Arc<str>, state: Arc<PublishedState>) -> Self {
+        Self { v: VERSION, session, state }
+    }
+}

@@ -1,0 +1,48 @@
+//! Deliberate defects of the rules between nodes. The invariants must find each of them.
+
+use std::sync::Arc;
+
+use gaggled_core::cluster::{PublishedState, Sight};
+
+/// A defect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterMutant {
+    /// A gateway whose watch was cancelled watches on, without reading what it has missed.
+    ResumeWatch,
+    /// Ends that lie between two reports are forgotten: a program that is up both times counts as the same run.
+    ForgetMissedFalls,
+    /// A node that has opened another session counts as lost at once.
+    LoseOnReregistration,
+    /// A node whose session has ended counts as if it had one.
+    IgnoreEndOfSession,
+    /// A node that is cut off does not notice it.
+    IgnoreSilence,
+    /// The states of a session are not written again in the next one.
+    KeepOldSession,
+}
+
+impl ClusterMutant {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::ResumeWatch,
+        Self::ForgetMissedFalls,
+        Self::LoseOnReregistration,
+        Self::IgnoreEndOfSession,
+        Self::IgnoreSilence,
+        Self::KeepOldSession,
+    ];
+
+    /// What is reported in place of a sight, after the last one that was.
+    pub fn reports(self, sight: Sight, last: Option<&Sight>) -> Sight {
+        match (self, &sight, last) {
+            (Self::ForgetMissedFalls, Sight::Seen(Some(state)), Some(Sight::Seen(Some(last))))
+                if state.phase.is_up() && last.phase.is_up() =>
+            {
+                let source = gaggled_core::cluster::RemoteSource { falls: last.source.falls, ..state.source.clone() };
+                let same = PublishedState { source, instance: last.instance, ..(**state).clone() };
+                Sight::Seen(Some(Arc::new(same)))
+            }
+            _ => sight,
+        }
+    }
+}

@@ -1,0 +1,492 @@
+//! The nodes, their gateways, and the messages between gateways and the store.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    sync::Arc,
+};
+
+use gaggled_core::{
+    base::{
+        ids::{EpochId, ProgramId},
+        time::{Instant, Millis, WallTime},
+    },
+    cluster::{
+        Observation, PublishedState, Sight,
+        exports::{Batch, Exports},
+        sights::Sights,
+        store::Key,
+    },
+    state::State,
+};
+
+use super::{
+    invariants::{self, Record},
+    mutants::ClusterMutant,
+    store::{Change, Store},
+    world::{ClusterWorld, Fault, name},
+};
+use crate::sim::{
+    random::Random,
+    scheduler::{Policy, Run, Simulation},
+};
+
+/// Something that will happen between nodes.
+#[derive(Clone, Debug)]
+enum Happening {
+    Fault(usize),
+    Heals,
+    GatewayBegins(usize),
+    /// A gateway may have something to write.
+    Writes(usize, u64),
+    WriteArrives(usize, u64, Arc<str>, Batch),
+    WriteAnswered(usize, u64, bool),
+    /// A gateway renews its lease.
+    Renews(usize, u64),
+    Reads(usize, u64),
+    /// A watch shows a change.
+    Shows(usize, u64, Change, u64),
+    /// A lease may be over.
+    LeaseEnds,
+    /// A daemon gets reports of its gateway, made for this epoch.
+    Reports(usize, EpochId, Vec<Observation>),
+    /// Everything should have settled.
+    Settled,
+}
+
+/// The cluster gateway of a node.
+#[derive(Debug, Default)]
+struct Gateway {
+    exports: Exports,
+    sights: Sights,
+    lease: Option<Arc<str>>,
+    /// The number of the watch, if one is open.
+    watch: Option<u64>,
+    /// When the last message of the watch arrives: they keep their order.
+    shown_at: Instant,
+    loses_answer: bool,
+}
+
+struct Node {
+    simulation: Simulation,
+    gateway: Option<Gateway>,
+    /// Counts gateways and watches: what was sent to an earlier one is lost.
+    life: u64,
+    epoch: EpochId,
+    /// How many events of the epoch the gateway has seen.
+    seen: usize,
+    cut_until: Instant,
+    reported_at: Instant,
+}
+
+/// A cluster that runs.
+pub struct Network {
+    world: ClusterWorld,
+    mutant: Option<ClusterMutant>,
+    random: Random,
+    now: Instant,
+    nodes: Vec<Node>,
+    store: Store,
+    queue: BinaryHeap<Reverse<(Instant, u64, usize)>>,
+    happenings: Vec<Happening>,
+    record: Record,
+    last_sights: BTreeMap<(usize, String), Sight>,
+}
+
+impl Network {
+    /// A cluster of this world, with or without a defect.
+    pub fn new(world: ClusterWorld, mutant: Option<ClusterMutant>) -> Self {
+        let node = |(number, node): (usize, &crate::sim::world::World)| {
+            let mut simulation = Simulation::new(node, Policy::of(world.seed + number as u64), None);
+            simulation.start();
+            Node {
+                epoch: simulation.state().epoch,
+                simulation,
+                gateway: None,
+                life: 0,
+                seen: 0,
+                cut_until: Instant::default(),
+                reported_at: Instant::default(),
+            }
+        };
+        let nodes: Vec<Node> = world.nodes.iter().enumerate().map(node).collect();
+        let mut network = Self {
+            random: Random::new(world.seed ^ 0x0e7c_d000),
+            mutant,
+            now: Instant::default(),
+            record: Record::new(nodes.len()),
+            nodes,
+            store: Store::default(),
+            queue: BinaryHeap::new(),
+            happenings: Vec::new(),
+            last_sights: BTreeMap::new(),
+            world,
+        };
+        for node in 0..network.nodes.len() {
+            network.store.absent_since.insert(name(node), Instant::default());
+            network.expect(Millis(1), Happening::GatewayBegins(node));
+        }
+        for fault in 0..network.world.faults.len() {
+            network.expect_at(network.world.faults[fault].0, Happening::Fault(fault));
+        }
+        network.expect_at(network.world.faults_end_at, Happening::Heals);
+        network.expect_at(network.world.shutdown_at - Millis(1000), Happening::Settled);
+        network
+    }
+
+    /// Runs until all nodes have shut down, and returns what happened on each, and what is wrong.
+    pub fn run(mut self) -> (Vec<Run>, Vec<String>) {
+        loop {
+            let running = |node: &&Node| !node.simulation.is_over();
+            if self.nodes.iter().all(|node| !running(&node)) {
+                break;
+            }
+            let moment = |(number, node): (usize, &Node)| {
+                node.simulation.next_moment().filter(|_| running(&node)).map(|at| (at, number))
+            };
+            let node = self.nodes.iter().enumerate().filter_map(moment).min();
+            let happening = self.queue.peek().map(|Reverse((at, _, _))| *at);
+            match (node, happening) {
+                (Some((at, number)), happening) if happening.is_none_or(|next| at <= next) => {
+                    self.now = self.now.max(at);
+                    self.nodes[number].simulation.advance();
+                    self.follow(number);
+                }
+                (_, Some(at)) => {
+                    self.now = self.now.max(at);
+                    let Some(Reverse((_, _, index))) = self.queue.pop() else { break };
+                    self.happens(self.happenings[index].clone());
+                }
+                (_, None) => break,
+            }
+        }
+        let runs: Vec<Run> = self.nodes.into_iter().map(|node| node.simulation.finish()).collect();
+        let found = invariants::check(&self.world, &runs, &self.store, self.record);
+        (runs, found)
+    }
+
+    fn expect(&mut self, span: Millis, happening: Happening) {
+        self.expect_at(self.now + span, happening);
+    }
+
+    fn expect_at(&mut self, at: Instant, happening: Happening) {
+        let index = self.happenings.len();
+        self.queue.push(Reverse((at, index as u64, index)));
+        self.happenings.push(happening);
+    }
+
+    /// A short time on a network.
+    fn delay(&mut self) -> Millis {
+        Millis(self.random.below(6))
+    }
+
+    fn is_reachable(&self, node: usize) -> bool {
+        self.nodes[node].cut_until <= self.now
+    }
+
+    /// The gateway hears of the events of its daemon.
+    fn follow(&mut self, number: usize) {
+        let node = &mut self.nodes[number];
+        let is_new = node.simulation.state().epoch != node.epoch;
+        if is_new {
+            node.epoch = node.simulation.state().epoch;
+            node.seen = 0;
+        }
+        let seen = node.seen;
+        let envelopes = node.simulation.envelopes();
+        if !is_new && envelopes.len() == seen {
+            return;
+        }
+        let fresh: Vec<_> = envelopes.get(seen..).unwrap_or_default().to_vec();
+        node.seen = envelopes.len();
+        self.record.committed(number, &fresh);
+        if is_new {
+            self.synchronise(number);
+            return;
+        }
+        let state = self.nodes[number].simulation.state().clone();
+        let subjects: BTreeSet<ProgramId> =
+            fresh.iter().filter_map(|envelope| state.graph.subject(&envelope.event)).collect();
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        for id in subjects.into_iter().filter(|id| state.graph.programs[*id].export) {
+            gateway.exports.change(state.graph.programs[id].name.clone(), published(&state, id, number));
+        }
+        self.write_soon(number);
+    }
+
+    /// The gateway takes the whole state of its daemon.
+    fn synchronise(&mut self, number: usize) {
+        let state = self.nodes[number].simulation.state().clone();
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        let exported = state.graph.programs.iter().filter(|(_, policy)| policy.export);
+        gateway.exports.replace(exported.map(|(id, policy)| (policy.name.clone(), published(&state, id, number))));
+        let externals = state.graph.programs.values().filter(|policy| policy.external.is_some());
+        gateway.sights.set_externals(externals.map(|policy| policy.name.clone()));
+        self.write_soon(number);
+        self.report(number);
+    }
+
+    fn write_soon(&mut self, number: usize) {
+        let (span, life) = (self.delay(), self.nodes[number].life);
+        self.expect(span, Happening::Writes(number, life));
+    }
+
+    /// Sends what has changed to the daemon.
+    fn report(&mut self, number: usize) {
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        let news = gateway.sights.take_news();
+        if !news.is_empty() {
+            self.send(number, news);
+        }
+    }
+
+    fn send(&mut self, number: usize, observations: Vec<Observation>) {
+        let span = self.delay();
+        let node = &mut self.nodes[number];
+        node.reported_at = node.reported_at.max(self.now + span);
+        let (at, epoch) = (node.reported_at, node.epoch);
+        self.expect_at(at, Happening::Reports(number, epoch, observations));
+    }
+
+    fn happens(&mut self, happening: Happening) {
+        match happening {
+            Happening::Fault(index) => self.fault(self.world.faults[index].1),
+            Happening::Heals => self.nodes.iter_mut().for_each(|node| node.cut_until = node.cut_until.min(self.now)),
+            Happening::GatewayBegins(node) => self.begin_gateway(node),
+            Happening::Writes(node, life) if self.is_life(node, life) => self.writes(node),
+            Happening::WriteArrives(node, life, lease, batch) => self.write_arrives(node, life, &lease, batch),
+            Happening::WriteAnswered(node, life, done) if self.is_life(node, life) => {
+                if let Some(gateway) = &mut self.nodes[node].gateway {
+                    gateway.exports.written(done);
+                }
+                self.writes(node);
+            }
+            Happening::Renews(node, life) if self.is_life(node, life) => self.renews(node),
+            Happening::Reads(node, life) if self.is_life(node, life) => self.reads(node),
+            Happening::Shows(node, watch, change, revision) => self.shows(node, watch, change, revision),
+            Happening::LeaseEnds => {
+                let changes = self.store.end_leases(self.now, None);
+                self.show_all(&changes);
+            }
+            Happening::Reports(node, epoch, observations) => self.reports(node, epoch, observations),
+            Happening::Settled => {
+                let states: Vec<State> = self.nodes.iter().map(|node| node.simulation.state().clone()).collect();
+                self.record.settled(&self.world, &states, self.now);
+            }
+            Happening::Writes(..) | Happening::WriteAnswered(..) | Happening::Renews(..) | Happening::Reads(..) => {}
+        }
+    }
+
+    fn is_life(&self, node: usize, life: u64) -> bool {
+        self.nodes[node].life == life && self.nodes[node].gateway.is_some()
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        match fault {
+            Fault::Cut { node, span } => self.cut(node, span),
+            Fault::StoreDown { span } => (0..self.nodes.len()).for_each(|node| self.cut(node, span)),
+            Fault::GatewayDies { node, span } => {
+                // Another one begins when the one that is dead already comes back.
+                if self.nodes[node].gateway.take().is_some() {
+                    self.record.cut(node, self.now, self.now + span);
+                    self.expect(span, Happening::GatewayBegins(node));
+                }
+            }
+            Fault::Revoke { node } => {
+                let lease = self.nodes[node].gateway.as_ref().and_then(|gateway| gateway.lease.clone());
+                let changes = self.store.end_leases(self.now, lease.as_deref());
+                self.show_all(&changes);
+            }
+            Fault::CancelWatch { node } => self.break_watch(node),
+            Fault::LoseAnswer { node } => {
+                if let Some(gateway) = &mut self.nodes[node].gateway {
+                    gateway.loses_answer = true;
+                }
+            }
+        }
+    }
+
+    fn cut(&mut self, node: usize, span: Millis) {
+        let until = (self.now + span).min(self.world.faults_end_at);
+        self.record.cut(node, self.now, until);
+        self.nodes[node].cut_until = self.nodes[node].cut_until.max(until);
+    }
+
+    fn begin_gateway(&mut self, number: usize) {
+        if self.nodes[number].gateway.is_some() || self.nodes[number].simulation.is_over() {
+            return;
+        }
+        self.nodes[number].life += 1;
+        self.nodes[number].gateway = Some(Gateway::default());
+        self.synchronise(number);
+        self.renews(number);
+    }
+
+    fn writes(&mut self, number: usize) {
+        let (life, now, is_reachable) = (self.nodes[number].life, self.now, self.is_reachable(number));
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        let Some(lease) = gateway.lease.clone() else { return };
+        match gateway.exports.next_write(now) {
+            Ok(batch) if is_reachable => {
+                let span = self.delay();
+                self.expect(span, Happening::WriteArrives(number, life, lease, batch));
+            }
+            Ok(_) => self.expect(Millis(1000), Happening::WriteAnswered(number, life, false)),
+            Err(Some(at)) => self.expect_at(at, Happening::Writes(number, life)),
+            Err(None) => {}
+        }
+    }
+
+    fn write_arrives(&mut self, number: usize, life: u64, lease: &Arc<str>, batch: Batch) {
+        if !self.is_reachable(number) || !self.store.has_lease(lease) {
+            return self.expect(Millis(1000), Happening::WriteAnswered(number, life, false));
+        }
+        let changes = self.store.write(self.now, &name(number), lease, batch);
+        self.show_all(&changes);
+        let gateway = self.nodes[number].gateway.as_mut();
+        let is_lost = gateway.is_some_and(|gateway| std::mem::take(&mut gateway.loses_answer));
+        self.expect(if is_lost { Millis(1000) } else { Millis(2) }, Happening::WriteAnswered(number, life, !is_lost));
+    }
+
+    fn renews(&mut self, number: usize) {
+        let session = self.world.settings.session();
+        let life = self.nodes[number].life;
+        self.expect(Millis(session.0 / 3), Happening::Renews(number, life));
+        if self.nodes[number].simulation.is_over() {
+            self.nodes[number].gateway = None;
+            return;
+        }
+        if !self.is_reachable(number) {
+            return self.break_watch(number);
+        }
+        let (now, mutant) = (self.now, self.mutant);
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        let held = gateway.lease.clone().filter(|lease| self.store.has_lease(lease));
+        let lease = held.clone().unwrap_or_else(|| format!("{number}-{life}-{}", now.as_micros()).into());
+        self.store.renew(&lease, now + session);
+        gateway.lease = Some(lease);
+        if held.is_none() {
+            if mutant != Some(ClusterMutant::KeepOldSession) || !gateway.exports.is_announced() {
+                gateway.exports.begin_session();
+            }
+            self.write_soon(number);
+        }
+        // A lease ends a little late.
+        let late = Millis(self.random.below(600));
+        self.expect_at(now + session + late, Happening::LeaseEnds);
+        if self.nodes[number].gateway.as_ref().is_some_and(|gateway| gateway.watch.is_some()) {
+            self.send(number, vec![Observation::Contact]);
+        } else {
+            let span = self.delay();
+            self.expect(span, Happening::Reads(number, life));
+        }
+    }
+
+    fn break_watch(&mut self, number: usize) {
+        let mutant = self.mutant;
+        if let Some(gateway) = &mut self.nodes[number].gateway
+            && gateway.watch.take().is_some()
+            && mutant != Some(ClusterMutant::ResumeWatch)
+        {
+            gateway.sights.disconnect();
+        }
+    }
+
+    fn reads(&mut self, number: usize) {
+        if !self.is_reachable(number) {
+            return;
+        }
+        let resumes = self.mutant == Some(ClusterMutant::ResumeWatch);
+        let watch = self.random.number();
+        let everything = self.store.read();
+        let now = self.now;
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        let keys = gateway.sights.keys();
+        if !resumes || gateway.shown_at == Instant::default() {
+            gateway.sights.disconnect();
+            for (change, revision) in everything {
+                take(&mut gateway.sights, &keys, change, revision);
+            }
+        }
+        gateway.sights.read();
+        gateway.watch = Some(watch);
+        gateway.shown_at = gateway.shown_at.max(now).max(Instant::from_micros(1));
+        self.report(number);
+        self.send(number, vec![Observation::Contact]);
+    }
+
+    fn show_all(&mut self, changes: &[(Change, u64)]) {
+        for number in 0..self.nodes.len() {
+            for (change, revision) in changes {
+                let at = self.now + Millis(1 + self.random.below(30));
+                let Some(gateway) = &mut self.nodes[number].gateway else { continue };
+                let Some(watch) = gateway.watch else { continue };
+                gateway.shown_at = gateway.shown_at.max(at);
+                let at = gateway.shown_at;
+                self.expect_at(at, Happening::Shows(number, watch, change.clone(), *revision));
+            }
+        }
+    }
+
+    fn shows(&mut self, number: usize, watch: u64, change: Change, revision: u64) {
+        let is_open = self.nodes[number].gateway.as_ref().is_some_and(|gateway| gateway.watch == Some(watch));
+        if !is_open {
+            return;
+        }
+        if !self.is_reachable(number) {
+            return self.break_watch(number);
+        }
+        let mutant = self.mutant;
+        if let Some(gateway) = &mut self.nodes[number].gateway {
+            let keys = gateway.sights.keys();
+            let is_end = matches!(&change, Change::Session(_, session) if session.is_none());
+            if !is_end || mutant != Some(ClusterMutant::IgnoreEndOfSession) {
+                take(&mut gateway.sights, &keys, change, revision);
+            }
+        }
+        self.report(number);
+    }
+
+    fn reports(&mut self, number: usize, epoch: EpochId, observations: Vec<Observation>) {
+        if self.nodes[number].epoch != epoch || self.nodes[number].simulation.is_over() {
+            return;
+        }
+        let state = self.nodes[number].simulation.state();
+        let names = state.graph.names();
+        let externals: Vec<ProgramId> =
+            state.graph.programs.iter().filter(|(_, policy)| policy.external.is_some()).map(|(id, _)| id).collect();
+        for observation in observations {
+            match observation {
+                Observation::Contact => {
+                    for id in &externals {
+                        self.nodes[number].simulation.observe(self.now, *id, None);
+                    }
+                }
+                Observation::External { program, sight } => {
+                    let Some(id) = names.get(program.as_str()).copied() else { continue };
+                    let key = (number, program);
+                    let sight = match self.mutant {
+                        Some(mutant) => mutant.reports(sight, self.last_sights.get(&key)),
+                        None => sight,
+                    };
+                    self.last_sights.insert(key, sight.clone());
+                    self.nodes[number].simulation.observe(self.now, id, Some(sight));
+                }
+            }
+        }
+    }
+}
+
+fn published(state: &State, id: ProgramId, number: usize) -> PublishedState {
+    PublishedState::new(state, id, &format!("journal of {number}"), WallTime(0), &[])
+}
+
+/// Gives a gateway a change of a key that it watches.
+fn take(sights: &mut Sights, keys: &BTreeSet<Key>, change: Change, revision: u64) {
+    if keys.contains(&change.key()) {
+        match change {
+            Change::Session(node, session) => sights.session(&node, session, revision),
+            Change::State(node, program, state) => sights.state(&node, &program, state, revision),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The nodes of a simulated cluster, and what goes wrong between them, drawn from a seed.
+
+use std::sync::Arc;
+
+use gaggled_core::{
+    base::{
+        ids::{DenseId, ProgramId},
+        time::{Instant, Millis},
+    },
+    cluster::{Assumption, External},
+    config::ClusterConfig,
+    graph::{Condition, Dependency, Mode, Policy},
+};
+
+use super::mutants::ClusterMutant;
+use crate::sim::{
+    random::{Pick, Random},
+    world::{Behaviour, SETTLING, World},
+};
+
+/// Something that goes wrong between nodes.
+#[derive(Clone, Copy, Debug)]
+pub enum Fault {
+    /// A node does not reach the store.
+    Cut {
+        /// Which.
+        node: usize,
+        /// For how long.
+        span: Millis,
+    },
+    /// No node reaches the store.
+    StoreDown {
+        /// For how long.
+        span: Millis,
+    },
+    /// The gateway of a node dies.
+    GatewayDies {
+        /// The node.
+        node: usize,
+        /// How long until another one begins.
+        span: Millis,
+    },
+    /// The store takes the lease of a node away, although it is renewed.
+    Revoke {
+        /// The node.
+        node: usize,
+    },
+    /// The store cancels the watch of a gateway, as after a compaction.
+    CancelWatch {
+        /// The node.
+        node: usize,
+    },
+    /// The next write of a gateway is carried out, and its answer is lost.
+    LoseAnswer {
+        /// The node.
+        node: usize,
+    },
+}
+
+/// The nodes of a cluster, and everything that will happen to them.
+#[derive(Clone, Debug)]
+pub struct ClusterWorld {
+    /// The seed that it was drawn from.
+    pub seed: u64,
+    /// The settings of the cluster.
+    pub settings: ClusterConfig,
+    /// The nodes.
+    pub nodes: Vec<World>,
+    /// What goes wrong, in the order of time.
+    pub faults: Vec<(Instant, Fault)>,
+    /// When the faults end.
+    pub faults_end_at: Instant,
+    /// When all nodes are shut down.
+    pub shutdown_at: Instant,
+}
+
+/// The name of a node.
+pub fn name(node: usize) -> Arc<str> {
+    format!("n{node}").into()
+}
+
+impl ClusterWorld {
+    /// The world of a seed.
+    pub fn new(seed: u64, mutant: Option<ClusterMutant>) -> Self {
+        let mut random = Random::new(seed ^ 0xc105_7e12);
+        let count = random.pick(&[2, 2, 3, 4]);
+        let mut nodes: Vec<World> = (0..count).map(|node| World::new(seed * 8 + node)).collect();
+        let settings = ClusterConfig { dead_after: random.pick(&[Millis(4000), Millis(10_000)]), ..Default::default() };
+        let latest = nodes.iter().map(|world| world.faults_end_at).max().unwrap_or_default();
+        let faults_end_at = latest.min(Instant::default() + Millis(120_000));
+        let shutdown_at = faults_end_at + SETTLING;
+        for node in 0..nodes.len() {
+            nodes[node].shutdown_at = shutdown_at;
+            nodes[node].faults_end_at = faults_end_at;
+            nodes[node].commands.iter_mut().for_each(|command| command.at = command.at.min(faults_end_at));
+            for policy in nodes[node].graph.programs.ids().collect::<Vec<_>>() {
+                // The end of an essential program would end its node.
+                nodes[node].graph.programs[policy].essential = false;
+                nodes[node].graph.programs[policy].export = true;
+            }
+            for _ in 0..if node == 0 { 0 } else { random.pick(&[1, 2, 4]) } {
+                let other = usize::try_from(random.below(node as u64)).expect("a small number");
+                let (before, here) = nodes.split_at_mut(node);
+                add_dependency(&mut random, &settings, (&before[other], other), &mut here[0], mutant);
+            }
+        }
+        let faults = draw_faults(&mut random, nodes.len(), faults_end_at);
+        Self { seed, settings, nodes, faults, faults_end_at, shutdown_at }
+    }
+}
+
+/// Adds a dependency on a program of an earlier node, so that there is no cycle between nodes.
+fn add_dependency(
+    random: &mut Random,
+    settings: &ClusterConfig,
+    (other, number): (&World, usize),
+    here: &mut World,
+    mutant: Option<ClusterMutant>,
+) {
+    let draw = |random: &mut Random, world: &World| {
+        let local = world.graph.programs.values().filter(|policy| policy.external.is_none()).count();
+        ProgramId::at(usize::try_from(random.below(local as u64)).expect("a small number"))
+    };
+    let (on, dependent) = (draw(random, other), draw(random, here));
+    let on = &other.graph.programs[on];
+    let (on_lost, on_blind) = (
+        random.pick(&[Assumption::Down, Assumption::Down, Assumption::Keep]),
+        random.pick(&[Assumption::Keep, Assumption::Keep, Assumption::Down]),
+    );
+    let external = External {
+        node: name(number),
+        program: on.name.clone(),
+        on_lost,
+        on_blind,
+        lost_after: if mutant == Some(ClusterMutant::LoseOnReregistration) { Millis(0) } else { settings.lost_after() },
+        blind_after: if mutant == Some(ClusterMutant::IgnoreSilence) { Millis::MAX } else { settings.dead_after },
+    };
+    let known = format!("{}@{}", on.name, name(number));
+    let condition = if on.mode == Mode::Respawn {
+        random.pick(&[Condition::Ready, Condition::Started])
+    } else {
+        Condition::Completed
+    };
+    let dependency = here.graph.names().get(known.as_str()).copied().unwrap_or_else(|| {
+        here.behaviours.push(Behaviour::WELL);
+        here.graph.add_program(Policy::external(&known, external))
+    });
+    let is_known = |edge: &Dependency| edge.dependent == dependent && edge.dependency == dependency;
+    if !here.graph.dependencies.values().any(is_known) {
+        let delay = random.pick(&[Millis(0), Millis(50), Millis(700)]);
+        let propagate = condition != Condition::Completed && random.percent(70);
+        here.graph.add_dependency(Dependency { dependent, dependency, condition, delay, propagate });
+    }
+}
+
+fn draw_faults(random: &mut Random, nodes: usize, until: Instant) -> Vec<(Instant, Fault)> {
+    let count = random.pick(&[0, 3, 10, 25]);
+    let mut faults: Vec<(Instant, Fault)> = (0..count)
+        .map(|_| {
+            let node = usize::try_from(random.below(nodes as u64)).expect("a small number");
+            let span = Millis(random.pick(&[50, 500, 3000, 8000, 25_000]));
+            let at = Instant::default() + Millis(random.below(until.as_millis().max(1)));
+            let fault = match random.below(8) {
+                0 | 1 => Fault::Cut { node, span },
+                2 => Fault::StoreDown { span },
+                3 => Fault::GatewayDies { node, span },
+                4 => Fault::Revoke { node },
+                5 | 6 => Fault::CancelWatch { node },
+                _ => Fault::LoseAnswer { node },
+            };
+            (at, fault)
+        })
+        .collect();
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
