@@ -61,18 +61,23 @@ impl Members {
 pub struct Access {
     operate: Members,
     observe: Members,
+    /// The user of the cluster gateway.
+    gateway: Members,
     /// Whether anything is configured: without it only root and gaggled's own user reach the sockets.
     is_open: bool,
 }
 
 impl Access {
-    /// Looks up the users and groups of a configuration.
+    /// Looks up the users and groups of a configuration, and the user of its cluster gateway, if that is another than
+    /// gaggled's own.
     ///
     /// # Errors
     /// A name that does not exist here.
-    pub fn find(config: &AccessConfig) -> Result<Self, Unknown> {
+    pub fn find(config: &AccessConfig, gateway: Option<&str>) -> Result<Self, Unknown> {
         let (operate, observe) = (Members::find(&config.operate)?, Members::find(&config.observe)?);
-        Ok(Self { operate, observe, is_open: !config.is_empty() })
+        let is_open = !config.is_empty() || gateway.is_some();
+        let gateway = Members::find(&gateway.map(str::to_owned).into_iter().collect::<Vec<_>>())?;
+        Ok(Self { operate, observe, gateway, is_open })
     }
 
     /// Whether users other than root and gaggled's own can reach the sockets.
@@ -86,6 +91,8 @@ impl Access {
             Role::Admin
         } else if self.operate.has(peer) {
             Role::Operate
+        } else if self.gateway.has(peer) {
+            Role::Gateway
         } else if !self.is_open || self.observe.has(peer) {
             Role::Observe
         } else {

@@ -65,8 +65,11 @@ impl Exports {
         self.unwritten.extend(gone);
     }
 
-    /// A program has another state.
+    /// A program may have another state. Nothing is written if only events have happened that mean nothing to others.
     pub fn change(&mut self, program: Arc<str>, state: PublishedState) {
+        if self.states.get(&program).is_some_and(|known| known.says_the_same(&state)) {
+            return;
+        }
         self.unwritten.insert(program.clone());
         self.states.insert(program, Arc::new(state));
     }

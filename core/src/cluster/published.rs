@@ -53,6 +53,14 @@ pub struct PublishedState {
     pub why: Vec<Arc<str>>,
 }
 
+impl PublishedState {
+    /// Whether another state tells others nothing else.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let facts = |state: &Self| (state.instance, state.phase, state.outcome, state.source.falls);
+        facts(self) == facts(other) && self.source.journal == other.source.journal
+    }
+}
+
 /// What the cluster gateway reports about a program of another node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -47,11 +47,6 @@ impl Sights {
         self.forget_reports();
     }
 
-    /// The nodes of those programs.
-    pub fn nodes(&self) -> BTreeSet<Arc<str>> {
-        self.externals.values().map(|(node, _)| node.clone()).collect()
-    }
-
     /// The keys that are to be read and watched.
     pub fn keys(&self) -> BTreeSet<Key> {
         let alive = |node: &Arc<str>| Key::Alive { node: node.clone() };

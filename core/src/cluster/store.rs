@@ -2,8 +2,8 @@
 //!
 //! | key | value |
 //! |---|---|
-//! | `/gaggled/SITE/node/NODE/alive` | [`Session`], with the lease of the node |
-//! | `/gaggled/SITE/node/NODE/state/PROGRAM` | [`StateValue`], without a lease: it stays when its node is gone |
+//! | `/gaggled/SITE/alive/NODE` | [`Session`], with the lease of the node |
+//! | `/gaggled/SITE/state/NODE/PROGRAM` | [`StateValue`], without a lease: it stays when its node is gone |
 //!
 //! Values are JSON with a version. Fields that are not known are ignored.
 
@@ -34,26 +34,36 @@ pub enum Key {
 }
 
 impl Key {
-    /// What the keys of a cluster begin with.
+    /// What all keys of a cluster begin with.
     pub fn prefix(site: &str) -> String {
         format!("/gaggled/{site}/")
+    }
+
+    /// What the keys of all sessions begin with.
+    pub fn sessions(site: &str) -> String {
+        format!("/gaggled/{site}/alive/")
+    }
+
+    /// What the keys of the states of a node begin with.
+    pub fn states_of(site: &str, node: &str) -> String {
+        format!("/gaggled/{site}/state/{node}/")
     }
 
     /// The key in the store.
     pub fn path(&self, site: &str) -> String {
         match self {
-            Self::Alive { node } => format!("/gaggled/{site}/node/{node}/alive"),
-            Self::State { node, program } => format!("/gaggled/{site}/node/{node}/state/{program}"),
+            Self::Alive { node } => format!("/gaggled/{site}/alive/{node}"),
+            Self::State { node, program } => format!("/gaggled/{site}/state/{node}/{program}"),
         }
     }
 
     /// Reads a key of this cluster; `None` if it is another, or one that a later version has written.
     pub fn parse(site: &str, path: &str) -> Option<Self> {
-        let (node, rest) = path.strip_prefix(&Self::prefix(site))?.strip_prefix("node/")?.split_once('/')?;
-        match rest.split_once('/') {
-            None if rest == "alive" => Some(Self::Alive { node: node.into() }),
-            Some(("state", program)) => Some(Self::State { node: node.into(), program: program.into() }),
-            Some(_) | None => None,
+        let mut parts = path.strip_prefix(&Self::prefix(site))?.split('/');
+        match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
+            ("alive", node, None, None) => Some(Self::Alive { node: node.into() }),
+            ("state", node, Some(program), None) => Some(Self::State { node: node.into(), program: program.into() }),
+            _ => None,
         }
     }
 }

@@ -85,7 +85,8 @@ impl EpochStart {
             let found = found.iter().filter(counts).count();
             u32::try_from(found).unwrap_or(u32::MAX)
         };
-        let configured = state.graph.programs.values().filter(|policy| !policy.unconfigured).count();
+        let is_own = |policy: &&Policy| !policy.unconfigured && policy.external.is_none();
+        let configured = state.graph.programs.values().filter(is_own).count();
         let opened = SystemEvent::DaemonStarted {
             version: version.to_owned(),
             programs: u32::try_from(configured).unwrap_or(u32::MAX),

@@ -8,12 +8,12 @@ use std::{
 use actix::Recipient;
 use gaggled_actors::{control::ControlRequest, host, spec};
 use gaggled_core::{
-    config::{Config, Diagnostic, Parsed, Severity, SpanIndex, log_policy::LogRoute},
+    config::{Config, Diagnostic, Parsed, Severity, SpanIndex, log_policy::LogRoute, own_externals},
     journal::segment::ConfigSource,
     protocol::Reply,
 };
 use gaggled_gateways::{
-    access::Access,
+    access::{Access, Unknown},
     bus::Publisher,
     control::{Handler, Server},
     url::{Url, default_directory, make_default_directory_for},
@@ -87,7 +87,8 @@ impl LoadedConfig {
         let search = spec::search_path(&config, &std::env::var("PATH").unwrap_or_default());
         let mut found = spec::check(&config, &locator, &search);
         found.extend(check_gate(&config, &locator));
-        if let Err(error) = Access::find(&config.gaggled.access) {
+        found.extend(check_cluster(&mut config, &locator, &search));
+        if let Err(error) = access(&config) {
             let help = "correct the name, or add it; a group has an @ before its name";
             found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", "access"])).help(help));
         }
@@ -120,7 +121,7 @@ impl LoadedConfig {
         host::close_on_exec().map_err(|error| format!("cannot look at /proc/self/fd: {error}"))?;
         host::become_subreaper().map_err(|error| format!("cannot become the parent of orphans: {error}"))?;
         let default = default_directory().ok().map(|directory| directory.display().to_string());
-        let access = Access::find(&self.config.gaggled.access).map_err(|error| error.to_string())?;
+        let access = access(&self.config).map_err(|error| error.to_string())?;
         let in_default =
             |url: &str| default.as_ref().is_some_and(|directory| url.starts_with(&format!("ipc://{directory}/")));
         if in_default(&self.urls.event) || in_default(&self.urls.control) {
@@ -154,6 +155,26 @@ fn handler(control: Arc<OnceLock<Recipient<ControlRequest>>>) -> Handler {
             let _ = control.try_send(ControlRequest { peer, request, answer });
         }
     })
+}
+
+/// Who may use the sockets.
+fn access(config: &Config) -> Result<Access, Unknown> {
+    let gateway = config.gaggled.cluster.as_ref().and_then(|cluster| cluster.user.as_deref());
+    Access::find(&config.gaggled.access, gateway)
+}
+
+/// Checks what this machine has of the cluster, and gives the node the name of the host if it has none.
+fn check_cluster(config: &mut Config, locator: &SpanIndex, search: &[String]) -> Vec<Diagnostic> {
+    let mut found: Vec<Diagnostic> = own_programs::check_cluster_gate(config, locator, search).into_iter().collect();
+    if config.gaggled.cluster.as_ref().is_some_and(|cluster| cluster.node.is_none()) {
+        let host =
+            nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned());
+        found.extend(own_externals(config, &host, locator));
+        if let Some(cluster) = &mut config.gaggled.cluster {
+            cluster.node = Some(host);
+        }
+    }
+    found
 }
 
 fn check_gate(config: &Config, locator: &SpanIndex) -> Option<Diagnostic> {

@@ -1,16 +1,22 @@
-//! The programs that gaggled adds to a configuration: the logger and the mail gate.
+//! The programs that gaggled adds to a configuration: the logger, the mail gate and the cluster gateway.
 
 use std::path::{Path, PathBuf};
 
 use gaggled_actors::spec;
-use gaggled_core::config::{Config, DependsConfig, LOGGER, ProgramConfig, SMTPGATE, log_policy::LogRoute};
+use gaggled_core::config::{
+    CLUSTERGATE, Config, DependsConfig, Diagnostic, LOGGER, ProgramConfig, SMTPGATE, SpanIndex, log_policy::LogRoute,
+};
 
 use crate::{common::endpoints, logger};
+
+/// The binary of the cluster gateway.
+const CLUSTER_BINARY: &str = "gaggled_clustergate";
 
 /// Adds these programs, and returns where the output of each program goes. `path` is the file of the configuration, and
 /// `state` the state directory if it is not the one that the configuration names.
 pub fn add(config: &mut Config, path: &Path, state: Option<&Path>) -> Vec<LogRoute> {
     add_gate(config, path);
+    add_cluster_gate(config, path);
     // A missing state directory is reported when the journal is opened.
     let state = state.map(Path::to_owned).or_else(|| endpoints::state_directory(&config.gaggled).ok());
     state.map_or_else(Vec::new, |state| add_logger(config, &state))
@@ -19,6 +25,7 @@ pub fn add(config: &mut Config, path: &Path, state: Option<&Path>) -> Vec<LogRou
 /// Whether this is the name of a program that gaggled has added.
 pub fn is_own(config: &Config, name: &str) -> bool {
     name == LOGGER && config.needs_logger()
+        || name == CLUSTERGATE && config.gaggled.cluster.is_some()
         || name == SMTPGATE && config.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto)
 }
 
@@ -48,11 +55,36 @@ fn add_gate(config: &mut Config, path: &Path) {
     if !config.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto) {
         return;
     }
-    let beside =
-        std::env::current_exe().ok().map(|own| own.with_file_name("gaggled_smtpgate")).filter(|gate| gate.is_file());
-    let command = beside.unwrap_or_else(|| PathBuf::from("gaggled_smtpgate")).display().to_string();
+    config.programs.0.push((SMTPGATE.to_owned(), gateway("gaggled_smtpgate", path)));
+}
+
+/// Adds the program that a section `cluster` asks for.
+fn add_cluster_gate(config: &mut Config, path: &Path) {
+    let Some(cluster) = &config.gaggled.cluster else { return };
+    let program = ProgramConfig { user: cluster.user.clone(), ..gateway(CLUSTER_BINARY, path) };
+    config.programs.0.push((CLUSTERGATE.to_owned(), program));
+}
+
+/// A gateway that reads this configuration: the binary beside gaggled's own, or one in the path.
+fn gateway(binary: &str, path: &Path) -> ProgramConfig {
+    let command = beside(binary).unwrap_or_else(|| PathBuf::from(binary)).display().to_string();
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).display().to_string();
-    let program =
-        ProgramConfig { command: Some(command), argv: vec!["-c".to_owned(), path], ..ProgramConfig::default() };
-    config.programs.0.push((SMTPGATE.to_owned(), program));
+    ProgramConfig { command: Some(command), argv: vec!["-c".to_owned(), path], ..ProgramConfig::default() }
+}
+
+/// The binary of this name beside gaggled's own.
+fn beside(binary: &str) -> Option<PathBuf> {
+    std::env::current_exe().ok().map(|own| own.with_file_name(binary)).filter(|gate| gate.is_file())
+}
+
+/// What is wrong if there is a cluster and no gateway to it.
+pub fn check_cluster_gate(config: &Config, locator: &SpanIndex, search: &[String]) -> Option<Diagnostic> {
+    config.gaggled.cluster.as_ref()?;
+    let is_found = beside(CLUSTER_BINARY).is_some()
+        || search.iter().any(|directory| Path::new(directory).join(CLUSTER_BINARY).is_file());
+    (!is_found).then(|| {
+        Diagnostic::error(format!("{CLUSTER_BINARY} is not there, which connects gaggled with a cluster"))
+            .at(locator.find(&["gaggled", "cluster"]))
+            .help("build it with cargo build --package gaggled_cluster, and install it beside gaggled")
+    })
 }

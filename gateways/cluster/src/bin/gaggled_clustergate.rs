@@ -1,0 +1,74 @@
+//! The gateway to the other nodes of a cluster.
+
+use std::{path::PathBuf, process::ExitCode, sync::Mutex};
+
+use clap::Parser;
+use gaggled_cluster::{
+    daemon_link,
+    etcd::Credentials,
+    gateway::{Gateway, Message},
+};
+use gaggled_core::config::ClusterConfig;
+use gaggled_tools::{
+    VERSION,
+    common::{
+        diagnostics,
+        endpoints::{self, Urls},
+    },
+};
+use slog::{Drain, Level, LevelFilter, Logger, o};
+use tokio::sync::mpsc::unbounded_channel;
+
+/// Connect a running gaggled with the other nodes of its cluster, as the configuration says. gaggled runs this itself
+///
+/// Exit status: 1 the configuration cannot be used; 2 the arguments cannot be used.
+#[derive(Parser)]
+#[command(name = "gaggled_clustergate", version = VERSION)]
+struct Arguments {
+    /// The configuration, with a section gaggled.cluster
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+
+    /// Also log what changes nothing
+    #[arg(short, long)]
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Ok((parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
+    let settings = parsed.config.gaggled;
+    let fail = |why: String| {
+        eprintln!("Error: {}: {why}", arguments.config.display());
+        ExitCode::FAILURE
+    };
+    let Some(config) = settings.cluster.clone() else {
+        return fail("there is no section gaggled.cluster: add one".to_owned());
+    };
+    let urls = match endpoints::of_settings(&settings) {
+        Ok(urls) => urls,
+        Err(error) => return fail(error.to_string()),
+    };
+    let decorator = slog_term::TermDecorator::new().stderr().build();
+    let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
+    let level = if arguments.verbose { Level::Debug } else { Level::Info };
+    let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
+    match run(config, &urls, logger) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(error),
+    }
+}
+
+fn run(config: ClusterConfig, urls: &Urls, logger: Logger) -> Result<(), String> {
+    let credentials = Credentials::read(&config).map_err(|error| error.to_string())?;
+    let host =
+        nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
+    let (sender, messages) = unbounded_channel::<Message>();
+    let reports = daemon_link::reporter(urls, sender.clone()).map_err(|error| error.to_string())?;
+    daemon_link::follow(urls, sender.clone()).map_err(|error| error.to_string())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("the runtime cannot be started: {error}"))?;
+    let gateway = Gateway::new(config, host, credentials, (reports, sender), logger);
+    runtime.block_on(gateway.run(messages));
+    Ok(())
+}

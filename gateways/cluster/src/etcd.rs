@@ -1,0 +1,340 @@
+//! What is asked of etcd: one connection to one member at a time, and a limit on every answer.
+//!
+//! A member that does not answer is left for the next one. That is quicker than to balance requests over all members, of
+//! which one may hang: a lease is not renewed in time if a third of the attempts waits for that member.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use etcd_client::{
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue, PutOptions,
+    TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
+};
+use gaggled_core::{
+    cluster::{
+        PublishedState,
+        exports::Batch,
+        store::{Key, Session, StateValue},
+    },
+    config::ClusterConfig,
+};
+use thiserror::Error;
+
+/// How long an answer may take.
+const ANSWER_TIME: Duration = Duration::from_secs(1);
+/// After this time without a message a watch is asked whether it is alive.
+const PROGRESS: Duration = Duration::from_secs(5);
+/// How many keys are read at once: etcd takes 128 operations in one transaction.
+const READ_MAX: usize = 100;
+
+/// Why etcd cannot be used.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum EtcdError {
+    /// A file of the configuration cannot be read.
+    #[error("{file} cannot be read ({why}): correct {field} of gaggled.cluster, or let the gateway's user read it")]
+    File {
+        /// The field that names it.
+        field: &'static str,
+        /// The file.
+        file: String,
+        /// Why.
+        why: String,
+    },
+    /// A member does not answer in time.
+    #[error("etcd at {url} does not answer within {} s", ANSWER_TIME.as_secs())]
+    Silent {
+        /// The member.
+        url: String,
+    },
+    /// A member cannot be reached, or refuses.
+    #[error("etcd at {url}: {why}")]
+    Refused {
+        /// The member.
+        url: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What TLS needs, read from files.
+#[derive(Clone, Debug, Default)]
+pub struct Credentials {
+    ca: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Credentials {
+    /// Reads the files of a configuration.
+    ///
+    /// # Errors
+    ///
+    /// One of them cannot be read.
+    pub fn read(config: &ClusterConfig) -> Result<Self, EtcdError> {
+        let read = |field: &'static str, file: &Option<String>| {
+            let Some(file) = file else { return Ok(None) };
+            let error = |why: std::io::Error| EtcdError::File { field, file: file.clone(), why: why.to_string() };
+            std::fs::read(file).map(Some).map_err(error)
+        };
+        let (cert, key) = (read("cert", &config.cert)?, read("key", &config.key)?);
+        Ok(Self { ca: read("ca", &config.ca)?, identity: cert.zip(key) })
+    }
+}
+
+/// A change of a key, or what a key has.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// The session of a node; `None` if it has none.
+    Session(Arc<str>, Option<Session>),
+    /// The state of a program; `None` if it is not published.
+    State(Arc<str>, Arc<str>, Option<StateValue>),
+}
+
+/// Everything that a gateway watches, as it was at a revision.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// What was seen, with the revisions that wrote it.
+    pub seen: Vec<(Seen, u64)>,
+    /// The programs of this node of which there are states.
+    pub own: Vec<Arc<str>>,
+    /// The keys, each with the revision after which it is to be watched.
+    watches: Vec<(String, bool, i64)>,
+}
+
+/// A connection to one member.
+#[derive(Clone)]
+pub struct Connection {
+    client: Client,
+    url: String,
+    site: Arc<str>,
+    node: Arc<str>,
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    /// Connects to a member, as this node of this cluster.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be reached, or is not to be trusted.
+    pub async fn open(url: &str, site: Arc<str>, node: Arc<str>, credentials: &Credentials) -> Result<Self, EtcdError> {
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(ANSWER_TIME)
+            .with_keep_alive(PROGRESS, ANSWER_TIME)
+            .with_require_leader(true);
+        if url.starts_with("https://") {
+            let mut tls = TlsOptions::new();
+            tls = match &credentials.ca {
+                Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
+                None => tls.with_native_roots(),
+            };
+            if let Some((cert, key)) = &credentials.identity {
+                tls = tls.identity(Identity::from_pem(cert, key));
+            }
+            options = options.with_tls(tls);
+        }
+        let client = answered(url, Client::connect([url], Some(options))).await?;
+        Ok(Self { client, url: url.to_owned(), site, node })
+    }
+
+    /// The member.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Renews a lease, or asks for one that ends so many seconds after it was renewed for the last time; returns its id.
+    ///
+    /// # Errors
+    ///
+    /// The member refuses, or does not answer.
+    pub async fn renew(&self, lease: Option<i64>, seconds: i64) -> Result<i64, EtcdError> {
+        let mut client = self.client.clone();
+        if let Some(lease) = lease
+            && answered(&self.url, client.lease_keep_alive(lease)).await.is_ok()
+        {
+            return Ok(lease);
+        }
+        Ok(answered(&self.url, client.lease_grant(seconds, None)).await?.id())
+    }
+
+    /// The session of this node as a majority of the members has it, with the revision that wrote it.
+    ///
+    /// # Errors
+    ///
+    /// There is no majority in reach, or it does not answer.
+    pub async fn own_session(&self) -> Result<Option<(Session, i64)>, EtcdError> {
+        let key = Key::Alive { node: self.node.clone() }.path(&self.site);
+        let mut client = self.client.clone();
+        let read = answered(&self.url, client.get(key, None)).await?;
+        let found = read.kvs().first();
+        Ok(found.and_then(|kv| Some((serde_json::from_slice(kv.value()).ok()?, kv.mod_revision()))))
+    }
+
+    /// Writes states, and, if all are written with it, the session of this node in place of the one that this revision wrote;
+    /// false if the session is another one by now.
+    ///
+    /// # Errors
+    ///
+    /// The member refuses, or does not answer: the write may have been carried out.
+    pub async fn write(&self, batch: Batch, session: &Session, lease: i64, over: i64) -> Result<bool, EtcdError> {
+        let path =
+            |program: &Arc<str>| Key::State { node: self.node.clone(), program: program.clone() }.path(&self.site);
+        let alive = Key::Alive { node: self.node.clone() }.path(&self.site);
+        let put = |(program, state): &(Arc<str>, Arc<PublishedState>)| {
+            let value = StateValue::new(session.session.clone(), state.clone());
+            TxnOp::put(path(program), encode(&value), None)
+        };
+        let mut operations: Vec<TxnOp> = batch.states.iter().map(put).collect();
+        operations.extend(batch.withdrawn.iter().map(|program| TxnOp::delete(path(program), None)));
+        let mut write = Txn::new();
+        if batch.announces {
+            write = write.when([Compare::mod_revision(alive.clone(), CompareOp::Equal, over)]);
+            operations.push(TxnOp::put(alive, encode(session), Some(PutOptions::new().with_lease(lease))));
+        }
+        let mut client = self.client.clone();
+        Ok(answered(&self.url, client.txn(write.and_then(operations))).await?.succeeded())
+    }
+
+    /// Reads all sessions, these states, and which states of this node there are.
+    ///
+    /// # Errors
+    ///
+    /// The member refuses, or does not answer.
+    pub async fn read(&self, states: Vec<Key>) -> Result<Reading, EtcdError> {
+        let mut reading = Reading::default();
+        let (sessions, own) = (Key::sessions(&self.site), Key::states_of(&self.site, &self.node));
+        let prefix = || Some(GetOptions::new().with_prefix());
+        let first = [
+            TxnOp::get(sessions.clone(), prefix()),
+            TxnOp::get(own.clone(), Some(GetOptions::new().with_prefix().with_keys_only())),
+        ];
+        let (revision, mut answers) = self.get(first.into()).await?;
+        reading.watches.push((sessions, true, revision + 1));
+        let own_keys = answers.pop().unwrap_or_default();
+        let name = |kv: &KeyValue| Some(kv.key_str().ok()?.strip_prefix(&own)?.into());
+        reading.own = own_keys.iter().filter_map(name).collect();
+        self.take(&mut reading, answers);
+        let paths: Vec<String> = states.iter().map(|key| key.path(&self.site)).collect();
+        for paths in paths.chunks(READ_MAX) {
+            let (revision, answers) =
+                self.get(paths.iter().map(|path| TxnOp::get(path.clone(), None)).collect()).await?;
+            reading.watches.extend(paths.iter().map(|path| (path.clone(), false, revision + 1)));
+            self.take(&mut reading, answers);
+        }
+        Ok(reading)
+    }
+
+    async fn get(&self, operations: Vec<TxnOp>) -> Result<(i64, Vec<Vec<KeyValue>>), EtcdError> {
+        let mut client = self.client.clone();
+        let answer = answered(&self.url, client.txn(Txn::new().and_then(operations))).await?;
+        let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let values = answer.op_responses().into_iter().map(|answer| match answer {
+            TxnOpResponse::Get(mut got) => got.take_kvs(),
+            TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => Vec::new(),
+        });
+        Ok((revision, values.collect()))
+    }
+
+    fn take(&self, reading: &mut Reading, answers: Vec<Vec<KeyValue>>) {
+        let seen = answers.iter().flatten().filter_map(|kv| self.seen(kv, true));
+        reading.seen.extend(seen);
+    }
+
+    /// What a key shows. A value that cannot be read counts as missing: a later version may have written it.
+    fn seen(&self, kv: &KeyValue, exists: bool) -> Option<(Seen, u64)> {
+        let revision = u64::try_from(kv.mod_revision()).unwrap_or_default();
+        let value = || exists.then_some(kv.value());
+        let seen = match Key::parse(&self.site, kv.key_str().ok()?)? {
+            Key::Alive { node } => Seen::Session(node, value().and_then(|value| serde_json::from_slice(value).ok())),
+            Key::State { node, program } => {
+                Seen::State(node, program, value().and_then(|value| serde_json::from_slice(value).ok()))
+            }
+        };
+        Some((seen, revision))
+    }
+
+    /// Watches everything that was read, and calls `tell` with each change. Returns why the watch has ended: then everything has
+    /// to be read again.
+    pub async fn watch(&self, reading: &Reading, tell: impl Fn(Vec<(Seen, u64)>)) -> EtcdError {
+        match self.watched(reading, tell).await {
+            Err(error) => error,
+            Ok(why) => EtcdError::Refused { url: self.url.clone(), why },
+        }
+    }
+
+    async fn watched(&self, reading: &Reading, tell: impl Fn(Vec<(Seen, u64)>)) -> Result<String, EtcdError> {
+        let refused = |error: etcd_client::Error| EtcdError::Refused { url: self.url.clone(), why: cause(&error) };
+        let options = |(_, is_prefix, revision): &(String, bool, i64)| {
+            let options = WatchOptions::new().with_start_revision(*revision);
+            Some(if *is_prefix { options.with_prefix() } else { options })
+        };
+        let mut watches = reading.watches.iter();
+        let Some(first) = watches.next() else { return Ok("there is nothing to watch".to_owned()) };
+        let mut client = self.client.clone();
+        let stream = answered(&self.url, client.watch(first.0.clone(), options(first))).await?;
+        let (mut requests, mut stream) = stream.split();
+        for watch in watches {
+            requests.watch(watch.0.clone(), options(watch)).await.map_err(refused)?;
+        }
+        let mut is_asked = false;
+        loop {
+            match tokio::time::timeout(PROGRESS, stream.message()).await {
+                Ok(Ok(Some(message))) if message.canceled() => {
+                    return Ok(format!("the watch was cancelled: {}", message.cancel_reason()));
+                }
+                Ok(Ok(Some(message))) => {
+                    is_asked = false;
+                    let seen =
+                        |event: &etcd_client::Event| self.seen(event.kv()?, event.event_type() == EventType::Put);
+                    let changes: Vec<_> = message.events().iter().filter_map(seen).collect();
+                    if !changes.is_empty() {
+                        tell(changes);
+                    }
+                }
+                Ok(Ok(None)) => return Ok("the watch was closed".to_owned()),
+                Ok(Err(error)) => return Err(refused(error)),
+                Err(_) if is_asked => return Ok(format!("the watch is silent for {} s", 2 * PROGRESS.as_secs())),
+                Err(_) => {
+                    is_asked = true;
+                    requests.request_progress().await.map_err(refused)?;
+                }
+            }
+        }
+    }
+}
+
+fn encode(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap_or_default()
+}
+
+/// The answer of a member, if it comes in time.
+async fn answered<T>(url: &str, answer: impl Future<Output = Result<T, etcd_client::Error>>) -> Result<T, EtcdError> {
+    match tokio::time::timeout(ANSWER_TIME, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(EtcdError::Refused { url: url.to_owned(), why: cause(&error) }),
+        Err(_) => Err(EtcdError::Silent { url: url.to_owned() }),
+    }
+}
+
+/// The last of the causes of an error: the others only say that there was one.
+fn cause(error: &etcd_client::Error) -> String {
+    if let etcd_client::Error::GRpcStatus(status) = error {
+        let mut source = std::error::Error::source(status);
+        let mut last = status.message().to_owned();
+        while let Some(error) = source {
+            last = error.to_string();
+            source = error.source();
+        }
+        return last;
+    }
+    let mut last = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        last = error.to_string();
+        source = error.source();
+    }
+    last
+}

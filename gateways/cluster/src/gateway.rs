@@ -1,0 +1,392 @@
+//! The gateway: one loop that hears of the daemon and of etcd, and sends what is due to each.
+
+use std::{
+    sync::{Arc, mpsc::Sender},
+    time::Duration,
+};
+
+use gaggled_actors::clock::Clock;
+use gaggled_core::{
+    base::time::{Instant, Millis},
+    cluster::{
+        Observation, PublishedState,
+        exports::Exports,
+        sights::Sights,
+        store::{Key, Session},
+    },
+    config::ClusterConfig,
+};
+use slog::{Logger, debug, error, info, warn};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use crate::{
+    daemon_link::DaemonState,
+    etcd::{Connection, Credentials, EtcdError, Reading, Seen},
+};
+
+/// What the gateway hears. Results of requests to etcd have the number of their connection, so that those of an earlier one
+/// are dropped.
+#[derive(Debug)]
+pub enum Message {
+    /// There is a daemon, or another one.
+    Daemon(DaemonState),
+    /// An exported program has another state.
+    Changed(Arc<str>, PublishedState),
+    /// Nothing is heard of the daemon.
+    Silent,
+    /// The daemon did not take a report.
+    NotReported(String),
+    /// A connection is made.
+    Connected(u64, Connection),
+    /// A lease was renewed, or another one granted; and the session of this node as it is in etcd.
+    Renewed(u64, i64, Option<(Session, i64)>),
+    /// Everything was read.
+    Read(u64, Reading),
+    /// A watch shows changes.
+    Shown(u64, Vec<(Seen, u64)>),
+    /// A write was carried out; false if this node has another session by now.
+    Written(u64, bool),
+    /// A request failed, or the watch has ended.
+    Failed(u64, EtcdError),
+}
+
+/// The space between two attempts to reach any member, at first and at most.
+const RETRY: (Millis, Millis) = (Millis(200), Millis(2000));
+
+/// The gateway of a node.
+pub struct Gateway {
+    config: ClusterConfig,
+    site: Arc<str>,
+    node: Arc<str>,
+    host: String,
+    credentials: Credentials,
+    exports: Exports,
+    sights: Sights,
+    journal: Option<Arc<str>>,
+    reports: Sender<Vec<Observation>>,
+    messages: UnboundedSender<Message>,
+    clock: Clock,
+    logger: Logger,
+    /// The number of the present connection.
+    number: u64,
+    connection: Option<Connection>,
+    /// The member that is tried next.
+    next_member: usize,
+    failures: u32,
+    lease: Option<i64>,
+    /// The session that is, or will be, written.
+    session: Option<Session>,
+    /// The revision that wrote the session that is in etcd; 0 if there is none.
+    session_revision: i64,
+    /// Whether a watch is open, so that what is seen is the present.
+    is_watching: bool,
+    reads: bool,
+    connect_at: Option<Instant>,
+    renew_at: Option<Instant>,
+    write_at: Option<Instant>,
+    last_failure: Option<String>,
+    /// Since when the session of this node has been that of another gaggled.
+    conflict_since: Option<Instant>,
+}
+
+impl Gateway {
+    /// The gateway of a node.
+    pub fn new(
+        config: ClusterConfig,
+        host: String,
+        credentials: Credentials,
+        (reports, messages): (Sender<Vec<Observation>>, UnboundedSender<Message>),
+        logger: Logger,
+    ) -> Self {
+        let clock = Clock::real();
+        Self {
+            site: config.name.as_str().into(),
+            node: config.node.clone().unwrap_or_else(|| host.clone()).into(),
+            config,
+            host,
+            credentials,
+            exports: Exports::default(),
+            sights: Sights::default(),
+            journal: None,
+            reports,
+            messages,
+            logger,
+            number: 0,
+            connection: None,
+            next_member: 0,
+            failures: 0,
+            lease: None,
+            session: None,
+            session_revision: 0,
+            is_watching: false,
+            reads: false,
+            connect_at: Some(clock.now()),
+            renew_at: None,
+            write_at: None,
+            clock,
+            last_failure: None,
+            conflict_since: None,
+        }
+    }
+
+    /// Works until the process ends.
+    pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
+        loop {
+            let deadline = [self.connect_at, self.renew_at, self.write_at].into_iter().flatten().min();
+            let heard = match deadline {
+                None => messages.recv().await,
+                Some(at) => {
+                    let span = Duration::from_micros(at.as_micros().saturating_sub(self.clock.now().as_micros()));
+                    match tokio::time::timeout(span, messages.recv()).await {
+                        Ok(heard) => heard,
+                        Err(_) => {
+                            self.ring();
+                            continue;
+                        }
+                    }
+                }
+            };
+            let Some(message) = heard else { return };
+            self.hear(message);
+        }
+    }
+
+    /// Does what is due.
+    fn ring(&mut self) {
+        let now = self.clock.now();
+        let is_due = |at: &mut Option<Instant>| at.take_if(|at| *at <= now).is_some();
+        if is_due(&mut self.connect_at) {
+            self.connect();
+        }
+        if is_due(&mut self.renew_at) {
+            self.renew();
+        }
+        if is_due(&mut self.write_at) {
+            self.write();
+        }
+    }
+
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Daemon(found) => self.daemon_found(found),
+            Message::Changed(program, state) => {
+                self.exports.change(program, state);
+                self.write();
+            }
+            Message::Silent => warn!(self.logger, "gaggled is not heard of; its session goes on"),
+            Message::NotReported(why) => {
+                warn!(self.logger, "gaggled has not taken a report: {}", why);
+                // Another daemon reports itself; this one has not heard what the report said.
+                self.sights.forget_reports();
+                self.report(false);
+            }
+            Message::Connected(number, connection) if number == self.number => {
+                self.connection = Some(connection);
+                self.renew();
+                self.read();
+            }
+            Message::Renewed(number, lease, found) if number == self.number => self.renewed(lease, found),
+            Message::Read(number, reading) if number == self.number => self.was_read(reading),
+            Message::Shown(number, changes) if number == self.number => {
+                self.take(changes);
+                self.report(false);
+            }
+            Message::Written(number, done) if number == self.number => {
+                self.exports.written(done);
+                self.write();
+            }
+            Message::Failed(number, error) if number == self.number => self.failed(&error),
+            // Of an earlier connection.
+            Message::Connected(..)
+            | Message::Renewed(..)
+            | Message::Read(..)
+            | Message::Shown(..)
+            | Message::Written(..)
+            | Message::Failed(..) => {}
+        }
+    }
+
+    fn daemon_found(&mut self, found: DaemonState) {
+        debug!(self.logger, "gaggled is there"; "exported" => found.exports.len(), "external" => found.externals.len());
+        self.journal = Some(found.journal);
+        self.exports.replace(found.exports);
+        let before = self.sights.keys();
+        self.sights.set_externals(found.externals);
+        if self.sights.keys() == before {
+            self.report(self.is_watching);
+        } else {
+            // Other keys are to be watched.
+            self.reconnect();
+        }
+        self.write();
+    }
+
+    fn connect(&mut self) {
+        self.number += 1;
+        let url = self.config.etcd[self.next_member % self.config.etcd.len()].clone();
+        let (number, messages) = (self.number, self.messages.clone());
+        let (site, node, credentials) = (self.site.clone(), self.node.clone(), self.credentials.clone());
+        tokio::spawn(async move {
+            let message = match Connection::open(&url, site, node, &credentials).await {
+                Ok(connection) => Message::Connected(number, connection),
+                Err(error) => Message::Failed(number, error),
+            };
+            let _ = messages.send(message);
+        });
+    }
+
+    /// Drops the connection and makes another one at once.
+    fn reconnect(&mut self) {
+        self.disconnect();
+        self.connect_at = Some(self.clock.now());
+    }
+
+    fn disconnect(&mut self) {
+        self.number += 1;
+        self.connection = None;
+        (self.is_watching, self.reads) = (false, false);
+        (self.renew_at, self.write_at) = (None, None);
+        self.exports.written(false);
+        self.sights.disconnect();
+    }
+
+    fn failed(&mut self, error: &EtcdError) {
+        let why = error.to_string();
+        if self.last_failure.as_ref() != Some(&why) {
+            warn!(self.logger, "{}", why);
+            self.last_failure = Some(why);
+        }
+        self.disconnect();
+        self.next_member += 1;
+        self.failures += 1;
+        // Every member is tried once before there is a pause.
+        let rounds = self.failures / u32::try_from(self.config.etcd.len()).unwrap_or(1);
+        let pause = match rounds {
+            0 => Millis(0),
+            rounds => Millis(RETRY.0.0 << rounds.min(10)).min(RETRY.1),
+        };
+        self.connect_at = Some(self.clock.now() + pause);
+    }
+
+    /// Sends a request to etcd, and its result to this loop.
+    fn ask<F>(&self, request: impl FnOnce(Connection) -> F)
+    where
+        F: Future<Output = Result<Message, EtcdError>> + Send + 'static,
+    {
+        let Some(connection) = self.connection.clone() else { return };
+        let (number, messages) = (self.number, self.messages.clone());
+        let request = request(connection);
+        tokio::spawn(async move {
+            let message = request.await.unwrap_or_else(|error| Message::Failed(number, error));
+            let _ = messages.send(message);
+        });
+    }
+
+    fn renew(&mut self) {
+        let (number, lease) = (self.number, self.lease);
+        let seconds = i64::try_from(self.config.session().0.div_ceil(1000)).unwrap_or(i64::MAX);
+        self.renew_at = Some(self.clock.now() + Millis(self.config.session().0 / 3));
+        self.ask(|connection| async move {
+            let lease = connection.renew(lease, seconds).await?;
+            Ok(Message::Renewed(number, lease, connection.own_session().await?))
+        });
+    }
+
+    fn renewed(&mut self, lease: i64, found: Option<(Session, i64)>) {
+        if self.last_failure.take().is_some() {
+            info!(self.logger, "etcd is in reach again, at {}", self.connection.as_ref().map_or("", Connection::url));
+        }
+        self.failures = 0;
+        self.lease = Some(lease);
+        self.report(self.is_watching);
+        let Some(journal) = self.journal.clone() else { return };
+        let id: Arc<str> = format!("{lease:x}").into();
+        self.session_revision = found.as_ref().map_or(0, |(_, revision)| *revision);
+        let found = found.map(|(session, _)| session);
+        if let Some(other) = found.as_ref().filter(|found| found.journal != journal) {
+            self.session = None;
+            // A session of an earlier life of this machine ends by itself.
+            let since = *self.conflict_since.get_or_insert(self.clock.now());
+            if self.clock.now() <= since + self.config.dead_after {
+                return;
+            }
+            let why = format!(
+                "another gaggled, on host {}, takes part as node {}: give each node a name of its own (gaggled.cluster.node)",
+                other.host, self.node
+            );
+            if self.last_failure.as_ref() != Some(&why) {
+                error!(self.logger, "{}", why);
+            }
+            self.last_failure = Some(why);
+            return;
+        }
+        self.conflict_since = None;
+        if self.session.as_ref().is_none_or(|own| own.session != id) || found.is_none() && self.exports.is_announced() {
+            info!(self.logger, "node {} begins session {}", self.node, id);
+            self.session = Some(Session::new(id, journal, &self.host, gaggled_tools::VERSION));
+            self.exports.begin_session();
+        }
+        self.write();
+    }
+
+    fn write(&mut self) {
+        let (Some(session), Some(lease)) = (&self.session, self.lease) else { return };
+        if self.connection.is_none() {
+            return;
+        }
+        match self.exports.next_write(self.clock.now()) {
+            Ok(batch) => {
+                let (number, session, over) = (self.number, session.clone(), self.session_revision);
+                self.ask(|connection| async move {
+                    let done = connection.write(batch, &session, lease, over).await?;
+                    Ok(Message::Written(number, done))
+                });
+            }
+            Err(at) => self.write_at = at,
+        }
+    }
+
+    fn read(&mut self) {
+        if std::mem::replace(&mut self.reads, true) {
+            return;
+        }
+        let number = self.number;
+        let is_state = |key: &Key| matches!(key, Key::State { .. });
+        let keys: Vec<Key> = self.sights.keys().into_iter().filter(is_state).collect();
+        self.ask(|connection| async move { Ok(Message::Read(number, connection.read(keys).await?)) });
+    }
+
+    fn was_read(&mut self, reading: Reading) {
+        self.exports.found_in_store(reading.own.iter().cloned());
+        self.take(reading.seen.clone());
+        self.sights.read();
+        self.is_watching = true;
+        self.report(true);
+        self.write();
+        let (number, messages) = (self.number, self.messages.clone());
+        self.ask(|connection| async move {
+            let tell = |changes| drop(messages.send(Message::Shown(number, changes)));
+            Err(connection.watch(&reading, tell).await)
+        });
+    }
+
+    fn take(&mut self, changes: Vec<(Seen, u64)>) {
+        for (seen, revision) in changes {
+            match seen {
+                Seen::Session(node, session) => {
+                    self.sights.session(&node, session.map(|session| session.session), revision);
+                }
+                Seen::State(node, program, state) => self.sights.state(&node, &program, state, revision),
+            }
+        }
+    }
+
+    /// Reports what has changed, and, if wanted, that the cluster is in reach.
+    fn report(&mut self, is_in_reach: bool) {
+        let contact = is_in_reach.then_some(Observation::Contact);
+        let news: Vec<Observation> = self.sights.take_news().into_iter().chain(contact).collect();
+        if !news.is_empty() {
+            let _ = self.reports.send(news);
+        }
+    }
+}

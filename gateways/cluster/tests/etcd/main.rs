@@ -1,0 +1,7 @@
+//! Several gaggleds and a real etcd of three members on this machine.
+//!
+//! The tests need `etcd` and `etcdctl`; `contrib/setup cluster` installs them. Without them each test says so and is left out.
+
+mod edges;
+mod harness;
+mod wrong_inputs;
