@@ -37,7 +37,11 @@ pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a path");
     let directory = test.ancestors().nth(2).expect("the target folder");
     let path = directory.join(name);
-    assert!(path.is_file(), "{} is not there: run `cargo build --workspace` first", path.display());
+    assert!(
+        path.is_file(),
+        "{} is not there: run `cargo build` first, and for a cluster `cargo build --package gaggled_cluster`",
+        path.display()
+    );
     path
 }
 

@@ -112,8 +112,15 @@ impl Source {
     }
 }
 
+/// How many observations one request has: it may have 64 KiB, and the causes in a state 1 KiB.
+const CHUNK: usize = 20;
+
+fn chunks(observations: Vec<Observation>) -> Vec<Vec<Observation>> {
+    observations.chunks(CHUNK).map(<[Observation]>::to_vec).collect()
+}
+
 /// Starts the thread that sends reports to the daemon, one after the other. One that the daemon does not take is an event of
-/// the gateway, which then reports everything again.
+/// the gateway, which reports everything again when it next renews its session.
 ///
 /// # Errors
 ///
@@ -122,7 +129,7 @@ pub fn reporter(urls: &Urls, messages: UnboundedSender<Message>) -> Result<Sende
     let client = ControlClient::dial_whenever(&urls.control)?;
     let (sender, reports) = mpsc::channel::<Vec<Observation>>();
     thread::spawn(move || {
-        for observations in reports {
+        for observations in reports.iter().flat_map(chunks) {
             let request = Request::new("", Action::Observe { observations });
             let taken = client.call(&request, ControlClient::TIMEOUT);
             let failure = match taken {

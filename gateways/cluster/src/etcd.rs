@@ -46,13 +46,41 @@ pub enum EtcdError {
         url: String,
     },
     /// A member cannot be reached, or refuses.
-    #[error("etcd at {url}: {why}")]
+    #[error("etcd at {url}: {why}{}", cure(.url, .why))]
     Refused {
         /// The member.
         url: String,
         /// Why.
         why: String,
     },
+}
+
+impl EtcdError {
+    /// What is wrong, without the member: all members may refuse alike.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::File { why, .. } | Self::Refused { why, .. } => why,
+            Self::Silent { .. } => "silent",
+        }
+    }
+}
+
+/// What to do about a refusal, if that is known.
+fn cure(url: &str, why: &str) -> &'static str {
+    let is_closed = why.contains("closed") || why.contains("alert") || why.contains("broken pipe");
+    if why.contains("permission denied") {
+        ": the user of the certificate needs the role of this node, which gaggled_clustergate roles prints"
+    } else if why.contains("UnknownIssuer") {
+        ": ca of gaggled.cluster is not the authority that has signed its certificate"
+    } else if why.contains("NotValidForName") {
+        ": its certificate is not for this address"
+    } else if why.contains("Expired") {
+        ": its certificate has expired"
+    } else if is_closed && url.starts_with("https://") {
+        ": it may want a certificate that it trusts (cert and key of gaggled.cluster)"
+    } else {
+        ""
+    }
 }
 
 /// What TLS needs, read from files.

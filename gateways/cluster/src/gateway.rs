@@ -1,6 +1,7 @@
 //! The gateway: one loop that hears of the daemon and of etcd, and sends what is due to each.
 
 use std::{
+    collections::BTreeSet,
     sync::{Arc, mpsc::Sender},
     time::Duration,
 };
@@ -37,7 +38,7 @@ pub enum Message {
     /// The daemon did not take a report.
     NotReported(String),
     /// A connection is made.
-    Connected(u64, Connection),
+    Connected(u64, Box<Connection>),
     /// A lease was renewed, or another one granted; and the session of this node as it is in etcd.
     Renewed(u64, i64, Option<(Session, i64)>),
     /// Everything was read.
@@ -81,10 +82,13 @@ pub struct Gateway {
     /// Whether a watch is open, so that what is seen is the present.
     is_watching: bool,
     reads: bool,
+    /// Whether the daemon has not taken a report, and everything is to be reported again.
+    reports_again: bool,
     connect_at: Option<Instant>,
     renew_at: Option<Instant>,
     write_at: Option<Instant>,
-    last_failure: Option<String>,
+    /// What has been logged since everything was well.
+    logged: BTreeSet<String>,
     /// Since when the session of this node has been that of another gaggled.
     conflict_since: Option<Instant>,
 }
@@ -120,11 +124,12 @@ impl Gateway {
             session_revision: 0,
             is_watching: false,
             reads: false,
+            reports_again: false,
             connect_at: Some(clock.now()),
             renew_at: None,
             write_at: None,
             clock,
-            last_failure: None,
+            logged: BTreeSet::new(),
             conflict_since: None,
         }
     }
@@ -133,21 +138,14 @@ impl Gateway {
     pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
         loop {
             let deadline = [self.connect_at, self.renew_at, self.write_at].into_iter().flatten().min();
-            let heard = match deadline {
-                None => messages.recv().await,
-                Some(at) => {
-                    let span = Duration::from_micros(at.as_micros().saturating_sub(self.clock.now().as_micros()));
-                    match tokio::time::timeout(span, messages.recv()).await {
-                        Ok(heard) => heard,
-                        Err(_) => {
-                            self.ring();
-                            continue;
-                        }
-                    }
-                }
-            };
-            let Some(message) = heard else { return };
-            self.hear(message);
+            let now = self.clock.now();
+            let span = |at: Instant| Duration::from_micros(at.as_micros().saturating_sub(now.as_micros()));
+            let wait = deadline.map_or(Duration::MAX, span);
+            match tokio::time::timeout(wait, messages.recv()).await {
+                Ok(Some(message)) => self.hear(message),
+                Ok(None) => return,
+                Err(_) => self.ring(),
+            }
         }
     }
 
@@ -175,13 +173,13 @@ impl Gateway {
             }
             Message::Silent => warn!(self.logger, "gaggled is not heard of; its session goes on"),
             Message::NotReported(why) => {
-                warn!(self.logger, "gaggled has not taken a report: {}", why);
-                // Another daemon reports itself; this one has not heard what the report said.
-                self.sights.forget_reports();
-                self.report(false);
+                if self.logged.insert(why.clone()) {
+                    warn!(self.logger, "gaggled has not taken a report: {}", why);
+                }
+                self.reports_again = true;
             }
             Message::Connected(number, connection) if number == self.number => {
-                self.connection = Some(connection);
+                self.connection = Some(*connection);
                 self.renew();
                 self.read();
             }
@@ -228,7 +226,7 @@ impl Gateway {
         let (site, node, credentials) = (self.site.clone(), self.node.clone(), self.credentials.clone());
         tokio::spawn(async move {
             let message = match Connection::open(&url, site, node, &credentials).await {
-                Ok(connection) => Message::Connected(number, connection),
+                Ok(connection) => Message::Connected(number, Box::new(connection)),
                 Err(error) => Message::Failed(number, error),
             };
             let _ = messages.send(message);
@@ -251,10 +249,8 @@ impl Gateway {
     }
 
     fn failed(&mut self, error: &EtcdError) {
-        let why = error.to_string();
-        if self.last_failure.as_ref() != Some(&why) {
-            warn!(self.logger, "{}", why);
-            self.last_failure = Some(why);
+        if self.logged.insert(error.reason().to_owned()) {
+            warn!(self.logger, "{}", error);
         }
         self.disconnect();
         self.next_member += 1;
@@ -293,12 +289,15 @@ impl Gateway {
     }
 
     fn renewed(&mut self, lease: i64, found: Option<(Session, i64)>) {
-        if self.last_failure.take().is_some() {
-            info!(self.logger, "etcd is in reach again, at {}", self.connection.as_ref().map_or("", Connection::url));
-        }
         self.failures = 0;
         self.lease = Some(lease);
+        if std::mem::take(&mut self.reports_again) {
+            self.sights.forget_reports();
+        }
         self.report(self.is_watching);
+        if self.exports.is_announced() && !std::mem::take(&mut self.logged).is_empty() {
+            info!(self.logger, "etcd is in reach again, at {}", self.connection.as_ref().map_or("", Connection::url));
+        }
         let Some(journal) = self.journal.clone() else { return };
         let id: Arc<str> = format!("{lease:x}").into();
         self.session_revision = found.as_ref().map_or(0, |(_, revision)| *revision);
@@ -314,10 +313,9 @@ impl Gateway {
                 "another gaggled, on host {}, takes part as node {}: give each node a name of its own (gaggled.cluster.node)",
                 other.host, self.node
             );
-            if self.last_failure.as_ref() != Some(&why) {
+            if self.logged.insert(why.clone()) {
                 error!(self.logger, "{}", why);
             }
-            self.last_failure = Some(why);
             return;
         }
         self.conflict_since = None;

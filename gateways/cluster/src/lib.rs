@@ -15,3 +15,4 @@
 pub mod daemon_link;
 pub mod etcd;
 pub mod gateway;
+pub mod roles;

@@ -41,6 +41,28 @@ fn imports_go_one_way() {
     assert_eq!(own("gaggled_actors"), set(&["gaggled_core"]));
     assert_eq!(own("gaggled_gateways"), set(&["gaggled_core"]));
     assert_eq!(own("gaggled_tools"), set(&["gaggled_core", "gaggled_actors", "gaggled_gateways"]));
+    let all = set(&["gaggled_core", "gaggled_actors", "gaggled_gateways", "gaggled_tools"]);
+    assert_eq!(own("gaggled_cluster"), all);
+    assert!(!own("gaggled_tests").contains("gaggled_cluster"));
+}
+
+/// A gaggled on one machine is built and tested without protoc, gRPC and etcd.
+#[test]
+fn one_machine_needs_nothing_of_a_cluster() {
+    let metadata = metadata();
+    let default = metadata["workspace_default_members"].as_array().expect("members");
+    assert!(!default.iter().any(|member| member.as_str().is_some_and(|member| member.contains("gaggled_cluster"))));
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--prefix", "none", "--edges", "normal,build", "--package", "gaggled_tools"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo");
+    let tree = String::from_utf8_lossy(&tree.stdout).into_owned();
+    assert!(tree.contains("gaggled_core"), "{tree}");
+    let foreign = ["tonic", "prost", "etcd-client", "gaggled_cluster"];
+    let found: Vec<_> =
+        foreign.iter().filter(|name| tree.lines().any(|line| line.starts_with(&format!("{name} ")))).collect();
+    assert!(found.is_empty(), "gaggled_tools is built with {found:?}");
 }
 
 #[test]

@@ -3,8 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use gaggled_actors::spec;
-use gaggled_core::config::{
-    CLUSTERGATE, Config, DependsConfig, Diagnostic, LOGGER, ProgramConfig, SMTPGATE, SpanIndex, log_policy::LogRoute,
+use gaggled_core::{
+    config::{
+        CLUSTERGATE, Config, DependsConfig, Diagnostic, LOGGER, ProgramConfig, SMTPGATE, SpanIndex,
+        log_policy::LogRoute,
+    },
+    graph::Backoff,
 };
 
 use crate::{common::endpoints, logger};
@@ -61,7 +65,9 @@ fn add_gate(config: &mut Config, path: &Path) {
 /// Adds the program that a section `cluster` asks for.
 fn add_cluster_gate(config: &mut Config, path: &Path) {
     let Some(cluster) = &config.gaggled.cluster else { return };
-    let program = ProgramConfig { user: cluster.user.clone(), ..gateway(CLUSTER_BINARY, path) };
+    // A session has to be renewed before it ends, so the starts of the gateway are not spaced much.
+    let backoff = Backoff { max: cluster.session().half(), ..Backoff::default() };
+    let program = ProgramConfig { user: cluster.user.clone(), backoff: Some(backoff), ..gateway(CLUSTER_BINARY, path) };
     config.programs.0.push((CLUSTERGATE.to_owned(), program));
 }
 

@@ -1,12 +1,13 @@
 //! The gateway to the other nodes of a cluster.
 
-use std::{path::PathBuf, process::ExitCode, sync::Mutex};
+use std::{io::Write, path::PathBuf, process::ExitCode, sync::Mutex};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use gaggled_cluster::{
     daemon_link,
     etcd::Credentials,
     gateway::{Gateway, Message},
+    roles,
 };
 use gaggled_core::config::ClusterConfig;
 use gaggled_tools::{
@@ -32,6 +33,18 @@ struct Arguments {
     /// Also log what changes nothing
     #[arg(short, long)]
     verbose: bool,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print the commands of etcdctl that make the users and roles of nodes, for an etcd with authentication
+    Roles {
+        /// The nodes; this one if none is given
+        nodes: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -45,6 +58,17 @@ fn main() -> ExitCode {
     let Some(config) = settings.cluster.clone() else {
         return fail("there is no section gaggled.cluster: add one".to_owned());
     };
+    let host =
+        nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
+    if let Some(Command::Roles { nodes }) = arguments.command {
+        let own = || vec![config.node.clone().unwrap_or_else(|| host.clone())];
+        let nodes = if nodes.is_empty() { own() } else { nodes };
+        let lines = roles::commands(&config.name, &nodes).join("\n");
+        return match writeln!(std::io::stdout(), "{lines}") {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(format!("cannot write to the output ({error})")),
+        };
+    }
     let urls = match endpoints::of_settings(&settings) {
         Ok(urls) => urls,
         Err(error) => return fail(error.to_string()),
@@ -53,16 +77,14 @@ fn main() -> ExitCode {
     let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
     let level = if arguments.verbose { Level::Debug } else { Level::Info };
     let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
-    match run(config, &urls, logger) {
+    match run(config, host, &urls, logger) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error),
     }
 }
 
-fn run(config: ClusterConfig, urls: &Urls, logger: Logger) -> Result<(), String> {
+fn run(config: ClusterConfig, host: String, urls: &Urls, logger: Logger) -> Result<(), String> {
     let credentials = Credentials::read(&config).map_err(|error| error.to_string())?;
-    let host =
-        nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
     let (sender, messages) = unbounded_channel::<Message>();
     let reports = daemon_link::reporter(urls, sender.clone()).map_err(|error| error.to_string())?;
     daemon_link::follow(urls, sender.clone()).map_err(|error| error.to_string())?;

@@ -210,11 +210,9 @@ fn a_member_of_etcd_that_hangs_disturbs_nothing() {
     let mut one = Node::new(&etcd, "n1", DB);
     let mut two = Node::new(&etcd, "n2", &web(""));
     two.daemon.wait_up("web", 1);
-    let mut run = 1;
-    for member in 0..3 {
+    for (member, run) in (0..3).zip(2..) {
         etcd.signal(member, Signal::SIGSTOP);
         one.daemon.kill("db", Signal::SIGKILL);
-        run += 1;
         two.daemon.wait("the new run", |_, state| {
             let id = state.graph.names()["db@n1"];
             state.programs[id].remote.as_deref().is_some_and(|remote| remote.instance.0 == run)

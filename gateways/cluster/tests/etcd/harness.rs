@@ -257,8 +257,12 @@ impl Node {
         });
     }
 
-    /// Kills the gateway.
-    pub fn kill_gateway(&self) {
+    /// Kills the gateway, once it runs.
+    pub fn kill_gateway(&mut self) {
+        self.daemon.wait("the gateway", |_, state| {
+            let id = state.graph.names()["clustergate"];
+            state.programs[id].process.is_some()
+        });
         self.daemon.kill("clustergate", Signal::SIGKILL);
     }
 }

@@ -1,0 +1,23 @@
+//! The users and roles that etcd needs for the nodes of a cluster.
+
+use gaggled_core::cluster::store::Key;
+
+/// The commands that make the user and the role of each node: it reads everything of its cluster, and writes only its own
+/// session and states. The user of a node is the common name of its certificate.
+pub fn commands(site: &str, nodes: &[String]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for node in nodes {
+        let role = format!("{site}-{node}");
+        let (all, own) = (Key::prefix(site), Key::states_of(site, node));
+        let alive = Key::Alive { node: node.as_str().into() }.path(site);
+        lines.extend([
+            format!("etcdctl role add {role}"),
+            format!("etcdctl role grant-permission --prefix {role} read {all}"),
+            format!("etcdctl role grant-permission {role} readwrite {alive}"),
+            format!("etcdctl role grant-permission --prefix {role} readwrite {own}"),
+            format!("etcdctl user add {node} --no-password"),
+            format!("etcdctl user grant-role {node} {role}"),
+        ]);
+    }
+    lines
+}
