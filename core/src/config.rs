@@ -9,6 +9,7 @@ pub mod log_policy;
 mod model;
 pub mod node_sets;
 mod ordered_map;
+mod placement;
 pub mod sandbox;
 mod settings;
 mod spans;
@@ -22,6 +23,7 @@ pub use self::{
     cluster::ClusterConfig,
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
     ordered_map::OrderedMap,
+    placement::{HostOverride, Placement},
     settings::{AccessConfig, JournalConfig, Settings, SmtpgateConfig, Tls},
     spans::SpanIndex,
 };
@@ -109,6 +111,12 @@ impl Config {
         let (errors, warnings): (Vec<_>, Vec<_>) =
             check::check(&config, &locator).into_iter().partition(|found| found.severity == Severity::Error);
         if errors.is_empty() { Ok(Parsed { config, locator, warnings }) } else { Err(errors) }
+    }
+
+    /// All errors of a configuration that was derived from a file with these places, as a projection is.
+    pub fn errors(&self, locator: &SpanIndex) -> Vec<Diagnostic> {
+        let found = check::check(self, locator).into_iter();
+        found.filter(|found| found.severity == Severity::Error).collect()
     }
 
     /// Writes the configuration as a file that [`Config::parse`] reads.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{OrderedMap, Settings, settings::is_default};
+use super::{HostOverride, OrderedMap, Placement, Settings, settings::is_default};
 use crate::{
     base::{ids::GroupId, time::Millis},
     cluster::{Assumption, External, split_name},
@@ -62,6 +62,9 @@ pub struct GroupConfig {
     /// The level to which it goes when a program of mode `Wait` or `Test` does not end well; it stays if none is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<String>,
+    /// The nodes on which its programs run; all on which the configuration is used if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<Placement>,
 }
 
 /// One program.
@@ -187,6 +190,12 @@ pub struct ProgramConfig {
     /// Whether its state is published, so that programs of other nodes can depend on it.
     #[serde(skip_serializing_if = "is_default")]
     pub export: bool,
+    /// The nodes on which it runs; all on which the configuration is used if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<Placement>,
+    /// What differs on some nodes: a set such as `@big`, or the name of a node. Later ones win.
+    #[serde(skip_serializing_if = "OrderedMap::is_empty")]
+    pub per_host: OrderedMap<HostOverride>,
 }
 
 /// One dependency.
@@ -253,6 +262,8 @@ impl Default for ProgramConfig {
             no_new_privs: false,
             depends: OrderedMap::default(),
             export: false,
+            on: None,
+            per_host: OrderedMap::default(),
         }
     }
 }

@@ -59,7 +59,7 @@ fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
         refused(cluster(section, "").as_bytes(), &[words, "system.ron:2"]);
     }
     for (depends, words) in [
-        ("\"db@n1\": ()", "this is node n1"),
+        ("\"db@n1\": ()", "this node n1 has no program"),
         ("\"db@\": ()", "not the name of a program on a node"),
         ("\"@n2\": ()", "not the name of a program on a node"),
         ("\"db@n2\": (), \"db@n2\": ()", "twice"),
@@ -80,6 +80,37 @@ fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
     refused(program("command: \"true\", depends: {\"a\": (on_lost: Keep)}").as_bytes(), &["never lost"]);
     let taken = format!("(gaggled: (cluster: {good}), programs: {{\"clustergate\": (command: \"true\")}})");
     refused(taken.as_bytes(), &["is there twice"]);
+}
+
+#[test]
+fn a_wrong_place_of_a_program_is_said_with_a_cure() {
+    let site = |programs: &str| {
+        format!(
+            "(gaggled: (cluster: (name: \"s\", node: \"n1\", etcd: [\"http://127.0.0.1:2379\"])),\n \
+             nodes: {{\"web\": [\"n1\", \"n2\"], \"data\": [\"n3\"], \"none\": []}}, groups: {{\"shop\": (on: All(\"@web\"))}},\n \
+             programs: {{{programs}}})"
+        )
+    };
+    let sleep = |name: &str, more: &str| format!("\"{name}\": (command: \"sleep\", {more}),");
+    for (programs, words) in [
+        (sleep("a", "on: All(\"@wep\")"), "no node and no set of nodes"),
+        (sleep("a", "on: All(\"n4\")"), "did you mean"),
+        (sleep("a", "on: One(\"@web\")"), "One"),
+        (sleep("a", "per_host: {\"n9\": (argv: [])}"), "a difference of program \"a\" is placed on \"n9\""),
+        (sleep("a", "per_host: {\"n1\": (priority: 1)}"), "priority"),
+        (sleep("a", "group: \"shop\", on: All(\"n1\")"), "and so is its group \"shop\""),
+        (sleep("a", "on: All(\"@web\")") + &sleep("b", "on: All(\"n3\"), depends: {\"a\": ()}"), "say which: \"a@n1\""),
+        (sleep("a", "on: All(\"@none\")") + &sleep("b", "depends: {\"a\": ()}"), "which runs on no node"),
+        (sleep("a", "on: All(\"n2\")") + &sleep("b", "depends: {\"a@n3\": ()}"), "\"a\" does not run on n3"),
+        (sleep("b", "depends: {\"a@n1\": ()}"), "this node n1 has no program \"a\""),
+        (sleep("a", "per_host: {\"n1\": (env: {\"A=B\": \"\"})}"), "cannot be passed"),
+    ] {
+        refused(site(&programs).as_bytes(), &[words]);
+    }
+    refused(
+        program("command: \"true\", on: All(\"*\")").as_bytes(),
+        &["placed on nodes, and there is no cluster", "system.ron:3"],
+    );
 }
 
 #[test]

@@ -83,11 +83,21 @@ impl LoadedConfig {
         ignore_interrupts: bool,
         state: Option<&Path>,
     ) -> (Self, Vec<Diagnostic>) {
-        let Parsed { mut config, locator, .. } = parsed;
+        let Parsed { config: whole, locator, .. } = parsed;
+        let node = node_name(&whole);
+        let mut config = whole.project(&node);
+        if let Some(cluster) = &mut config.gaggled.cluster {
+            cluster.node = Some(node.clone());
+        }
         let search = spec::search_path(&config, &std::env::var("PATH").unwrap_or_default());
         let mut found = spec::check(&config, &locator, &search);
         found.extend(check_gate(&config, &locator));
-        found.extend(check_cluster(&mut config, &locator, &search));
+        if whole.gaggled.cluster.is_some() {
+            found.extend(own_externals(&whole, &node, &locator));
+            // What differs on this node may be wrong.
+            found.extend(config.errors(&locator));
+            found.extend(own_programs::check_cluster_gate(&config, &locator, &search));
+        }
         if let Err(error) = access(&config) {
             let help = "correct the name, or add it; a group has an @ before its name";
             found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", "access"])).help(help));
@@ -113,7 +123,8 @@ impl LoadedConfig {
     /// How many programs and dependencies there are.
     pub fn size(&self) -> (usize, usize) {
         let graph = self.config.graph();
-        (graph.programs.len(), graph.dependencies.len())
+        let own = graph.programs.values().filter(|policy| policy.external.is_none());
+        (own.count(), graph.dependencies.len())
     }
 
     /// Opens everything that could be refused, before anything is started.
@@ -163,18 +174,12 @@ fn access(config: &Config) -> Result<Access, Unknown> {
     Access::find(&config.gaggled.access, gateway)
 }
 
-/// Checks what this machine has of the cluster, and gives the node the name of the host if it has none.
-fn check_cluster(config: &mut Config, locator: &SpanIndex, search: &[String]) -> Vec<Diagnostic> {
-    let mut found: Vec<Diagnostic> = own_programs::check_cluster_gate(config, locator, search).into_iter().collect();
-    if config.gaggled.cluster.as_ref().is_some_and(|cluster| cluster.node.is_none()) {
-        let host =
-            nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned());
-        found.extend(own_externals(config, &host, locator));
-        if let Some(cluster) = &mut config.gaggled.cluster {
-            cluster.node = Some(host);
-        }
-    }
-    found
+/// The name of this node: that of the host, if the configuration does not name it.
+fn node_name(config: &Config) -> String {
+    let given = config.gaggled.cluster.as_ref().and_then(|cluster| cluster.node.clone());
+    given.unwrap_or_else(|| {
+        nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
+    })
 }
 
 fn check_gate(config: &Config, locator: &SpanIndex) -> Option<Diagnostic> {

@@ -1,6 +1,9 @@
 //! Semantic errors in what is said about the cluster, and in dependencies on programs of other nodes.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{
     base::time::Millis,
@@ -8,8 +11,8 @@ use crate::{
     graph::Condition,
 };
 
-use super::{CLUSTERGATE, Config, Diagnostic, SpanIndex, is_usable};
-use crate::config::{ClusterConfig, DependsConfig};
+use super::{CLUSTERGATE, Config, Diagnostic, SpanIndex, is_usable, nearest_name};
+use crate::config::{ClusterConfig, DependsConfig, placement::Places};
 
 /// The shortest and the longest `dead_after`.
 const DEAD_AFTER: (Millis, Millis) = (Millis(4000), Millis(300_000));
@@ -17,16 +20,15 @@ const DEAD_AFTER: (Millis, Millis) = (Millis(4000), Millis(300_000));
 pub(super) fn check(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     if let Some(cluster) = &config.gaggled.cluster {
         check_section(config, cluster, locator, found);
-        if let Some(node) = &cluster.node {
-            found.extend(own_externals(config, node, locator));
-        }
     }
     for (name, _) in config.programs.iter().filter(|(_, program)| program.export && config.gaggled.cluster.is_none()) {
         let error = Diagnostic::error(format!("program \"{name}\" is exported, and there is no cluster"));
         let at = locator.nearest(&["programs", name, "export"]);
         found.push(error.at(at).help("add gaggled: (cluster: (name: ..., etcd: [...])), or remove export"));
     }
-    check_dependencies(config, locator, found);
+    let places = Places::new(config);
+    check_places(config, &places, locator, found);
+    check_dependencies(config, &places, locator, found);
 }
 
 fn check_section(config: &Config, cluster: &ClusterConfig, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
@@ -79,30 +81,106 @@ fn is_loopback(address: &str) -> bool {
     host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
-/// Dependencies on programs of this node that are written as if they were of another. The name of the node may be known only
+/// Dependencies on programs of this node, by their names on it, that it does not have. The name of the node may be known only
 /// where the configuration is used.
 pub fn own_externals(config: &Config, node: &str, locator: &SpanIndex) -> Vec<Diagnostic> {
     let mut found = Vec::new();
-    for (name, program) in config.programs.iter() {
+    let places = Places::new(config);
+    for (name, program) in config.programs.iter().filter(|(name, _)| places.runs_on(name, node)) {
         for (on, _) in program.depends.iter() {
-            if let Some((of, _)) = split_name(on).filter(|(_, at)| *at == node) {
-                let error =
-                    Diagnostic::error(format!("program \"{name}\" depends on \"{on}\", and this is node {node}"));
-                let at = locator.find(&["programs", name, "depends", on]);
-                found.push(error.at(at).help(format!("write \"{of}\"")));
+            let missing = split_name(on).filter(|(of, at)| *at == node && !places.runs_on(of, node));
+            if let Some((of, _)) = missing {
+                let message =
+                    format!("program \"{name}\" depends on \"{on}\", and this node {node} has no program \"{of}\"");
+                let error = Diagnostic::error(message).at(locator.find(&["programs", name, "depends", on]));
+                let near = nearest_name(of, config.programs.iter().map(|(name, _)| name));
+                found.push(error.help(near.unwrap_or_else(|| "add such a program, or correct the node".to_owned())));
             }
         }
     }
     found
 }
 
-fn check_dependencies(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
+/// What is wrong with the places of programs and groups.
+fn check_places(config: &Config, places: &Places, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
+    let sets = || config.nodes.iter().map(|(set, _)| set);
+    let mut check = |place: &[&str], whose: &str, query: &str| {
+        let at = locator.nearest(place);
+        let error = if config.gaggled.cluster.is_none() {
+            let error = Diagnostic::error(format!("{whose} is placed on nodes, and there is no cluster"));
+            error.help("add gaggled: (cluster: (name: ..., etcd: [...])), or remove it")
+        } else if places.nodes(query).is_none() {
+            let hosts = places.all().iter().map(String::as_str);
+            let near = match query.strip_prefix('@') {
+                Some(set) => nearest_name(set, sets()),
+                None => nearest_name(query, hosts),
+            };
+            let help = "declare it in nodes or hosts, or correct the name: \"@web\" is a set, \"n1\" a node, \"*\" all";
+            let error =
+                Diagnostic::error(format!("{whose} is placed on {query:?}, which is no node and no set of nodes"));
+            error.help(near.unwrap_or_else(|| help.to_owned()))
+        } else {
+            return;
+        };
+        found.push(error.at(at));
+    };
+    for (name, group) in config.groups.iter() {
+        if let Some(placement) = &group.on {
+            check(&["groups", name, "on"], &format!("group \"{name}\""), placement.query());
+        }
+    }
+    for (name, program) in config.programs.iter() {
+        if let Some(placement) = &program.on {
+            check(&["programs", name, "on"], &format!("program \"{name}\""), placement.query());
+        }
+        for (query, _) in program.per_host.iter() {
+            check(&["programs", name, "per_host", query], &format!("a difference of program \"{name}\""), query);
+        }
+    }
+    for (name, program) in config.programs.iter().filter(|(_, program)| program.on.is_some()) {
+        let group =
+            program.group.as_deref().filter(|group| config.groups.get(group).is_some_and(|group| group.on.is_some()));
+        if let Some(group) = group {
+            let error =
+                Diagnostic::error(format!("program \"{name}\" is placed on nodes, and so is its group \"{group}\""));
+            let at = locator.find(&["programs", name, "on"]);
+            found.push(error.at(at).help("remove on from the program: a group runs as a whole"));
+        }
+    }
+}
+
+/// What is wrong with a dependency between programs that run on several nodes.
+fn between_nodes(places: &Places, name: &str, on: &str) -> Option<(String, String)> {
+    let nodes = places.of(name).unwrap_or(places.all());
+    if let Some((of, at)) = split_name(on) {
+        let is_wrong = places.of(of).is_some_and(|nodes| !nodes.contains(at));
+        return is_wrong.then(|| {
+            (format!(", and \"{of}\" does not run on {at}"), format!("it runs on {}", listed(places.of(of))))
+        });
+    }
+    let wrong = nodes.iter().find_map(|from| Some((from, places.dependency(on, from).err()?)))?;
+    Some(match wrong {
+        (_, others) if others.is_empty() => (", which runs on no node".to_owned(), "place it on a node".to_owned()),
+        (from, others) => (
+            format!(", which runs on several nodes and not on {from}"),
+            format!("say which: \"{on}{AT}{}\"", others.first().map_or("", String::as_str)),
+        ),
+    })
+}
+
+fn listed(nodes: Option<&BTreeSet<String>>) -> String {
+    let nodes: Vec<&str> = nodes.into_iter().flatten().map(String::as_str).collect();
+    if nodes.is_empty() { "no node".to_owned() } else { nodes.join(", ") }
+}
+
+fn check_dependencies(config: &Config, places: &Places, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let mut assumed: BTreeMap<&str, (Option<Assumption>, Option<Assumption>)> = BTreeMap::new();
     for (name, program) in config.programs.iter() {
         for (on, depends) in program.depends.iter() {
-            let places = locator.all(&["programs", name, "depends", on]);
+            let spans = locator.all(&["programs", name, "depends", on]);
             let wrong = match split_name(on) {
-                None => local(depends),
+                None if places.of(on).is_none() => local(depends),
+                None => None,
                 Some(_) if config.gaggled.cluster.is_none() => Some((
                     ", a program of another node, and there is no cluster",
                     "add gaggled: (cluster: (name: ..., etcd: [...]))".to_owned(),
@@ -111,7 +189,7 @@ fn check_dependencies(config: &Config, locator: &SpanIndex, found: &mut Vec<Diag
                     ", which is not the name of a program on a node",
                     format!("write the name of the program, {AT}, and the name of the node, as in \"db@n1\""),
                 )),
-                Some(_) if places.len() > 1 => Some((" twice", "keep one of the two".to_owned())),
+                Some(_) if spans.len() > 1 => Some((" twice", "keep one of the two".to_owned())),
                 Some(_) if depends.condition == Some(Condition::Completed) && depends.propagate => Some((
                     " to complete, so there is nothing to propagate when it is down",
                     "remove propagate".to_owned(),
@@ -129,9 +207,10 @@ fn check_dependencies(config: &Config, locator: &SpanIndex, found: &mut Vec<Diag
                     })
                 }
             };
+            let wrong = wrong.map(|(what, help)| (what.to_owned(), help)).or_else(|| between_nodes(places, name, on));
             if let Some((what, help)) = wrong {
                 let error = Diagnostic::error(format!("program \"{name}\" depends on \"{on}\"{what}"));
-                found.push(error.at(places.last().cloned()).help(help));
+                found.push(error.at(spans.last().cloned()).help(help));
             }
         }
     }

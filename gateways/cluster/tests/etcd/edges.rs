@@ -245,3 +245,32 @@ fn a_node_starts_without_etcd_and_what_waits_for_another_node_says_so() {
     one.daemon.end();
     two.daemon.end();
 }
+
+/// One configuration on three nodes: each runs its part, and dependencies lead to where the programs are.
+#[test]
+fn one_configuration_runs_in_parts_on_its_nodes() {
+    if !has_etcd() {
+        return;
+    }
+    let etcd = Etcd::new();
+    let programs = r#"
+        "db": (command: "@PUPPET@", argv: ["sleep", "1000000"], on: All("@data")),
+        "web": (shell: "echo $NAME >> @DIR@/names; exec sleep 1000", env: {"NAME": "%H"}, on: All("@web"), depends: {"db": (propagate: true)}),
+    }, nodes: {"web": ["n1", "n10"], "data": ["n2"]"#;
+    let mut nodes: Vec<Node> = ["n1", "n10", "n2"].iter().map(|name| Node::new(&etcd, name, programs)).collect();
+    for (node, name) in nodes.iter_mut().zip(["n1", "n10"]) {
+        node.daemon.wait_up("web", 1);
+        assert!(!node.daemon.state().graph.names().contains_key("db"));
+        let names = std::fs::read_to_string(node.daemon.directory.path().join("names")).unwrap_or_default();
+        assert_eq!(names.lines().next(), Some(name));
+    }
+    nodes[2].daemon.wait_up("db", 1);
+    assert!(!nodes[2].daemon.state().graph.names().contains_key("web"));
+    nodes[2].daemon.kill("db", Signal::SIGKILL);
+    for node in &mut nodes[..2] {
+        node.daemon.wait_up("web", 2);
+    }
+    for node in &mut nodes {
+        node.daemon.end();
+    }
+}

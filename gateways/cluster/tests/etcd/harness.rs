@@ -182,6 +182,8 @@ impl Proxy {
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+                // Without this each hop may wait 40 ms for a delayed acknowledgement.
+                let _ = (client.set_nodelay(true), server.set_nodelay(true));
                 let pairs = [(&client, &server), (&server, &client)];
                 for (from, to) in pairs {
                     let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };

@@ -111,7 +111,7 @@ impl Importer {
             self.imported.note(place, format!("group {name:?} is called {own:?} here"));
         }
         if self.imported.config.groups.get(&own).is_none() {
-            let group = GroupConfig { level: Some(STOP.to_owned()), on_failure: None };
+            let group = GroupConfig { level: Some(STOP.to_owned()), ..GroupConfig::default() };
             self.imported.config.groups.0.push((own.clone(), group));
         }
         own
