@@ -10,6 +10,7 @@ mod model;
 pub mod node_sets;
 mod ordered_map;
 mod placement;
+mod projection;
 pub mod sandbox;
 mod settings;
 mod spans;

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use etcd_client::{Client, WatchOptions};
 use gaggled_core::event::{Event, ProgramEvent};
-use nix::sys::signal::Signal;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 #[path = "../tests/etcd/harness.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]
@@ -36,8 +39,9 @@ fn main() {
         two.daemon.wait_up("web", round as u64);
         // A storm is spaced by the gateway: each round begins in quiet.
         two.daemon.listen_until(now() + Duration::from_millis(5200));
+        let pid = Pid::from_raw(one.daemon.pid_of("db"));
         let begun = now();
-        one.daemon.kill("db", Signal::SIGKILL);
+        kill(pid, Signal::SIGKILL).expect("it runs");
         two.daemon.wait("web to be stopped", |heard, _| {
             let stops = heard
                 .iter()

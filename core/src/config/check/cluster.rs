@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{CLUSTERGATE, Config, Diagnostic, SpanIndex, is_usable, nearest_name};
-use crate::config::{ClusterConfig, DependsConfig, placement::Places};
+use crate::config::{ClusterConfig, DependsConfig, projection::Places};
 
 /// The shortest and the longest `dead_after`.
 const DEAD_AFTER: (Millis, Millis) = (Millis(4000), Millis(300_000));
