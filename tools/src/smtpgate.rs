@@ -9,6 +9,7 @@ use gaggled_core::{
         time::{Instant, Millis},
     },
     config::SmtpgateConfig,
+    graph::Policy,
     protocol::View,
     state::State,
 };
@@ -92,7 +93,8 @@ impl MailGateway {
                 );
                 if let Some(state) = self.follower.state().cloned() {
                     self.alert_rules.retain(|name| state.graph.programs.values().any(|policy| &*policy.name == name));
-                    for id in state.graph.programs.ids() {
+                    let is_own = |(_, policy): &(ProgramId, &Policy)| policy.external.is_none();
+                    for (id, _) in state.graph.programs.iter().filter(is_own) {
                         self.observe(&state, id);
                     }
                     self.heard_up_to(Position { epoch: state.epoch, seq: state.seq });

@@ -65,7 +65,7 @@ impl ControlActor {
                     observed.extend(externals.map(|(id, _)| (id, None)));
                 }
                 Observation::External { program, sight } => match self.names.get(program.as_str()) {
-                    Some(id) if graph.programs[*id].external.is_some() => observed.push((*id, Some(sight))),
+                    Some(id) if graph.programs[*id].external.is_some() => observed.push((*id, Some(sight.cleaned()))),
                     Some(_) | None => unknown.push(program),
                 },
             }

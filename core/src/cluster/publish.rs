@@ -2,15 +2,14 @@
 
 use super::{
     external::RemoteSource,
-    published::{PublishedState, RemotePhase},
+    published::{PublishedState, RemotePhase, WHY_LINES},
 };
 use crate::{
     base::{ids::ProgramId, time::WallTime},
     state::State,
 };
 
-/// How much of the causes is published: more is on the node itself.
-const WHY_LINES: usize = 5;
+/// How long the texts about the causes may be together, in bytes.
 const WHY_BYTES: usize = 1024;
 
 impl PublishedState {

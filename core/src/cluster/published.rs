@@ -10,6 +10,13 @@ use crate::{
     process::Outcome,
 };
 
+/// How many causes are published: more is on the node itself.
+pub(super) const WHY_LINES: usize = 5;
+/// How long a text about one of them may be, in characters.
+const WHY_MAX: usize = 512;
+/// How long the name of a journal may be, in characters.
+const JOURNAL_MAX: usize = 64;
+
 /// How far a program is on its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,6 +61,19 @@ pub struct PublishedState {
 }
 
 impl PublishedState {
+    /// The same, with nothing in its texts that could mislead a reader on this node: other nodes are not trusted with more than
+    /// their own programs.
+    #[must_use]
+    pub fn cleaned(mut self) -> Self {
+        let clean = |text: &Arc<str>, most: usize| {
+            let shown = |c: char| if c.is_control() { '?' } else { c };
+            text.chars().take(most).map(shown).collect::<String>().into()
+        };
+        self.source.journal = clean(&self.source.journal, JOURNAL_MAX);
+        self.why = self.why.iter().take(WHY_LINES).map(|line| clean(line, WHY_MAX)).collect();
+        self
+    }
+
     /// Whether another state tells others nothing else.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let facts = |state: &Self| (state.instance, state.phase, state.outcome, state.source.falls);
@@ -69,6 +89,17 @@ pub enum Sight {
     Seen(Option<Arc<PublishedState>>),
     /// Its node has no session.
     Unseen,
+}
+
+impl Sight {
+    /// The same, with the state [`cleaned`](PublishedState::cleaned).
+    #[must_use]
+    pub fn cleaned(self) -> Self {
+        match self {
+            Self::Seen(Some(state)) => Self::Seen(Some(Arc::new(Arc::unwrap_or_clone(state).cleaned()))),
+            Self::Seen(None) | Self::Unseen => self,
+        }
+    }
 }
 
 /// One report of the cluster gateway.

@@ -112,8 +112,8 @@ impl Source {
     }
 }
 
-/// How many observations one request has: it may have 64 KiB, and the causes in a state 1 KiB.
-const CHUNK: usize = 20;
+/// How many observations one request has: it may have 64 KiB, and a state 8 KiB.
+const CHUNK: usize = 6;
 
 fn chunks(observations: Vec<Observation>) -> Vec<Vec<Observation>> {
     observations.chunks(CHUNK).map(<[Observation]>::to_vec).collect()

@@ -23,6 +23,8 @@ use thiserror::Error;
 const ANSWER_TIME: Duration = Duration::from_secs(1);
 /// After this time without a message a watch is asked whether it is alive.
 const PROGRESS: Duration = Duration::from_secs(5);
+/// The longest value that is read, in bytes; the longest that a gateway writes has about 2 KiB.
+const VALUE_MAX: usize = 8 << 10;
 /// How many keys are read at once: etcd takes 128 operations in one transaction.
 const READ_MAX: usize = 100;
 
@@ -180,10 +182,13 @@ impl Connection {
     /// The member refuses, or does not answer.
     pub async fn renew(&self, lease: Option<i64>, seconds: i64) -> Result<i64, EtcdError> {
         let mut client = self.client.clone();
-        if let Some(lease) = lease
-            && answered(&self.url, client.lease_keep_alive(lease)).await.is_ok()
-        {
-            return Ok(lease);
+        if let Some(lease) = lease {
+            match answered(&self.url, client.lease_keep_alive(lease)).await {
+                Ok(_) => return Ok(lease),
+                // It has ended, or was taken away.
+                Err(EtcdError::Refused { why, .. }) if why.contains("not found") => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(answered(&self.url, client.lease_grant(seconds, None)).await?.id())
     }
@@ -271,10 +276,11 @@ impl Connection {
         reading.seen.extend(seen);
     }
 
-    /// What a key shows. A value that cannot be read counts as missing: a later version may have written it.
+    /// What a key shows. A value that cannot be read counts as missing: a later version may have written it. So does one that
+    /// is too long, which would keep the reports about other nodes from the daemon.
     fn seen(&self, kv: &KeyValue, exists: bool) -> Option<(Seen, u64)> {
         let revision = u64::try_from(kv.mod_revision()).unwrap_or_default();
-        let value = || exists.then_some(kv.value());
+        let value = || exists.then_some(kv.value()).filter(|value| value.len() <= VALUE_MAX);
         let seen = match Key::parse(&self.site, kv.key_str().ok()?)? {
             Key::Alive { node } => Seen::Session(node, value().and_then(|value| serde_json::from_slice(value).ok())),
             Key::State { node, program } => {

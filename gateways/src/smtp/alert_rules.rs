@@ -85,7 +85,8 @@ impl Observation {
         }
     }
 
-    /// The program, and the observation in the `state` of the text of an event that was received at `at`.
+    /// The program, and the observation in the `state` of the text of an event that was received at `at`. Programs of other
+    /// nodes are reported by those.
     pub fn in_event(event: &str, at: Instant) -> Option<(String, Self)> {
         #[derive(Deserialize)]
         struct Heard {
@@ -101,8 +102,12 @@ impl Observation {
             dependencies_satisfied: bool,
             pid: i32,
             last_seq: Seq,
+            seen: Option<bool>,
         }
         let Heard { epoch, program, state } = serde_json::from_str(event).ok()?;
+        if state.seen.is_some() {
+            return None;
+        }
         let change = Self {
             up: state.up,
             operator_down: state.operator_down,
