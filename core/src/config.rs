@@ -20,8 +20,8 @@ use std::ops::Range;
 use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
-    check::{CLUSTERGATE, LOGGER, SMTPGATE, own_externals},
-    cluster::ClusterConfig,
+    check::{LOGGER, SMTPGATE, own_externals},
+    cluster::{CLUSTERGATE, ClusterConfig},
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
     ordered_map::OrderedMap,
     placement::{HostOverride, Placement},

@@ -98,11 +98,11 @@ pub struct Graph {
     /// The groups.
     #[serde(default)]
     pub groups: IdVec<GroupId, Group>,
-    /// For each program, the earlier ones of its group whose effects it relies on: they are undone only when it is
-    /// down.
+    /// For each program, those whose effects it relies on, which are undone only when it is down: earlier ones of its group,
+    /// and the cluster gateway, which reports how it ends.
     #[serde(default)]
     after_gates: IdVec<ProgramId, Vec<ProgramId>>,
-    /// The inverse: the later programs of its group that rely on its effects.
+    /// The inverse: the programs that rely on its effects.
     #[serde(default)]
     gated: IdVec<ProgramId, Vec<ProgramId>>,
     /// How long a shutdown may take before the remaining processes are killed.
@@ -143,6 +143,12 @@ impl Graph {
             group.has_restart |= has_restart;
         }
         id
+    }
+
+    /// Makes a program stop before another one in a shutdown, without a dependency on it.
+    pub fn add_stop_order(&mut self, first: ProgramId, last: ProgramId) {
+        self.gated[last].push(first);
+        self.after_gates[first].push(last);
     }
 
     /// Adds a dependency between two programs of this graph.

@@ -2,7 +2,7 @@
 
 use gaggled_core::{
     cluster::Observation,
-    protocol::{Action, DEFAULT_TIMEOUT, Reply, ReplyError},
+    protocol::{Action, DEFAULT_TIMEOUT, ErrorCode, Reply, ReplyError},
 };
 use serde_json::json;
 
@@ -11,6 +11,9 @@ use super::{
     messages::{Dispatch, HandoverPrepared, HandoverRequest, JobResult},
 };
 use crate::messages::Observe;
+
+/// How many observations one request may have.
+const OBSERVATIONS_MAX: usize = 256;
 
 impl ControlActor {
     /// Decides how a request is answered.
@@ -27,6 +30,10 @@ impl ControlActor {
             Action::Events { epoch, since, limit, program, from, until } => {
                 let program = self.matcher(program)?;
                 Ok(self.events(id, epoch, since, limit, history_queries::Filter { program, from, until }))
+            }
+            Action::Observe { observations } if observations.len() > OBSERVATIONS_MAX => {
+                let message = format!("more than {OBSERVATIONS_MAX} observations at once");
+                Err(ReplyError { code: ErrorCode::BadRequest, message })
             }
             Action::Observe { observations } => Ok(Dispatch::Reply(self.observe(id, observations))),
             Action::Snapshot => Ok(Dispatch::Reply(Reply::done(id, &self.state))),
@@ -57,18 +64,19 @@ impl ControlActor {
     /// moment: it is told which of them this daemon does not know.
     fn observe(&self, id: &str, observations: Vec<Observation>) -> Reply {
         let graph = &self.state.graph;
-        let (mut observed, mut unknown) = (Vec::new(), Vec::new());
+        let (mut observed, mut unknown, mut is_in_reach) = (Vec::new(), Vec::new(), false);
         for observation in observations {
             match observation {
-                Observation::Contact => {
-                    let externals = graph.programs.iter().filter(|(_, policy)| policy.external.is_some());
-                    observed.extend(externals.map(|(id, _)| (id, None)));
-                }
+                Observation::Contact => is_in_reach = true,
                 Observation::External { program, sight } => match self.names.get(program.as_str()) {
                     Some(id) if graph.programs[*id].external.is_some() => observed.push((*id, Some(sight.cleaned()))),
                     Some(_) | None => unknown.push(program),
                 },
             }
+        }
+        if is_in_reach {
+            let externals = graph.programs.iter().filter(|(_, policy)| policy.external.is_some());
+            observed.extend(externals.map(|(id, _)| (id, None)));
         }
         self.journal.do_send(Observe(observed));
         Reply::done(id, &json!({ "unknown": unknown }))

@@ -83,7 +83,12 @@ pub(crate) fn now() -> StartTime {
 
 /// The moment this long ago, as the kernel counts the start times of processes.
 pub(crate) fn ago(span: Duration) -> StartTime {
-    StartTime(now().0.saturating_sub(ticks(span).0))
+    before(now(), span)
+}
+
+/// The moment this long before another one.
+pub(crate) fn before(moment: StartTime, span: Duration) -> StartTime {
+    StartTime(moment.0.saturating_sub(ticks(span).0))
 }
 
 fn ticks(span: Duration) -> StartTime {

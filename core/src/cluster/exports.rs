@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::Arc,
 };
 
@@ -26,6 +27,8 @@ pub const BATCH_MAX: usize = 100;
 /// One write: a transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
+    /// Its number.
+    pub number: u64,
     /// States to write.
     pub states: Vec<(Arc<str>, Arc<PublishedState>)>,
     /// States of programs that are not exported any more, to be deleted.
@@ -43,6 +46,10 @@ pub struct Exports {
     /// Whether the session is written.
     announced: bool,
     under_way: Option<Batch>,
+    /// The number of the last write.
+    number: u64,
+    /// The last program that was written: the next write begins after it, so that all have their turn.
+    last_program: Option<Arc<str>>,
     gap: Millis,
     last_write: Option<Instant>,
 }
@@ -80,6 +87,16 @@ impl Exports {
         self.unwritten.extend(strange);
     }
 
+    /// The connection has ended: what is under way counts as failed.
+    pub fn interrupt(&mut self) {
+        self.written(self.number, false);
+    }
+
+    /// Whether nothing is left to be written.
+    pub fn is_idle(&self) -> bool {
+        self.under_way.is_none() && self.unwritten.is_empty()
+    }
+
     /// Whether the session has been written, and has not ended since.
     pub fn is_announced(&self) -> bool {
         self.announced
@@ -100,8 +117,13 @@ impl Exports {
         }
         self.gap = if spaced.is_some() { Millis(self.gap.0 * 2).min(GAP_MAX) } else { GAP_MIN };
         self.last_write = Some(now);
-        let chosen: Vec<Arc<str>> = self.unwritten.iter().take(BATCH_MAX).cloned().collect();
-        let mut batch = Batch::default();
+        self.number += 1;
+        let mut batch = Batch { number: self.number, ..Batch::default() };
+        let after = self.last_program.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let first = self.unwritten.range((after.clone(), Bound::Unbounded));
+        let chosen: Vec<Arc<str>> = first.chain(&self.unwritten).take(BATCH_MAX).cloned().collect();
+        let chosen: BTreeSet<Arc<str>> =
+            chosen.into_iter().inspect(|program| self.last_program = Some(program.clone())).collect();
         for program in chosen {
             self.unwritten.remove(&program);
             match self.states.get(&program) {
@@ -116,8 +138,8 @@ impl Exports {
 
     /// The write under way has been carried out, or has failed, or its result is not known: then it is repeated, which does
     /// no harm.
-    pub fn written(&mut self, done: bool) {
-        let Some(batch) = self.under_way.take() else { return };
+    pub fn written(&mut self, number: u64, done: bool) {
+        let Some(batch) = self.under_way.take_if(|batch| batch.number == number) else { return };
         if done {
             self.announced |= batch.announces;
         } else {
@@ -152,9 +174,9 @@ mod tests {
             for program in 0..programs {
                 exports.change(format!("p{program}").into(), state(now));
             }
-            if exports.next_write(Instant::from_micros(now * 1000)).is_ok() {
+            if let Ok(batch) = exports.next_write(Instant::from_micros(now * 1000)) {
                 writes += 1;
-                exports.written(true);
+                exports.written(batch.number, true);
             }
         }
         writes
@@ -178,14 +200,14 @@ mod tests {
         let first = exports.next_write(Instant::default()).expect("the first");
         assert!(first.states.len() == BATCH_MAX && !first.announces);
         assert_eq!(exports.next_write(Instant::default()), Err(None), "one write at a time");
-        exports.written(false);
+        exports.written(first.number, false);
         let mut now = Instant::default();
         let mut written = BTreeSet::new();
         while !exports.is_announced() {
             match exports.next_write(now) {
                 Ok(batch) => {
                     written.extend(batch.states.into_iter().map(|(program, _)| program));
-                    exports.written(true);
+                    exports.written(batch.number, true);
                 }
                 Err(at) => now = at.expect("there is more to write"),
             }
@@ -197,7 +219,7 @@ mod tests {
         now = now + QUIET;
         while let Ok(batch) = exports.next_write(now) {
             withdrawn += batch.withdrawn.len();
-            exports.written(true);
+            exports.written(batch.number, true);
             now = now + QUIET;
         }
         assert_eq!(withdrawn, 150, "149 that are exported no longer, and one of an earlier life");

@@ -1,8 +1,8 @@
 //! What a node sees of the programs of others, from the keys in the store, and what of that is still to be reported to its
 //! daemon.
 //!
-//! A state counts only in the session in which it was written: a node that begins writes all its states before its session.
-//! So a state without its session is one of an earlier life, or one of a life that is about to begin.
+//! A state counts only in the session in which it was written. A node writes all its states before its session, but a watch may
+//! show the session first. So a state of another session tells nothing: only one that is missing was withdrawn.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,11 +15,15 @@ use super::{
     store::{Key, StateValue},
 };
 
-/// A value with the revision of the store that wrote it.
+/// What the store has of a state.
 #[derive(Clone, Debug)]
-struct Written<T> {
-    value: T,
-    revision: u64,
+pub enum StateInStore {
+    /// This value.
+    Written(StateValue),
+    /// A value that this version cannot read.
+    Unreadable,
+    /// Nothing: it was never published, or was withdrawn.
+    Missing,
 }
 
 /// What a node sees of the programs of others.
@@ -28,8 +32,9 @@ pub struct Sights {
     /// The external programs, by their names here, with the keys of their states.
     externals: BTreeMap<Arc<str>, (Arc<str>, Arc<str>)>,
     /// The session of each node.
-    sessions: BTreeMap<Arc<str>, Written<Arc<str>>>,
-    states: BTreeMap<(Arc<str>, Arc<str>), Written<StateValue>>,
+    sessions: BTreeMap<Arc<str>, Arc<str>>,
+    /// The state of each program; `None` if it cannot be read.
+    states: BTreeMap<(Arc<str>, Arc<str>), Option<StateValue>>,
     /// Whether the store was read since the connection to it was made.
     is_read: bool,
     /// What was reported to the daemon.
@@ -68,19 +73,20 @@ impl Sights {
     }
 
     /// A session as it is in the store; `None` if it has ended.
-    pub fn session(&mut self, node: &str, session: Option<Arc<str>>, revision: u64) {
+    pub fn session(&mut self, node: &str, session: Option<Arc<str>>) {
         match session {
-            Some(value) => drop(self.sessions.insert(node.into(), Written { value, revision })),
+            Some(session) => drop(self.sessions.insert(node.into(), session)),
             None => drop(self.sessions.remove(node)),
         }
     }
 
-    /// A state as it is in the store; `None` if it was withdrawn.
-    pub fn state(&mut self, node: &str, program: &str, state: Option<StateValue>, revision: u64) {
+    /// A state as it is in the store.
+    pub fn state(&mut self, node: &str, program: &str, state: StateInStore) {
         let key = (node.into(), program.into());
         match state {
-            Some(value) => drop(self.states.insert(key, Written { value, revision })),
-            None => drop(self.states.remove(&key)),
+            StateInStore::Written(value) => drop(self.states.insert(key, Some(value))),
+            StateInStore::Unreadable => drop(self.states.insert(key, None)),
+            StateInStore::Missing => drop(self.states.remove(&key)),
         }
     }
 
@@ -104,13 +110,13 @@ impl Sights {
         news
     }
 
-    /// How a program is seen; `None` while its node begins a life.
+    /// How a program is seen; `None` while that cannot be told.
     fn sight(&self, key: &(Arc<str>, Arc<str>)) -> Option<Sight> {
         let Some(session) = self.sessions.get(&key.0) else { return Some(Sight::Unseen) };
         match self.states.get(key) {
-            Some(state) if state.value.session == session.value => Some(Sight::Seen(Some(state.value.state.clone()))),
-            Some(state) if state.revision > session.revision => None,
-            Some(_) | None => Some(Sight::Seen(None)),
+            Some(Some(value)) if value.session == *session => Some(Sight::Seen(Some(value.state.clone()))),
+            Some(_) => None,
+            None => Some(Sight::Seen(None)),
         }
     }
 }

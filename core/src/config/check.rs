@@ -30,9 +30,6 @@ const NAME_MAX: usize = 64;
 /// The name of the program that writes logs which are rotated or merged.
 pub const LOGGER: &str = "logger";
 
-/// The name of the program that a section `cluster` adds.
-pub const CLUSTERGATE: &str = "clustergate";
-
 pub use self::cluster::own_externals;
 
 /// The name of the program that `smtpgate: (auto: true)` adds.

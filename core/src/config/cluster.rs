@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::time::Millis;
 
+/// The name of the program that a section `cluster` adds.
+pub const CLUSTERGATE: &str = "clustergate";
+
 /// The cluster that a machine is a node of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename = "cluster", deny_unknown_fields, default)]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{HostOverride, OrderedMap, Placement, Settings, settings::is_default};
+use super::{CLUSTERGATE, HostOverride, OrderedMap, Placement, Settings, settings::is_default};
 use crate::{
     base::{ids::GroupId, time::Millis},
     cluster::{Assumption, External, split_name},
@@ -445,6 +445,11 @@ impl Config {
                         propagate,
                     });
                 }
+            }
+        }
+        if let Some(gateway) = ids.get(CLUSTERGATE).filter(|_| self.gaggled.cluster.is_some()) {
+            for (name, _) in self.enabled_programs().filter(|(_, program)| program.export) {
+                graph.add_stop_order(ids[name], *gateway);
             }
         }
         graph

@@ -91,7 +91,8 @@ impl Places {
     /// The programs of a node that programs of other nodes depend on.
     fn needed_elsewhere(&self, config: &Config, node: &str) -> BTreeSet<String> {
         let mut needed = BTreeSet::new();
-        for (name, dependent) in config.enabled_programs() {
+        // Also what is disabled, which may be enabled on some nodes.
+        for (name, dependent) in config.programs.iter() {
             let is_elsewhere = |from: &&String| *from != node;
             let others = || self.of(name).unwrap_or(&self.all).iter().filter(is_elsewhere);
             for (on, _) in dependent.depends.iter() {
@@ -153,12 +154,16 @@ impl Config {
                     split_name(on).filter(|(local, at)| *at == node && places.runs_on(local, node))
                 {
                     *on = local.to_owned();
+                    (depends.on_lost, depends.on_blind) = (None, None);
                 } else if let Some(other) = configured.get(on.as_str())
                     && let Ok(Some(at)) = places.dependency(on, node)
                 {
                     // Its mode and readiness are known only here.
                     depends.condition = Some(depends.effective_condition(other));
                     *on = format!("{on}{AT}{at}");
+                } else if split_name(on).is_none() {
+                    // It runs here, and is never lost.
+                    (depends.on_lost, depends.on_blind) = (None, None);
                 }
             }
         }

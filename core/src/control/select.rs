@@ -8,7 +8,7 @@ use super::{operator::Operator, target::Targets};
 use crate::{
     base::ids::{GroupId, ProgramId},
     cluster::External,
-    config::LOGGER,
+    config::{CLUSTERGATE, LOGGER},
     protocol::{ErrorCode, ReplyError},
 };
 
@@ -43,8 +43,9 @@ impl Operator<'_> {
     pub fn choose(&self, wanted: &[String]) -> Result<Targets, ReplyError> {
         let graph = &self.state.graph;
         if wanted.is_empty() {
-            // The logger stops when no program writes to it any more, not because every program is to stop.
-            let serves = |id: ProgramId| *graph.programs[id].name == *LOGGER;
+            // The logger stops when no program writes to it any more, and the cluster gateway when no program is exported any
+            // more, not because every program is to stop.
+            let serves = |id: ProgramId| [LOGGER, CLUSTERGATE].contains(&&*graph.programs[id].name);
             let free = |id: &ProgramId| {
                 !self.is_retired(*id) && self.is_here(*id) && graph.programs[*id].group.is_none() && !serves(*id)
             };

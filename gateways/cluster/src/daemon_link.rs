@@ -1,16 +1,15 @@
 //! The connection to the daemon: its states, and reports to it.
 
 use std::{
-    sync::{
-        Arc,
-        mpsc::{self, Sender},
-    },
+    collections::BTreeMap,
+    sync::{Arc, Condvar, Mutex, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 use gaggled_core::{
     base::{ids::ProgramId, time::WallTime},
-    cluster::{Observation, PublishedState},
+    cluster::{Observation, PublishedState, Sight},
     event::Envelope,
     journal::history::History,
     protocol::{Action, InfoBody, Request, describe_origin},
@@ -24,6 +23,9 @@ use gaggled_tools::common::endpoints::Urls;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::gateway::Message;
+
+/// After what time the daemon is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// How many events are kept to explain a state.
 const HISTORY: usize = 1024;
@@ -47,8 +49,12 @@ pub struct DaemonState {
 pub fn follow(urls: &Urls, messages: UnboundedSender<Message>) -> Result<(), CallError> {
     let follower = Follower::new(&urls.event, &urls.control, None)?;
     let client = ControlClient::dial_whenever(&urls.control)?;
-    let mut source = Source { follower, client, journal: "".into(), history: History::new(HISTORY), messages };
-    thread::spawn(move || while source.next().is_some() {});
+    let history = History::new(HISTORY);
+    let mut source = Source { follower, client, journal: "".into(), is_due: false, history, messages };
+    thread::spawn(move || {
+        let _end = EndOfThread;
+        while source.next().is_some() {}
+    });
     Ok(())
 }
 
@@ -56,6 +62,8 @@ struct Source {
     follower: Follower,
     client: ControlClient,
     journal: Arc<str>,
+    /// Whether the whole state is still to be sent, because the daemon did not say its name.
+    is_due: bool,
     history: History,
     messages: UnboundedSender<Message>,
 }
@@ -63,21 +71,26 @@ struct Source {
 impl Source {
     /// Waits for what the daemon does next; `None` when the gateway has ended.
     fn next(&mut self) -> Option<()> {
-        match self.follower.next(None) {
-            FollowEvent::Synchronised { .. } => self.synchronised(),
+        let again = self.is_due.then(|| now() + AGAIN);
+        match self.follower.next(again) {
+            FollowEvent::Synchronised { .. } | FollowEvent::Nothing => self.synchronised(),
             FollowEvent::Event(envelope, _) => self.event(Arc::new(*envelope)),
             FollowEvent::Silent => self.messages.send(Message::Silent).ok(),
-            FollowEvent::Back | FollowEvent::Past(_) | FollowEvent::Garbled(_) | FollowEvent::Nothing => Some(()),
+            FollowEvent::Back | FollowEvent::Past(_) | FollowEvent::Garbled(_) => Some(()),
         }
     }
 
     fn synchronised(&mut self) -> Option<()> {
-        if let Ok(reply) = self.client.call(&Request::new("", Action::Status), ControlClient::TIMEOUT)
-            && let Some(info) = reply.body.and_then(|body| serde_json::from_str::<InfoBody>(body.get()).ok())
-        {
-            self.journal = info.journal.into();
-        }
-        let state = self.follower.state()?;
+        let status = self.client.call(&Request::new("", Action::Status), ControlClient::TIMEOUT);
+        let info = status.ok().and_then(|reply| serde_json::from_str::<InfoBody>(reply.body?.get()).ok());
+        // States of a journal without a name would count as those of another one.
+        let Some(info) = info.filter(|info| !info.journal.is_empty()) else {
+            self.is_due = true;
+            return Some(());
+        };
+        self.is_due = false;
+        self.journal = info.journal.into();
+        let Some(state) = self.follower.state() else { return Some(()) };
         let exported = state.graph.programs.iter().filter(|(_, policy)| policy.export);
         let exports = exported.map(|(id, policy)| (policy.name.clone(), self.published(state, id, None))).collect();
         let externals = state.graph.programs.values().filter(|policy| policy.external.is_some());
@@ -87,9 +100,10 @@ impl Source {
     }
 
     fn event(&mut self, envelope: Arc<Envelope>) -> Option<()> {
-        let state = self.follower.state()?;
+        let Some(state) = self.follower.state() else { return Some(()) };
         self.history.push(envelope.clone(), state);
-        let Some(id) = state.graph.subject(&envelope.event).filter(|id| state.graph.programs[*id].export) else {
+        let is_exported = |id: &ProgramId| state.graph.programs.get(*id).is_some_and(|policy| policy.export);
+        let Some(id) = state.graph.subject(&envelope.event).filter(is_exported).filter(|_| !self.is_due) else {
             return Some(());
         };
         let (program, published) = (state.graph.programs[id].name.clone(), self.published(state, id, Some(&envelope)));
@@ -115,31 +129,78 @@ impl Source {
 /// How many observations one request has: it may have 64 KiB, and a state 8 KiB.
 const CHUNK: usize = 6;
 
-fn chunks(observations: Vec<Observation>) -> Vec<Vec<Observation>> {
-    observations.chunks(CHUNK).map(<[Observation]>::to_vec).collect()
+/// What is to be reported: the newest sight of each program, however many there were since the last report.
+#[derive(Debug, Default)]
+struct Pending {
+    sights: BTreeMap<String, Sight>,
+    is_in_reach: bool,
 }
 
-/// Starts the thread that sends reports to the daemon, one after the other. One that the daemon does not take is an event of
-/// the gateway, which reports everything again when it next renews its session.
-///
-/// # Errors
-///
-/// The url cannot be used.
-pub fn reporter(urls: &Urls, messages: UnboundedSender<Message>) -> Result<Sender<Vec<Observation>>, CallError> {
-    let client = ControlClient::dial_whenever(&urls.control)?;
-    let (sender, reports) = mpsc::channel::<Vec<Observation>>();
-    thread::spawn(move || {
-        for observations in reports.iter().flat_map(chunks) {
-            let request = Request::new("", Action::Observe { observations });
-            let taken = client.call(&request, ControlClient::TIMEOUT);
-            let failure = match taken {
-                Ok(reply) => reply.error.map(|error| error.message),
-                Err(error) => Some(error.to_string()),
-            };
-            if failure.is_some_and(|why| messages.send(Message::NotReported(why)).is_err()) {
-                return;
+/// Reports to the daemon, which are sent by a thread of their own.
+#[derive(Clone, Debug, Default)]
+pub struct Reporter(Arc<(Mutex<Pending>, Condvar)>);
+
+impl Reporter {
+    /// Starts the thread. A report that the daemon does not take is a message to the gateway, which reports everything again.
+    ///
+    /// # Errors
+    ///
+    /// The url cannot be used.
+    pub fn start(urls: &Urls, messages: UnboundedSender<Message>) -> Result<Self, CallError> {
+        let client = ControlClient::dial_whenever(&urls.control)?;
+        let reporter = Self::default();
+        let own = reporter.clone();
+        thread::spawn(move || {
+            let _end = EndOfThread;
+            loop {
+                for observations in own.next().chunks(CHUNK) {
+                    let request = Request::new("", Action::Observe { observations: observations.to_vec() });
+                    let failure = match client.call(&request, ControlClient::TIMEOUT) {
+                        Ok(reply) => reply.error.map(|error| error.message),
+                        Err(error) => Some(error.to_string()),
+                    };
+                    if failure.is_some_and(|why| messages.send(Message::NotReported(why)).is_err()) {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(reporter)
+    }
+
+    /// Reports this as soon as the daemon has taken what was reported before.
+    pub fn report(&self, observations: Vec<Observation>) {
+        let mut pending = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for observation in observations {
+            match observation {
+                Observation::Contact => pending.is_in_reach = true,
+                Observation::External { program, sight } => drop(pending.sights.insert(program, sight)),
             }
         }
-    });
-    Ok(sender)
+        self.0.1.notify_one();
+    }
+
+    /// Waits for something to report.
+    fn next(&self) -> Vec<Observation> {
+        let is_empty = |pending: &mut Pending| pending.sights.is_empty() && !pending.is_in_reach;
+        let pending = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pending = self.0.1.wait_while(pending, is_empty).unwrap_or_else(PoisonError::into_inner);
+        let Pending { sights, is_in_reach } = std::mem::take(&mut *pending);
+        let external = |(program, sight)| Observation::External { program, sight };
+        sights.into_iter().map(external).chain(is_in_reach.then_some(Observation::Contact)).collect()
+    }
+}
+
+/// Ends the process with its thread, whatever the reason: a gateway that hears nothing more must not keep its session.
+struct EndOfThread;
+
+impl Drop for EndOfThread {
+    fn drop(&mut self) {
+        std::process::exit(i32::from(thread::panicking()));
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the follower lives in real time")]
+fn now() -> Instant {
+    Instant::now()
 }

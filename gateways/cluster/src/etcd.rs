@@ -13,6 +13,7 @@ use gaggled_core::{
     cluster::{
         PublishedState,
         exports::Batch,
+        sights::StateInStore,
         store::{Key, Session, StateValue},
     },
     config::ClusterConfig,
@@ -26,7 +27,9 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// The longest value that is read, in bytes; the longest that a gateway writes has about 2 KiB.
 const VALUE_MAX: usize = 8 << 10;
 /// How many keys are read at once: etcd takes 128 operations in one transaction.
-const READ_MAX: usize = 100;
+const READ_MAX: usize = 20;
+/// The longest answer, in bytes. A value can have 1.5 MiB, whatever its node has written.
+const ANSWER_MAX: usize = 64 << 20;
 
 /// Why etcd cannot be used.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -114,15 +117,15 @@ impl Credentials {
 pub enum Seen {
     /// The session of a node; `None` if it has none.
     Session(Arc<str>, Option<Session>),
-    /// The state of a program; `None` if it is not published.
-    State(Arc<str>, Arc<str>, Option<StateValue>),
+    /// The state of a program.
+    State(Arc<str>, Arc<str>, StateInStore),
 }
 
 /// Everything that a gateway watches, as it was at a revision.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
-    /// What was seen, with the revisions that wrote it.
-    pub seen: Vec<(Seen, u64)>,
+    /// What was seen.
+    pub seen: Vec<Seen>,
     /// The programs of this node of which there are states.
     pub own: Vec<Arc<str>>,
     /// The keys, each with the revision after which it is to be watched.
@@ -193,26 +196,34 @@ impl Connection {
         Ok(answered(&self.url, client.lease_grant(seconds, None)).await?.id())
     }
 
-    /// The session of this node as a majority of the members has it, with the revision that wrote it.
+    /// The session of this node as a majority of the members has it, if it can be read, with the revision that wrote it; 0 if
+    /// there is none.
     ///
     /// # Errors
     ///
     /// There is no majority in reach, or it does not answer.
-    pub async fn own_session(&self) -> Result<Option<(Session, i64)>, EtcdError> {
+    pub async fn own_session(&self) -> Result<(Option<Session>, i64), EtcdError> {
         let key = Key::Alive { node: self.node.clone() }.path(&self.site);
         let mut client = self.client.clone();
         let read = answered(&self.url, client.get(key, None)).await?;
         let found = read.kvs().first();
-        Ok(found.and_then(|kv| Some((serde_json::from_slice(kv.value()).ok()?, kv.mod_revision()))))
+        let session = found.and_then(|kv| serde_json::from_slice(kv.value()).ok());
+        Ok((session, found.map_or(0, KeyValue::mod_revision)))
     }
 
     /// Writes states, and, if all are written with it, the session of this node in place of the one that this revision wrote;
-    /// false if the session is another one by now.
+    /// false if the session is another one by now, of a gaggled that has taken its place.
     ///
     /// # Errors
     ///
     /// The member refuses, or does not answer: the write may have been carried out.
-    pub async fn write(&self, batch: Batch, session: &Session, lease: i64, over: i64) -> Result<bool, EtcdError> {
+    pub async fn write(
+        &self,
+        batch: Batch,
+        (session, is_announced): (&Session, bool),
+        lease: i64,
+        over: i64,
+    ) -> Result<bool, EtcdError> {
         let path =
             |program: &Arc<str>| Key::State { node: self.node.clone(), program: program.clone() }.path(&self.site);
         let alive = Key::Alive { node: self.node.clone() }.path(&self.site);
@@ -226,6 +237,8 @@ impl Connection {
         if batch.announces {
             write = write.when([Compare::mod_revision(alive.clone(), CompareOp::Equal, over)]);
             operations.push(TxnOp::put(alive, encode(session), Some(PutOptions::new().with_lease(lease))));
+        } else if is_announced {
+            write = write.when([Compare::lease(alive, CompareOp::Equal, lease)]);
         }
         let mut client = self.client.clone();
         Ok(answered(&self.url, client.txn(write.and_then(operations))).await?.succeeded())
@@ -261,7 +274,7 @@ impl Connection {
     }
 
     async fn get(&self, operations: Vec<TxnOp>) -> Result<(i64, Vec<Vec<KeyValue>>), EtcdError> {
-        let mut client = self.client.clone();
+        let mut client = self.client.kv_client().max_decoding_message_size(ANSWER_MAX);
         let answer = answered(&self.url, client.txn(Txn::new().and_then(operations))).await?;
         let revision = answer.header().map_or(0, etcd_client::ResponseHeader::revision);
         let values = answer.op_responses().into_iter().map(|answer| match answer {
@@ -276,30 +289,30 @@ impl Connection {
         reading.seen.extend(seen);
     }
 
-    /// What a key shows. A value that cannot be read counts as missing: a later version may have written it. So does one that
-    /// is too long, which would keep the reports about other nodes from the daemon.
-    fn seen(&self, kv: &KeyValue, exists: bool) -> Option<(Seen, u64)> {
-        let revision = u64::try_from(kv.mod_revision()).unwrap_or_default();
+    /// What a key shows. A value that is too long, which would keep the reports about other nodes from the daemon, counts as one
+    /// that cannot be read.
+    fn seen(&self, kv: &KeyValue, exists: bool) -> Option<Seen> {
         let value = || exists.then_some(kv.value()).filter(|value| value.len() <= VALUE_MAX);
-        let seen = match Key::parse(&self.site, kv.key_str().ok()?)? {
+        Some(match Key::parse(&self.site, kv.key_str().ok()?)? {
             Key::Alive { node } => Seen::Session(node, value().and_then(|value| serde_json::from_slice(value).ok())),
             Key::State { node, program } => {
-                Seen::State(node, program, value().and_then(|value| serde_json::from_slice(value).ok()))
+                let read = value().and_then(|value| serde_json::from_slice(value).ok());
+                let missing = if exists { StateInStore::Unreadable } else { StateInStore::Missing };
+                Seen::State(node, program, read.map_or(missing, StateInStore::Written))
             }
-        };
-        Some((seen, revision))
+        })
     }
 
     /// Watches everything that was read, and calls `tell` with each change. Returns why the watch has ended: then everything has
     /// to be read again.
-    pub async fn watch(&self, reading: &Reading, tell: impl Fn(Vec<(Seen, u64)>)) -> EtcdError {
+    pub async fn watch(&self, reading: &Reading, tell: impl Fn(Vec<Seen>)) -> EtcdError {
         match self.watched(reading, tell).await {
             Err(error) => error,
             Ok(why) => EtcdError::Refused { url: self.url.clone(), why },
         }
     }
 
-    async fn watched(&self, reading: &Reading, tell: impl Fn(Vec<(Seen, u64)>)) -> Result<String, EtcdError> {
+    async fn watched(&self, reading: &Reading, tell: impl Fn(Vec<Seen>)) -> Result<String, EtcdError> {
         let refused = |error: etcd_client::Error| EtcdError::Refused { url: self.url.clone(), why: cause(&error) };
         let options = |(_, is_prefix, revision): &(String, bool, i64)| {
             let options = WatchOptions::new().with_start_revision(*revision);
@@ -307,7 +320,7 @@ impl Connection {
         };
         let mut watches = reading.watches.iter();
         let Some(first) = watches.next() else { return Ok("there is nothing to watch".to_owned()) };
-        let mut client = self.client.clone();
+        let mut client = self.client.watch_client().max_decoding_message_size(ANSWER_MAX);
         let stream = answered(&self.url, client.watch(first.0.clone(), options(first))).await?;
         let (mut requests, mut stream) = stream.split();
         for watch in watches {

@@ -1,10 +1,6 @@
 //! The gateway: one loop that hears of the daemon and of etcd, and sends what is due to each.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, mpsc::Sender},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use gaggled_actors::clock::Clock;
 use gaggled_core::{
@@ -18,10 +14,13 @@ use gaggled_core::{
     config::ClusterConfig,
 };
 use slog::{Logger, debug, error, info, warn};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, UnboundedSender},
+    task::JoinSet,
+};
 
 use crate::{
-    daemon_link::DaemonState,
+    daemon_link::{DaemonState, Reporter},
     etcd::{Connection, Credentials, EtcdError, Reading, Seen},
 };
 
@@ -40,13 +39,15 @@ pub enum Message {
     /// A connection is made.
     Connected(u64, Box<Connection>),
     /// A lease was renewed, or another one granted; and the session of this node as it is in etcd.
-    Renewed(u64, i64, Option<(Session, i64)>),
+    Renewed(u64, i64, (Option<Session>, i64)),
     /// Everything was read.
     Read(u64, Reading),
     /// A watch shows changes.
-    Shown(u64, Vec<(Seen, u64)>),
-    /// A write was carried out; false if this node has another session by now.
-    Written(u64, bool),
+    Shown(u64, Vec<Seen>),
+    /// The write of this number was carried out; false if this node has another session by now.
+    Written(u64, u64, bool),
+    /// The process was asked to end.
+    Terminated,
     /// A request failed, or the watch has ended.
     Failed(u64, EtcdError),
 }
@@ -54,7 +55,11 @@ pub enum Message {
 /// The space between two attempts to reach any member, at first and at most.
 const RETRY: (Millis, Millis) = (Millis(200), Millis(2000));
 
+/// How long the last states may take when the process is asked to end.
+const LAST_WRITES: Millis = Millis(1500);
+
 /// The gateway of a node.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Gateway {
     config: ClusterConfig,
     site: Arc<str>,
@@ -64,7 +69,7 @@ pub struct Gateway {
     exports: Exports,
     sights: Sights,
     journal: Option<Arc<str>>,
-    reports: Sender<Vec<Observation>>,
+    reporter: Reporter,
     messages: UnboundedSender<Message>,
     clock: Clock,
     logger: Logger,
@@ -79,11 +84,18 @@ pub struct Gateway {
     session: Option<Session>,
     /// The revision that wrote the session that is in etcd; 0 if there is none.
     session_revision: i64,
+    /// What is asked of etcd over this connection.
+    tasks: JoinSet<()>,
+    /// Whether the session was renewed over this connection, and how often.
+    is_renewed: bool,
+    renewals: u32,
     /// Whether a watch is open, so that what is seen is the present.
     is_watching: bool,
     reads: bool,
     /// Whether the daemon has not taken a report, and everything is to be reported again.
     reports_again: bool,
+    /// Until when what is left is written, once the process was asked to end.
+    ends_at: Option<Instant>,
     connect_at: Option<Instant>,
     renew_at: Option<Instant>,
     write_at: Option<Instant>,
@@ -99,7 +111,7 @@ impl Gateway {
         config: ClusterConfig,
         host: String,
         credentials: Credentials,
-        (reports, messages): (Sender<Vec<Observation>>, UnboundedSender<Message>),
+        (reporter, messages): (Reporter, UnboundedSender<Message>),
         logger: Logger,
     ) -> Self {
         let clock = Clock::real();
@@ -112,7 +124,7 @@ impl Gateway {
             exports: Exports::default(),
             sights: Sights::default(),
             journal: None,
-            reports,
+            reporter,
             messages,
             logger,
             number: 0,
@@ -122,9 +134,13 @@ impl Gateway {
             lease: None,
             session: None,
             session_revision: 0,
+            tasks: JoinSet::new(),
+            is_renewed: false,
+            renewals: 0,
             is_watching: false,
             reads: false,
             reports_again: false,
+            ends_at: None,
             connect_at: Some(clock.now()),
             renew_at: None,
             write_at: None,
@@ -137,14 +153,18 @@ impl Gateway {
     /// Works until the process ends.
     pub async fn run(mut self, mut messages: UnboundedReceiver<Message>) {
         loop {
-            let deadline = [self.connect_at, self.renew_at, self.write_at].into_iter().flatten().min();
+            let deadline = [self.connect_at, self.renew_at, self.write_at, self.ends_at].into_iter().flatten().min();
             let now = self.clock.now();
             let span = |at: Instant| Duration::from_micros(at.as_micros().saturating_sub(now.as_micros()));
             let wait = deadline.map_or(Duration::MAX, span);
             match tokio::time::timeout(wait, messages.recv()).await {
                 Ok(Some(message)) => self.hear(message),
                 Ok(None) => return,
-                Err(_) => self.ring(),
+                Err(_) => {}
+            }
+            self.ring();
+            if self.ends_at.is_some_and(|at| self.exports.is_idle() || at <= self.clock.now()) {
+                return;
             }
         }
     }
@@ -173,10 +193,11 @@ impl Gateway {
             }
             Message::Silent => warn!(self.logger, "gaggled is not heard of; its session goes on"),
             Message::NotReported(why) => {
-                if self.logged.insert(why.clone()) {
+                if !self.reports_again {
                     warn!(self.logger, "gaggled has not taken a report: {}", why);
                 }
                 self.reports_again = true;
+                self.renew_at = self.renew_at.map(|at| at.min(self.clock.now() + RETRY.1));
             }
             Message::Connected(number, connection) if number == self.number => {
                 self.connection = Some(*connection);
@@ -189,11 +210,15 @@ impl Gateway {
                 self.take(changes);
                 self.report(false);
             }
-            Message::Written(number, done) if number == self.number => {
-                self.exports.written(done);
+            Message::Written(number, batch, done) if number == self.number => {
+                self.exports.written(batch, done);
+                if !done {
+                    self.renew();
+                }
                 self.write();
             }
             Message::Failed(number, error) if number == self.number => self.failed(&error),
+            Message::Terminated => self.ends_at = Some(self.clock.now() + LAST_WRITES),
             // Of an earlier connection.
             Message::Connected(..)
             | Message::Renewed(..)
@@ -216,6 +241,9 @@ impl Gateway {
             // Other keys are to be watched.
             self.reconnect();
         }
+        if self.session.is_none() && self.connection.is_some() {
+            self.renew();
+        }
         self.write();
     }
 
@@ -223,8 +251,12 @@ impl Gateway {
         self.number += 1;
         let url = self.config.etcd[self.next_member % self.config.etcd.len()].clone();
         let (number, messages) = (self.number, self.messages.clone());
+        // They may have been renewed.
+        if let Ok(credentials) = Credentials::read(&self.config) {
+            self.credentials = credentials;
+        }
         let (site, node, credentials) = (self.site.clone(), self.node.clone(), self.credentials.clone());
-        tokio::spawn(async move {
+        self.tasks.spawn(async move {
             let message = match Connection::open(&url, site, node, &credentials).await {
                 Ok(connection) => Message::Connected(number, Box::new(connection)),
                 Err(error) => Message::Failed(number, error),
@@ -243,8 +275,10 @@ impl Gateway {
         self.number += 1;
         self.connection = None;
         (self.is_watching, self.reads) = (false, false);
-        (self.renew_at, self.write_at) = (None, None);
-        self.exports.written(false);
+        (self.renew_at, self.write_at, self.renewals) = (None, None, 0);
+        self.tasks.abort_all();
+        self.is_renewed = false;
+        self.exports.interrupt();
         self.sights.disconnect();
     }
 
@@ -259,20 +293,22 @@ impl Gateway {
         let rounds = self.failures / u32::try_from(self.config.etcd.len()).unwrap_or(1);
         let pause = match rounds {
             0 => Millis(0),
-            rounds => Millis(RETRY.0.0 << rounds.min(10)).min(RETRY.1),
+            // A session that was lost has to be open again before this node is taken for lost.
+            rounds => Millis(RETRY.0.0 << rounds.min(10)).min(RETRY.1).min(self.config.lost_after().half()),
         };
         self.connect_at = Some(self.clock.now() + pause);
     }
 
     /// Sends a request to etcd, and its result to this loop.
-    fn ask<F>(&self, request: impl FnOnce(Connection) -> F)
+    fn ask<F>(&mut self, request: impl FnOnce(Connection) -> F)
     where
         F: Future<Output = Result<Message, EtcdError>> + Send + 'static,
     {
         let Some(connection) = self.connection.clone() else { return };
         let (number, messages) = (self.number, self.messages.clone());
         let request = request(connection);
-        tokio::spawn(async move {
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn(async move {
             let message = request.await.unwrap_or_else(|error| Message::Failed(number, error));
             let _ = messages.send(message);
         });
@@ -288,9 +324,13 @@ impl Gateway {
         });
     }
 
-    fn renewed(&mut self, lease: i64, found: Option<(Session, i64)>) {
-        self.failures = 0;
-        self.lease = Some(lease);
+    fn renewed(&mut self, lease: i64, (found, revision): (Option<Session>, i64)) {
+        self.renewals += 1;
+        // A connection that is of no use for more than a moment does not end the pauses between attempts.
+        if self.renewals > 1 {
+            self.failures = 0;
+        }
+        (self.lease, self.is_renewed) = (Some(lease), true);
         if std::mem::take(&mut self.reports_again) {
             self.sights.forget_reports();
         }
@@ -300,9 +340,8 @@ impl Gateway {
         }
         let Some(journal) = self.journal.clone() else { return };
         let id: Arc<str> = format!("{lease:x}").into();
-        self.session_revision = found.as_ref().map_or(0, |(_, revision)| *revision);
-        let found = found.map(|(session, _)| session);
-        if let Some(other) = found.as_ref().filter(|found| found.journal != journal) {
+        self.session_revision = revision;
+        if let Some(other) = found.as_ref().filter(|found| found.journal != journal && found.session != id) {
             self.session = None;
             // A session of an earlier life of this machine ends by itself.
             let since = *self.conflict_since.get_or_insert(self.clock.now());
@@ -319,7 +358,9 @@ impl Gateway {
             return;
         }
         self.conflict_since = None;
-        if self.session.as_ref().is_none_or(|own| own.session != id) || found.is_none() && self.exports.is_announced() {
+        if self.session.as_ref().is_none_or(|own| own.session != id)
+            || found.as_ref().is_none_or(|found| found.session != id) && self.exports.is_announced()
+        {
             info!(self.logger, "node {} begins session {}", self.node, id);
             self.session = Some(Session::new(id, journal, &self.host, gaggled_tools::VERSION));
             self.exports.begin_session();
@@ -329,15 +370,17 @@ impl Gateway {
 
     fn write(&mut self) {
         let (Some(session), Some(lease)) = (&self.session, self.lease) else { return };
-        if self.connection.is_none() {
+        if !self.is_renewed {
             return;
         }
         match self.exports.next_write(self.clock.now()) {
             Ok(batch) => {
                 let (number, session, over) = (self.number, session.clone(), self.session_revision);
+                let is_announced = self.exports.is_announced();
                 self.ask(|connection| async move {
-                    let done = connection.write(batch, &session, lease, over).await?;
-                    Ok(Message::Written(number, done))
+                    let batch_number = batch.number;
+                    let done = connection.write(batch, (&session, is_announced), lease, over).await?;
+                    Ok(Message::Written(number, batch_number, done))
                 });
             }
             Err(at) => self.write_at = at,
@@ -368,13 +411,11 @@ impl Gateway {
         });
     }
 
-    fn take(&mut self, changes: Vec<(Seen, u64)>) {
-        for (seen, revision) in changes {
+    fn take(&mut self, changes: Vec<Seen>) {
+        for seen in changes {
             match seen {
-                Seen::Session(node, session) => {
-                    self.sights.session(&node, session.map(|session| session.session), revision);
-                }
-                Seen::State(node, program, state) => self.sights.state(&node, &program, state, revision),
+                Seen::Session(node, session) => self.sights.session(&node, session.map(|session| session.session)),
+                Seen::State(node, program, state) => self.sights.state(&node, &program, state),
             }
         }
     }
@@ -384,7 +425,7 @@ impl Gateway {
         let contact = is_in_reach.then_some(Observation::Contact);
         let news: Vec<Observation> = self.sights.take_news().into_iter().chain(contact).collect();
         if !news.is_empty() {
-            let _ = self.reports.send(news);
+            self.reporter.report(news);
         }
     }
 }

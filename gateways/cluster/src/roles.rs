@@ -7,7 +7,7 @@ use gaggled_core::cluster::store::Key;
 pub fn commands(site: &str, nodes: &[String]) -> Vec<String> {
     let mut lines = Vec::new();
     for node in nodes {
-        let role = format!("{site}-{node}");
+        let role = format!("gaggled/{site}/{node}");
         let (all, own) = (Key::prefix(site), Key::states_of(site, node));
         let alive = Key::Alive { node: node.as_str().into() }.path(site);
         lines.extend([

@@ -72,13 +72,14 @@ pub struct ScanResult {
 /// `state` is the last state carried over. `reaped` is asked what the subreaper has reaped, when everything has been looked
 /// at: it has reported every end until then.
 pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Vec<(i32, ExitStatus)>) -> ScanResult {
+    let began = procfs::now();
     let census = if before.is_new {
         Census::default()
     } else {
         leftovers::end_half_started();
         Census::take(before.identity)
     };
-    let scans: Vec<ProgramScan<'_>> = ProgramScan::all(before, state, &census);
+    let scans: Vec<ProgramScan<'_>> = ProgramScan::all(before, state, &census, began);
     let seen =
         scans.iter().flat_map(|scan| scan.at_known().into_iter().chain(scan.at_later()).map(move |seen| (scan, seen)));
     let seen: Vec<(&ProgramScan<'_>, Seen)> = seen.collect();
@@ -159,7 +160,8 @@ struct ProgramScan<'a> {
 }
 
 impl<'a> ProgramScan<'a> {
-    fn all(before: &'a PreviousRun<'_>, state: &'a State, census: &'a Census) -> Vec<Self> {
+    /// `began` is when the state was taken over.
+    fn all(before: &'a PreviousRun<'_>, state: &'a State, census: &'a Census, began: StartTime) -> Vec<Self> {
         let since = Duration::from_micros(state.at.as_micros().saturating_sub(before.state.at.as_micros()));
         let last_seen = procfs::ago(since.saturating_sub(PID_REUSE));
         let ids = before.state.graph.names();
@@ -177,7 +179,7 @@ impl<'a> ProgramScan<'a> {
                 slots: old.map_or(&[], Vec::as_slice),
                 tagged: census.tagged.get(name).map_or(&[], Vec::as_slice),
                 last_seen,
-                phase_since: procfs::ago(in_phase),
+                phase_since: procfs::before(began, in_phase + CLOCK_MARGIN),
             }
         };
         state.graph.programs.iter().map(of).collect()
@@ -225,7 +227,7 @@ impl<'a> ProgramScan<'a> {
             let is_command = |tagged: &&TaggedProcess| {
                 tagged.instance == instance && tagged.stat.start_time >= self.phase_since && self.is_main(tagged)
             };
-            let command = self.tagged.iter().filter(is_command).min_by_key(|tagged| tagged.stat.start_time.0)?;
+            let command = self.tagged.iter().filter(is_command).max_by_key(|tagged| tagged.stat.start_time.0)?;
             Some((command.pid, command.stat))
         };
         let (pid, stat) = recorded().or_else(tagged)?;
@@ -362,6 +364,10 @@ impl<'a> ProgramScan<'a> {
         self.known.process.filter(|_| self.known.instance == instance).map(|process| process.start_time)
     }
 }
+
+/// The start times of processes are rounded, and the state is a little older than the look at them. What a run has left was
+/// there long before it is stopped.
+const CLOCK_MARGIN: Duration = Duration::from_millis(100);
 
 /// The kernel is not expected to reuse a process id within this time: it assigns all other ids first.
 const PID_REUSE: Duration = Duration::from_secs(2);

@@ -11,8 +11,8 @@ use crate::{
     graph::Condition,
 };
 
-use super::{CLUSTERGATE, Config, Diagnostic, SpanIndex, is_usable, nearest_name};
-use crate::config::{ClusterConfig, DependsConfig, projection::Places};
+use super::{Config, Diagnostic, SpanIndex, is_usable, nearest_name};
+use crate::config::{CLUSTERGATE, ClusterConfig, DependsConfig, projection::Places};
 
 /// The shortest and the longest `dead_after`.
 const DEAD_AFTER: (Millis, Millis) = (Millis(4000), Millis(300_000));

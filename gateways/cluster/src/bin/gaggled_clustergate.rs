@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode, sync::Mutex};
 
 use clap::{Parser, Subcommand};
 use gaggled_cluster::{
-    daemon_link,
+    daemon_link::{self, Reporter},
     etcd::Credentials,
     gateway::{Gateway, Message},
     roles,
@@ -18,7 +18,10 @@ use gaggled_tools::{
     },
 };
 use slog::{Drain, Level, LevelFilter, Logger, o};
-use tokio::sync::mpsc::unbounded_channel;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::mpsc::unbounded_channel,
+};
 
 /// Connect a running gaggled with the other nodes of its cluster, as the configuration says. gaggled runs this itself
 ///
@@ -86,11 +89,18 @@ fn main() -> ExitCode {
 fn run(config: ClusterConfig, host: String, urls: &Urls, logger: Logger) -> Result<(), String> {
     let credentials = Credentials::read(&config).map_err(|error| error.to_string())?;
     let (sender, messages) = unbounded_channel::<Message>();
-    let reports = daemon_link::reporter(urls, sender.clone()).map_err(|error| error.to_string())?;
+    let reporter = Reporter::start(urls, sender.clone()).map_err(|error| error.to_string())?;
     daemon_link::follow(urls, sender.clone()).map_err(|error| error.to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("the runtime cannot be started: {error}"))?;
-    let gateway = Gateway::new(config, host, credentials, (reports, sender), logger);
-    runtime.block_on(gateway.run(messages));
-    Ok(())
+    let gateway = Gateway::new(config, host, credentials, (reporter, sender.clone()), logger);
+    runtime.block_on(async {
+        let mut terminated = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+        tokio::spawn(async move {
+            terminated.recv().await;
+            let _ = sender.send(Message::Terminated);
+        });
+        gateway.run(messages).await;
+        Ok(())
+    })
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use gaggled_core::{
-    event::{Envelope, Event, ProgramEvent, RemoteEvent},
+    event::{Envelope, Event, RemoteEvent},
     state::{Phase, State},
 };
 use gaggled_tests::harness::{Daemon, DaemonOptions, directory, free_port};
@@ -280,10 +280,8 @@ pub fn configuration(directory: &Path, name: &str, urls: &str, settings: &str, p
 }
 
 /// How often a program was started.
-pub fn starts(heard: &[Envelope], state: &State, program: &str) -> usize {
-    let id = state.graph.names()[program];
-    let is_start = |envelope: &&Envelope| matches!(&envelope.event, Event::Program(of, ProgramEvent::Starting { .. }) if *of == id);
-    heard.iter().filter(is_start).count()
+pub fn runs(state: &State, program: &str) -> u64 {
+    state.programs[state.graph.names()[program]].instance.0
 }
 
 /// The events of programs of other nodes.

@@ -15,6 +15,8 @@ pub enum ClusterMutant {
     LoseOnReregistration,
     /// A node whose session has ended counts as if it had one.
     IgnoreEndOfSession,
+    /// A session that is shown before the states that were written in it counts as one without them.
+    TakeSessionForWithdrawal,
     /// A node that is cut off does not notice it.
     IgnoreSilence,
     /// The states of a session are not written again in the next one.
@@ -23,11 +25,12 @@ pub enum ClusterMutant {
 
 impl ClusterMutant {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ResumeWatch,
         Self::ForgetMissedFalls,
         Self::LoseOnReregistration,
         Self::IgnoreEndOfSession,
+        Self::TakeSessionForWithdrawal,
         Self::IgnoreSilence,
         Self::KeepOldSession,
     ];

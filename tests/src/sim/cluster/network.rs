@@ -14,7 +14,7 @@ use gaggled_core::{
     cluster::{
         Observation, PublishedState, Sight,
         exports::{Batch, Exports},
-        sights::Sights,
+        sights::{Sights, StateInStore},
         store::Key,
     },
     state::State,
@@ -40,12 +40,12 @@ enum Happening {
     /// A gateway may have something to write.
     Writes(usize, u64),
     WriteArrives(usize, u64, Arc<str>, Batch),
-    WriteAnswered(usize, u64, bool),
+    WriteAnswered(usize, u64, u64, bool),
     /// A gateway renews its lease.
     Renews(usize, u64),
     Reads(usize, u64),
     /// A watch shows a change.
-    Shows(usize, u64, Change, u64),
+    Shows(usize, u64, Change),
     /// A lease may be over.
     LeaseEnds,
     /// A daemon gets reports of its gateway, made for this epoch.
@@ -255,15 +255,15 @@ impl Network {
             Happening::GatewayBegins(node) => self.begin_gateway(node),
             Happening::Writes(node, life) if self.is_life(node, life) => self.writes(node),
             Happening::WriteArrives(node, life, lease, batch) => self.write_arrives(node, life, &lease, batch),
-            Happening::WriteAnswered(node, life, done) if self.is_life(node, life) => {
+            Happening::WriteAnswered(node, life, batch, done) if self.is_life(node, life) => {
                 if let Some(gateway) = &mut self.nodes[node].gateway {
-                    gateway.exports.written(done);
+                    gateway.exports.written(batch, done);
                 }
                 self.writes(node);
             }
             Happening::Renews(node, life) if self.is_life(node, life) => self.renews(node),
             Happening::Reads(node, life) if self.is_life(node, life) => self.reads(node),
-            Happening::Shows(node, watch, change, revision) => self.shows(node, watch, change, revision),
+            Happening::Shows(node, watch, change) => self.shows(node, watch, change),
             Happening::LeaseEnds => {
                 let changes = self.store.end_leases(self.now, None);
                 self.show_all(&changes);
@@ -331,7 +331,7 @@ impl Network {
                 let span = self.delay();
                 self.expect(span, Happening::WriteArrives(number, life, lease, batch));
             }
-            Ok(_) => self.expect(Millis(1000), Happening::WriteAnswered(number, life, false)),
+            Ok(batch) => self.expect(Millis(1000), Happening::WriteAnswered(number, life, batch.number, false)),
             Err(Some(at)) => self.expect_at(at, Happening::Writes(number, life)),
             Err(None) => {}
         }
@@ -339,13 +339,15 @@ impl Network {
 
     fn write_arrives(&mut self, number: usize, life: u64, lease: &Arc<str>, batch: Batch) {
         if !self.is_reachable(number) || !self.store.has_lease(lease) {
-            return self.expect(Millis(1000), Happening::WriteAnswered(number, life, false));
+            return self.expect(Millis(1000), Happening::WriteAnswered(number, life, batch.number, false));
         }
+        let written = batch.number;
         let changes = self.store.write(self.now, &name(number), lease, batch);
         self.show_all(&changes);
         let gateway = self.nodes[number].gateway.as_mut();
         let is_lost = gateway.is_some_and(|gateway| std::mem::take(&mut gateway.loses_answer));
-        self.expect(if is_lost { Millis(1000) } else { Millis(2) }, Happening::WriteAnswered(number, life, !is_lost));
+        let span = if is_lost { Millis(1000) } else { Millis(2) };
+        self.expect(span, Happening::WriteAnswered(number, life, written, !is_lost));
     }
 
     fn renews(&mut self, number: usize) {
@@ -404,8 +406,8 @@ impl Network {
         let keys = gateway.sights.keys();
         if !resumes || gateway.shown_at == Instant::default() {
             gateway.sights.disconnect();
-            for (change, revision) in everything {
-                take(&mut gateway.sights, &keys, change, revision);
+            for change in everything {
+                take(&mut gateway.sights, &keys, change);
             }
         }
         gateway.sights.read();
@@ -415,20 +417,24 @@ impl Network {
         self.send(number, vec![Observation::Contact]);
     }
 
-    fn show_all(&mut self, changes: &[(Change, u64)]) {
+    fn show_all(&mut self, changes: &[Change]) {
         for number in 0..self.nodes.len() {
-            for (change, revision) in changes {
+            // Keys are watched one by one: changes of one write may be shown in any order.
+            let mut changes = changes.to_vec();
+            let first = usize::try_from(self.random.below(changes.len().max(1) as u64)).expect("a small number");
+            changes.rotate_left(first);
+            for change in &changes {
                 let at = self.now + Millis(1 + self.random.below(30));
                 let Some(gateway) = &mut self.nodes[number].gateway else { continue };
                 let Some(watch) = gateway.watch else { continue };
                 gateway.shown_at = gateway.shown_at.max(at);
                 let at = gateway.shown_at;
-                self.expect_at(at, Happening::Shows(number, watch, change.clone(), *revision));
+                self.expect_at(at, Happening::Shows(number, watch, change.clone()));
             }
         }
     }
 
-    fn shows(&mut self, number: usize, watch: u64, change: Change, revision: u64) {
+    fn shows(&mut self, number: usize, watch: u64, change: Change) {
         let is_open = self.nodes[number].gateway.as_ref().is_some_and(|gateway| gateway.watch == Some(watch));
         if !is_open {
             return;
@@ -440,8 +446,19 @@ impl Network {
         if let Some(gateway) = &mut self.nodes[number].gateway {
             let keys = gateway.sights.keys();
             let is_end = matches!(&change, Change::Session(_, session) if session.is_none());
+            if let Change::Session(node, Some(_)) = &change
+                && mutant == Some(ClusterMutant::TakeSessionForWithdrawal)
+            {
+                for key in &keys {
+                    if let Key::State { node: of, program } = key
+                        && of == node
+                    {
+                        gateway.sights.state(of, program, StateInStore::Missing);
+                    }
+                }
+            }
             if !is_end || mutant != Some(ClusterMutant::IgnoreEndOfSession) {
-                take(&mut gateway.sights, &keys, change, revision);
+                take(&mut gateway.sights, &keys, change);
             }
         }
         self.report(number);
@@ -482,11 +499,13 @@ fn published(state: &State, id: ProgramId, number: usize) -> PublishedState {
 }
 
 /// Gives a gateway a change of a key that it watches.
-fn take(sights: &mut Sights, keys: &BTreeSet<Key>, change: Change, revision: u64) {
+fn take(sights: &mut Sights, keys: &BTreeSet<Key>, change: Change) {
     if keys.contains(&change.key()) {
         match change {
-            Change::Session(node, session) => sights.session(&node, session, revision),
-            Change::State(node, program, state) => sights.state(&node, &program, state, revision),
+            Change::Session(node, session) => sights.session(&node, session),
+            Change::State(node, program, state) => {
+                sights.state(&node, &program, state.map_or(StateInStore::Missing, StateInStore::Written));
+            }
         }
     }
 }

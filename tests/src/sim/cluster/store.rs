@@ -1,4 +1,4 @@
-//! A model of etcd: keys with revisions, leases that end late or are revoked early.
+//! A model of etcd: keys, and leases that end late or are revoked early.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -32,11 +32,10 @@ impl Change {
 /// The store.
 #[derive(Debug, Default)]
 pub struct Store {
-    revision: u64,
     /// When each lease ends.
     leases: BTreeMap<Arc<str>, Instant>,
-    sessions: BTreeMap<Arc<str>, (Arc<str>, u64)>,
-    states: BTreeMap<(Arc<str>, Arc<str>), (StateValue, u64)>,
+    sessions: BTreeMap<Arc<str>, Arc<str>>,
+    states: BTreeMap<(Arc<str>, Arc<str>), StateValue>,
     /// Since when each node has had no session; and for how long, and until when, it had none before.
     pub absent_since: BTreeMap<Arc<str>, Instant>,
     /// Past times without a session, for each node.
@@ -55,28 +54,25 @@ impl Store {
     }
 
     /// Ends the leases that are over, or this one.
-    pub fn end_leases(&mut self, now: Instant, revoked: Option<&str>) -> Vec<(Change, u64)> {
+    pub fn end_leases(&mut self, now: Instant, revoked: Option<&str>) -> Vec<Change> {
         self.leases.retain(|lease, ends_at| *ends_at > now && Some(&**lease) != revoked);
-        let ended = |(_, (session, _)): &(&Arc<str>, &(Arc<str>, u64))| !self.leases.contains_key(session);
+        let ended = |(_, session): &(&Arc<str>, &Arc<str>)| !self.leases.contains_key(&**session);
         let ended: Vec<Arc<str>> = self.sessions.iter().filter(ended).map(|(node, _)| node.clone()).collect();
         let mut changes = Vec::new();
         for node in ended {
-            self.revision += 1;
             self.sessions.remove(&node);
             self.absent_since.insert(node.clone(), now);
-            changes.push((Change::Session(node, None), self.revision));
+            changes.push(Change::Session(node, None));
         }
         changes
     }
 
     /// Carries out a write.
-    pub fn write(&mut self, now: Instant, node: &Arc<str>, session: &Arc<str>, batch: Batch) -> Vec<(Change, u64)> {
-        self.revision += 1;
-        let revision = self.revision;
+    pub fn write(&mut self, now: Instant, node: &Arc<str>, session: &Arc<str>, batch: Batch) -> Vec<Change> {
         let mut changes = Vec::new();
         for (program, state) in batch.states {
             let value = StateValue::new(session.clone(), state);
-            self.states.insert((node.clone(), program.clone()), (value.clone(), revision));
+            self.states.insert((node.clone(), program.clone()), value.clone());
             changes.push(Change::State(node.clone(), program, Some(value)));
         }
         for program in batch.withdrawn {
@@ -84,23 +80,22 @@ impl Store {
             changes.push(Change::State(node.clone(), program, None));
         }
         if batch.announces {
-            self.sessions.insert(node.clone(), (session.clone(), revision));
+            self.sessions.insert(node.clone(), session.clone());
             if let Some(since) = self.absent_since.remove(node) {
                 self.absences.entry(node.clone()).or_default().push((since, now));
             }
             changes.push(Change::Session(node.clone(), Some(session.clone())));
         }
-        changes.into_iter().map(|change| (change, revision)).collect()
+        changes
     }
 
     /// Everything in it.
-    pub fn read(&self) -> Vec<(Change, u64)> {
-        let sessions = self.sessions.iter();
-        let sessions = sessions
-            .map(|(node, (session, revision))| (Change::Session(node.clone(), Some(session.clone())), *revision));
-        let states = self.states.iter().map(|((node, program), (value, revision))| {
-            (Change::State(node.clone(), program.clone(), Some(value.clone())), *revision)
-        });
+    pub fn read(&self) -> Vec<Change> {
+        let session = |(node, session): (&Arc<str>, &Arc<str>)| Change::Session(node.clone(), Some(session.clone()));
+        let state = |((node, program), value): (&(Arc<str>, Arc<str>), &StateValue)| {
+            Change::State(node.clone(), program.clone(), Some(value.clone()))
+        };
+        let (sessions, states) = (self.sessions.iter().map(session), self.states.iter().map(state));
         sessions.chain(states).collect()
     }
 }
