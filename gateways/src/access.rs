@@ -15,7 +15,7 @@ use crate::nng_ffi::{LocalPeer, local_peer};
 
 /// A user or group of the configuration that does not exist here.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("access names {what} \"{name}\", which does not exist here")]
+#[error("{what} \"{name}\" may use the sockets, and does not exist here")]
 pub struct Unknown {
     /// `user` or `group`.
     pub what: &'static str,

@@ -42,7 +42,7 @@ impl PublishedState {
             },
             instance: program.instance,
             phase,
-            outcome: program.outcome.filter(|_| !phase.is_up()),
+            outcome: program.outcome.filter(|_| matches!(phase, RemotePhase::Down | RemotePhase::Completed)),
             time,
             why: why.iter().take(WHY_LINES).take_while(fits).map(|line| line.as_str().into()).collect(),
         }

@@ -15,6 +15,7 @@ use crate::{
         random::Random,
         time::{Instant, Millis, WallTime},
     },
+    cluster::{PublishedState, RemotePhase, RemoteSource, Sight},
     event::{Cause, Envelope, Event, ProgramEvent},
     graph::{Condition, Graph, Mode, Readiness},
     host::{HostCommand, HostEvent, HostReport},
@@ -85,6 +86,9 @@ impl Simulation {
             // Simulated programs are always healthy, and need no health checks.
             let health = &mut graph.programs[program].health;
             (health.check, health.watchdog) = (None, None);
+            if let Some(external) = &mut graph.programs[program].external {
+                external.blind_after = Millis::MAX;
+            }
         }
         let epoch = EpochId(assumptions.seed);
         let opening = EpochStart::new(None, &graph, epoch, Instant::default(), WallTime(0));
@@ -265,8 +269,30 @@ impl<'a> Driver<'a> {
             Message::Committed(to, envelope) => self.step(to, &Input::Committed(&envelope)),
             Message::Refused(to, event, refusal) => self.step(to, &Input::Refused(&event, &refusal)),
             Message::HostReport(report) => self.step(ActorId::Program(report.program), &Input::HostReported(report)),
-            Message::Begin(actor, since) => self.step(actor, &Input::Restored(since)),
+            Message::Begin(actor, since) => {
+                self.step(actor, &Input::Restored(since));
+                if let ActorId::Program(program) = actor
+                    && self.graph.programs[program].external.is_some()
+                {
+                    self.step(actor, &Input::Observed(Some(&self.well_elsewhere(program))));
+                }
+            }
         }
+    }
+
+    /// How a program of another node is seen in a simulation: as its dependents need it, for ever.
+    fn well_elsewhere(&self, program: ProgramId) -> Sight {
+        let conditions =
+            self.graph.dependencies_on(program).iter().map(|dependency| self.graph.dependencies[*dependency].condition);
+        let is_completed = conditions.into_iter().any(|condition| condition == Condition::Completed);
+        Sight::Seen(Some(Arc::new(PublishedState {
+            source: RemoteSource::default(),
+            instance: InstanceId(1),
+            phase: if is_completed { RemotePhase::Completed } else { RemotePhase::Ready },
+            outcome: None,
+            time: WallTime(0),
+            why: Vec::new(),
+        })))
     }
 
     fn commit(&mut self, from: ActorId, event: Event, cause: Cause) {

@@ -89,6 +89,8 @@ pub struct Gateway {
     /// Whether the session was renewed over this connection, and how often.
     is_renewed: bool,
     renewals: u32,
+    /// Whether a renewal is under way: a second one could ask for a second lease.
+    renews: bool,
     /// Whether a watch is open, so that what is seen is the present.
     is_watching: bool,
     reads: bool,
@@ -137,6 +139,7 @@ impl Gateway {
             tasks: JoinSet::new(),
             is_renewed: false,
             renewals: 0,
+            renews: false,
             is_watching: false,
             reads: false,
             reports_again: false,
@@ -274,7 +277,7 @@ impl Gateway {
     fn disconnect(&mut self) {
         self.number += 1;
         self.connection = None;
-        (self.is_watching, self.reads) = (false, false);
+        (self.is_watching, self.reads, self.renews) = (false, false, false);
         (self.renew_at, self.write_at, self.renewals) = (None, None, 0);
         self.tasks.abort_all();
         self.is_renewed = false;
@@ -318,6 +321,9 @@ impl Gateway {
         let (number, lease) = (self.number, self.lease);
         let seconds = i64::try_from(self.config.session().0.div_ceil(1000)).unwrap_or(i64::MAX);
         self.renew_at = Some(self.clock.now() + Millis(self.config.session().0 / 3));
+        if self.connection.is_none() || std::mem::replace(&mut self.renews, true) {
+            return;
+        }
         self.ask(|connection| async move {
             let lease = connection.renew(lease, seconds).await?;
             Ok(Message::Renewed(number, lease, connection.own_session().await?))
@@ -326,6 +332,7 @@ impl Gateway {
 
     fn renewed(&mut self, lease: i64, (found, revision): (Option<Session>, i64)) {
         self.renewals += 1;
+        self.renews = false;
         // A connection that is of no use for more than a moment does not end the pauses between attempts.
         if self.renewals > 1 {
             self.failures = 0;

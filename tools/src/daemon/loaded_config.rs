@@ -97,10 +97,14 @@ impl LoadedConfig {
             // What differs on this node may be wrong.
             found.extend(config.errors(&locator));
             found.extend(own_programs::check_cluster_gate(&config, &locator, &search));
+            found.extend(own_programs::check_cluster_files(&config, &locator));
         }
         if let Err(error) = access(&config) {
+            let gateway = config.gaggled.cluster.as_ref().and_then(|cluster| cluster.user.as_ref());
+            let place: &[&str] =
+                if gateway == Some(&error.name) { &["gaggled", "cluster", "user"] } else { &["gaggled", "access"] };
             let help = "correct the name, or add it; a group has an @ before its name";
-            found.push(Diagnostic::error(error.to_string()).at(locator.nearest(&["gaggled", "access"])).help(help));
+            found.push(Diagnostic::error(error.to_string()).at(locator.nearest(place)).help(help));
         }
         let urls = endpoints::of_settings(&config.gaggled);
         if let Err(error) = &urls {

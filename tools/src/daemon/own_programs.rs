@@ -83,6 +83,18 @@ fn beside(binary: &str) -> Option<PathBuf> {
     std::env::current_exe().ok().map(|own| own.with_file_name(binary)).filter(|gate| gate.is_file())
 }
 
+/// The files for TLS that are not there. Whether they can be used is seen when the gateway starts.
+pub fn check_cluster_files(config: &Config, locator: &SpanIndex) -> Vec<Diagnostic> {
+    let Some(cluster) = &config.gaggled.cluster else { return Vec::new() };
+    let files = [("ca", &cluster.ca), ("cert", &cluster.cert), ("key", &cluster.key)];
+    let missing = files.into_iter().filter_map(|(field, file)| {
+        let file = file.as_ref().filter(|file| !Path::new(file).is_file())?;
+        let error = Diagnostic::error(format!("{field} of the cluster is {file}, which is no file here"));
+        Some(error.at(locator.find(&["gaggled", "cluster", field])).help("correct the path, or install the file"))
+    });
+    missing.collect()
+}
+
 /// What is wrong if there is a cluster and no gateway to it.
 pub fn check_cluster_gate(config: &Config, locator: &SpanIndex, search: &[String]) -> Option<Diagnostic> {
     config.gaggled.cluster.as_ref()?;

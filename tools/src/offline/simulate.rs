@@ -92,7 +92,18 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 fn scenario(arguments: &Arguments, graph: &Graph) -> Result<Scenario, (u8, String)> {
     let names = graph.names();
     let program = |name: &str| -> Result<ProgramId, (u8, String)> {
-        names.get(name).copied().ok_or_else(|| (NO_SUCH_PROGRAM, format!("there is no program \"{name}\"")))
+        let id = names.get(name).copied();
+        let id = id.ok_or_else(|| (NO_SUCH_PROGRAM, format!("there is no program \"{name}\"")))?;
+        match &graph.programs[id].external {
+            None => Ok(id),
+            Some(external) => {
+                let node = &external.node;
+                Err((
+                    USAGE,
+                    format!("{name} runs on node {node}: simulate its failure with the configuration of that node"),
+                ))
+            }
+        }
     };
     let moment = |text: &str| -> Result<Instant, (u8, String)> {
         time_args::span(text).map(|span| Instant::default() + span).map_err(|why| (USAGE, why))
@@ -100,11 +111,11 @@ fn scenario(arguments: &Arguments, graph: &Graph) -> Result<Scenario, (u8, Strin
     let mut faults = Vec::new();
     for text in &arguments.fail {
         let (name, at) =
-            text.split_once('@').ok_or((USAGE, format!("--fail {text}: write PROGRAM@TIME, as in db@10s")))?;
+            text.rsplit_once('@').ok_or((USAGE, format!("--fail {text}: write PROGRAM@TIME, as in db@10s")))?;
         faults.push(Fault::Fail(program(name)?, moment(at)?));
     }
     for text in &arguments.broken {
-        let parts = text.split_once('@').and_then(|(name, span)| Some((name, span.split_once("..")?)));
+        let parts = text.rsplit_once('@').and_then(|(name, span)| Some((name, span.split_once("..")?)));
         let (name, (from, to)) =
             parts.ok_or((USAGE, format!("--break {text}: write PROGRAM@TIME..TIME, as in db@10s..2m")))?;
         let until = if to.is_empty() { Instant::default() + arguments.until } else { moment(to)? };

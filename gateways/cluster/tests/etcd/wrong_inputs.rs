@@ -2,7 +2,8 @@
 
 use std::{fs, path::Path, process::Command, sync::Arc};
 
-use gaggled_tests::harness::{Daemon, DaemonOptions, binary, directory};
+use gaggled_core::protocol::{Action, Selection};
+use gaggled_tests::harness::{Daemon, DaemonOptions, binary, directory, substitute};
 
 use crate::harness::{Etcd, Node, configuration, has_etcd};
 
@@ -132,10 +133,20 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
 #[test]
 fn a_file_that_cannot_be_read_is_named_and_the_programs_run() {
     let directory = Arc::new(directory());
-    let settings = "cert: \"/nowhere/cert.pem\", key: \"/nowhere/key.pem\"";
-    let text = configuration(directory.path(), "n1", "\"https://127.0.0.1:1\"", settings, DB);
+    let path = directory.path().join("cert.pem");
+    let settings = format!("cert: \"{0}\", key: \"{0}\"", path.display());
+    let text = configuration(directory.path(), "n1", "\"https://127.0.0.1:1\"", &settings, DB);
+    let file = directory.path().join("wrong.ron");
+    fs::write(&file, substitute(&text, directory.path())).expect("a configuration");
+    let check = Command::new(binary("gaggled")).args(["-t", "-c"]).arg(&file).output().expect("gaggled");
+    let said = String::from_utf8_lossy(&check.stderr).into_owned();
+    assert!(said.contains("cert of the cluster is") && said.contains("which is no file here"), "{said}");
+    // It is there when gaggled starts, and gone when its gateway does.
+    fs::write(&path, "").expect("a file");
     let mut daemon = Daemon::with(&text, directory, &DaemonOptions::default());
     daemon.wait_up("db", 1);
-    says(&mut daemon, "/nowhere/cert.pem cannot be read (No such file or directory (os error 2)): correct cert");
+    fs::remove_file(&path).expect("a file");
+    daemon.must(Action::Restart(Selection { programs: vec!["clustergate".into()], ..Selection::default() }));
+    says(&mut daemon, "cert.pem cannot be read (No such file or directory (os error 2)): correct cert");
     daemon.end();
 }

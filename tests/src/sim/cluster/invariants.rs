@@ -1,5 +1,5 @@
 //! The invariants of a simulated cluster. Each node also keeps all those of a single machine
-//! ([`invariants`](crate::sim::invariants)), in which a program of another node counts like any other: I7 for delays, and I9
+//! ([`crate::sim::invariants`]), in which a program of another node counts like any other: I7 for delays, and I9
 //! and I10 for restarts.
 //!
 //! | | |
