@@ -200,7 +200,7 @@ fn users_and_groups_may_do_what_access_says() {
     fs::write(&config, unknown).expect("a file");
     let output = Command::new(binary("gaggled")).args(["-t", "-c"]).arg(&config).output().expect("gaggled");
     assert!(
-        said(&output).contains("access names group \"nosuchgroup\", which does not exist here"),
+        said(&output).contains("group \"nosuchgroup\" may use the sockets, and does not exist here"),
         "{}",
         said(&output)
     );
