@@ -312,7 +312,8 @@ fn a_daemon_that_moves_after_it_was_found_leaves_nobody_behind() {
     daemon.kill("late", Signal::SIGKILL);
     daemon.wait_down("late", 1);
     let exited = |event: &ProgramEvent| matches!(event, ProgramEvent::Exited { orphans: 1, .. });
-    assert!(daemon.heard.iter().any(|heard| matches!(&heard.event, Event::Program(_, event) if exited(event))));
+    let is_counted = daemon.heard.iter().any(|heard| matches!(&heard.event, Event::Program(_, event) if exited(event)));
+    assert!(is_counted, "{}", daemon.timeline());
     daemon.wait_outside("its end", move || !exists(left));
     daemon.end();
     daemon.verify();

@@ -180,7 +180,10 @@ fn a_daemon_without_a_token_that_was_awaited_when_gaggled_was_killed_runs_once()
         }
         fs::write(daemon.directory.path().join("go"), "").expect("a file");
         daemon.wait("the daemon to be ready", |_, state| state.programs.values().all(ProgramState::is_ready));
-        assert_eq!((count(&word), daemon.dump()["d"]["instance"].as_u64()), (1, Some(1)), "{}", daemon.timeline());
+        // It writes its pid file before it executes what is counted.
+        let executed = word.clone();
+        daemon.wait_outside("what it executes", move || count(&executed) == 1);
+        assert_eq!(daemon.dump()["d"]["instance"].as_u64(), Some(1), "{}", daemon.timeline());
         daemon.end();
         assert_eq!(count(&word), 0);
     }
