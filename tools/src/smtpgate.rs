@@ -93,7 +93,7 @@ impl MailGateway {
                 );
                 if let Some(state) = self.follower.state().cloned() {
                     self.alert_rules.retain(|name| state.graph.programs.values().any(|policy| &*policy.name == name));
-                    let is_own = |(_, policy): &(ProgramId, &Policy)| policy.external.is_none();
+                    let is_own = |(_, policy): &(ProgramId, &Policy)| policy.is_here();
                     for (id, _) in state.graph.programs.iter().filter(is_own) {
                         self.observe(&state, id);
                     }

@@ -69,13 +69,13 @@ impl ControlActor {
             match observation {
                 Observation::Contact => is_in_reach = true,
                 Observation::External { program, sight } => match self.names.get(program.as_str()) {
-                    Some(id) if graph.programs[*id].external.is_some() => observed.push((*id, Some(sight.cleaned()))),
+                    Some(id) if !graph.programs[*id].is_here() => observed.push((*id, Some(sight.cleaned()))),
                     Some(_) | None => unknown.push(program),
                 },
             }
         }
         if is_in_reach {
-            let externals = graph.programs.iter().filter(|(_, policy)| policy.external.is_some());
+            let externals = graph.programs.iter().filter(|(_, policy)| !policy.is_here());
             observed.extend(externals.map(|(id, _)| (id, None)));
         }
         self.journal.do_send(Observe(observed));

@@ -34,7 +34,7 @@ impl ControlActor {
             epoch: self.state.epoch,
             seq: self.state.seq,
             uptime_ms: self.clock.now().since(self.began).0,
-            programs: self.state.graph.programs.values().filter(|policy| policy.external.is_none()).count(),
+            programs: self.state.graph.programs.values().filter(|policy| policy.is_here()).count(),
             up,
             shutting_down: self.state.shutdown.is_some(),
             groups: View::at(&self.state, self.clock.now()).groups(),

@@ -119,11 +119,10 @@ impl Exports {
         self.last_write = Some(now);
         self.number += 1;
         let mut batch = Batch { number: self.number, ..Batch::default() };
-        let after = self.last_program.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let first = self.unwritten.range((after.clone(), Bound::Unbounded));
-        let chosen: Vec<Arc<str>> = first.chain(&self.unwritten).take(BATCH_MAX).cloned().collect();
-        let chosen: BTreeSet<Arc<str>> =
-            chosen.into_iter().inspect(|program| self.last_program = Some(program.clone())).collect();
+        let last = self.last_program.take().unwrap_or_default();
+        let after = self.unwritten.range((Bound::Excluded(last.clone()), Bound::Unbounded));
+        let chosen: Vec<Arc<str>> = after.chain(self.unwritten.range(..=last)).take(BATCH_MAX).cloned().collect();
+        self.last_program = chosen.last().cloned();
         for program in chosen {
             self.unwritten.remove(&program);
             match self.states.get(&program) {

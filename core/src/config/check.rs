@@ -135,13 +135,15 @@ fn is_usable(name: &str) -> bool {
     !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(usable)
 }
 
+/// The error about a name that is not usable.
+fn unusable(what: &str, name: &str) -> Diagnostic {
+    Diagnostic::error(format!("name {name:?} cannot be used for a {what}"))
+        .help(format!("use 1 to {NAME_MAX} of the letters a-z, A-Z, 0-9, and . _ -"))
+}
+
 fn check_name(name: &str, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     if !is_usable(name) {
-        found.push(
-            Diagnostic::error(format!("name {name:?} cannot be used for a program"))
-                .at(locator.find(&["programs", name]))
-                .help(format!("use 1 to {NAME_MAX} of the letters a-z, A-Z, 0-9, and . _ -")),
-        );
+        found.push(unusable("program", name).at(locator.find(&["programs", name])));
     }
     if let [_, again, ..] = locator.all(&["programs", name]) {
         found.push(

@@ -62,6 +62,11 @@ impl ClusterConfig {
         self.dead_after.half().max(Millis(2000))
     }
 
+    /// How often it is renewed.
+    pub fn renewal(&self) -> Millis {
+        Millis(self.session().0 / 3)
+    }
+
     /// How long a node must be without a session to be lost. One whose session was revoked by mistake opens another within
     /// this time.
     pub fn lost_after(&self) -> Millis {

@@ -18,36 +18,33 @@ use crate::{
 
 /// Where each program of a configuration runs.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct Places<'a> {
     /// All nodes that are declared.
     all: BTreeSet<String>,
     /// The nodes that each query of the configuration stands for.
-    queries: BTreeMap<String, BTreeSet<String>>,
+    queries: BTreeMap<&'a str, BTreeSet<String>>,
     /// What is said of the place of each program, by itself or by its group.
-    placements: BTreeMap<String, Option<String>>,
+    placements: BTreeMap<&'a str, Option<&'a str>>,
 }
 
-impl Places {
+impl<'a> Places<'a> {
     /// The places of a configuration. Wrong declarations of nodes, which are reported elsewhere, count as none.
-    pub fn new(config: &Config) -> Self {
+    pub fn new(config: &'a Config) -> Self {
         let sets = NodeSets::new(&config.statements_of_nodes()).unwrap_or_default();
         let groups: BTreeMap<&str, &Placement> =
             config.groups.iter().filter_map(|(name, group)| Some((name, group.on.as_ref()?))).collect();
-        let of_group = |program: &ProgramConfig| groups.get(program.group.as_deref()?).copied();
-        let placement = |(name, program): (&str, &ProgramConfig)| {
-            let Placement::All(query) = program.on.as_ref().or_else(|| of_group(program))?;
-            Some((name.to_owned(), query.clone()))
-        };
-        let mut placements: BTreeMap<String, Option<String>> =
-            config.programs.iter().map(|(name, _)| (name.to_owned(), None)).collect();
-        placements.extend(config.programs.iter().filter_map(placement).map(|(name, query)| (name, Some(query))));
+        let of_group = |program: &'a ProgramConfig| groups.get(program.group.as_deref()?).copied();
+        let placement =
+            |program: &'a ProgramConfig| program.on.as_ref().or_else(|| of_group(program)).map(Placement::query);
+        let placements: BTreeMap<&str, Option<&str>> =
+            config.programs.iter().map(|(name, program)| (name, placement(program))).collect();
         let overrides = config.programs.iter().flat_map(|(_, program)| program.per_host.iter().map(|(query, _)| query));
         let of_groups = groups.values().map(|placement| placement.query());
-        let queries = placements.values().flatten().map(String::as_str).chain(overrides).chain(of_groups);
+        let queries = placements.values().flatten().copied().chain(overrides).chain(of_groups);
         let nodes = |query: &str| Some(sets.hosts(query)?.into_iter().map(str::to_owned).collect::<BTreeSet<String>>());
         Self {
             all: nodes("*").unwrap_or_default(),
-            queries: queries.filter_map(|query| Some((query.to_owned(), nodes(query)?))).collect(),
+            queries: queries.filter_map(|query| Some((query, nodes(query)?))).collect(),
             placements,
         }
     }
@@ -66,7 +63,7 @@ impl Places {
     /// The nodes on which a program runs; `None` if it runs wherever the configuration is used, or does not exist.
     pub fn of(&self, program: &str) -> Option<&BTreeSet<String>> {
         static NONE: BTreeSet<String> = BTreeSet::new();
-        let query = self.placements.get(program)?.as_ref()?;
+        let query = (*self.placements.get(program)?)?;
         Some(self.nodes(query).unwrap_or(&NONE))
     }
 
@@ -168,9 +165,8 @@ impl Config {
             }
         }
         // A group that is placed, and has no programs here, is none of this node.
-        let used: BTreeSet<&str> =
-            projected.programs.iter().filter_map(|(_, program)| program.group.as_deref()).collect();
-        let used: BTreeSet<String> = used.into_iter().map(str::to_owned).collect();
+        let groups = projected.programs.iter().filter_map(|(_, program)| program.group.clone());
+        let used: BTreeSet<String> = groups.collect();
         projected.groups.0.retain(|(name, group)| group.on.is_none() || used.contains(name));
         projected.groups.0.iter_mut().for_each(|(_, group)| group.on = None);
         projected
@@ -293,6 +289,6 @@ mod tests {
         assert_eq!(exported, ["db", "cache"]);
         let groups: Vec<&str> = three.groups.iter().map(|(name, _)| name).collect();
         assert_eq!(groups, ["here"]);
-        assert_eq!(one.graph().programs.values().filter(|policy| policy.external.is_some()).count(), 2);
+        assert_eq!(one.graph().programs.values().filter(|policy| !policy.is_here()).count(), 2);
     }
 }

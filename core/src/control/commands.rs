@@ -98,8 +98,7 @@ impl Operator<'_> {
         if !wait {
             self.refuse_in_shutdown()?;
         }
-        let is_here = |id: &ProgramId| self.state.graph.programs[*id].external.is_none();
-        let programs = self.state.graph.programs.ids().filter(is_here).collect();
+        let programs = self.state.graph.programs.ids().filter(|id| self.is_here(*id)).collect();
         let events = if is_under_way { Vec::new() } else { vec![Event::System(SystemEvent::ShutdownStarted)] };
         let target = wait.then(|| Target::new(Targets { programs, ..Targets::default() }, WaitState::Down));
         Ok(Proposal { events, target, timeout: timeout_ms.unwrap_or(DEFAULT_TIMEOUT) })

@@ -114,8 +114,8 @@ impl Operator<'_> {
         })
     }
 
-    fn is_here(&self, id: ProgramId) -> bool {
-        self.state.graph.programs[id].external.is_none()
+    pub(super) fn is_here(&self, id: ProgramId) -> bool {
+        self.state.graph.programs[id].is_here()
     }
 
     fn is_retired(&self, id: ProgramId) -> bool {

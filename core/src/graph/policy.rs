@@ -184,6 +184,11 @@ impl Policy {
         Self { autostart: false, external: Some(external), ..Self::new(name) }
     }
 
+    /// Whether it is a program of this node.
+    pub fn is_here(&self) -> bool {
+        self.external.is_none()
+    }
+
     /// Whether it runs when its group is at a level.
     pub fn runs_at(&self, level: &str) -> bool {
         self.levels.is_empty() && ![STOP, RESTART].contains(&level) || self.names(level)

@@ -113,11 +113,12 @@ impl ProgramTrace {
     fn of(state: &State, id: ProgramId) -> Self {
         let known = &state.programs[id];
         let leaving = known.pending_stop.filter(|_| known.is_running());
-        let is_up_elsewhere = known.remote.is_some() && known.phase == Phase::Up;
+        let exists = known.is_running() || known.is_up_elsewhere();
         Self {
-            running: is_up_elsewhere || known.is_running() && known.phase != Phase::ActiveExited && !known.is_undoing(),
-            up_since: known.up_since.filter(|_| is_up_elsewhere || known.is_running()),
-            ready_since: known.ready_since.filter(|_| is_up_elsewhere || known.is_running()),
+            running: known.is_up_elsewhere()
+                || known.is_running() && known.phase != Phase::ActiveExited && !known.is_undoing(),
+            up_since: known.up_since.filter(|_| exists),
+            ready_since: known.ready_since.filter(|_| exists),
             unhealthy: leaving.is_some_and(|stop| stop.reason == StopReason::Unhealthy),
             completed: ProgramState { start_pending: false, ..known.clone() }.satisfied_since(Condition::Completed),
             owed: known.start_pending && !known.is_running(),
@@ -188,7 +189,8 @@ impl JournalAudit {
             None => ProgramTrace::of(start, id),
             Some(old) => {
                 let mut seen = self.programs[*old].clone();
-                if seen.running && !ProgramTrace::of(start, id).running {
+                let started = &start.programs[id];
+                if seen.running && !started.is_running() && !started.is_up_elsewhere() {
                     // It has ended with a reboot of the machine.
                     seen = ProgramTrace {
                         operator_down: seen.operator_down,
@@ -312,7 +314,7 @@ impl JournalAudit {
             .programs
             .iter()
             .filter(|(_, seen)| seen.running && seen.up_since.is_some_and(|since| since <= begun) && !seen.escalated)
-            .filter(|(id, _)| self.graph.programs[*id].external.is_none());
+            .filter(|(id, _)| self.graph.programs[*id].is_here());
         let spared: Vec<_> = spared.map(|(id, _)| id).collect();
         if !spared.is_empty() {
             self.violations.push(format!("I13: {spared:?} were left alive and never killed"));

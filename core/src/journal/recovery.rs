@@ -85,7 +85,7 @@ impl EpochStart {
             let found = found.iter().filter(counts).count();
             u32::try_from(found).unwrap_or(u32::MAX)
         };
-        let is_own = |policy: &&Policy| !policy.unconfigured && policy.external.is_none();
+        let is_own = |policy: &&Policy| !policy.unconfigured && policy.is_here();
         let configured = state.graph.programs.values().filter(is_own).count();
         let opened = SystemEvent::DaemonStarted {
             version: version.to_owned(),
@@ -147,7 +147,7 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
             let carried = carry_program(&last.programs[*old], before.autostart, policy, start_kind);
             next.programs[id] = if moved { regrouped(carried, policy) } else { carried };
             let carried = &mut next.programs[id];
-            if policy.health.ready_on_start() && carried.phase == Phase::Up && policy.external.is_none() {
+            if policy.health.ready_on_start() && carried.phase == Phase::Up && policy.is_here() {
                 // An earlier version did not record readiness, or the previous configuration had a readiness probe.
                 carried.ready_since = carried.ready_since.or(carried.up_since);
             }
@@ -257,7 +257,7 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
     }
     // A request of an operator is kept; otherwise `autostart` of the new configuration decides.
     let wished = old.operator_down == was_enabled;
-    let operator_down = if wished || policy.external.is_some() { old.operator_down } else { !policy.autostart };
+    let operator_down = if wished || !policy.is_here() { old.operator_down } else { !policy.autostart };
     let had_process = old.is_running() && old.phase != Phase::ActiveExited;
     let lost = had_process.then_some(Outcome::Exited(ExitStatus::Unknown));
     ProgramState {
@@ -268,7 +268,7 @@ fn carry_program(old: &ProgramState, was_enabled: bool, policy: &Policy, start_k
         phase_since: Instant::default(),
         phase_event: Seq(0),
         membership: if policy.group.is_some() { Membership::Stopped } else { Membership::Ungrouped },
-        start_pending: !operator_down && policy.group.is_none() && policy.external.is_none(),
+        start_pending: !operator_down && policy.group.is_none() && policy.is_here(),
         operator_down,
         pending_stop: None,
         stop: None,

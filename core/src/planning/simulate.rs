@@ -272,7 +272,7 @@ impl<'a> Driver<'a> {
             Message::Begin(actor, since) => {
                 self.step(actor, &Input::Restored(since));
                 if let ActorId::Program(program) = actor
-                    && self.graph.programs[program].external.is_some()
+                    && !self.graph.programs[program].is_here()
                 {
                     self.step(actor, &Input::Observed(Some(&self.well_elsewhere(program))));
                 }

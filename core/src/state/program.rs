@@ -212,7 +212,7 @@ impl ProgramState {
             phase_event: Seq(0),
             membership: if policy.group.is_some() { Membership::Stopped } else { Membership::Ungrouped },
             start_pending: policy.autostart && policy.group.is_none(),
-            operator_down: !policy.autostart && policy.external.is_none(),
+            operator_down: !policy.autostart && policy.is_here(),
             pending_stop: None,
             stop: None,
             stop_event: None,
@@ -236,6 +236,11 @@ impl ProgramState {
     /// Whether there is something to stop here: a process, a start under way, or effects to undo.
     pub fn is_running(&self) -> bool {
         self.phase != Phase::Down && self.remote.is_none()
+    }
+
+    /// Whether it is a program of another node, and up there as far as is known.
+    pub fn is_up_elsewhere(&self) -> bool {
+        self.phase == Phase::Up && self.remote.is_some()
     }
 
     /// The id of its main process, if there is one.

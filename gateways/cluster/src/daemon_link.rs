@@ -93,7 +93,7 @@ impl Source {
         let Some(state) = self.follower.state() else { return Some(()) };
         let exported = state.graph.programs.iter().filter(|(_, policy)| policy.export);
         let exports = exported.map(|(id, policy)| (policy.name.clone(), self.published(state, id, None))).collect();
-        let externals = state.graph.programs.values().filter(|policy| policy.external.is_some());
+        let externals = state.graph.programs.values().filter(|policy| !policy.is_here());
         let externals = externals.map(|policy| policy.name.clone()).collect();
         let found = DaemonState { journal: self.journal.clone(), exports, externals };
         self.messages.send(Message::Daemon(found)).ok()

@@ -3,7 +3,7 @@
 //! A member that does not answer is left for the next one. That is quicker than to balance requests over all members, of
 //! which one may hang: a lease is not renewed in time if a third of the attempts waits for that member.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity, KeyValue, PutOptions,
@@ -18,7 +18,6 @@ use gaggled_core::{
     },
     config::ClusterConfig,
 };
-use thiserror::Error;
 
 /// How long an answer may take.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -32,7 +31,7 @@ const READ_MAX: usize = 20;
 const ANSWER_MAX: usize = 64 << 20;
 
 /// Why etcd cannot be used.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EtcdError {
     /// A file of the configuration cannot be read.
     #[error("{file} cannot be read ({why}): correct {field} of gaggled.cluster, or let the gateway's user read it")]
@@ -368,17 +367,10 @@ async fn answered<T>(url: &str, answer: impl Future<Output = Result<T, etcd_clie
 
 /// The last of the causes of an error: the others only say that there was one.
 fn cause(error: &etcd_client::Error) -> String {
-    if let etcd_client::Error::GRpcStatus(status) = error {
-        let mut source = std::error::Error::source(status);
-        let mut last = status.message().to_owned();
-        while let Some(error) = source {
-            last = error.to_string();
-            source = error.source();
-        }
-        return last;
-    }
-    let mut last = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let (mut last, mut source) = match error {
+        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        error => (error.to_string(), error.source()),
+    };
     while let Some(error) = source {
         last = error.to_string();
         source = error.source();

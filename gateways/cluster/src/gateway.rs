@@ -59,7 +59,6 @@ const RETRY: (Millis, Millis) = (Millis(200), Millis(2000));
 const LAST_WRITES: Millis = Millis(1500);
 
 /// The gateway of a node.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Gateway {
     config: ClusterConfig,
     site: Arc<str>,
@@ -86,14 +85,12 @@ pub struct Gateway {
     session_revision: i64,
     /// What is asked of etcd over this connection.
     tasks: JoinSet<()>,
-    /// Whether the session was renewed over this connection, and how often.
-    is_renewed: bool,
+    /// How often the session was renewed over this connection.
     renewals: u32,
     /// Whether a renewal is under way: a second one could ask for a second lease.
     renews: bool,
     /// Whether a watch is open, so that what is seen is the present.
     is_watching: bool,
-    reads: bool,
     /// Whether the daemon has not taken a report, and everything is to be reported again.
     reports_again: bool,
     /// Until when what is left is written, once the process was asked to end.
@@ -137,11 +134,9 @@ impl Gateway {
             session: None,
             session_revision: 0,
             tasks: JoinSet::new(),
-            is_renewed: false,
             renewals: 0,
             renews: false,
             is_watching: false,
-            reads: false,
             reports_again: false,
             ends_at: None,
             connect_at: Some(clock.now()),
@@ -277,10 +272,9 @@ impl Gateway {
     fn disconnect(&mut self) {
         self.number += 1;
         self.connection = None;
-        (self.is_watching, self.reads, self.renews) = (false, false, false);
+        (self.is_watching, self.renews) = (false, false);
         (self.renew_at, self.write_at, self.renewals) = (None, None, 0);
         self.tasks.abort_all();
-        self.is_renewed = false;
         self.exports.interrupt();
         self.sights.disconnect();
     }
@@ -320,7 +314,7 @@ impl Gateway {
     fn renew(&mut self) {
         let (number, lease) = (self.number, self.lease);
         let seconds = i64::try_from(self.config.session().0.div_ceil(1000)).unwrap_or(i64::MAX);
-        self.renew_at = Some(self.clock.now() + Millis(self.config.session().0 / 3));
+        self.renew_at = Some(self.clock.now() + self.config.renewal());
         if self.connection.is_none() || std::mem::replace(&mut self.renews, true) {
             return;
         }
@@ -337,7 +331,7 @@ impl Gateway {
         if self.renewals > 1 {
             self.failures = 0;
         }
-        (self.lease, self.is_renewed) = (Some(lease), true);
+        self.lease = Some(lease);
         if std::mem::take(&mut self.reports_again) {
             self.sights.forget_reports();
         }
@@ -377,7 +371,7 @@ impl Gateway {
 
     fn write(&mut self) {
         let (Some(session), Some(lease)) = (&self.session, self.lease) else { return };
-        if !self.is_renewed {
+        if self.renewals == 0 {
             return;
         }
         match self.exports.next_write(self.clock.now()) {
@@ -395,9 +389,6 @@ impl Gateway {
     }
 
     fn read(&mut self) {
-        if std::mem::replace(&mut self.reads, true) {
-            return;
-        }
         let number = self.number;
         let is_state = |key: &Key| matches!(key, Key::State { .. });
         let keys: Vec<Key> = self.sights.keys().into_iter().filter(is_state).collect();

@@ -2,7 +2,7 @@
 //!
 //! One seed alone shows its system and its journal, in words or as the lines that followers get.
 
-use std::{fs, path::PathBuf, process::ExitCode};
+use std::{fmt::Debug, fs, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use gaggled_core::{
@@ -70,7 +70,7 @@ fn run(arguments: &Arguments) -> Result<u64, String> {
     if arguments.cluster {
         return run_clusters(arguments);
     }
-    let mutant = arguments.mutant.as_deref().map(mutant_named).transpose()?;
+    let mutant = arguments.mutant.as_deref().map(|name| mutant_named(name, &Mutant::ALL)).transpose()?;
     let first = arguments.seed.unwrap_or_default();
     let mut failed = 0;
     for seed in first..first.saturating_add(arguments.count) {
@@ -87,14 +87,7 @@ fn run(arguments: &Arguments) -> Result<u64, String> {
 
 /// Runs the clusters of the given seeds, and returns how many fail.
 fn run_clusters(arguments: &Arguments) -> Result<u64, String> {
-    let mutant = match &arguments.mutant {
-        None => None,
-        Some(name) => {
-            let found = ClusterMutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == *name);
-            let names = || ClusterMutant::ALL.map(|mutant| format!("{mutant:?}")).join(", ");
-            Some(found.ok_or_else(|| format!("there is no mutant {name} of clusters: use one of {}", names()))?)
-        }
-    };
+    let mutant = arguments.mutant.as_deref().map(|name| mutant_named(name, &ClusterMutant::ALL)).transpose()?;
     let first = arguments.seed.unwrap_or_default();
     let mut failed = 0;
     for seed in first..first.saturating_add(arguments.count) {
@@ -114,9 +107,9 @@ fn run_clusters(arguments: &Arguments) -> Result<u64, String> {
     Ok(failed)
 }
 
-fn mutant_named(name: &str) -> Result<Mutant, String> {
-    let found = Mutant::ALL.into_iter().find(|mutant| format!("{mutant:?}") == name);
-    let names = || Mutant::ALL.map(|mutant| format!("{mutant:?}")).join(", ");
+fn mutant_named<T: Copy + Debug>(name: &str, all: &[T]) -> Result<T, String> {
+    let found = all.iter().find(|mutant| format!("{mutant:?}") == name).copied();
+    let names = || all.iter().map(|mutant| format!("{mutant:?}")).collect::<Vec<_>>().join(", ");
     found.ok_or_else(|| format!("there is no mutant {name}: use one of {}", names()))
 }
 

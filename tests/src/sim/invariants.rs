@@ -101,7 +101,7 @@ impl Checker {
         if world.shutdown_at < world.faults_end_at + SETTLING {
             return;
         }
-        for (id, policy) in world.graph.programs.iter().filter(|(_, policy)| policy.external.is_none()) {
+        for (id, policy) in world.graph.programs.iter().filter(|(_, policy)| policy.is_here()) {
             let program = &settled.programs[id];
             // A program with `retry` is not finished before it has ended well.
             let gives_up =

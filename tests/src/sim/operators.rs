@@ -242,7 +242,7 @@ fn wrong(action: &Action, state: &State, proposal: &Proposal) -> Option<String> 
     for (id, policy) in state.graph.programs.iter() {
         let now = &state.programs[id];
         let selected = match action {
-            _ if policy.unconfigured || policy.external.is_some() => false,
+            _ if policy.unconfigured || !policy.is_here() => false,
             _ if !everything => names_it(selection, &policy.name),
             Action::Up(_) => policy.group.is_none() && policy.autostart,
             Action::Restart(_) => policy.group.is_none() && !now.operator_down,

@@ -1,14 +1,17 @@
 //! The gate from events to mail.
 
-use std::{path::PathBuf, process::ExitCode, sync::Mutex};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use gaggled_gateways::{
     follow::{Follower, StartPosition},
     smtp::MailSpool,
 };
-use gaggled_tools::{VERSION, common::diagnostics, common::endpoints, smtpgate::MailGateway};
-use slog::{Drain, Level, LevelFilter, Logger, o};
+use gaggled_tools::{
+    VERSION,
+    common::{diagnostics, endpoints, gateway_log, host::host_name},
+    smtpgate::MailGateway,
+};
 
 /// Send mail about programs of a running gaggled that go down and come up, as the configuration says
 ///
@@ -40,12 +43,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let decorator = slog_term::TermDecorator::new().stderr().build();
-    let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
-    let level = if arguments.verbose { Level::Debug } else { Level::Info };
-    let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
-    let host =
-        nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
+    let (logger, host) = (gateway_log::logger(arguments.verbose), host_name());
     let gate = endpoints::state_directory(&settings)
         .and_then(|directory| MailSpool::open(&directory).map_err(|error| error.to_string()))
         .and_then(|ledger| {

@@ -23,6 +23,7 @@ use super::own_programs;
 use crate::common::{
     diagnostics,
     endpoints::{self, Urls},
+    host::host_name,
 };
 
 /// A configuration that can be run here.
@@ -127,7 +128,7 @@ impl LoadedConfig {
     /// How many programs and dependencies there are.
     pub fn size(&self) -> (usize, usize) {
         let graph = self.config.graph();
-        let own = graph.programs.values().filter(|policy| policy.external.is_none());
+        let own = graph.programs.values().filter(|policy| policy.is_here());
         (own.count(), graph.dependencies.len())
     }
 
@@ -181,9 +182,7 @@ fn access(config: &Config) -> Result<Access, Unknown> {
 /// The name of this node: that of the host, if the configuration does not name it.
 fn node_name(config: &Config) -> String {
     let given = config.gaggled.cluster.as_ref().and_then(|cluster| cluster.node.clone());
-    given.unwrap_or_else(|| {
-        nix::unistd::gethostname().map_or_else(|_| String::new(), |name| name.to_string_lossy().into_owned())
-    })
+    given.unwrap_or_else(host_name)
 }
 
 fn check_gate(config: &Config, locator: &SpanIndex) -> Option<Diagnostic> {

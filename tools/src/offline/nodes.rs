@@ -9,7 +9,10 @@ use std::{
 use clap::Args;
 use gaggled_core::config::node_sets::NodeSets;
 
-use crate::{common::diagnostics, common::output, offline::import};
+use crate::{
+    common::{diagnostics, host::host_name, output},
+    offline::import,
+};
 
 /// The variable that names a `ClusterIt` cluster file.
 const CLUSTER: &str = "CLUSTER";
@@ -42,7 +45,7 @@ const UNKNOWN: u8 = 2;
 
 /// Prints a name on each line.
 pub fn run(query: &Query) -> ExitCode {
-    let host = hostname();
+    let host = host_name();
     if query.hostname || query.shortname {
         let short = host.split('.').next().unwrap_or_default();
         return output::end(output::line(if query.shortname { short } else { &host }));
@@ -106,8 +109,4 @@ fn find(config: Option<&Path>, host: &str) -> Result<NodeSets, String> {
         }
         Err(error) => Err(format!("{}: cannot be read: {error}", path.display())),
     }
-}
-
-fn hostname() -> String {
-    nix::unistd::gethostname().map_or_else(|_| "localhost".to_owned(), |name| name.to_string_lossy().into_owned())
 }

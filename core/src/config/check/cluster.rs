@@ -11,7 +11,7 @@ use crate::{
     graph::Condition,
 };
 
-use super::{Config, Diagnostic, SpanIndex, is_usable, nearest_name};
+use super::{Config, Diagnostic, SpanIndex, is_usable, nearest_name, unusable};
 use crate::config::{CLUSTERGATE, ClusterConfig, DependsConfig, projection::Places};
 
 /// The shortest and the longest `dead_after`.
@@ -32,19 +32,19 @@ pub(super) fn check(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagno
 }
 
 fn check_section(config: &Config, cluster: &ClusterConfig, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
-    let mut error = |field: &str, message: String, help: &str| {
-        let at = locator.nearest(&["gaggled", "cluster", field]);
-        found.push(Diagnostic::error(message).at(at).help(help));
-    };
-    let letters = "use 1 to 64 of the letters a-z, A-Z, 0-9, and . _ -";
+    let at = |field: &str| locator.nearest(&["gaggled", "cluster", field]);
     if cluster.name.is_empty() {
-        error("name", "the cluster has no name".to_owned(), "add name: \"...\", the same on all nodes");
+        let error = Diagnostic::error("the cluster has no name").at(at("name"));
+        found.push(error.help("add name: \"...\", the same on all nodes"));
     } else if !is_usable(&cluster.name) {
-        error("name", format!("name {:?} cannot be used for a cluster", cluster.name), letters);
+        found.push(unusable("cluster", &cluster.name).at(at("name")));
     }
     if let Some(node) = cluster.node.as_ref().filter(|node| !is_usable(node)) {
-        error("node", format!("name {node:?} cannot be used for a node"), letters);
+        found.push(unusable("node", node).at(at("node")));
     }
+    let mut error = |field: &str, message: String, help: &str| {
+        found.push(Diagnostic::error(message).at(at(field)).help(help));
+    };
     if cluster.etcd.is_empty() {
         let help = "add etcd: [\"https://10.0.0.1:2379\", ...], with the urls of its members";
         error("etcd", "the cluster has no etcd".to_owned(), help);
@@ -102,7 +102,7 @@ pub fn own_externals(config: &Config, node: &str, locator: &SpanIndex) -> Vec<Di
 }
 
 /// What is wrong with the places of programs and groups.
-fn check_places(config: &Config, places: &Places, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
+fn check_places(config: &Config, places: &Places<'_>, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let sets = || config.nodes.iter().map(|(set, _)| set);
     let mut check = |place: &[&str], whose: &str, query: &str| {
         let at = locator.nearest(place);
@@ -150,7 +150,7 @@ fn check_places(config: &Config, places: &Places, locator: &SpanIndex, found: &m
 }
 
 /// What is wrong with a dependency between programs that run on several nodes.
-fn between_nodes(places: &Places, name: &str, on: &str) -> Option<(String, String)> {
+fn between_nodes(places: &Places<'_>, name: &str, on: &str) -> Option<(String, String)> {
     let nodes = places.of(name).unwrap_or(places.all());
     if let Some((of, at)) = split_name(on) {
         let is_wrong = places.of(of).is_some_and(|nodes| !nodes.contains(at));
@@ -173,7 +173,7 @@ fn listed(nodes: Option<&BTreeSet<String>>) -> String {
     if nodes.is_empty() { "no node".to_owned() } else { nodes.join(", ") }
 }
 
-fn check_dependencies(config: &Config, places: &Places, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
+fn check_dependencies(config: &Config, places: &Places<'_>, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     let mut assumed: BTreeMap<&str, (Option<Assumption>, Option<Assumption>)> = BTreeMap::new();
     for (name, program) in config.programs.iter() {
         for (on, depends) in program.depends.iter() {

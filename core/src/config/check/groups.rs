@@ -7,7 +7,7 @@ use crate::{
     graph::{Graph, Mode, RESTART, START, STOP},
 };
 
-use super::{Config, Diagnostic, SpanIndex, is_usable};
+use super::{Config, Diagnostic, SpanIndex, is_usable, unusable};
 
 pub(super) fn check(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
     for (name, program) in config.programs.iter() {
@@ -51,11 +51,6 @@ pub(super) fn check(config: &Config, locator: &SpanIndex, found: &mut Vec<Diagno
             found.push(error.help(if levels.is_empty() { format!("write {field}: \"{STOP}\"") } else { help }));
         }
     }
-}
-
-fn unusable(what: &str, name: &str) -> Diagnostic {
-    Diagnostic::error(format!("name {name:?} cannot be used for a {what}"))
-        .help("use 1 to 64 of the letters a-z, A-Z, 0-9, and . _ -")
 }
 
 /// Whether a group has a level, without its `level` and `on_failure`, which are checked against this.

@@ -1,6 +1,6 @@
 //! The gateway to the other nodes of a cluster.
 
-use std::{io::Write, path::PathBuf, process::ExitCode, sync::Mutex};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use gaggled_cluster::{
@@ -15,9 +15,12 @@ use gaggled_tools::{
     common::{
         diagnostics,
         endpoints::{self, Urls},
+        gateway_log,
+        host::host_name,
+        output,
     },
 };
-use slog::{Drain, Level, LevelFilter, Logger, o};
+use slog::Logger;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc::unbounded_channel,
@@ -61,25 +64,17 @@ fn main() -> ExitCode {
     let Some(config) = settings.cluster.clone() else {
         return fail("there is no section gaggled.cluster: add one".to_owned());
     };
-    let host =
-        nix::unistd::gethostname().map_or_else(|_| "localhost".into(), |name| name.to_string_lossy().into_owned());
+    let host = host_name();
     if let Some(Command::Roles { nodes }) = arguments.command {
         let own = || vec![config.node.clone().unwrap_or_else(|| host.clone())];
         let nodes = if nodes.is_empty() { own() } else { nodes };
-        let lines = roles::commands(&config.name, &nodes).join("\n");
-        return match writeln!(std::io::stdout(), "{lines}") {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(format!("cannot write to the output ({error})")),
-        };
+        return output::end(output::line(&roles::commands(&config.name, &nodes).join("\n")));
     }
     let urls = match endpoints::of_settings(&settings) {
         Ok(urls) => urls,
         Err(error) => return fail(error.to_string()),
     };
-    let decorator = slog_term::TermDecorator::new().stderr().build();
-    let format = slog_term::CompactFormat::new(decorator).use_local_timestamp().build();
-    let level = if arguments.verbose { Level::Debug } else { Level::Info };
-    let logger = Logger::root(LevelFilter::new(Mutex::new(format), level).ignore_res(), o!());
+    let logger = gateway_log::logger(arguments.verbose);
     match run(config, host, &urls, logger) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(error),

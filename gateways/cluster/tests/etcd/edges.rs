@@ -180,7 +180,7 @@ fn a_lost_node_and_a_lost_cluster_are_told_apart_and_treated_as_configured() {
             state.programs[id].remote.as_deref().is_some_and(|remote| remote.unseen == Some(reason))
         });
     };
-    // Nobody reaches etcd: what needs only this machine goes on.
+    // No node reaches etcd: what needs only its own machine goes on.
     etcd.kill();
     unseen(&mut two, UnseenReason::Blind);
     unseen(&mut three, UnseenReason::Blind);

@@ -111,15 +111,15 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
     let mut two = Node::with(&etcd, "n2", &tls("authority.pem", "n2"), web);
     two.daemon.wait_up("web", 1);
     // Another certificate than that of its name: it may read, and not write.
-    let mut liar = Node::with(&etcd, "n3", &tls("authority.pem", "n2"), DB);
-    says(&mut liar.daemon, "permission denied: the user of the certificate needs the role of this node");
-    let mut unknown_etcd = Node::with(&etcd, "n4", &tls("stranger.pem", "n2"), DB);
-    says(&mut unknown_etcd.daemon, "UnknownIssuer: ca of gaggled.cluster is not the authority");
-    let mut thief = Node::with(&etcd, "n5", &tls("authority.pem", "thief"), DB);
-    says(&mut thief.daemon, ": it may want a certificate that it trusts");
-    let mut nobody = Node::with(&etcd, "n6", &format!("ca: \"{}\"", file("authority.pem")), DB);
-    says(&mut nobody.daemon, ": it may want a certificate that it trusts");
-    for node in [&mut liar, &mut unknown_etcd, &mut thief, &mut nobody] {
+    let mut other_node = Node::with(&etcd, "n3", &tls("authority.pem", "n2"), DB);
+    says(&mut other_node.daemon, "permission denied: the user of the certificate needs the role of this node");
+    let mut other_authority = Node::with(&etcd, "n4", &tls("stranger.pem", "n2"), DB);
+    says(&mut other_authority.daemon, "UnknownIssuer: ca of gaggled.cluster is not the authority");
+    let mut stranger = Node::with(&etcd, "n5", &tls("authority.pem", "thief"), DB);
+    says(&mut stranger.daemon, ": it may want a certificate that it trusts");
+    let mut without_certificate = Node::with(&etcd, "n6", &format!("ca: \"{}\"", file("authority.pem")), DB);
+    says(&mut without_certificate.daemon, ": it may want a certificate that it trusts");
+    for node in [&mut other_node, &mut other_authority, &mut stranger, &mut without_certificate] {
         node.daemon.wait_up("db", 1);
         let warnings = node.daemon.log().lines().filter(|line| line.contains("WARN")).count();
         assert!((1..=3).contains(&warnings), "{}", node.daemon.log());

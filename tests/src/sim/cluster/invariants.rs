@@ -192,7 +192,7 @@ fn notices_cuts(record: &mut Record, world: &ClusterWorld, number: usize, run: &
 
 /// C15.
 fn notices_losses(record: &mut Record, world: &ClusterWorld, store: &Store, number: usize, run: &Run) {
-    let renewal = world.settings.session().0 / 3;
+    let renewal = world.settings.renewal().0;
     for (node, absences) in &store.absences {
         for (since, until) in absences.iter().copied() {
             let is_long = until >= since + world.settings.lost_after() + Millis(2 * renewal + 2000);

@@ -220,7 +220,7 @@ impl Network {
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
         let exported = state.graph.programs.iter().filter(|(_, policy)| policy.export);
         gateway.exports.replace(exported.map(|(id, policy)| (policy.name.clone(), published(&state, id, number))));
-        let externals = state.graph.programs.values().filter(|policy| policy.external.is_some());
+        let externals = state.graph.programs.values().filter(|policy| !policy.is_here());
         gateway.sights.set_externals(externals.map(|policy| policy.name.clone()));
         self.write_soon(number);
         self.report(number);
@@ -353,7 +353,7 @@ impl Network {
     fn renews(&mut self, number: usize) {
         let session = self.world.settings.session();
         let life = self.nodes[number].life;
-        self.expect(Millis(session.0 / 3), Happening::Renews(number, life));
+        self.expect(self.world.settings.renewal(), Happening::Renews(number, life));
         if self.nodes[number].simulation.is_over() {
             self.nodes[number].gateway = None;
             return;
@@ -471,7 +471,7 @@ impl Network {
         let state = self.nodes[number].simulation.state();
         let names = state.graph.names();
         let externals: Vec<ProgramId> =
-            state.graph.programs.iter().filter(|(_, policy)| policy.external.is_some()).map(|(id, _)| id).collect();
+            state.graph.programs.iter().filter(|(_, policy)| !policy.is_here()).map(|(id, _)| id).collect();
         for observation in observations {
             match observation {
                 Observation::Contact => {

@@ -118,7 +118,7 @@ fn add_dependency(
     mutant: Option<ClusterMutant>,
 ) {
     let draw = |random: &mut Random, world: &World| {
-        let local = world.graph.programs.values().filter(|policy| policy.external.is_none()).count();
+        let local = world.graph.programs.values().filter(|policy| policy.is_here()).count();
         ProgramId::at(usize::try_from(random.below(local as u64)).expect("a small number"))
     };
     let (on, dependent) = (draw(random, other), draw(random, here));
