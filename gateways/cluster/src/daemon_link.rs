@@ -10,10 +10,10 @@ use std::{
 use gaggled_core::{
     base::{ids::ProgramId, time::WallTime},
     cluster::{Observation, PublishedState, Sight},
-    event::Envelope,
+    event::{Envelope, Event, ProgramEvent},
     journal::history::History,
     protocol::{Action, InfoBody, Request, describe_origin},
-    state::State,
+    state::{ProgramState, State},
 };
 use gaggled_gateways::{
     client::{CallError, ControlClient},
@@ -50,7 +50,8 @@ pub fn follow(urls: &Urls, messages: UnboundedSender<Message>) -> Result<(), Cal
     let follower = Follower::new(&urls.event, &urls.control, None)?;
     let client = ControlClient::dial_whenever(&urls.control)?;
     let history = History::new(HISTORY);
-    let mut source = Source { follower, client, journal: "".into(), is_due: false, history, messages };
+    let own_pid = i32::try_from(std::process::id()).unwrap_or_default();
+    let mut source = Source { follower, client, own_pid, journal: "".into(), is_due: false, history, messages };
     thread::spawn(move || {
         let _end = EndOfThread;
         while source.next().is_some() {}
@@ -61,6 +62,7 @@ pub fn follow(urls: &Urls, messages: UnboundedSender<Message>) -> Result<(), Cal
 struct Source {
     follower: Follower,
     client: ControlClient,
+    own_pid: i32,
     journal: Arc<str>,
     /// Whether the whole state is still to be sent, because the daemon did not say its name.
     is_due: bool,
@@ -102,6 +104,11 @@ impl Source {
     fn event(&mut self, envelope: Arc<Envelope>) -> Option<()> {
         let Some(state) = self.follower.state() else { return Some(()) };
         self.history.push(envelope.clone(), state);
+        if let Event::Program(id, ProgramEvent::Stopping { .. }) = &envelope.event
+            && state.programs.get(*id).and_then(ProgramState::pid) == Some(self.own_pid)
+        {
+            self.messages.send(Message::Stopping).ok()?;
+        }
         let is_exported = |id: &ProgramId| state.graph.programs.get(*id).is_some_and(|policy| policy.export);
         let Some(id) = state.graph.subject(&envelope.event).filter(is_exported).filter(|_| !self.is_due) else {
             return Some(());

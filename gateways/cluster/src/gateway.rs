@@ -48,6 +48,8 @@ pub enum Message {
     Written(u64, u64, bool),
     /// The process was asked to end.
     Terminated,
+    /// The daemon is about to stop this process, and everything that it has told before has been heard.
+    Stopping,
     /// A request failed, or the watch has ended.
     Failed(u64, EtcdError),
 }
@@ -55,7 +57,7 @@ pub enum Message {
 /// The space between two attempts to reach any member, at first and at most.
 const RETRY: (Millis, Millis) = (Millis(200), Millis(2000));
 
-/// How long the last states may take when the process is asked to end.
+/// How long the last states may take when the process is asked to end. The signal can arrive before the events that led to it.
 const LAST_WRITES: Millis = Millis(1500);
 
 /// The gateway of a node.
@@ -95,6 +97,8 @@ pub struct Gateway {
     reports_again: bool,
     /// Until when what is left is written, once the process was asked to end.
     ends_at: Option<Instant>,
+    /// Whether everything is heard that the daemon told before it asked.
+    has_heard_all: bool,
     connect_at: Option<Instant>,
     renew_at: Option<Instant>,
     write_at: Option<Instant>,
@@ -139,6 +143,7 @@ impl Gateway {
             is_watching: false,
             reports_again: false,
             ends_at: None,
+            has_heard_all: false,
             connect_at: Some(clock.now()),
             renew_at: None,
             write_at: None,
@@ -161,7 +166,8 @@ impl Gateway {
                 Err(_) => {}
             }
             self.ring();
-            if self.ends_at.is_some_and(|at| self.exports.is_idle() || at <= self.clock.now()) {
+            let is_done = self.has_heard_all && self.exports.is_idle();
+            if self.ends_at.is_some_and(|at| is_done || at <= self.clock.now()) {
                 return;
             }
         }
@@ -217,6 +223,7 @@ impl Gateway {
             }
             Message::Failed(number, error) if number == self.number => self.failed(&error),
             Message::Terminated => self.ends_at = Some(self.clock.now() + LAST_WRITES),
+            Message::Stopping => self.has_heard_all = true,
             // Of an earlier connection.
             Message::Connected(..)
             | Message::Renewed(..)
