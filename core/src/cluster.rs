@@ -7,6 +7,7 @@ pub mod exports;
 mod external;
 mod publish;
 mod published;
+pub mod rollout;
 pub mod sights;
 pub mod store;
 

@@ -11,6 +11,7 @@ pub mod node_sets;
 mod ordered_map;
 mod placement;
 mod projection;
+mod published;
 pub mod sandbox;
 mod settings;
 mod spans;
@@ -21,7 +22,7 @@ use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
     check::{LOGGER, SMTPGATE, own_externals},
-    cluster::{CLUSTERGATE, ClusterConfig},
+    cluster::{CLUSTERGATE, ClusterConfig, ConfigFrom},
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
     ordered_map::OrderedMap,
     placement::{HostOverride, Placement},

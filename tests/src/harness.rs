@@ -138,6 +138,11 @@ impl Daemon {
         }
     }
 
+    /// The file that it was started with.
+    pub fn config_path(&self) -> PathBuf {
+        self.directory.path().join("system.ron")
+    }
+
     /// Its own log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()

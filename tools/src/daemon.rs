@@ -5,6 +5,7 @@ mod event_sinks;
 mod handover;
 mod loaded_config;
 pub mod own_programs;
+mod published_config;
 mod run;
 mod startup;
 pub mod subreaper;

@@ -47,6 +47,10 @@ impl ControlActor {
                 self.operator().refuse_in_shutdown()?;
                 Ok(self.renew(HandoverRequest::Reload { file }))
             }
+            Action::Configure { revision, part, parts, text } => {
+                self.operator().refuse_in_shutdown()?;
+                Ok(self.renew(HandoverRequest::Configure { revision, part, parts, text }))
+            }
             Action::Upgrade { binary } => {
                 self.operator().refuse_in_shutdown()?;
                 Ok(self.renew(HandoverRequest::Upgrade { binary }))

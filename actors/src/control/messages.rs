@@ -1,6 +1,6 @@
 //! What the control actor is sent and sends, and what it works with.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicU64};
 
 use actix::{Addr, Message};
 use gaggled_core::{
@@ -64,6 +64,9 @@ pub struct DaemonInfo {
     pub controlurl: String,
     /// The directory of the journal.
     pub state: String,
+    /// The revision of the published configuration that is in force, if the programs come from there. It changes when another
+    /// revision has the same text.
+    pub published: Option<Arc<AtomicU64>>,
 }
 
 /// A request that concerns gaggled as a whole.
@@ -78,6 +81,17 @@ pub enum HandoverRequest {
     Reload {
         /// The file, if it is not the one that gaggled was started with.
         file: Option<String>,
+    },
+    /// Take a part of the published configuration, and load it with the last one.
+    Configure {
+        /// Its revision.
+        revision: u64,
+        /// The number of this part, from 0.
+        part: u32,
+        /// How many there are.
+        parts: u32,
+        /// The text of this part.
+        text: String,
     },
     /// Hand over to another version.
     Upgrade {

@@ -1,5 +1,7 @@
 //! The questions that change nothing, and their answers.
 
+use std::sync::atomic::Ordering;
+
 use gaggled_core::{
     control::Operator,
     protocol::{Dump, InfoBody, Reply, ReplyError, View},
@@ -42,6 +44,7 @@ impl ControlActor {
             controlurl: self.info.controlurl.clone(),
             state_directory: self.info.state.clone(),
             journal: self.info.journal.clone(),
+            published: self.info.published.as_ref().map(|revision| revision.load(Ordering::Relaxed)),
         };
         Reply::done(id, &status)
     }

@@ -4,6 +4,11 @@
 //! |---|---|
 //! | `/gaggled/SITE/alive/NODE` | [`Session`], with the lease of the node |
 //! | `/gaggled/SITE/state/NODE/PROGRAM` | [`StateValue`], without a lease: it stays when its node is gone |
+//! | `/gaggled/SITE/config/current` | [`Pointer`]: the revision of the configuration that all nodes are to have |
+//! | `/gaggled/SITE/config/canary/NODE` | [`Pointer`]: one that this node is to try |
+//! | `/gaggled/SITE/config/revision/N/pointer` | [`Pointer`]: the same, of each revision that is kept |
+//! | `/gaggled/SITE/config/revision/N/PART` | a part of its text |
+//! | `/gaggled/SITE/applied/NODE` | [`Applied`]: the revision that the node has |
 //!
 //! Values are JSON with a version. Fields that are not known are ignored.
 
@@ -12,6 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::published::PublishedState;
+use crate::base::time::WallTime;
 
 /// The version of the values.
 const VERSION: u32 = 1;
@@ -31,6 +37,30 @@ pub enum Key {
         /// The program.
         program: Arc<str>,
     },
+    /// The published configuration.
+    Current,
+    /// A configuration that a node is to try.
+    Canary {
+        /// The node.
+        node: Arc<str>,
+    },
+    /// A part of the text of a configuration.
+    Part {
+        /// Its revision.
+        revision: u64,
+        /// The number of the part, from 0.
+        part: u32,
+    },
+    /// What is said of a configuration.
+    Description {
+        /// Its revision.
+        revision: u64,
+    },
+    /// The configuration that a node has.
+    Applied {
+        /// The node.
+        node: Arc<str>,
+    },
 }
 
 impl Key {
@@ -49,11 +79,41 @@ impl Key {
         format!("/gaggled/{site}/state/{node}/")
     }
 
+    /// What the keys of everything begin with that is published to nodes.
+    pub fn configurations(site: &str) -> String {
+        format!("/gaggled/{site}/config/")
+    }
+
+    /// What the keys of all canaries begin with.
+    pub fn canaries(site: &str) -> String {
+        format!("/gaggled/{site}/config/canary/")
+    }
+
+    /// What the keys of all texts begin with.
+    pub fn revisions(site: &str) -> String {
+        format!("/gaggled/{site}/config/revision/")
+    }
+
+    /// What the keys of the text of a revision begin with.
+    pub fn texts(site: &str, revision: u64) -> String {
+        format!("/gaggled/{site}/config/revision/{revision}/")
+    }
+
+    /// What the keys begin with that say which configuration each node has.
+    pub fn all_applied(site: &str) -> String {
+        format!("/gaggled/{site}/applied/")
+    }
+
     /// The key in the store.
     pub fn path(&self, site: &str) -> String {
         match self {
             Self::Alive { node } => format!("/gaggled/{site}/alive/{node}"),
             Self::State { node, program } => format!("/gaggled/{site}/state/{node}/{program}"),
+            Self::Current => format!("/gaggled/{site}/config/current"),
+            Self::Canary { node } => format!("/gaggled/{site}/config/canary/{node}"),
+            Self::Part { revision, part } => format!("/gaggled/{site}/config/revision/{revision}/{part}"),
+            Self::Description { revision } => format!("/gaggled/{site}/config/revision/{revision}/pointer"),
+            Self::Applied { node } => format!("/gaggled/{site}/applied/{node}"),
         }
     }
 
@@ -63,6 +123,15 @@ impl Key {
         match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
             ("alive", node, None, None) => Some(Self::Alive { node: node.into() }),
             ("state", node, Some(program), None) => Some(Self::State { node: node.into(), program: program.into() }),
+            ("config", "current", None, None) => Some(Self::Current),
+            ("config", "canary", Some(node), None) => Some(Self::Canary { node: node.into() }),
+            ("config", "revision", Some(revision), Some("pointer")) => {
+                Some(Self::Description { revision: revision.parse().ok()? })
+            }
+            ("config", "revision", Some(revision), Some(part)) => {
+                Some(Self::Part { revision: revision.parse().ok()?, part: part.parse().ok()? })
+            }
+            ("applied", node, None, None) => Some(Self::Applied { node: node.into() }),
             _ => None,
         }
     }
@@ -106,5 +175,75 @@ impl StateValue {
     /// The value for a state.
     pub fn new(session: Arc<str>, state: Arc<PublishedState>) -> Self {
         Self { v: VERSION, session, state }
+    }
+}
+
+/// Which configuration is published. Its text is in keys of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pointer {
+    /// The version of this value.
+    pub v: u32,
+    /// The number of the revision: each publication has a larger one.
+    pub revision: u64,
+    /// The SHA-256 of its text, in hexadecimal digits.
+    pub sha256: String,
+    /// In how many parts the text is.
+    pub parts: u32,
+    /// How long it is, in bytes.
+    pub bytes: u64,
+    /// Who has published it.
+    pub by: String,
+    /// When, by the clock of the publisher.
+    pub time: WallTime,
+    /// What the publisher says about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+impl Pointer {
+    /// A pointer to a text, without who has published it, and when.
+    pub fn new(revision: u64, sha256: String, parts: u32, bytes: u64) -> Self {
+        let (by, time, note) = (String::new(), WallTime::default(), String::new());
+        Self { v: VERSION, revision, sha256, parts, bytes, by, time, note }
+    }
+}
+
+/// The configuration that a node has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The version of this value.
+    pub v: u32,
+    /// The revision that is in force; 0 if none has been yet.
+    pub revision: u64,
+    /// The one that the node does not take, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<RefusedRevision>,
+}
+
+/// A configuration that a node does not take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedRevision {
+    /// Its revision.
+    pub revision: u64,
+    /// Why.
+    pub why: String,
+}
+
+impl Applied {
+    /// The longest reason that is kept, in bytes.
+    const WHY_MAX: usize = 4096;
+
+    /// The value for a node with this revision.
+    pub fn new(revision: u64, refused: Option<(u64, &str)>) -> Self {
+        let short = |why: &str| {
+            why.chars()
+                .scan(0, |length, c| {
+                    *length += c.len_utf8();
+                    (*length <= Self::WHY_MAX).then_some(c)
+                })
+                .collect()
+        };
+        let refused = refused.map(|(revision, why)| RefusedRevision { revision, why: short(why) });
+        Self { v: VERSION, revision, refused }
     }
 }

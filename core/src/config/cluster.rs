@@ -2,10 +2,21 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::is_default;
 use crate::base::time::Millis;
 
 /// The name of the program that a section `cluster` adds.
 pub const CLUSTERGATE: &str = "clustergate";
+
+/// Where a node has its programs from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfigFrom {
+    /// From its own file.
+    #[default]
+    File,
+    /// From the configuration that is published to all nodes.
+    Published,
+}
 
 /// The cluster that a machine is a node of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +41,9 @@ pub struct ClusterConfig {
     /// The user that the gateway runs as; gaggled's own if it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Where the programs come from, with their groups and the sets of nodes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub config: ConfigFrom,
     /// How long a node must be silent to be taken for dead.
     #[serde(skip_serializing_if = "is_default_dead_after")]
     pub dead_after: Millis,
@@ -50,6 +64,7 @@ impl Default for ClusterConfig {
             cert: None,
             key: None,
             user: None,
+            config: ConfigFrom::File,
             dead_after: DEAD_AFTER,
             insecure: false,
         }

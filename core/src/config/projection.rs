@@ -107,6 +107,12 @@ impl<'a> Places<'a> {
 }
 
 impl Config {
+    /// All nodes that are declared, in `nodes` and `hosts`.
+    pub fn declared_nodes(&self) -> BTreeSet<String> {
+        let sets = NodeSets::new(&self.statements_of_nodes()).unwrap_or_default();
+        sets.hosts("*").into_iter().flatten().map(str::to_owned).collect()
+    }
+
     /// The part of a checked configuration that a node runs.
     ///
     /// ```

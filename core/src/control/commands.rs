@@ -39,6 +39,7 @@ impl Operator<'_> {
             | Action::Wait { .. }
             | Action::Plan { .. }
             | Action::Reload { .. }
+            | Action::Configure { .. }
             | Action::Upgrade { .. } => {
                 let message = "this request is not a command to programs".to_owned();
                 Err(ReplyError { code: ErrorCode::BadRequest, message })

@@ -2,16 +2,19 @@
 //!
 //! The plan that is shown is the one that is carried out: [`Plan::wishes`] turns it into events.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    base::ids::{GroupId, Seq},
+    base::ids::{EpochId, GroupId, Seq},
     config::{CLUSTERGATE, Config, OrderedMap, ProgramConfig, SMTPGATE, Settings},
     event::{Cause, Event, ProgramEvent},
-    graph::{Group, STOP},
+    graph::{Graph, Group, STOP},
     state::{Membership, Phase, ProgramState, State},
 };
 
@@ -106,6 +109,11 @@ impl Plan {
         Self { steps, settings: changed_settings(old, new) }
     }
 
+    /// Compares two configurations for a node of which only that is known that it has the first one: as if all its programs ran.
+    pub fn if_all_run(old: &Config, new: &Config) -> Self {
+        Self::new(old, new, &all_running(old.graph()))
+    }
+
     /// The events that carry out the plan, given the state that has been carried over to the new configuration. A new
     /// program starts without one.
     pub fn wishes(&self, state: &State, cause: &Cause) -> Vec<(Event, Cause)> {
@@ -128,6 +136,15 @@ impl Plan {
         };
         self.steps.iter().filter_map(wish).collect()
     }
+}
+
+/// The state in which every program of a graph runs.
+fn all_running(graph: Graph) -> State {
+    let mut state = State::new(Arc::new(graph), EpochId(1));
+    for id in state.graph.clone().programs.ids() {
+        state.programs[id].phase = Phase::Up;
+    }
+    state
 }
 
 /// Whether a program is to run, and only its backoff or its start limit keeps it down.
@@ -278,26 +295,14 @@ fn different(old: &Map<String, Value>, new: &Map<String, Value>) -> Vec<String> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{
-        base::ids::{DenseId, EpochId, ProgramId, Seq},
-        graph::Graph,
-        state::{Phase, State},
+        base::ids::{DenseId, ProgramId, Seq},
+        state::Phase,
     };
 
     fn config(text: &str) -> Config {
         Config::parse(text).expect("it is correct").config
-    }
-
-    /// The state in which every program of a graph runs.
-    fn running(graph: Graph) -> State {
-        let mut state = State::new(Arc::new(graph), EpochId(1));
-        for id in state.graph.clone().programs.ids() {
-            state.programs[id].phase = Phase::Up;
-        }
-        state
     }
 
     #[test]
@@ -315,7 +320,7 @@ mod tests {
                 "spare": (command: "a", autostart: false),
             })"#,
         );
-        let plan = Plan::new(&old, &new, &running(old.graph()));
+        let plan = Plan::new(&old, &new, &all_running(old.graph()));
         let told: Vec<String> =
             plan.steps.iter().map(|step| format!("{} {:?} {}", step.program, step.change, step.reason)).collect();
         assert_eq!(
@@ -347,7 +352,7 @@ mod tests {
                 "comes": (group: "g", levels: ["2"], command: "a"), "new": (group: "g", levels: ["1"], command: "a"),
             })"#,
         );
-        let mut state = running(old.graph());
+        let mut state = all_running(old.graph());
         for (id, place) in
             [(0, Membership::Admitted(Seq(1))), (1, Membership::Admitted(Seq(1))), (2, Membership::Stopped)]
         {
@@ -373,7 +378,7 @@ mod tests {
     fn what_every_program_gets_concerns_every_program() {
         let old = config(r#"(programs: {"a": (command: "x"), "b": (command: "x")})"#);
         let new = config(r#"(gaggled: (env: {"TZ": "UTC"}), programs: {"a": (command: "x"), "b": (command: "x")})"#);
-        let plan = Plan::new(&old, &new, &running(old.graph()));
+        let plan = Plan::new(&old, &new, &all_running(old.graph()));
         assert!(plan.steps.iter().all(|step| step.change == Change::Restart && step.reason == "gaggled.env changed"));
     }
 }

@@ -56,6 +56,9 @@ pub struct InfoBody {
     /// A name for the journal: another one for a gaggled that was installed again.
     #[serde(default)]
     pub journal: String,
+    /// The revision of the published configuration that is in force, 0 before the first; absent if the programs come from a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published: Option<u64>,
 }
 
 /// The body for `events`: one page.

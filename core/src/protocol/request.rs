@@ -154,6 +154,17 @@ pub enum Action {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         file: Option<String>,
     },
+    /// Load the configuration that the cluster has published, once its last part is there.
+    Configure {
+        /// Its revision.
+        revision: u64,
+        /// The number of this part, from 0: they are sent in order.
+        part: u32,
+        /// How many parts there are.
+        parts: u32,
+        /// The text of this part.
+        text: String,
+    },
     /// Hand over to another version of gaggled.
     Upgrade {
         /// The binary; if it is not given, the one at the path that this gaggled was started from.
@@ -304,7 +315,7 @@ impl Action {
             | Self::Snapshot
             | Self::Status
             | Self::Wait { .. } => Role::Observe,
-            Self::Observe { .. } => Role::Gateway,
+            Self::Observe { .. } | Self::Configure { .. } => Role::Gateway,
             Self::Up(_) | Self::Down(_) | Self::Restart(_) | Self::Tell { .. } | Self::Signal { .. } => Role::Operate,
             Self::Plan { .. } | Self::Reload { .. } | Self::Upgrade { .. } | Self::Shutdown { .. } => Role::Admin,
         }

@@ -9,10 +9,10 @@ use std::{
 
 use gaggled_core::{
     base::{ids::ProgramId, time::WallTime},
-    cluster::{Observation, PublishedState, Sight},
-    event::{Envelope, Event, ProgramEvent},
+    cluster::{Observation, PublishedState, Sight, rollout::Outcome},
+    event::{Envelope, Event, ProgramEvent, StopReason},
     journal::history::History,
-    protocol::{Action, InfoBody, Request, describe_origin},
+    protocol::{Action, ErrorCode, InfoBody, Request, describe_origin},
     state::{ProgramState, State},
 };
 use gaggled_gateways::{
@@ -22,7 +22,7 @@ use gaggled_gateways::{
 use gaggled_tools::common::endpoints::Urls;
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::gateway::Message;
+use crate::{etcd::publication::split, gateway::Message};
 
 /// After what time the daemon is asked again.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ pub struct DaemonState {
     pub exports: Vec<(Arc<str>, PublishedState)>,
     /// The names of the programs of other nodes that it has.
     pub externals: Vec<Arc<str>>,
+    /// The revision of the published configuration that it has, 0 before the first; `None` if it takes none.
+    pub published: Option<u64>,
 }
 
 /// Follows the daemon at these urls, for ever, and sends what the gateway needs of it.
@@ -97,17 +99,17 @@ impl Source {
         let exports = exported.map(|(id, policy)| (policy.name.clone(), self.published(state, id, None))).collect();
         let externals = state.graph.programs.values().filter(|policy| !policy.is_here());
         let externals = externals.map(|policy| policy.name.clone()).collect();
-        let found = DaemonState { journal: self.journal.clone(), exports, externals };
+        let found = DaemonState { journal: self.journal.clone(), exports, externals, published: info.published };
         self.messages.send(Message::Daemon(found)).ok()
     }
 
     fn event(&mut self, envelope: Arc<Envelope>) -> Option<()> {
         let Some(state) = self.follower.state() else { return Some(()) };
         self.history.push(envelope.clone(), state);
-        if let Event::Program(id, ProgramEvent::Stopping { .. }) = &envelope.event
+        if let Event::Program(id, ProgramEvent::Stopping { reason, .. }) = &envelope.event
             && state.programs.get(*id).and_then(ProgramState::pid) == Some(self.own_pid)
         {
-            self.messages.send(Message::Stopping).ok()?;
+            self.messages.send(Message::Stopping { for_good: *reason == StopReason::Shutdown }).ok()?;
         }
         let is_exported = |id: &ProgramId| state.graph.programs.get(*id).is_some_and(|policy| policy.export);
         let Some(id) = state.graph.subject(&envelope.event).filter(is_exported).filter(|_| !self.is_due) else {
@@ -136,11 +138,19 @@ impl Source {
 /// How many observations one request has: it may have 64 KiB, and a state 8 KiB.
 const CHUNK: usize = 6;
 
+/// How long a part of a configuration is at most, in bytes: a request may have 64 KiB, and a text is longer as JSON.
+const PART_MAX: usize = 8 << 10;
+
+/// How long the daemon may take for a configuration.
+const CONFIGURE_TIME: Duration = Duration::from_secs(60);
+
 /// What is to be reported: the newest sight of each program, however many there were since the last report.
 #[derive(Debug, Default)]
 struct Pending {
     sights: BTreeMap<String, Sight>,
     is_in_reach: bool,
+    /// A published configuration, with its revision.
+    config: Option<(u64, String)>,
 }
 
 /// Reports to the daemon, which are sent by a thread of their own.
@@ -160,7 +170,17 @@ impl Reporter {
         thread::spawn(move || {
             let _end = EndOfThread;
             loop {
-                for observations in own.next().chunks(CHUNK) {
+                let Pending { sights, is_in_reach, config } = own.next();
+                if let Some((revision, text)) = config {
+                    let outcome = configure(&client, revision, &text);
+                    if messages.send(Message::Configured(revision, outcome)).is_err() {
+                        return;
+                    }
+                }
+                let external = |(program, sight)| Observation::External { program, sight };
+                let contact = is_in_reach.then_some(Observation::Contact);
+                let reports: Vec<Observation> = sights.into_iter().map(external).chain(contact).collect();
+                for observations in reports.chunks(CHUNK) {
                     let request = Request::new("", Action::Observe { observations: observations.to_vec() });
                     let failure = match client.call(&request, ControlClient::TIMEOUT) {
                         Ok(reply) => reply.error.map(|error| error.message),
@@ -187,15 +207,40 @@ impl Reporter {
         self.0.1.notify_one();
     }
 
+    /// Gives the daemon a published configuration, before anything else.
+    pub fn configure(&self, revision: u64, text: String) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).config = Some((revision, text));
+        self.0.1.notify_one();
+    }
+
     /// Waits for something to report.
-    fn next(&self) -> Vec<Observation> {
-        let is_empty = |pending: &mut Pending| pending.sights.is_empty() && !pending.is_in_reach;
+    fn next(&self) -> Pending {
+        let is_empty =
+            |pending: &mut Pending| pending.sights.is_empty() && !pending.is_in_reach && pending.config.is_none();
         let pending = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pending = self.0.1.wait_while(pending, is_empty).unwrap_or_else(PoisonError::into_inner);
-        let Pending { sights, is_in_reach } = std::mem::take(&mut *pending);
-        let external = |(program, sight)| Observation::External { program, sight };
-        sights.into_iter().map(external).chain(is_in_reach.then_some(Observation::Contact)).collect()
+        std::mem::take(&mut *pending)
     }
+}
+
+/// Gives the daemon a published configuration, in parts.
+fn configure(client: &ControlClient, revision: u64, text: &str) -> Outcome {
+    let texts = split(text, PART_MAX);
+    let parts = u32::try_from(texts.len()).unwrap_or(u32::MAX);
+    for (part, text) in (0..).zip(texts) {
+        let action = Action::Configure { revision, part, parts, text: text.to_owned() };
+        match client.call(&Request::new("", action), CONFIGURE_TIME) {
+            Ok(reply) => match reply.error {
+                None => {}
+                Some(error) if matches!(error.code, ErrorCode::Busy | ErrorCode::ShuttingDown) => {
+                    return Outcome::Unanswered;
+                }
+                Some(error) => return Outcome::Refused(error.message),
+            },
+            Err(_) => return Outcome::Unanswered,
+        }
+    }
+    Outcome::Applied
 }
 
 /// Ends the process with its thread, whatever the reason: a gateway that hears nothing more must not keep its session.

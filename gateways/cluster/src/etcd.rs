@@ -14,10 +14,12 @@ use gaggled_core::{
         PublishedState,
         exports::Batch,
         sights::StateInStore,
-        store::{Key, Session, StateValue},
+        store::{Applied, Key, Pointer, Session, StateValue},
     },
     config::ClusterConfig,
 };
+
+pub mod publication;
 
 /// How long an answer may take.
 const ANSWER_TIME: Duration = Duration::from_secs(1);
@@ -118,6 +120,10 @@ pub enum Seen {
     Session(Arc<str>, Option<Session>),
     /// The state of a program.
     State(Arc<str>, Arc<str>, StateInStore),
+    /// The configuration for all nodes; `None` if there is none that can be read.
+    Current(Option<Pointer>),
+    /// The configuration that this node is to try.
+    Canary(Option<Pointer>),
 }
 
 /// Everything that a gateway watches, as it was at a revision.
@@ -127,6 +133,8 @@ pub struct Reading {
     pub seen: Vec<Seen>,
     /// The programs of this node of which there are states.
     pub own: Vec<Arc<str>>,
+    /// What this node has said of its configuration.
+    pub applied: Option<Applied>,
     /// The keys, each with the revision after which it is to be watched.
     watches: Vec<(String, bool, i64)>,
 }
@@ -195,6 +203,16 @@ impl Connection {
         Ok(answered(&self.url, client.lease_grant(seconds, None)).await?.id())
     }
 
+    /// Ends a lease, and with it the session.
+    ///
+    /// # Errors
+    ///
+    /// The member refuses, or does not answer.
+    pub async fn revoke(&self, lease: i64) -> Result<(), EtcdError> {
+        let mut client = self.client.clone();
+        answered(&self.url, client.lease_revoke(lease)).await.map(drop)
+    }
+
     /// The session of this node as a majority of the members has it, if it can be read, with the revision that wrote it; 0 if
     /// there is none.
     ///
@@ -243,7 +261,7 @@ impl Connection {
         Ok(answered(&self.url, client.txn(write.and_then(operations))).await?.succeeded())
     }
 
-    /// Reads all sessions, these states, and which states of this node there are.
+    /// Reads all sessions, these states, which states of this node there are, and which configuration is published.
     ///
     /// # Errors
     ///
@@ -251,14 +269,22 @@ impl Connection {
     pub async fn read(&self, states: Vec<Key>) -> Result<Reading, EtcdError> {
         let mut reading = Reading::default();
         let (sessions, own) = (Key::sessions(&self.site), Key::states_of(&self.site, &self.node));
+        let config = [Key::Current, Key::Canary { node: self.node.clone() }].map(|key| key.path(&self.site));
+        let applied = Key::Applied { node: self.node.clone() }.path(&self.site);
         let prefix = || Some(GetOptions::new().with_prefix());
         let first = [
             TxnOp::get(sessions.clone(), prefix()),
+            TxnOp::get(config[0].clone(), None),
+            TxnOp::get(config[1].clone(), None),
+            TxnOp::get(applied, None),
             TxnOp::get(own.clone(), Some(GetOptions::new().with_prefix().with_keys_only())),
         ];
         let (revision, mut answers) = self.get(first.into()).await?;
         reading.watches.push((sessions, true, revision + 1));
+        reading.watches.extend(config.map(|path| (path, false, revision + 1)));
         let own_keys = answers.pop().unwrap_or_default();
+        let applied = answers.pop().unwrap_or_default();
+        reading.applied = applied.first().and_then(|kv| serde_json::from_slice(kv.value()).ok());
         let name = |kv: &KeyValue| Some(kv.key_str().ok()?.strip_prefix(&own)?.into());
         reading.own = own_keys.iter().filter_map(name).collect();
         self.take(&mut reading, answers);
@@ -299,6 +325,9 @@ impl Connection {
                 let missing = if exists { StateInStore::Unreadable } else { StateInStore::Missing };
                 Seen::State(node, program, read.map_or(missing, StateInStore::Written))
             }
+            Key::Current => Seen::Current(value().and_then(|value| serde_json::from_slice(value).ok())),
+            Key::Canary { .. } => Seen::Canary(value().and_then(|value| serde_json::from_slice(value).ok())),
+            Key::Part { .. } | Key::Description { .. } | Key::Applied { .. } => return None,
         })
     }
 

@@ -8,6 +8,7 @@ use gaggled_core::{
     cluster::{
         Observation, PublishedState,
         exports::Exports,
+        rollout::{Outcome, Rollout},
         sights::Sights,
         store::{Key, Session},
     },
@@ -44,12 +45,21 @@ pub enum Message {
     Read(u64, Reading),
     /// A watch shows changes.
     Shown(u64, Vec<Seen>),
+    /// The text of the configuration of this revision; an inner error says what is wrong with it.
+    Fetched(u64, u64, Result<String, String>),
+    /// What became of the configuration of this revision.
+    Configured(u64, Outcome),
+    /// What this node says of its configuration was written.
+    Reported(u64),
     /// The write of this number was carried out; false if this node has another session by now.
     Written(u64, u64, bool),
     /// The process was asked to end.
     Terminated,
     /// The daemon is about to stop this process, and everything that it has told before has been heard.
-    Stopping,
+    Stopping {
+        /// Whether the node ends with it.
+        for_good: bool,
+    },
     /// A request failed, or the watch has ended.
     Failed(u64, EtcdError),
 }
@@ -69,6 +79,7 @@ pub struct Gateway {
     credentials: Credentials,
     exports: Exports,
     sights: Sights,
+    rollout: Rollout,
     journal: Option<Arc<str>>,
     reporter: Reporter,
     messages: UnboundedSender<Message>,
@@ -97,8 +108,8 @@ pub struct Gateway {
     reports_again: bool,
     /// Until when what is left is written, once the process was asked to end.
     ends_at: Option<Instant>,
-    /// Whether everything is heard that the daemon told before it asked.
-    has_heard_all: bool,
+    /// Whether everything is heard that the daemon told before it asked; and whether the node ends.
+    has_heard_all: Option<bool>,
     connect_at: Option<Instant>,
     renew_at: Option<Instant>,
     write_at: Option<Instant>,
@@ -126,6 +137,7 @@ impl Gateway {
             credentials,
             exports: Exports::default(),
             sights: Sights::default(),
+            rollout: Rollout::default(),
             journal: None,
             reporter,
             messages,
@@ -143,7 +155,7 @@ impl Gateway {
             is_watching: false,
             reports_again: false,
             ends_at: None,
-            has_heard_all: false,
+            has_heard_all: None,
             connect_at: Some(clock.now()),
             renew_at: None,
             write_at: None,
@@ -166,10 +178,19 @@ impl Gateway {
                 Err(_) => {}
             }
             self.ring();
-            let is_done = self.has_heard_all && self.exports.is_idle();
+            let is_done = self.has_heard_all.is_some() && self.exports.is_idle();
             if self.ends_at.is_some_and(|at| is_done || at <= self.clock.now()) {
-                return;
+                return Box::pin(self.end()).await;
             }
+        }
+    }
+
+    /// Ends the session if the node ends, so that the others need not wait until it is over.
+    async fn end(self) {
+        if let (Some(true), Some(connection), Some(lease)) = (self.has_heard_all, self.connection, self.lease)
+            && let Err(error) = connection.revoke(lease).await
+        {
+            warn!(self.logger, "the session ends by itself: {}", error);
         }
     }
 
@@ -213,6 +234,7 @@ impl Gateway {
             Message::Shown(number, changes) if number == self.number => {
                 self.take(changes);
                 self.report(false);
+                self.roll_out();
             }
             Message::Written(number, batch, done) if number == self.number => {
                 self.exports.written(batch, done);
@@ -221,15 +243,22 @@ impl Gateway {
                 }
                 self.write();
             }
+            Message::Fetched(number, revision, text) if number == self.number => match text {
+                Ok(text) => self.reporter.configure(revision, text),
+                Err(why) => self.configured(revision, Outcome::Refused(why)),
+            },
+            Message::Configured(revision, outcome) => self.configured(revision, outcome),
             Message::Failed(number, error) if number == self.number => self.failed(&error),
             Message::Terminated => self.ends_at = Some(self.clock.now() + LAST_WRITES),
-            Message::Stopping => self.has_heard_all = true,
+            Message::Stopping { for_good } => self.has_heard_all = Some(for_good),
             // Of an earlier connection.
             Message::Connected(..)
             | Message::Renewed(..)
             | Message::Read(..)
             | Message::Shown(..)
             | Message::Written(..)
+            | Message::Fetched(..)
+            | Message::Reported(..)
             | Message::Failed(..) => {}
         }
     }
@@ -237,6 +266,7 @@ impl Gateway {
     fn daemon_found(&mut self, found: DaemonState) {
         debug!(self.logger, "gaggled is there"; "exported" => found.exports.len(), "external" => found.externals.len());
         self.journal = Some(found.journal);
+        self.rollout.daemon_has(found.published);
         self.exports.replace(found.exports);
         let before = self.sights.keys();
         self.sights.set_externals(found.externals);
@@ -250,6 +280,7 @@ impl Gateway {
             self.renew();
         }
         self.write();
+        self.roll_out();
     }
 
     fn connect(&mut self) {
@@ -284,6 +315,7 @@ impl Gateway {
         self.tasks.abort_all();
         self.exports.interrupt();
         self.sights.disconnect();
+        self.rollout.disconnect();
     }
 
     fn failed(&mut self, error: &EtcdError) {
@@ -343,6 +375,8 @@ impl Gateway {
             self.sights.forget_reports();
         }
         self.report(self.is_watching);
+        self.rollout.try_again();
+        self.roll_out();
         if self.exports.is_announced() && !std::mem::take(&mut self.logged).is_empty() {
             info!(self.logger, "etcd is in reach again, at {}", self.connection.as_ref().map_or("", Connection::url));
         }
@@ -406,9 +440,11 @@ impl Gateway {
         self.exports.found_in_store(reading.own.iter().cloned());
         self.take(reading.seen.clone());
         self.sights.read();
+        self.rollout.read(reading.applied.clone());
         self.is_watching = true;
         self.report(true);
         self.write();
+        self.roll_out();
         let (number, messages) = (self.number, self.messages.clone());
         self.ask(|connection| async move {
             let tell = |changes| drop(messages.send(Message::Shown(number, changes)));
@@ -421,8 +457,41 @@ impl Gateway {
             match seen {
                 Seen::Session(node, session) => self.sights.session(&node, session.map(|session| session.session)),
                 Seen::State(node, program, state) => self.sights.state(&node, &program, state),
+                Seen::Current(pointer) => self.rollout.current(pointer),
+                Seen::Canary(pointer) => self.rollout.canary(pointer),
             }
         }
+    }
+
+    /// Takes the published configuration if this node is to have another one, and writes which one it has.
+    fn roll_out(&mut self) {
+        let number = self.number;
+        if let Some(pointer) = self.rollout.take_next() {
+            info!(self.logger, "revision {} is published", pointer.revision; "by" => &pointer.by);
+            self.ask(|connection| async move {
+                Ok(Message::Fetched(number, pointer.revision, connection.fetch(&pointer).await?))
+            });
+        }
+        if let Some(why) = self.rollout.is_behind().filter(|why| !self.logged.contains(why)) {
+            error!(self.logger, "{}", why);
+            self.logged.insert(why);
+        }
+        if let Some(report) = self.rollout.take_report() {
+            self.ask(|connection| async move {
+                connection.write_applied(&report).await?;
+                Ok(Message::Reported(number))
+            });
+        }
+    }
+
+    fn configured(&mut self, revision: u64, outcome: Outcome) {
+        match &outcome {
+            Outcome::Applied => info!(self.logger, "revision {} is in force", revision),
+            Outcome::Refused(why) => error!(self.logger, "revision {} is not taken: {}", revision, why),
+            Outcome::Unanswered => warn!(self.logger, "gaggled has not said whether it takes revision {}", revision),
+        }
+        self.rollout.finished(revision, outcome);
+        self.roll_out();
     }
 
     /// Reports what has changed, and, if wanted, that the cluster is in reach.

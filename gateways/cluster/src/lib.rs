@@ -15,4 +15,5 @@
 pub mod daemon_link;
 pub mod etcd;
 pub mod gateway;
+pub mod publisher;
 pub mod roles;

@@ -3,20 +3,40 @@
 use gaggled_core::cluster::store::Key;
 
 /// The commands that make the user and the role of each node: it reads everything of its cluster, and writes only its own
-/// session and states. The user of a node is the common name of its certificate.
+/// session and states, and which configuration it has. The user of a node is the common name of its certificate.
 pub fn commands(site: &str, nodes: &[String]) -> Vec<String> {
     let mut lines = Vec::new();
     for node in nodes {
         let role = format!("gaggled/{site}/{node}");
         let (all, own) = (Key::prefix(site), Key::states_of(site, node));
-        let alive = Key::Alive { node: node.as_str().into() }.path(site);
+        let [alive, applied] = [Key::Alive { node: node.as_str().into() }, Key::Applied { node: node.as_str().into() }]
+            .map(|key| key.path(site));
         lines.extend([
             format!("etcdctl role add {role}"),
             format!("etcdctl role grant-permission --prefix {role} read {all}"),
             format!("etcdctl role grant-permission {role} readwrite {alive}"),
+            format!("etcdctl role grant-permission {role} readwrite {applied}"),
             format!("etcdctl role grant-permission --prefix {role} readwrite {own}"),
             format!("etcdctl user add {node} --no-password"),
             format!("etcdctl user grant-role {node} {role}"),
+        ]);
+    }
+    lines
+}
+
+/// The commands that make the role of those who publish configurations, and give it to these users.
+pub fn publisher_commands(site: &str, users: &[String]) -> Vec<String> {
+    let role = format!("gaggled/{site}/publisher");
+    let (all, configurations) = (Key::prefix(site), Key::configurations(site));
+    let mut lines = vec![
+        format!("etcdctl role add {role}"),
+        format!("etcdctl role grant-permission --prefix {role} read {all}"),
+        format!("etcdctl role grant-permission --prefix {role} readwrite {configurations}"),
+    ];
+    for user in users {
+        lines.extend([
+            format!("etcdctl user add {user} --no-password"),
+            format!("etcdctl user grant-role {user} {role}"),
         ]);
     }
     lines

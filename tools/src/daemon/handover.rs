@@ -8,7 +8,10 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,7 +34,7 @@ use gaggled_core::{
 };
 use serde_json::json;
 
-use super::loaded_config::LoadedConfig;
+use super::{loaded_config::LoadedConfig, published_config::PublishedConfig};
 use crate::VERSION;
 
 /// The end of a positive answer of another binary.
@@ -56,6 +59,18 @@ pub(super) struct HandoverManager {
     /// The path at which the subreaper found the binary, if there is a subreaper.
     started_from: Option<PathBuf>,
     binary: Arc<Mutex<Option<String>>>,
+    /// The revision of the published configuration that is in force, if the programs come from there.
+    published: Option<Arc<AtomicU64>>,
+    /// The parts of a published configuration that have come so far.
+    parts: Arc<Mutex<PublishedParts>>,
+}
+
+/// The parts of a published configuration that have come so far.
+#[derive(Debug, Default)]
+struct PublishedParts {
+    revision: u64,
+    next: u32,
+    text: String,
 }
 
 impl HandoverManager {
@@ -75,6 +90,8 @@ impl HandoverManager {
             file,
             started_from,
             binary: Arc::default(),
+            published: system.published.clone(),
+            parts: Arc::default(),
         }
     }
 
@@ -93,18 +110,29 @@ impl HandoverManager {
             file: self.file.clone(),
             started_from: self.started_from.clone(),
             binary: self.binary.clone(),
+            published: self.published.clone(),
+            parts: self.parts.clone(),
             ..*self
         };
         Arc::new(move |what, state| match what {
-            HandoverRequest::Plan { file } => own.plan(file.as_deref(), state).map(|(plan, _)| told(&plan, None)),
+            HandoverRequest::Plan { file } => own.plan(file.as_deref(), None, state).map(|(plan, _)| told(&plan, None)),
+            HandoverRequest::Configure { revision, part, parts, text } => {
+                own.configure(revision, (part, parts), &text, state)
+            }
             HandoverRequest::Reload { file } => own.reload(file.as_deref(), state),
             HandoverRequest::Upgrade { binary } => own.upgrade(binary.as_deref()),
         })
     }
 
-    fn plan(&self, file: Option<&str>, state: &State) -> Result<(Plan, LoadedConfig), ReplyError> {
+    fn plan(
+        &self,
+        file: Option<&str>,
+        published: Option<&PublishedConfig>,
+        state: &State,
+    ) -> Result<(Plan, LoadedConfig), ReplyError> {
         let path = file.unwrap_or(&self.text.path);
-        let system = LoadedConfig::load(Path::new(path), self.ignore_interrupts, &self.state).map_err(failed)?;
+        let system = LoadedConfig::load(Path::new(path), self.ignore_interrupts, &self.state, published);
+        let system = system.map_err(failed)?;
         if system.config.gaggled.state_directory != self.config.gaggled.state_directory {
             // The next gaggled would not find what this one has written.
             return Err(failed(format!(
@@ -115,9 +143,52 @@ impl HandoverManager {
     }
 
     fn reload(&self, file: Option<&str>, state: &State) -> Result<HandoverPrepared, ReplyError> {
-        let (plan, system) = self.plan(file, state)?;
+        let (plan, system) = self.plan(file, None, state)?;
+        self.stage(&plan, system)
+    }
+
+    /// Takes a part of the published configuration, and loads it when all are there.
+    fn configure(
+        &self,
+        revision: u64,
+        (part, parts): (u32, u32),
+        text: &str,
+        state: &State,
+    ) -> Result<HandoverPrepared, ReplyError> {
+        let Some(in_force) = &self.published else {
+            return Err(failed("this node has its programs from its own file (gaggled.cluster.config)".to_owned()));
+        };
+        let published = {
+            let mut known = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+            if part == 0 {
+                *known = PublishedParts { revision, ..PublishedParts::default() };
+            }
+            let is_too_long = known.text.len() + text.len() > Config::PUBLISHED_MAX;
+            if (known.revision, known.next) != (revision, part) || is_too_long {
+                *known = PublishedParts::default();
+                let why = if is_too_long { "is too long" } else { "does not follow the one before" };
+                return Err(failed(format!("part {part} of revision {revision} {why}")));
+            }
+            known.text.push_str(text);
+            known.next += 1;
+            if known.next < parts {
+                return Ok(HandoverPrepared { body: json!({"received": known.next}), handover: None });
+            }
+            PublishedConfig { revision, text: std::mem::take(&mut known.text) }
+        };
+        let (plan, system) = self.plan(None, Some(&published), state)?;
+        let not_kept = |why| failed(format!("it cannot be kept in {}: {why}", self.state.display()));
+        published.write(&self.state).map_err(not_kept)?;
+        let prepared = self.stage(&plan, system)?;
+        published.keep(&self.state).map_err(not_kept)?;
+        in_force.store(revision, Ordering::Relaxed);
+        Ok(prepared)
+    }
+
+    /// Leaves a configuration to the next daemon, if it is another than the present one.
+    fn stage(&self, plan: &Plan, system: LoadedConfig) -> Result<HandoverPrepared, ReplyError> {
         if system.text == self.text {
-            return Ok(told(&plan, None));
+            return Ok(told(plan, None));
         }
         let journal = self.journal()?;
         if let Some(own) = system.cgroups(&self.identity) {
@@ -127,7 +198,7 @@ impl HandoverManager {
         journal.stage_config(system.text).and_then(|()| journal.flush(DISK_TIMEOUT)).map_err(|why| {
             failed(format!("nothing is changed, because the journal cannot take the configuration: {why}"))
         })?;
-        let mut renewed = told(&plan, Some(Handover::Reload));
+        let mut renewed = told(plan, Some(Handover::Reload));
         renewed.body["controlurl"] = json!(system.urls.control);
         Ok(renewed)
     }

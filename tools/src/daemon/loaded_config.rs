@@ -1,8 +1,8 @@
 //! A configuration with everything that follows from it before anything is started.
 
 use std::{
-    path::Path,
-    sync::{Arc, OnceLock},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock, atomic::AtomicU64},
 };
 
 use actix::Recipient;
@@ -19,7 +19,7 @@ use gaggled_gateways::{
     url::{Url, default_directory, make_default_directory_for},
 };
 
-use super::own_programs;
+use super::{own_programs, published_config::PublishedConfig};
 use crate::common::{
     diagnostics,
     endpoints::{self, Urls},
@@ -35,47 +35,138 @@ pub struct LoadedConfig {
     /// Where the output of each program goes.
     pub(super) log_routes: Vec<LogRoute>,
     pub(super) ignore_interrupts: bool,
+    /// The revision of the published configuration, if the programs come from there; 0 if nothing has been published yet.
+    pub(super) published: Option<Arc<AtomicU64>>,
+}
+
+/// A configuration that was read: from a file, or from a file and the published configuration.
+struct ReadConfig {
+    parsed: Parsed,
+    /// The text that mistakes are shown in.
+    text: String,
+    /// Where that text is from.
+    path: PathBuf,
+    /// The revision of the published configuration, if it is needed.
+    published: Option<u64>,
+}
+
+/// What is wrong with a configuration, and in which text.
+struct Mistakes {
+    found: Vec<Diagnostic>,
+    text: String,
+    path: PathBuf,
+}
+
+impl Mistakes {
+    /// A mistake with no place in a text.
+    fn whole(path: &Path, why: String) -> Self {
+        Self { found: vec![Diagnostic::error(why)], text: String::new(), path: path.to_owned() }
+    }
+
+    fn has_errors(&self) -> bool {
+        self.found.iter().any(|finding| finding.severity == Severity::Error)
+    }
+
+    /// The errors, a line each.
+    fn lines(&self) -> String {
+        let errors = self.found.iter().filter(|finding| finding.severity == Severity::Error);
+        let lines: Vec<String> = errors.map(|finding| diagnostics::line(&self.path, &self.text, finding)).collect();
+        lines.join("\n")
+    }
+}
+
+impl ReadConfig {
+    /// Reads a file, and the published configuration if the file says so: this one, or the last one in the state directory.
+    fn read(path: &Path, state: Option<&Path>, published: Option<&PublishedConfig>) -> Result<Self, Mistakes> {
+        if let Some(why) = diagnostics::untrusted(path) {
+            return Err(Mistakes::whole(path, format!("the file {why}")));
+        }
+        let text = diagnostics::read(path).map_err(|why| Mistakes::whole(path, why))?;
+        let parsed = match Config::parse(&text) {
+            Ok(parsed) => parsed,
+            Err(found) => return Err(Mistakes { found, text, path: path.to_owned() }),
+        };
+        let wrong = parsed.config.beside_published(&parsed.locator);
+        if !wrong.is_empty() {
+            return Err(Mistakes { found: wrong, text, path: path.to_owned() });
+        }
+        if !parsed.config.is_published() {
+            return Ok(Self { parsed, text, path: path.to_owned(), published: None });
+        }
+        let settings = parsed.config.gaggled.clone();
+        let found = if let Some(published) = published {
+            Some((published.clone(), PathBuf::from(format!("revision {}", published.revision))))
+        } else {
+            let state = state.map_or_else(|| endpoints::state_directory(&settings), |state| Ok(state.to_owned()));
+            let last = state.and_then(|state| Ok(PublishedConfig::last(&state)?.map(|last| (last, state))));
+            let last = last.map_err(|why| Mistakes::whole(path, why))?;
+            last.map(|(last, state)| (last.clone(), PublishedConfig::path(&state, last.revision)))
+        };
+        let Some((PublishedConfig { revision, text: published }, place)) = found else {
+            return Ok(Self { parsed, text, path: path.to_owned(), published: Some(0) });
+        };
+        match Config::parse_published(&published, &settings) {
+            Ok(parsed) => Ok(Self { parsed, text: published, path: place, published: Some(revision) }),
+            Err(found) => Err(Mistakes { found, text: published, path: place }),
+        }
+    }
 }
 
 impl LoadedConfig {
     /// Reads a configuration and checks everything that can be checked without starting anything. What is wrong has
     /// been printed when this returns `None`.
     pub fn check(path: &Path, ignore_interrupts: bool) -> Option<Self> {
-        if let Some(why) = diagnostics::untrusted(path) {
-            eprintln!("Error: {} {why}", path.display());
-            return None;
-        }
-        let (parsed, text) = diagnostics::load(path).ok()?;
-        let text = ConfigSource { path: absolute(path), text };
-        let (system, found) = Self::examine(parsed, text, ignore_interrupts, None);
-        diagnostics::show(path, &system.text.text, &found);
-        let usable = found.iter().all(|finding| finding.severity != Severity::Error);
-        usable.then_some(system)
+        let (system, mistakes) = match Self::build(path, ignore_interrupts, None, None) {
+            Ok((system, mistakes)) => (Some(system), mistakes),
+            Err(mistakes) => (None, mistakes),
+        };
+        diagnostics::show(&mistakes.path, &mistakes.text, &mistakes.found);
+        system.filter(|_| !mistakes.has_errors())
     }
 
     /// Reads and checks a configuration for the gaggled whose journal is here; what is wrong with it is returned in words.
-    pub(super) fn load(path: &Path, ignore_interrupts: bool, state: &Path) -> Result<Self, String> {
-        if let Some(why) = diagnostics::untrusted(path) {
-            return Err(format!("{} {why}", path.display()));
+    /// `published` is the published configuration, if that is not the one in the state directory.
+    pub(super) fn load(
+        path: &Path,
+        ignore_interrupts: bool,
+        state: &Path,
+        published: Option<&PublishedConfig>,
+    ) -> Result<Self, String> {
+        match Self::build(path, ignore_interrupts, Some(state), published) {
+            Ok((system, mistakes)) if !mistakes.has_errors() => Ok(system),
+            Ok((_, mistakes)) | Err(mistakes) => Err(mistakes.lines()),
         }
-        let text = diagnostics::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
-        let join_diagnostics = |found: &[Diagnostic]| {
-            let errors = found.iter().filter(|finding| finding.severity == Severity::Error);
-            let lines: Vec<String> = errors.map(|finding| diagnostics::line(path, &text, finding)).collect();
-            lines.join("\n")
+    }
+
+    fn build(
+        path: &Path,
+        ignore_interrupts: bool,
+        state: Option<&Path>,
+        published: Option<&PublishedConfig>,
+    ) -> Result<(Self, Mistakes), Mistakes> {
+        let mut read = ReadConfig::read(path, state, published)?;
+        let text = match read.published {
+            // The journal needs one text that has everything.
+            Some(1..) => read.parsed.config.print().map_err(|why| Mistakes::whole(path, why.to_string()))?,
+            Some(0) | None => read.text.clone(),
         };
-        let parsed = Config::parse(&text).map_err(|found| join_diagnostics(&found))?;
-        let place = ConfigSource { path: absolute(path), text: text.clone() };
-        let (system, found) = Self::examine(parsed, place, ignore_interrupts, Some(state));
-        let wrong = join_diagnostics(&found);
-        if wrong.is_empty() { Ok(system) } else { Err(wrong) }
+        let source = ConfigSource { path: absolute(path), text };
+        let warnings = std::mem::take(&mut read.parsed.warnings);
+        let (mut system, found) = Self::examine(read.parsed, source, ignore_interrupts, state);
+        system.published = read.published.map(AtomicU64::new).map(Arc::new);
+        let found = warnings.into_iter().chain(found).collect();
+        Ok((system, Mistakes { found, text: read.text, path: read.path }))
     }
 
     /// A configuration that is already in force, with the journal here. Files that it needs may be gone by now, but the
     /// programs that run must still be supervised.
     pub(super) fn in_force(text: ConfigSource, ignore_interrupts: bool, state: &Path) -> Option<Self> {
         let parsed = Config::parse(&text.text).ok()?;
-        Some(Self::examine(parsed, text, ignore_interrupts, Some(state)).0)
+        let published = parsed.config.is_published().then(|| {
+            let last = PublishedConfig::last(state).ok().flatten();
+            Arc::new(AtomicU64::new(last.map_or(0, |last| last.revision)))
+        });
+        Some(Self { published, ..Self::examine(parsed, text, ignore_interrupts, Some(state)).0 })
     }
 
     fn examine(
@@ -122,7 +213,7 @@ impl LoadedConfig {
             );
         }
         let log_routes = own_programs::add(&mut config, Path::new(&text.path), state);
-        (Self { config, text, urls, search, log_routes, ignore_interrupts }, found)
+        (Self { config, text, urls, search, log_routes, ignore_interrupts, published: None }, found)
     }
 
     /// How many programs and dependencies there are.

@@ -370,6 +370,7 @@ impl LoadedConfig {
             eventurl: self.urls.event.clone(),
             controlurl: self.urls.control.clone(),
             state: state.display().to_string(),
+            published: self.published.clone(),
         }
     }
 

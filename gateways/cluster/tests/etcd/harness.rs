@@ -14,7 +14,7 @@ use gaggled_core::{
     event::{Envelope, Event, RemoteEvent},
     state::{Phase, State},
 };
-use gaggled_tests::harness::{Daemon, DaemonOptions, directory, free_port};
+use gaggled_tests::harness::{Daemon, DaemonOptions, binary, directory, free_port};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -241,6 +241,30 @@ impl Node {
         let text = configuration(directory.path(), name, &urls.join(", "), settings, programs);
         let daemon = Daemon::with(&text, directory, &DaemonOptions::default());
         Self { daemon, proxies }
+    }
+
+    /// Starts a node that has its programs from the published configuration.
+    pub fn published(etcd: &Etcd, name: &str) -> Self {
+        Self::with(etcd, name, "config: Published,", "")
+    }
+
+    /// Starts the node again, after it has ended.
+    #[must_use]
+    pub fn again(self) -> Self {
+        Self { daemon: self.daemon.again(), ..self }
+    }
+
+    /// Runs `gaggled_clustergate` with the configuration of the node and these arguments; its exit status, and what it says.
+    pub fn gate(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(binary("gaggled_clustergate"))
+            .arg("-c")
+            .arg(self.daemon.config_path())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("the gateway");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
     }
 
     /// Cuts the node off from etcd, or connects it again.

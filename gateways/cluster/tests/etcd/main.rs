@@ -4,4 +4,5 @@
 
 mod edges;
 mod harness;
+mod publish;
 mod wrong_inputs;

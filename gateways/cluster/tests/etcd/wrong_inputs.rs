@@ -10,7 +10,7 @@ use crate::harness::{Etcd, Node, configuration, has_etcd};
 const DB: &str = "\"db\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], export: true),";
 
 /// Waits for a line in the log of a node, which has the output of its gateway.
-fn says(node: &mut Daemon, words: &str) {
+pub fn says(node: &mut Daemon, words: &str) {
     let log = node.directory.path().join("log");
     let words = words.to_owned();
     node.wait_outside(&format!("\"{words}\""), move || fs::read_to_string(&log).unwrap_or_default().contains(&words));
@@ -88,9 +88,10 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
     let etcd = Etcd::with("https", &arguments, credentials);
     let example = dir.join("example.ron");
     fs::write(&example, configuration(dir, "n1", "\"https://127.0.0.1:1\"", "", DB)).expect("a configuration");
-    let gate = Command::new(binary("gaggled_clustergate")).arg("-c").arg(&example).args(["roles", "n1", "n2"]).output();
+    let roles = ["roles", "n1", "n2", "--publisher", "carol"];
+    let gate = Command::new(binary("gaggled_clustergate")).arg("-c").arg(&example).args(roles).output();
     let lines = String::from_utf8(gate.expect("the gateway").stdout).expect("a text");
-    assert_eq!(lines.lines().count(), 12, "{lines}");
+    assert_eq!(lines.lines().count(), 19, "{lines}");
     for line in lines.lines() {
         let words: Vec<&str> = line.split(' ').skip(1).collect();
         etcd.ctl(&words);
@@ -110,6 +111,11 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
     let mut one = Node::with(&etcd, "n1", &tls("authority.pem", "n1"), DB);
     let mut two = Node::with(&etcd, "n2", &tls("authority.pem", "n2"), web);
     two.daemon.wait_up("web", 1);
+    // A node may not publish.
+    let site = dir.join("site.ron");
+    fs::write(&site, "(programs: {})").expect("a configuration");
+    let refused = one.gate(&["publish", "--yes", &site.display().to_string()]);
+    assert!(refused.0 == Some(1) && refused.1.contains("permission denied"), "{refused:?}");
     // Another certificate than that of its name: it may read, and not write.
     let mut other_node = Node::with(&etcd, "n3", &tls("authority.pem", "n2"), DB);
     says(&mut other_node.daemon, "permission denied: the user of the certificate needs the role of this node");

@@ -1,0 +1,416 @@
+//! Publishing a configuration: what it changes on each node is shown before, and what each node says of it after.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fmt::Write as _,
+    io::{self, IsTerminal, Write as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use gaggled_actors::clock::Clock;
+use gaggled_core::{
+    cluster::store::{Applied, Pointer},
+    config::{ClusterConfig, Config, Diagnostic, Parsed, Settings, own_externals},
+    planning::plan::{Change, Plan},
+};
+use gaggled_tools::common::{diagnostics, event_format::date_time, host::host_name};
+
+use crate::etcd::{
+    Connection, Credentials, EtcdError,
+    publication::{Publications, describe},
+};
+
+/// How many revisions are kept.
+const KEPT: usize = 20;
+
+/// Why nothing was published, or not everywhere.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The reasons have been printed.
+    #[error("")]
+    Shown,
+    /// etcd cannot be used.
+    #[error(transparent)]
+    Etcd(#[from] EtcdError),
+    /// Anything else.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// How something is published.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PublishArgs {
+    /// Let this node try it first: all others get it only if it takes it. Can be given more than once
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    canary: Vec<String>,
+
+    /// What is said of it in the list of revisions
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    note: String,
+
+    /// Do not ask before it is published
+    #[arg(short, long)]
+    yes: bool,
+
+    /// Only check it and show what it changes
+    #[arg(long, conflicts_with = "yes")]
+    dry_run: bool,
+
+    /// How long the nodes may take to load it, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u64,
+}
+
+/// Publishes configurations for the nodes of a cluster.
+#[derive(Debug)]
+pub struct Publisher {
+    settings: Settings,
+    connection: Connection,
+    clock: Clock,
+}
+
+impl Publisher {
+    /// Connects to the first member of etcd that answers, as the settings say.
+    ///
+    /// # Errors
+    ///
+    /// None does; the error is that of the last one.
+    pub async fn connect(settings: Settings, cluster: &ClusterConfig) -> Result<Self, PublishError> {
+        let credentials = Credentials::read(cluster)?;
+        let node: Arc<str> = cluster.node.clone().unwrap_or_else(host_name).into();
+        let mut last = None;
+        for url in &cluster.etcd {
+            let opened = Connection::open(url, cluster.name.as_str().into(), node.clone(), &credentials).await;
+            let asked = match opened {
+                Ok(connection) => connection.publications().await.map(|_| connection),
+                Err(error) => Err(error),
+            };
+            match asked {
+                Ok(connection) => return Ok(Self { settings, connection, clock: Clock::real() }),
+                Err(error) => last = Some(error),
+            }
+        }
+        Err(last.map_or_else(|| PublishError::Refused("gaggled.cluster names no etcd".to_owned()), PublishError::Etcd))
+    }
+
+    /// What is published, and who has it.
+    ///
+    /// # Errors
+    ///
+    /// etcd refuses, or does not answer.
+    pub async fn publications(&self) -> Result<Publications, PublishError> {
+        Ok(self.connection.publications().await?)
+    }
+
+    /// Publishes a file.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be used on a node, etcd refuses, another publisher was quicker, or a node does not take it.
+    pub async fn publish_file(&self, path: &Path, arguments: &PublishArgs) -> Result<(), PublishError> {
+        let text =
+            diagnostics::read(path).map_err(|why| PublishError::Refused(format!("{}: {why}", path.display())))?;
+        self.publish(path, &text, arguments).await
+    }
+
+    /// Publishes the text of an earlier revision again; that before the present one if none is given.
+    ///
+    /// # Errors
+    ///
+    /// There is no such revision, or as for a file.
+    pub async fn roll_back(&self, revision: Option<u64>, arguments: &PublishArgs) -> Result<(), PublishError> {
+        let known = self.publications().await?;
+        let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
+        let before = known.revisions.values().rev().find(|pointer| match revision {
+            Some(revision) => pointer.revision == revision,
+            None => {
+                pointer.revision < current && known.current.as_ref().is_some_and(|now| now.sha256 != pointer.sha256)
+            }
+        });
+        let Some(pointer) = before else {
+            return Err(PublishError::Refused(match revision {
+                Some(revision) => format!("there is no revision {revision}: gaggled_clustergate revisions lists them"),
+                None => "there is no earlier revision to go back to".to_owned(),
+            }));
+        };
+        let text = self.connection.fetch(pointer).await?.map_err(PublishError::Refused)?;
+        let note = format!("revision {} again", pointer.revision);
+        let note = if arguments.note.is_empty() { note } else { arguments.note.clone() };
+        let place = format!("revision {}", pointer.revision);
+        self.publish(Path::new(&place), &text, &PublishArgs { note, ..arguments.clone() }).await
+    }
+
+    async fn publish(&self, path: &Path, text: &str, arguments: &PublishArgs) -> Result<(), PublishError> {
+        let new = self.check(path, text, &BTreeSet::new())?;
+        let known = self.publications().await?;
+        let canaries: BTreeSet<Arc<str>> = arguments.canary.iter().map(|node| node.as_str().into()).collect();
+        if let Some(absent) = canaries.iter().find(|node| !follows(&known, node)) {
+            return Err(PublishError::Refused(format!(
+                "{absent} cannot try it: it is no node that is there and has its programs from the published configuration"
+            )));
+        }
+        let nodes: BTreeSet<Arc<str>> = known.sessions.keys().filter(|node| follows(&known, node)).cloned().collect();
+        let declared = new.config.declared_nodes().into_iter().map(Arc::from);
+        let all: BTreeSet<Arc<str>> = declared.chain(known.applied.keys().cloned()).collect();
+        self.check(path, text, &all)?;
+        let old = self.present(&known, &all).await?;
+        let revision = known.next_revision();
+        say(&match &known.current {
+            Some(current) => format!("revision {revision}, after {}", current.revision),
+            None => format!("revision {revision}, the first"),
+        });
+        say(&changes(&old, &new.config, &nodes));
+        if arguments.dry_run {
+            return Ok(());
+        }
+        if !arguments.yes {
+            confirm(revision)?;
+        }
+        let pointer = self.describe(revision, text, &arguments.note);
+        if !self.connection.write_text(&pointer, text).await? {
+            return Err(PublishError::Refused(format!(
+                "revision {revision} was published by another just now: look at it with gaggled_clustergate revisions, and publish again"
+            )));
+        }
+        let within = Duration::from_secs(arguments.timeout);
+        if !canaries.is_empty() {
+            self.connection.publish_to(&canaries, &pointer).await?;
+            if !self.all_take(&pointer, &canaries, &known, within).await? {
+                return Err(self.take_back(&canaries, &known).await?);
+            }
+        }
+        if !self.connection.publish(&pointer, &known).await? {
+            return Err(PublishError::Refused(
+                "another configuration was published just now: look at it with gaggled_clustergate revisions, and publish again".to_owned(),
+            ));
+        }
+        for old in known.revisions.keys().rev().skip(KEPT - 1) {
+            self.connection.delete_text(*old).await?;
+        }
+        if self.all_take(&pointer, &nodes, &known, within).await? {
+            return Ok(());
+        }
+        Err(PublishError::Refused(format!(
+            "revision {revision} is published, and not in force everywhere: correct it and publish again, or give gaggled_clustergate rollback"
+        )))
+    }
+
+    /// The configuration that each of these nodes has now, as far as it is known: that which is published if the node is not
+    /// there.
+    async fn present(
+        &self,
+        known: &Publications,
+        nodes: &BTreeSet<Arc<str>>,
+    ) -> Result<BTreeMap<Arc<str>, Arc<Config>>, PublishError> {
+        let nothing = Arc::new(Config { gaggled: self.settings.clone(), ..Config::default() });
+        let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
+        let mut read: BTreeMap<u64, Arc<Config>> = BTreeMap::new();
+        let mut present = BTreeMap::new();
+        for node in nodes {
+            let revision = known.applied.get(node).map_or(current, |applied| applied.revision);
+            if let Entry::Vacant(place) = read.entry(revision) {
+                let pointer = known.revisions.get(&revision);
+                let text = match pointer {
+                    Some(pointer) => self.connection.fetch(pointer).await?.ok(),
+                    None => None,
+                };
+                let parsed = text.and_then(|text| Config::parse_published(&text, &self.settings).ok());
+                // One that cannot be read is no reason not to publish a better one.
+                place.insert(parsed.map_or(nothing.clone(), |parsed| Arc::new(parsed.config)));
+            }
+            present.insert(node.clone(), read[&revision].clone());
+        }
+        Ok(present)
+    }
+
+    /// Checks a text for these nodes; what is wrong is shown.
+    fn check(&self, path: &Path, text: &str, nodes: &BTreeSet<Arc<str>>) -> Result<Parsed, PublishError> {
+        let wrong = |found: Vec<Diagnostic>| {
+            diagnostics::show(path, text, &found);
+            PublishError::Shown
+        };
+        let parsed = Config::parse_published(text, &self.settings).map_err(wrong)?;
+        let mut found: Vec<Diagnostic> = Vec::new();
+        for node in nodes {
+            let of_node = own_externals(&parsed.config, node, &parsed.locator);
+            for mut error in of_node.into_iter().chain(parsed.config.project(node).errors(&parsed.locator)) {
+                error.message = format!("on node {node}: {}", error.message);
+                // One node is enough to show a mistake.
+                if found.iter().all(|known| known.span != error.span || error.span.is_none()) {
+                    found.push(error);
+                }
+            }
+        }
+        if found.is_empty() { Ok(parsed) } else { Err(wrong(found)) }
+    }
+
+    fn describe(&self, revision: u64, text: &str, note: &str) -> Pointer {
+        let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
+        let user = user.map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name);
+        let by = format!("{user}@{}", host_name());
+        Pointer { by, time: self.clock.wall(), note: note.to_owned(), ..describe(revision, text) }
+    }
+
+    /// Waits until these nodes have said whether they take a revision, and shows what they say; whether all take it.
+    async fn all_take(
+        &self,
+        pointer: &Pointer,
+        nodes: &BTreeSet<Arc<str>>,
+        known: &Publications,
+        within: Duration,
+    ) -> Result<bool, PublishError> {
+        let revision = pointer.revision;
+        let (mut waiting, mut is_well) = (nodes.clone(), true);
+        let tell = |node: Arc<str>, applied: Applied| {
+            if waiting.contains(&node)
+                && let Some((line, takes)) = verdict(&node, &applied, revision)
+            {
+                waiting.remove(&node);
+                is_well &= takes;
+                say(&line);
+            }
+            waiting.is_empty()
+        };
+        if !nodes.is_empty() {
+            match tokio::time::timeout(within, self.connection.watch_applied(known.read_at + 1, tell)).await {
+                Ok(watched) => watched?,
+                Err(_) => is_well = false,
+            }
+        }
+        for node in waiting {
+            say(&format!("{node}  has not said within {} s whether it takes revision {revision}", within.as_secs()));
+        }
+        Ok(is_well)
+    }
+
+    /// Gives nodes that were to try a configuration the present one again, as a new revision.
+    async fn take_back(
+        &self,
+        canaries: &BTreeSet<Arc<str>>,
+        known: &Publications,
+    ) -> Result<PublishError, PublishError> {
+        let Some(current) = &known.current else {
+            let why = "it is not published to the others; there is no earlier revision to go back to";
+            return Ok(PublishError::Refused(why.to_owned()));
+        };
+        let text = self.connection.fetch(current).await?.map_err(PublishError::Refused)?;
+        let revision = self.publications().await?.next_revision();
+        let pointer = self.describe(revision, &text, &format!("revision {} again", current.revision));
+        if self.connection.write_text(&pointer, &text).await? {
+            self.connection.publish_to(canaries, &pointer).await?;
+        }
+        Ok(PublishError::Refused(format!(
+            "it is not published to the others; who tried it gets revision {} again, as {revision}",
+            current.revision
+        )))
+    }
+}
+
+/// Whether a node is there and has its programs from the published configuration: such a node says which one it has.
+fn follows(known: &Publications, node: &str) -> bool {
+    known.sessions.contains_key(node) && known.applied.contains_key(node)
+}
+
+/// What a node says of a revision, once it does, and whether it takes it.
+fn verdict(node: &str, applied: &Applied, revision: u64) -> Option<(String, bool)> {
+    match &applied.refused {
+        _ if applied.revision >= revision => Some((format!("{node}  has revision {}", applied.revision), true)),
+        Some(refused) if refused.revision == revision => {
+            let line = format!("{node}  does not take it, and stays on revision {}: {}", applied.revision, refused.why);
+            Some((line, false))
+        }
+        Some(_) | None => None,
+    }
+}
+
+/// What changes on each node, a line each.
+fn changes(old: &BTreeMap<Arc<str>, Arc<Config>>, new: &Config, present: &BTreeSet<Arc<str>>) -> String {
+    let mut lines = String::new();
+    for (node, old) in old {
+        let plan = Plan::if_all_run(&old.project(node), &new.project(node));
+        let word = |change: Change| match change {
+            Change::Start => "start",
+            Change::Stop => "stop",
+            Change::Restart => "restart",
+            Change::ApplyLive => "change",
+            Change::Unchanged => "keep",
+        };
+        let mut told: Vec<String> = Vec::new();
+        for step in plan.steps.iter().filter(|step| step.change != Change::Unchanged) {
+            told.push(format!("{} {} ({})", word(step.change), step.program, step.reason));
+        }
+        let kept = plan.steps.len() - told.len();
+        if kept > 0 || told.is_empty() {
+            told.push(format!("keep {kept}"));
+        }
+        let absent = if present.contains(node) { "" } else { "  (not there: it gets it when it is)" };
+        let _ = writeln!(lines, "{node}  {}{absent}", told.join(", "));
+    }
+    lines.trim_end().to_owned()
+}
+
+/// Asks whether to go on.
+fn confirm(revision: u64) -> Result<(), PublishError> {
+    if !io::stdin().is_terminal() {
+        return Err(PublishError::Refused(format!("revision {revision} is not published: add --yes")));
+    }
+    let mut out = io::stdout();
+    let _ = write!(out, "publish revision {revision}? [y/N] ").and_then(|()| out.flush());
+    let mut answer = String::new();
+    let _ = io::stdin().read_line(&mut answer);
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(PublishError::Refused(format!("revision {revision} is not published"))),
+    }
+}
+
+/// Prints a line; that nobody reads it does not stop a publication.
+fn say(line: &str) {
+    let _ = gaggled_tools::common::output::line(line);
+}
+
+/// The revisions that are kept, the newest first.
+pub fn revisions(known: &Publications) -> String {
+    let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
+    let line = |pointer: &Pointer| {
+        let now = if pointer.revision == current { "*" } else { " " };
+        let Pointer { revision, by, bytes, note, .. } = pointer;
+        let time = date_time(pointer.time);
+        format!("{now} {revision:>4}  {time}  {by}  {bytes} bytes  {note}").trim_end().to_owned()
+    };
+    let lines: Vec<String> = known.revisions.values().rev().map(line).collect();
+    if lines.is_empty() { "nothing has been published yet".to_owned() } else { lines.join("\n") }
+}
+
+/// The nodes, and which configuration each has.
+pub fn status(site: &str, known: &Publications) -> String {
+    let current = known.current.as_ref().map_or_else(
+        || "nothing is published".to_owned(),
+        |pointer| {
+            format!("revision {} is published, by {}, at {}", pointer.revision, pointer.by, date_time(pointer.time))
+        },
+    );
+    let nodes: BTreeSet<&Arc<str>> = known.sessions.keys().chain(known.applied.keys()).collect();
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::NOTHING).set_header(["NODE", "SEEN", "VERSION", "CONFIGURATION"]);
+    for node in &nodes {
+        let session = known.sessions.get(*node);
+        let seen = session.map_or("no".to_owned(), |session| format!("on {}", session.host));
+        let version = session.map_or("", |session| &session.version);
+        table.add_row([node, &*seen, version, &configuration(known, node)]);
+    }
+    let rows: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
+    format!("cluster {site}: {} nodes, {} seen; {current}\n{}", nodes.len(), known.sessions.len(), rows.join("\n"))
+}
+
+fn configuration(known: &Publications, node: &str) -> String {
+    let Some(applied) = known.applied.get(node) else { return "its own file".to_owned() };
+    let wanted = known.wanted(node).map_or(0, |pointer| pointer.revision);
+    match &applied.refused {
+        Some(refused) => format!("{}, not {}: {}", applied.revision, refused.revision, refused.why),
+        None if applied.revision < wanted => format!("{}, not yet {wanted}", applied.revision),
+        None => applied.revision.to_string(),
+    }
+}
