@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::is_default;
 use crate::base::time::Millis;
 
 /// The name of the program that a section `cluster` adds.
@@ -42,7 +41,7 @@ pub struct ClusterConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Where the programs come from, with their groups and the sets of nodes.
-    #[serde(skip_serializing_if = "is_default")]
+    #[serde(skip_serializing_if = "is_file")]
     pub config: ConfigFrom,
     /// How long a node must be silent to be taken for dead.
     #[serde(skip_serializing_if = "is_default_dead_after")]
@@ -92,4 +91,9 @@ impl ClusterConfig {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_default_dead_after(value: &Millis) -> bool {
     *value == DEAD_AFTER
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_file(value: &ConfigFrom) -> bool {
+    *value == ConfigFrom::File
 }

@@ -281,7 +281,7 @@ const FILE_CALLS: [&str; 16] = [
 ];
 
 /// The sources that may contain these calls, and for which files. The files of programs are opened in `safe_path` only.
-const FILE_OWNERS: [(&str, &str); 24] = [
+const FILE_OWNERS: [(&str, &str); 25] = [
     ("actors/src/safe_path.rs", "the files of programs"),
     ("actors/src/host/monitor/notify_socket.rs", "the notify sockets in a directory of gaggled's own"),
     ("actors/src/host/cgroup.rs", "the kernel's cgroup tree"),
@@ -294,6 +294,7 @@ const FILE_OWNERS: [(&str, &str); 24] = [
     ("gateways/src/smtp/spool.rs", "the state directory"),
     ("gateways/src/smtp/delivery.rs", "the password and the certificate that the configuration names"),
     ("tools/src/daemon.rs", "the sockets of gaggled"),
+    ("tools/src/daemon/published_config.rs", "the state directory"),
     ("tools/src/daemon/subreaper_link.rs", "the descriptors from the subreaper"),
     ("tools/src/daemon/startup.rs", "the kernel's cgroup tree"),
     ("tools/src/common/diagnostics.rs", "the configuration"),

@@ -59,7 +59,10 @@ fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
         refused(cluster(section, "").as_bytes(), &[words, "system.ron:2"]);
     }
     let published = "(name: \"s\", etcd: [\"http://127.0.0.1:2379\"], config: Published)";
-    refused(cluster(published, "").as_bytes(), &["this node has them from the published configuration", "system.ron:3"]);
+    refused(
+        cluster(published, "").as_bytes(),
+        &["this node has them from the published configuration", "system.ron:3"],
+    );
     for (depends, words) in [
         ("\"db@n1\": ()", "this node n1 has no program"),
         ("\"db@\": ()", "not the name of a program on a node"),
