@@ -13,6 +13,7 @@ use std::sync::Arc;
 use actix::{Actor, Context, Handler, Message};
 use gaggled_core::{
     base::ids::ActorId,
+    cluster::News,
     event::{Cause, Envelope, Event, SystemEvent},
     journal::{Journal, Refusal},
     machine::any::AnyMachine,
@@ -119,9 +120,12 @@ impl Handler<Propose> for JournalActor {
 impl Handler<Observe> for JournalActor {
     type Result = ();
     fn handle(&mut self, Observe(observed): Observe, _: &mut Context<Self>) {
-        for (program, sight) in observed {
-            if let Some(actor) = self.routes.get(ActorId::Program(program)) {
-                actor.do_send(Observed(sight));
+        for (actor, news) in observed {
+            if let News::Claims(sight) = &news {
+                self.journal.permit(sight.permit_until);
+            }
+            if let Some(actor) = self.routes.get(actor) {
+                actor.do_send(Observed(news));
             }
         }
     }

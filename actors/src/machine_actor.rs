@@ -214,8 +214,8 @@ impl Handler<HostReported> for MachineActor {
 
 impl Handler<Observed> for MachineActor {
     type Result = ();
-    fn handle(&mut self, Observed(sight): Observed, ctx: &mut Context<Self>) {
-        self.step(&Input::Observed(sight.as_ref()), ctx);
+    fn handle(&mut self, Observed(news): Observed, ctx: &mut Context<Self>) {
+        self.step(&Input::Observed(&news), ctx);
     }
 }
 

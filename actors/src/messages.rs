@@ -5,7 +5,7 @@ use std::sync::Arc;
 use actix::{Message, Recipient};
 use gaggled_core::{
     base::ids::{ActorId, IdVec, ProgramId, Seq},
-    cluster::Sight,
+    cluster::News,
     event::{Cause, Envelope, Event},
     host::{HostCommand, HostReport},
     journal::Refusal,
@@ -54,15 +54,15 @@ pub struct HostReported(pub HostReport);
 #[rtype(result = "()")]
 pub struct Execute(pub HostCommand);
 
-/// To the journal, for the machines of programs of other nodes: how each is seen; `None` if that has not changed.
+/// To the journal, for machines: what the cluster gateway has reported.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
-pub struct Observe(pub Vec<(ProgramId, Option<Sight>)>);
+pub struct Observe(pub Vec<(ActorId, News)>);
 
-/// To the machine of a program of another node: how it is seen; `None` if that has not changed.
+/// To a machine: what the cluster gateway has reported.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "()")]
-pub struct Observed(pub Option<Sight>);
+pub struct Observed(pub News);
 
 /// To a machine: it may begin to propose events, because of this event.
 #[derive(Clone, Copy, Debug, Message)]

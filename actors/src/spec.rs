@@ -40,7 +40,17 @@ pub fn specs(
             let name = &*policy.name;
             let cgroup = cgroups.map(|own| Cgroup { parent: own.display().to_string(), settings: settings(program) });
             let exit = ExitPolicy::from(policy);
-            LaunchSpec { cgroup, exit, ..launch(name, program, log_routes.get(name).copied()) }
+            let mut spec = LaunchSpec { cgroup, exit, ..launch(name, program, log_routes.get(name).copied()) };
+            let shared = policy.group.and_then(|id| Some((id, graph.groups[id].tenancy.as_ref()?)));
+            if let Some((id, tenancy)) = shared {
+                let group = graph.groups[id].name.to_string();
+                spec.env.extend([
+                    ("GAGGLED_GROUP".to_owned(), group),
+                    ("GAGGLED_NODE".to_owned(), tenancy.node.to_string()),
+                ]);
+                spec.shared_group = Some(id);
+            }
+            spec
         }
         None => LaunchSpec { name: policy.name.to_string(), ..LaunchSpec::default() },
     };
@@ -78,6 +88,7 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&LogRoute>) -> Lau
         health: program.health.clone(),
         watchdog: program.watchdog,
         cgroup: None,
+        shared_group: None,
         sandbox,
     }
 }

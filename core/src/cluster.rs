@@ -3,8 +3,10 @@
 //! A node publishes the last state of each exported program, not a log. What the states mean for the programs here is
 //! decided by [`crate::machine::external`].
 
+pub mod claims;
 pub mod exports;
 mod external;
+mod news;
 mod publish;
 mod published;
 pub mod rollout;
@@ -13,5 +15,6 @@ pub mod store;
 
 pub use self::{
     external::{AT, Assumption, External, RemoteRun, RemoteSource, UnseenReason, split_name},
-    published::{Observation, PublishedState, RemotePhase, Sight},
+    news::{News, Observation},
+    published::{PublishedState, RemotePhase, Sight},
 };

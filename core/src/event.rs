@@ -296,6 +296,91 @@ pub enum GroupEvent {
         /// The level.
         level: Level,
     },
+    /// It runs on one node at a time, and this node wants to take it over: committed before the claim is written.
+    #[serde(rename = "GroupClaimStarted")]
+    ClaimStarted {
+        /// A name for this attempt.
+        attempt: Arc<str>,
+        /// The revision of the claim that this node has seen, which nothing may have changed; 0 if there was none.
+        over: u64,
+    },
+    /// It could not be claimed.
+    #[serde(rename = "GroupClaimFailed")]
+    ClaimFailed {
+        /// The attempt.
+        attempt: Arc<str>,
+    },
+    /// This node holds it.
+    #[serde(rename = "GroupHeld")]
+    Held {
+        /// The attempt.
+        attempt: Arc<str>,
+        /// Its token: each holder has a larger one than those before.
+        token: u64,
+    },
+    /// This node leaves it to others: it is stopped first.
+    #[serde(rename = "GroupLeaving")]
+    Leaving {
+        /// Why.
+        reason: LeaveReason,
+    },
+    /// Nothing of it runs here any more: another node may take it.
+    #[serde(rename = "GroupReleased")]
+    Released {
+        /// The token that this node has had.
+        token: u64,
+    },
+    /// Another node holds it, or none.
+    #[serde(rename = "GroupHolderSeen")]
+    HolderSeen {
+        /// The node.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<Arc<str>>,
+    },
+}
+
+/// Why a node leaves a group to others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaveReason {
+    /// The node has not reached a majority of the store for so long that others may take the group.
+    PermitEnded,
+    /// The claim is another's.
+    ClaimLost,
+    /// This program of the group cannot run here.
+    Failed {
+        /// The program.
+        program: Arc<str>,
+    },
+}
+
+impl GroupEvent {
+    /// Whether it is about which node runs the group.
+    pub fn is_of_tenancy(&self) -> bool {
+        match self {
+            Self::ClaimStarted { .. }
+            | Self::ClaimFailed { .. }
+            | Self::Held { .. }
+            | Self::Leaving { .. }
+            | Self::Released { .. }
+            | Self::HolderSeen { .. } => true,
+            Self::LevelRequested { .. }
+            | Self::RestartRequested
+            | Self::LevelReached { .. }
+            | Self::Failed { .. }
+            | Self::FallbackStarted { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for LeaveReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PermitEnded => f.write_str("the cluster could not be reached"),
+            Self::ClaimLost => f.write_str("the claim is another's"),
+            Self::Failed { program } => write!(f, "{program} failed"),
+        }
+    }
 }
 
 impl ProgramEvent {
@@ -359,6 +444,12 @@ impl Event {
                 GroupEvent::LevelReached { .. } => "GroupLevelReached",
                 GroupEvent::Failed { .. } => "GroupFailed",
                 GroupEvent::FallbackStarted { .. } => "GroupFallbackStarted",
+                GroupEvent::ClaimStarted { .. } => "GroupClaimStarted",
+                GroupEvent::ClaimFailed { .. } => "GroupClaimFailed",
+                GroupEvent::Held { .. } => "GroupHeld",
+                GroupEvent::Leaving { .. } => "GroupLeaving",
+                GroupEvent::Released { .. } => "GroupReleased",
+                GroupEvent::HolderSeen { .. } => "GroupHolderSeen",
             },
             Self::System(event) => match event {
                 SystemEvent::DaemonStarted { .. } => "DaemonStarted",

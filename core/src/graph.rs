@@ -40,6 +40,21 @@ pub struct Group {
     /// Whether one of its programs names the level `restart`.
     #[serde(default)]
     pub has_restart: bool,
+    /// How it is shared between nodes, if it runs on one at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenancy: Option<TenancyPolicy>,
+}
+
+/// How a group is shared between nodes that runs on one of them at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenancyPolicy {
+    /// This node.
+    pub node: Arc<str>,
+    /// The nodes that may run it, in the order of preference.
+    pub candidates: Vec<Arc<str>>,
+    /// How long a node waits, after it has seen that the session of the holder is gone, until nothing of the group runs there:
+    /// the longest permit, and the longest stop.
+    pub takeover_after: Millis,
 }
 
 impl Group {
@@ -52,6 +67,7 @@ impl Group {
             members: Vec::new(),
             gates: Vec::new(),
             has_restart: false,
+            tenancy: None,
         }
     }
 }
@@ -143,6 +159,27 @@ impl Graph {
             group.has_restart |= has_restart;
         }
         id
+    }
+
+    /// How long it takes at most to stop a group: its programs stop dependents first, and then those of its level `stop` run one
+    /// after the other, each of which has as long as it has to end.
+    pub fn longest_stop(&self, group: GroupId) -> Millis {
+        let members = &self.groups[group].members;
+        let is_clean_up = |id: &ProgramId| self.programs[*id].names(STOP);
+        let mut longest: BTreeMap<ProgramId, Millis> = BTreeMap::new();
+        // A program stops after its dependents: they come first in this order.
+        for id in self.leave_order(group) {
+            let after =
+                self.dependencies_on(id).iter().filter_map(|edge| longest.get(&self.dependencies[*edge].dependent));
+            let longest_before = after.copied().max().unwrap_or_default();
+            longest.insert(id, Millis(longest_before.0 + self.programs[id].killwait.0));
+        }
+        let stop = longest.into_values().max().unwrap_or_default();
+        let clean_up = members.iter().filter(|id| is_clean_up(id)).map(|id| {
+            let policy = &self.programs[*id];
+            policy.health.run_timeout.unwrap_or(policy.killwait).0 + policy.killwait.0
+        });
+        Millis(stop.0 + clean_up.sum::<u64>())
     }
 
     /// Makes a program stop before another one in a shutdown, without a dependency on it.

@@ -16,11 +16,11 @@ pub use self::refusal::Refusal;
 use crate::{
     base::{
         ids::{EpochId, Seq},
-        time::{Instant, WallTime},
+        time::{Instant, Millis, WallTime},
     },
     event::{Cause, Envelope, Event, ProgramEvent},
     graph::Graph,
-    state::State,
+    state::{State, Tenancy},
 };
 
 /// The sequence of events: its last number, and the state after it.
@@ -49,17 +49,35 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Journal {
     state: State,
+    /// Until when programs of groups may be started that run on one node at a time.
+    permit_until: Instant,
 }
+
+/// After what time a start is proposed again that this node is not permitted now: by then it is, or its group is left.
+const PERMIT_AGAIN: Millis = Millis(600);
 
 impl Journal {
     /// The journal of a new epoch, before its first event.
     pub fn new(graph: Arc<Graph>, epoch: EpochId) -> Self {
-        Self { state: State::new(graph, epoch) }
+        Self::resume(State::new(graph, epoch))
     }
 
     /// The journal of an epoch that goes on from a state.
     pub fn resume(state: State) -> Self {
-        Self { state }
+        Self { state, permit_until: Instant::default() }
+    }
+
+    /// Permits this node to run the groups that it holds until this moment. This is no fact of the journal: a permit ends by
+    /// itself, also while nothing is committed.
+    pub fn permit(&mut self, until: Instant) {
+        self.permit_until = self.permit_until.max(until);
+    }
+
+    /// Whether a start has to wait for a permit.
+    fn lacks_permit(&self, now: Instant, event: &Event) -> bool {
+        let Event::Program(id, ProgramEvent::Starting { .. }) = event else { return false };
+        let group = self.state.graph.programs[*id].group.map(|group| &self.state.groups[group]);
+        group.is_some_and(|group| matches!(group.tenancy, Some(Tenancy::Held { .. }))) && self.permit_until <= now
     }
 
     /// Commits an event, or says why it may not be.
@@ -72,6 +90,9 @@ impl Journal {
     ) -> Result<Envelope, (Event, Refusal)> {
         if let Err(refusal) = self.state.admit(now, &event) {
             return Err((event, refusal));
+        }
+        if self.lacks_permit(now, &event) {
+            return Err((event, Refusal::TooEarly { ready_at: now + PERMIT_AGAIN }));
         }
         let cause = self.latest(&event, cause);
         Ok(self.commit_unchecked(now, wall, event, cause))

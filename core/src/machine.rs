@@ -10,6 +10,7 @@ pub mod group;
 mod health_monitor;
 pub mod program;
 pub mod shutdown;
+mod tenancy;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use crate::{
         ids::{InstanceId, Seq},
         time::Instant,
     },
-    cluster::Sight,
+    cluster::News,
     event::{Cause, Envelope, Event},
     host::{HostCommand, HostReport},
     journal::Refusal,
@@ -34,8 +35,8 @@ pub enum Input<'a> {
     Refused(&'a Event, &'a Refusal),
     /// The host reported an observation of this machine's instance.
     HostReported(HostReport),
-    /// The cluster gateway reported how this machine's program of another node is seen; `None` if that has not changed.
-    Observed(Option<&'a Sight>),
+    /// The cluster gateway reported something about this machine's program of another node, or about its group.
+    Observed(&'a News),
     /// A timer that this machine armed has expired.
     TimerFired(Timer),
     /// The machine was built from the folded state, at the start or after a panic, and no timer is armed. This event is
@@ -66,6 +67,8 @@ pub enum Timer {
     Watchdog(InstanceId),
     /// Nothing may have been heard of the cluster for so long that this node is cut off.
     ClusterBlind,
+    /// A group that runs on one node at a time may be claimed, or has to be left.
+    Tenancy,
 }
 
 /// An output of a machine.

@@ -12,7 +12,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    group::{GroupState, LevelSwitch},
+    group::{GroupState, LevelSwitch, Tenancy},
     program::{Membership, PendingStop, Phase, ProcessInfo, ProgramState, Stop, StopMethod},
 };
 use crate::{

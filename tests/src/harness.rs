@@ -308,6 +308,11 @@ impl Daemon {
         });
     }
 
+    /// Receives events for a while.
+    pub fn listen_for(&mut self, span: Duration) {
+        self.listen_until(now() + span);
+    }
+
     /// Receives events until a moment.
     pub fn listen_until(&mut self, moment: Instant) {
         while !self.hear(moment) {}

@@ -1,7 +1,10 @@
 //! What a request leads to.
 
+use std::sync::Arc;
+
 use gaggled_core::{
-    cluster::Observation,
+    base::ids::ActorId,
+    cluster::{News, Observation},
     protocol::{Action, DEFAULT_TIMEOUT, ErrorCode, Reply, ReplyError},
 };
 use serde_json::json;
@@ -68,19 +71,26 @@ impl ControlActor {
     /// moment: it is told which of them this daemon does not know.
     fn observe(&self, id: &str, observations: Vec<Observation>) -> Reply {
         let graph = &self.state.graph;
-        let (mut observed, mut unknown, mut is_in_reach) = (Vec::new(), Vec::new(), false);
+        let externals = || graph.programs.iter().filter(|(_, policy)| !policy.is_here()).map(|(id, _)| id);
+        let (mut observed, mut unknown) = (Vec::new(), Vec::new());
         for observation in observations {
             match observation {
-                Observation::Contact => is_in_reach = true,
+                Observation::Contact => {
+                    observed.extend(externals().map(|id| (ActorId::Program(id), News::Contact)));
+                }
                 Observation::External { program, sight } => match self.names.get(program.as_str()) {
-                    Some(id) if !graph.programs[*id].is_here() => observed.push((*id, Some(sight.cleaned()))),
+                    Some(id) if !graph.programs[*id].is_here() => {
+                        observed.push((ActorId::Program(*id), News::Sight(sight.cleaned())));
+                    }
                     Some(_) | None => unknown.push(program),
                 },
+                Observation::Claims(sight) => {
+                    let sight = Arc::new(sight.cleaned());
+                    let shared = graph.groups.iter().filter(|(_, group)| group.tenancy.is_some());
+                    let news = |(id, _)| (ActorId::Group(id), News::Claims(sight.clone()));
+                    observed.extend(shared.map(news));
+                }
             }
-        }
-        if is_in_reach {
-            let externals = graph.programs.iter().filter(|(_, policy)| !policy.is_here());
-            observed.extend(externals.map(|(id, _)| (id, None)));
         }
         self.journal.do_send(Observe(observed));
         Reply::done(id, &json!({ "unknown": unknown }))

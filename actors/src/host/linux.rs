@@ -130,6 +130,9 @@ impl Host for LinuxHost {
                 // The spawner lives as long as the sender.
                 let _ = self.orders.send(SpawnRequest::Start(program, instance));
             }
+            HostCommand::SetToken { group, token } => {
+                let _ = self.orders.send(SpawnRequest::SetToken(group, token));
+            }
             HostCommand::Undo { program, instance } => {
                 let _ = self.orders.send(SpawnRequest::UndoCommand(program, instance));
             }

@@ -9,7 +9,7 @@ use std::{
 
 use crossbeam_channel::Sender;
 use gaggled_core::{
-    base::ids::{InstanceId, ProgramId},
+    base::ids::{GroupId, InstanceId, ProgramId},
     config::sandbox::Rlimit,
     host::{Ending, HostReport, probe::ProbeKind},
     process::{ExitStatus, StartTime},
@@ -66,6 +66,8 @@ pub struct SurvivingProcess {
 pub(crate) enum SpawnRequest {
     /// Start this run of a program.
     Start(ProgramId, InstanceId),
+    /// Give this token to the programs of this group from now on.
+    SetToken(GroupId, u64),
     /// Run the stop command of a program as the main process of this run, whose own main process has ended.
     UndoCommand(ProgramId, InstanceId),
     /// Run the stop command of a program beside this run, whose main process has this id.

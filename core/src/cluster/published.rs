@@ -101,18 +101,3 @@ impl Sight {
         }
     }
 }
-
-/// One report of the cluster gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Observation {
-    /// The cluster is in reach, and nothing has changed since the last report.
-    Contact,
-    /// How a program of another node is seen.
-    External {
-        /// Its name here: `db@n1`.
-        program: String,
-        /// How it is seen.
-        sight: Sight,
-    },
-}

@@ -11,7 +11,8 @@ use std::{
 
 use super::{
     external::split_name,
-    published::{Observation, Sight},
+    news::Observation,
+    published::Sight,
     store::{Key, StateValue},
 };
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/gaggled/SITE/alive/NODE` | [`Session`], with the lease of the node |
 //! | `/gaggled/SITE/state/NODE/PROGRAM` | [`StateValue`], without a lease: it stays when its node is gone |
+//! | `/gaggled/SITE/claim/GROUP` | [`Claim`], without a lease: it is only ever overwritten |
 //! | `/gaggled/SITE/config/current` | [`Pointer`]: the revision of the configuration that all nodes are to have |
 //! | `/gaggled/SITE/config/canary/NODE` | [`Pointer`]: one that this node is to try |
 //! | `/gaggled/SITE/config/revision/N/pointer` | [`Pointer`]: the same, of each revision that is kept |
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::published::PublishedState;
-use crate::base::time::WallTime;
+use crate::base::{ids::Level, time::WallTime};
 
 /// The version of the values.
 const VERSION: u32 = 1;
@@ -36,6 +37,11 @@ pub enum Key {
         node: Arc<str>,
         /// The program.
         program: Arc<str>,
+    },
+    /// The claim on a group that runs on one node at a time.
+    Claim {
+        /// The group.
+        group: Arc<str>,
     },
     /// The published configuration.
     Current,
@@ -79,6 +85,11 @@ impl Key {
         format!("/gaggled/{site}/state/{node}/")
     }
 
+    /// What the keys of all claims begin with.
+    pub fn claims(site: &str) -> String {
+        format!("/gaggled/{site}/claim/")
+    }
+
     /// What the keys of everything begin with that is published to nodes.
     pub fn configurations(site: &str) -> String {
         format!("/gaggled/{site}/config/")
@@ -109,6 +120,7 @@ impl Key {
         match self {
             Self::Alive { node } => format!("/gaggled/{site}/alive/{node}"),
             Self::State { node, program } => format!("/gaggled/{site}/state/{node}/{program}"),
+            Self::Claim { group } => format!("/gaggled/{site}/claim/{group}"),
             Self::Current => format!("/gaggled/{site}/config/current"),
             Self::Canary { node } => format!("/gaggled/{site}/config/canary/{node}"),
             Self::Part { revision, part } => format!("/gaggled/{site}/config/revision/{revision}/{part}"),
@@ -123,6 +135,7 @@ impl Key {
         match (parts.next()?, parts.next()?, parts.next(), parts.next()) {
             ("alive", node, None, None) => Some(Self::Alive { node: node.into() }),
             ("state", node, Some(program), None) => Some(Self::State { node: node.into(), program: program.into() }),
+            ("claim", group, None, None) => Some(Self::Claim { group: group.into() }),
             ("config", "current", None, None) => Some(Self::Current),
             ("config", "canary", Some(node), None) => Some(Self::Canary { node: node.into() }),
             ("config", "revision", Some(revision), Some("pointer")) => {
@@ -175,6 +188,42 @@ impl StateValue {
     /// The value for a state.
     pub fn new(session: Arc<str>, state: Arc<PublishedState>) -> Self {
         Self { v: VERSION, session, state }
+    }
+}
+
+/// Who runs a group that runs on one node at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The version of this value.
+    pub v: u32,
+    /// The node.
+    pub node: Arc<str>,
+    /// Its session when it was written.
+    pub session: Arc<str>,
+    /// The revision that made the claim; 0 stands for the one that has written this value.
+    pub token: u64,
+    /// Which attempt of the node it was.
+    pub attempt: Arc<str>,
+    /// Whether nothing of the group runs there any more, so that any node may claim it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
+    /// The level to which an operator has told the group to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub level: Option<Level>,
+    /// Why it was released.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+impl Claim {
+    /// A new claim.
+    pub fn new(node: Arc<str>, session: Arc<str>, attempt: Arc<str>) -> Self {
+        Self { v: VERSION, node, session, token: 0, attempt, released: false, level: None, why: String::new() }
+    }
+
+    /// Its token, if this revision has written it.
+    pub fn token_at(&self, revision: u64) -> u64 {
+        if self.token == 0 { revision } else { self.token }
     }
 }
 

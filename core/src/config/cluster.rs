@@ -51,6 +51,10 @@ pub struct ClusterConfig {
     pub insecure: bool,
 }
 
+/// How much earlier a permit ends than others could notice: a daemon that has died just then is replaced in this time, and has
+/// heard of its permit.
+const PERMIT_MARGIN: Millis = Millis(1250);
+
 const DEAD_AFTER: Millis = Millis(10_000);
 
 impl Default for ClusterConfig {
@@ -79,6 +83,30 @@ impl ClusterConfig {
     /// How often it is renewed.
     pub fn renewal(&self) -> Millis {
         Millis(self.session().0 / 3)
+    }
+
+    /// The shortest `dead_after` with groups that run on one node at a time: one answer of the store may be lost, and the permit
+    /// lasts.
+    pub const SHARED_DEAD_AFTER: Millis = Millis(6000);
+
+    /// How long a node may run what it has claimed after it has asked a majority of the store whether it still holds it. That is
+    /// shorter than what others wait for ([`takeover_after`](Self::takeover_after)), because clocks may differ in rate by 1 %, and
+    /// nothing happens at once.
+    pub fn permit(&self) -> Millis {
+        let silence = self.silence();
+        Millis(silence.0 - silence.0 / 50 - PERMIT_MARGIN.0)
+    }
+
+    /// For how long others leave a node alone whose session is gone. A group of it is left to them when as much time has passed,
+    /// and that for its longest stop.
+    fn silence(&self) -> Millis {
+        Millis(self.dead_after.0 - self.session().0 * 2 / 3)
+    }
+
+    /// How long a node waits after it has seen that the session of another is gone, until nothing runs there any more of a
+    /// group that stops in this time.
+    pub fn takeover_after(&self, stop: Millis) -> Millis {
+        Millis(self.silence().0 + stop.0 + stop.0 / 50)
     }
 
     /// How long a node must be without a session to be lost. One whose session was revoked by mistake opens another within

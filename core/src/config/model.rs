@@ -6,16 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{CLUSTERGATE, HostOverride, OrderedMap, Placement, Settings, settings::is_default};
 use crate::{
-    base::{ids::GroupId, time::Millis},
+    base::{
+        ids::{GroupId, ProgramId},
+        time::Millis,
+    },
     cluster::{Assumption, External, split_name},
     config::{
         log_policy::Rotate,
-        node_sets::{Declaration, Member},
+        node_sets::{Declaration, Member, NodeSets},
         sandbox::{Rlimit, Umask},
     },
     graph::{
         self, Backoff, Condition, Graph, Group, HealthCheck, HealthPolicy, Leaves, Mode, Policy, Readiness, START,
-        StartLimit,
+        STOP, StartLimit, TenancyPolicy,
     },
     host::{
         PidFile,
@@ -65,6 +68,9 @@ pub struct GroupConfig {
     /// The nodes on which its programs run; all on which the configuration is used if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on: Option<Placement>,
+    /// The nodes that come first, in this order, if it runs on one of several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefer: Vec<String>,
 }
 
 /// One program.
@@ -447,12 +453,45 @@ impl Config {
                 }
             }
         }
+        self.share_groups(&mut graph);
         if let Some(gateway) = ids.get(CLUSTERGATE).filter(|_| self.gaggled.cluster.is_some()) {
-            for (name, _) in self.enabled_programs().filter(|(_, program)| program.export) {
-                graph.add_stop_order(ids[name], *gateway);
+            let is_shared = |policy: &Policy| policy.group.is_some_and(|group| graph.groups[group].tenancy.is_some());
+            let told: Vec<ProgramId> = graph
+                .programs
+                .iter()
+                .filter(|(_, policy)| policy.export || is_shared(policy))
+                .map(|(id, _)| id)
+                .collect();
+            for id in told {
+                graph.add_stop_order(id, *gateway);
             }
         }
         graph
+    }
+
+    /// Says of the groups that run on one node at a time how they are shared.
+    fn share_groups(&self, graph: &mut Graph) {
+        let Some(cluster) = &self.gaggled.cluster else { return };
+        let sets = NodeSets::new(&self.statements_of_nodes()).unwrap_or_default();
+        for (name, group) in self.groups.iter().filter(|(_, group)| group.on.as_ref().is_some_and(Placement::is_one)) {
+            let (Some(id), Some(on)) = (graph.group(name), &group.on) else { continue };
+            let all: Vec<&str> = sets.hosts(on.query()).into_iter().flatten().collect();
+            let preferred = group.prefer.iter().map(String::as_str).filter(|node| all.contains(node));
+            let rest = all.iter().copied().filter(|node| !group.prefer.iter().any(|first| first == node));
+            // What runs at the level stop must end in time, or others would start the group beside it.
+            for member in graph.groups[id].members.clone() {
+                let policy = &mut graph.programs[member];
+                if policy.names(STOP) {
+                    policy.health.run_timeout.get_or_insert(policy.killwait);
+                }
+            }
+            let takeover_after = cluster.takeover_after(graph.longest_stop(id));
+            graph.groups[id].tenancy = Some(TenancyPolicy {
+                node: cluster.node.as_deref().unwrap_or_default().into(),
+                candidates: preferred.chain(rest).map(Into::into).collect(),
+                takeover_after,
+            });
+        }
     }
 }
 

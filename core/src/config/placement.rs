@@ -10,13 +10,20 @@ use crate::base::time::Millis;
 pub enum Placement {
     /// On each of these nodes: a set such as `@web`, a node, or `*` for all.
     All(String),
+    /// On one of these nodes at a time. Only for groups.
+    One(String),
 }
 
 impl Placement {
     /// The set or node that is named.
     pub fn query(&self) -> &str {
-        let Self::All(query) = self;
+        let (Self::All(query) | Self::One(query)) = self;
         query
+    }
+
+    /// Whether it is one node at a time.
+    pub fn is_one(&self) -> bool {
+        matches!(self, Self::One(_))
     }
 }
 

@@ -174,7 +174,8 @@ impl Config {
         let groups = projected.programs.iter().filter_map(|(_, program)| program.group.clone());
         let used: BTreeSet<String> = groups.collect();
         projected.groups.0.retain(|(name, group)| group.on.is_none() || used.contains(name));
-        projected.groups.0.iter_mut().for_each(|(_, group)| group.on = None);
+        // Which of several nodes runs a group is decided when it runs.
+        projected.groups.0.iter_mut().for_each(|(_, group)| group.on = group.on.take().filter(Placement::is_one));
         projected
     }
 }

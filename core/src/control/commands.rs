@@ -152,6 +152,7 @@ impl Operator<'_> {
     fn tell(&self, group: &str, level: &str, wait: bool, timeout_ms: Option<Millis>) -> Result<Proposal, ReplyError> {
         self.refuse_in_shutdown()?;
         let id = self.find_group(group)?;
+        self.refuse_not_held(id)?;
         let graph = &self.state.graph;
         let events = if level == RESTART {
             self.group_restart(id)

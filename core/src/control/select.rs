@@ -9,7 +9,9 @@ use crate::{
     base::ids::{GroupId, ProgramId},
     cluster::External,
     config::{CLUSTERGATE, LOGGER},
+    journal::Refusal,
     protocol::{ErrorCode, ReplyError},
+    state::Tenancy,
 };
 
 /// The longest word that is accepted: no name is longer, and a pattern costs the more the longer it is.
@@ -92,7 +94,15 @@ impl Operator<'_> {
             return Err(error);
         }
         let mut chosen = self.choose(wanted)?;
-        chosen.programs.retain(|id| self.is_here(*id));
+        let graph = &self.state.graph;
+        let group_of = |word: &String| match self.names.get(word.as_str()) {
+            Some(id) => graph.programs[*id].group,
+            None => graph.group(word),
+        };
+        wanted.iter().filter_map(group_of).try_for_each(|group| self.refuse_not_held(group))?;
+        let is_held = |group: &GroupId| self.state.groups[*group].may_run();
+        chosen.groups.retain(is_held);
+        chosen.programs.retain(|id| self.is_here(*id) && graph.programs[*id].group.as_ref().is_none_or(is_held));
         if !wanted.is_empty() && chosen == Targets::default() {
             let message = "only programs of other nodes match: give the command there".to_owned();
             return Err(ReplyError { code: ErrorCode::RunsElsewhere, message });
@@ -112,6 +122,18 @@ impl Operator<'_> {
             let message = format!("there is no group {}{}", shown(name), nearest(name, known));
             ReplyError { code: ErrorCode::NoSuchGroup, message }
         })
+    }
+
+    /// Refuses a command for a group that another node runs.
+    pub(super) fn refuse_not_held(&self, id: GroupId) -> Result<(), ReplyError> {
+        let group = self.state.graph.groups[id].name.clone();
+        let holder = match &self.state.groups[id].tenancy {
+            None | Some(Tenancy::Held { .. }) => return Ok(()),
+            Some(Tenancy::Away { holder, .. }) => holder.clone(),
+            Some(Tenancy::Claiming { .. } | Tenancy::Leaving { .. }) => None,
+        };
+        let message = Refusal::NotHeld { group, holder }.to_string();
+        Err(ReplyError { code: ErrorCode::RunsElsewhere, message })
     }
 
     pub(super) fn is_here(&self, id: ProgramId) -> bool {

@@ -2,7 +2,7 @@
 
 use super::probe::ProbeKind;
 use crate::{
-    base::ids::{InstanceId, ProgramId},
+    base::ids::{GroupId, InstanceId, ProgramId},
     process::Signal,
 };
 
@@ -15,6 +15,13 @@ pub enum HostCommand {
         program: ProgramId,
         /// The run that is to begin.
         instance: InstanceId,
+    },
+    /// The programs of this group that are started from now on get this token: this node holds the group.
+    SetToken {
+        /// The group.
+        group: GroupId,
+        /// The token.
+        token: u64,
     },
     /// Send TERM to all processes of this instance. Processes that its main process leaves have time to end as well.
     Terminate {

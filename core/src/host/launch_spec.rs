@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::probe::{Health, ReadinessProbe};
 use crate::{
-    base::time::Millis,
+    base::{ids::GroupId, time::Millis},
     config::sandbox::{Cgroup, Sandbox},
     host::ExitPolicy,
     process::Signal,
@@ -41,6 +41,8 @@ pub struct LaunchSpec {
     pub watchdog: Option<Millis>,
     /// The cgroup that each of its runs gets.
     pub cgroup: Option<Cgroup>,
+    /// Its group, if that runs on one node at a time: then it gets the token of the group.
+    pub shared_group: Option<GroupId>,
     /// User, limits and other restrictions; `None` if they cannot be determined: it must not be started then.
     pub sandbox: Option<Sandbox>,
 }

@@ -13,7 +13,8 @@ use crate::{
     },
     cluster::RemoteSource,
     event::{DependencyEvent, Event, GroupEvent, ProgramEvent, RemoteEvent, StopReason, SystemEvent},
-    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, State, StopMethod},
+    graph::STOP,
+    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, State, StopMethod, Tenancy},
 };
 
 impl State {
@@ -133,8 +134,17 @@ impl State {
     }
 
     fn admit_group(&self, id: GroupId, event: &GroupEvent) -> Result<(), Refusal> {
-        self.refuse_in_shutdown()?;
         let group = &self.groups[id];
+        if event.is_of_tenancy() {
+            return if self.admits_tenancy(id, event) { Ok(()) } else { Err(Refusal::Stale) };
+        }
+        self.refuse_in_shutdown()?;
+        let is_stop = matches!(event, GroupEvent::LevelRequested { level } if **level == *STOP);
+        let is_requested = matches!(event, GroupEvent::LevelRequested { .. } | GroupEvent::RestartRequested);
+        if is_requested && !is_stop && !group.may_run() {
+            let holder = if let Some(Tenancy::Away { holder, .. }) = &group.tenancy { holder.clone() } else { None };
+            return Err(Refusal::NotHeld { group: self.graph.groups[id].name.clone(), holder });
+        }
         let timely = match event {
             GroupEvent::LevelRequested { level } if !self.graph.has_level(id, level) => {
                 return Err(Refusal::NoSuchLevel);
@@ -144,8 +154,33 @@ impl State {
                 group.is_switching() && group.requested_by == *requested_by
             }
             GroupEvent::FallbackStarted { .. } => group.level_switch == LevelSwitch::Failed,
+            GroupEvent::ClaimStarted { .. }
+            | GroupEvent::ClaimFailed { .. }
+            | GroupEvent::Held { .. }
+            | GroupEvent::Leaving { .. }
+            | GroupEvent::Released { .. }
+            | GroupEvent::HolderSeen { .. } => false,
         };
         if timely { Ok(()) } else { Err(Refusal::Stale) }
+    }
+
+    /// Whether this may happen now to a group that runs on one node at a time.
+    fn admits_tenancy(&self, id: GroupId, event: &GroupEvent) -> bool {
+        let Some(tenancy) = &self.groups[id].tenancy else { return false };
+        let is_running = || self.graph.groups[id].members.iter().any(|member| self.programs[*member].is_running());
+        let shutdown = self.shutdown.is_some();
+        match (event, tenancy) {
+            (GroupEvent::ClaimStarted { .. }, Tenancy::Away { .. }) => !shutdown && !is_running(),
+            (GroupEvent::Held { attempt, .. }, Tenancy::Claiming { attempt: known, .. }) => {
+                !shutdown && attempt == known && !is_running()
+            }
+            (GroupEvent::ClaimFailed { attempt }, Tenancy::Claiming { attempt: known, .. }) => attempt == known,
+            (GroupEvent::Leaving { .. }, Tenancy::Held { .. }) => true,
+            (GroupEvent::Released { .. }, Tenancy::Leaving { .. }) => !is_running(),
+            (GroupEvent::Released { .. }, Tenancy::Held { .. }) => shutdown && !is_running(),
+            (GroupEvent::HolderSeen { node }, Tenancy::Away { holder, .. }) => node != holder,
+            _ => false,
+        }
     }
 
     fn admit_start(&self, now: Instant, id: ProgramId, instance: InstanceId) -> Result<(), Refusal> {

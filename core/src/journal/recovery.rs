@@ -12,15 +12,15 @@ use std::{
 
 use crate::{
     base::{
-        ids::{DependencyId, EpochId, ProgramId, Seq},
+        ids::{DependencyId, EpochId, GroupId, ProgramId, Seq},
         time::{Instant, WallTime},
     },
     event::{Cause, Envelope, Event, ProgramEvent, StartKind, StopReason, SystemEvent},
-    graph::{Graph, Policy},
+    graph::{Graph, Policy, STOP},
     host::Recovered,
     journal::Journal,
     process::{ExitStatus, Outcome, SpawnStage},
-    state::{DependencyState, GroupState, LevelSwitch, Membership, PendingStop, Phase, ProgramState, State},
+    state::{DependencyState, GroupState, LevelSwitch, Membership, PendingStop, Phase, ProgramState, State, Tenancy},
 };
 
 /// The previous daemon, as it ended.
@@ -182,7 +182,12 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
     }
     for (id, group) in graph.groups.iter() {
         let old = last.graph.group(&group.name);
-        if let Some(old) = old.filter(|old| last.graph.groups[*old].default_level == group.default_level) {
+        // A group that ran here only, or on one node at a time, and does not any more begins anew.
+        let is_same = |old: &GroupId| {
+            let before = &last.graph.groups[*old];
+            before.default_level == group.default_level && before.tenancy.is_some() == group.tenancy.is_some()
+        };
+        if let Some(old) = old.filter(is_same) {
             let failed = last.groups[old].failed_program.clone().filter(|_| !resets_runtime_state(start_kind));
             // The group checks again that its programs are as its level needs them.
             let standing = match last.groups[old].level_switch {
@@ -202,7 +207,16 @@ fn carry_over(last: PreviousEpoch<'_>, graph: &Graph, start_kind: StartKind, epo
                 level_switch: standing,
                 failed_program: failed,
                 stopping: BTreeSet::new(),
+                // What was held before the machine or gaggled was switched off may be another's by now.
+                tenancy: if resets_runtime_state(start_kind) {
+                    group.tenancy.as_ref().map(|_| Tenancy::AWAY)
+                } else {
+                    last.groups[old].tenancy.clone()
+                },
             };
+            if matches!(next.groups[id].tenancy, Some(Tenancy::Away { .. } | Tenancy::Claiming { .. })) {
+                next.groups[id].level = STOP.into();
+            }
         }
         for member in &group.members {
             next.groups[id].update_member(*member, &next.programs[*member]);

@@ -38,6 +38,13 @@ pub enum Refusal {
         /// The node.
         node: Arc<str>,
     },
+    /// The group runs on one node at a time, and this one does not hold it.
+    NotHeld {
+        /// The group.
+        group: Arc<str>,
+        /// The node that holds it, as far as is known.
+        holder: Option<Arc<str>>,
+    },
     /// The group has no such level.
     NoSuchLevel,
     /// Everything is being stopped.
@@ -58,6 +65,12 @@ impl fmt::Display for Refusal {
                 write!(f, "group {group} is at level {level}, at which the program does not run: request another level")
             }
             Self::RunsElsewhere { node } => write!(f, "the program runs on node {node}: give the command there"),
+            Self::NotHeld { group, holder: Some(node) } => {
+                write!(f, "group {group} runs on node {node}: give the command there")
+            }
+            Self::NotHeld { group, holder: None } => {
+                write!(f, "group {group} runs on one node at a time, and not on this one now")
+            }
             Self::NoSuchLevel => f.write_str("the group has no such level"),
             Self::ShuttingDown => f.write_str("gaggled is shutting down"),
             Self::HandingOver => f.write_str("gaggled is handing over to the next daemon: ask again"),

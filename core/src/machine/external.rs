@@ -10,7 +10,7 @@
 
 use crate::{
     base::{ids::ProgramId, time::Instant},
-    cluster::{Assumption, External, PublishedState, RemotePhase, RemoteRun, RemoteSource, Sight, UnseenReason},
+    cluster::{Assumption, External, News, PublishedState, RemotePhase, RemoteRun, RemoteSource, Sight, UnseenReason},
     event::{Cause, Envelope, Event, RemoteCause, RemoteEvent},
     machine::{Input, Outputs, Timer},
     state::{Phase, ProgramState, State},
@@ -35,22 +35,22 @@ pub struct ExternalMachine {
 }
 
 impl ExternalMachine {
-    /// Takes a report of the cluster gateway; `None` if nothing has changed.
-    fn observed(&mut self, now: Instant, sight: Option<&Sight>, out: &mut Outputs) {
+    /// Takes a report of the cluster gateway.
+    fn observed(&mut self, now: Instant, news: &News, out: &mut Outputs) {
         self.contact = now;
         self.await_contact(out);
-        match sight {
+        match news {
             // A store that was restored from a backup shows states that have been seen already.
-            Some(Sight::Seen(Some(state))) if state.source.is_before(self.newest()) => self.unseen_since = None,
-            Some(sight @ Sight::Seen(_)) => {
+            News::Sight(Sight::Seen(Some(state))) if state.source.is_before(self.newest()) => self.unseen_since = None,
+            News::Sight(sight @ Sight::Seen(_)) => {
                 self.unseen_since = None;
                 self.sight = Some(sight.clone());
             }
-            Some(Sight::Unseen) => {
+            News::Sight(Sight::Unseen) => {
                 self.unseen_since = self.unseen_since.or(Some(now));
                 self.sight = Some(Sight::Unseen);
             }
-            None => {}
+            News::Contact | News::Claims(_) => {}
         }
     }
 
@@ -181,7 +181,7 @@ impl ExternalMachine {
     /// Processes an input, and adds the outputs that follow from it.
     pub fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
         match input {
-            Input::Observed(sight) => self.observed(now, *sight, out),
+            Input::Observed(news) => self.observed(now, news, out),
             Input::Committed(envelope) => self.committed(envelope),
             Input::Refused(..) => self.pending_proposal = false,
             Input::Restored(_) => {

@@ -14,11 +14,16 @@ use crate::{
         ids::{EpochId, GroupId, ProgramId, Seq},
         time::Instant,
     },
+    cluster::News,
     event::{Cause, DependencyEvent, Envelope, Event, GroupEvent, ProgramEvent, SystemEvent},
-    graph::{Graph, Policy, RESTART},
+    graph::{Graph, Policy, RESTART, STOP},
+    host::HostCommand,
     journal::Refusal,
-    machine::{Input, Machine, Outputs, restored_cause},
-    state::{GroupState, LevelSwitch, Membership, ProgramState, State},
+    machine::{
+        Input, Machine, Outputs, Timer, restored_cause,
+        tenancy::{Facts, Next, TenancyRules},
+    },
+    state::{GroupState, LevelSwitch, Membership, ProgramState, State, Tenancy},
 };
 
 /// The machine of one group.
@@ -40,6 +45,8 @@ pub struct GroupMachine {
     last_event: Seq,
     /// The proposal that is neither committed nor refused yet.
     pending_proposal: Option<Event>,
+    /// The rules about which node runs it, if it runs on one at a time.
+    tenancy: Option<TenancyRules>,
 }
 
 #[derive(Clone, Debug)]
@@ -69,6 +76,11 @@ impl GroupMachine {
             Event::Group(_, event) => {
                 self.state.apply(envelope.seq, event);
                 (self.next_to_leave, self.next_to_enter) = (0, 0);
+                if let (GroupEvent::LevelReached { .. }, Some(tenancy)) = (event, &mut self.tenancy)
+                    && *self.state.level != *STOP
+                {
+                    tenancy.is_fit();
+                }
             }
             Event::System(SystemEvent::ShutdownStarted) => self.shutdown = true,
             Event::Remote(..) | Event::Dependency(..) | Event::System(_) => {}
@@ -89,8 +101,8 @@ impl GroupMachine {
         self.next_to_enter = self.next_to_enter.min(at);
     }
 
-    fn decide(&mut self, cause: Cause, out: &mut Outputs) {
-        if self.pending_proposal.is_some() || self.shutdown {
+    fn decide(&mut self, now: Instant, cause: Cause, out: &mut Outputs) {
+        if self.pending_proposal.is_some() || self.changes_tenancy(now, out) || self.shutdown {
             return;
         }
         if self.state.level_switch == LevelSwitch::Failed {
@@ -112,6 +124,30 @@ impl GroupMachine {
             cause,
             out,
         );
+    }
+
+    /// Proposes what follows from which node is to run it; whether there is something.
+    fn changes_tenancy(&mut self, now: Instant, out: &mut Outputs) -> bool {
+        let Some(mut tenancy) = self.tenancy.take() else { return false };
+        let has_failed = |member: &&Member| member.state.start_limit_hit && self.belongs(member);
+        let given_up = self.members.iter().find(has_failed).map(|member| self.policy(member).name.clone());
+        let facts = Facts {
+            is_running: self.members.iter().any(|member| member.state.is_running()),
+            failed_program: self.state.failed_program.clone().or(given_up),
+            shutdown: self.shutdown,
+            attempt: format!("{}-{}", self.epoch, self.last_event).into(),
+        };
+        let next = tenancy.next(now, &self.state, facts);
+        self.tenancy = Some(tenancy);
+        match next {
+            Next::Propose(event, cause) => {
+                self.propose(Event::Group(self.id, event), cause, out);
+                return true;
+            }
+            Next::Wait(at) => out.set_timer(Timer::Tenancy, at),
+            Next::Nothing => {}
+        }
+        false
     }
 
     /// Proposes the stop of the next program that has to leave; whether there was one.
@@ -216,24 +252,45 @@ impl Machine for GroupMachine {
             shutdown: state.shutdown.is_some(),
             last_event: state.seq,
             pending_proposal: None,
+            tenancy: TenancyRules::of(&graph.groups[id]),
             members,
             graph,
         }
     }
 
-    fn step(&mut self, _: Instant, input: &Input<'_>, out: &mut Outputs) {
+    fn step(&mut self, now: Instant, input: &Input<'_>, out: &mut Outputs) {
         match input {
             Input::Committed(envelope) => {
                 self.last_event = envelope.seq;
                 self.committed(envelope);
-                self.decide(Cause::Event(envelope.seq), out);
+                if let Event::Group(_, GroupEvent::Held { token, .. }) = &envelope.event {
+                    out.execute(HostCommand::SetToken { group: self.id, token: *token });
+                }
+                self.decide(now, Cause::Event(envelope.seq), out);
             }
-            Input::Restored(since) => self.decide(restored_cause(self.state.requested_by, *since), out),
+            Input::Restored(since) => {
+                if let Some(tenancy) = &mut self.tenancy {
+                    tenancy.restored(now);
+                }
+                if let Some(token) = self.state.tenancy.as_ref().and_then(Tenancy::token) {
+                    out.execute(HostCommand::SetToken { group: self.id, token });
+                }
+                self.decide(now, restored_cause(self.state.requested_by, *since), out);
+            }
             // The event that made the proposal stale has been received meanwhile.
             Input::Refused(_, Refusal::Stale) => {
                 self.pending_proposal = None;
-                self.decide(Cause::Event(self.last_event), out);
+                self.decide(now, Cause::Event(self.last_event), out);
             }
+            Input::Observed(News::Claims(sight)) => {
+                if let Some(tenancy) = &mut self.tenancy {
+                    tenancy.observed(now, sight);
+                    self.decide(now, Cause::Event(self.last_event), out);
+                }
+            }
+            Input::TimerFired(Timer::Tenancy) => self.decide(now, Cause::Event(self.last_event), out),
+            // What follows from the time is proposed again when the time is looked at.
+            Input::Refused(Event::Group(_, event), _) if event.is_of_tenancy() => self.pending_proposal = None,
             Input::Refused(..) | Input::HostReported(_) | Input::Observed(_) | Input::TimerFired(_) => {}
         }
     }

@@ -182,7 +182,8 @@ impl HealthMonitor {
             | Timer::KillTimeout(_)
             | Timer::DependencyDelay
             | Timer::ShutdownTimeout
-            | Timer::ClusterBlind => None,
+            | Timer::ClusterBlind
+            | Timer::Tenancy => None,
         }
     }
 

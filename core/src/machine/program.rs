@@ -134,6 +134,8 @@ impl ProgramMachine {
                 Some(at) if at > now => self.set_timer(Timer::Backoff, at, &cause, out),
                 _ => {
                     let instance = InstanceId(self.state.instance.0 + 1);
+                    // It may be too early, so that it is proposed again.
+                    self.timer_cause = cause.event().unwrap_or(self.timer_cause);
                     self.propose(ProgramEvent::Starting { instance }, cause, out);
                 }
             },

@@ -15,8 +15,11 @@ use crate::{
         random::Random,
         time::{Instant, Millis, WallTime},
     },
-    cluster::{PublishedState, RemotePhase, RemoteSource, Sight},
-    event::{Cause, Envelope, Event, ProgramEvent},
+    cluster::{
+        News, PublishedState, RemotePhase, RemoteSource, Sight,
+        claims::{ClaimSight, ClaimsSight, Holder},
+    },
+    event::{Cause, Envelope, Event, GroupEvent, ProgramEvent},
     graph::{Condition, Graph, Mode, Readiness},
     host::{HostCommand, HostEvent, HostReport},
     journal::{Journal, recovery::EpochStart},
@@ -266,7 +269,13 @@ impl<'a> Driver<'a> {
     fn deliver(&mut self, message: Message) {
         match message {
             Message::Propose(from, event, cause) => self.commit(from, event, cause),
-            Message::Committed(to, envelope) => self.step(to, &Input::Committed(&envelope)),
+            Message::Committed(to, envelope) => {
+                self.step(to, &Input::Committed(&envelope));
+                if let Event::Group(group, GroupEvent::ClaimStarted { attempt, .. }) = &envelope.event {
+                    let claim = (self.graph.groups[*group].name.clone(), attempt.clone());
+                    self.step(to, &Input::Observed(&self.only_node(Some(claim))));
+                }
+            }
             Message::Refused(to, event, refusal) => self.step(to, &Input::Refused(&event, &refusal)),
             Message::HostReport(report) => self.step(ActorId::Program(report.program), &Input::HostReported(report)),
             Message::Begin(actor, since) => {
@@ -274,10 +283,31 @@ impl<'a> Driver<'a> {
                 if let ActorId::Program(program) = actor
                     && !self.graph.programs[program].is_here()
                 {
-                    self.step(actor, &Input::Observed(Some(&self.well_elsewhere(program))));
+                    self.step(actor, &Input::Observed(&News::Sight(self.well_elsewhere(program))));
                 }
+                self.step(actor, &Input::Observed(&self.only_node(None)));
             }
         }
+    }
+
+    /// How a cluster is seen in a simulation: this node is the only one, and gets what it claims.
+    fn only_node(&self, claim: Option<(Arc<str>, Arc<str>)>) -> News {
+        let claim = claim.map(|(group, attempt)| {
+            let holder = Holder { node: self.node(), token: 1, attempt, is_present: true, is_own: true };
+            (group, ClaimSight { revision: 1, holder: Some(holder), level: None, why: String::new() })
+        });
+        let permit_until = Instant::from_micros(u64::MAX);
+        News::Claims(Arc::new(ClaimsSight {
+            permit_until,
+            present: [self.node()].into(),
+            claims: claim.into_iter().collect(),
+        }))
+    }
+
+    /// The name of this node.
+    fn node(&self) -> Arc<str> {
+        let policy = self.graph.groups.values().find_map(|group| group.tenancy.as_ref());
+        policy.map_or_else(|| "".into(), |policy| policy.node.clone())
     }
 
     /// How a program of another node is seen in a simulation: as its dependents need it, for ever.
@@ -395,7 +425,7 @@ impl<'a> Driver<'a> {
             HostCommand::FlushReports { program, instance } => {
                 self.report(Millis(0), program, instance, HostEvent::ReportsFlushed);
             }
-            HostCommand::Signal { .. } => {}
+            HostCommand::Signal { .. } | HostCommand::SetToken { .. } => {}
         }
     }
 

@@ -121,6 +121,13 @@ fn describe_group_event(group: &str, event: &GroupEvent) -> String {
             format!("group {group} failed, because {failed_program} did not end well")
         }
         GroupEvent::FallbackStarted { level } => format!("group {group} went to level {level} after the failure"),
+        GroupEvent::ClaimStarted { .. } => format!("this node wants to run group {group}"),
+        GroupEvent::ClaimFailed { .. } => format!("this node could not claim group {group}"),
+        GroupEvent::Held { token, .. } => format!("this node holds group {group} (token {token})"),
+        GroupEvent::Leaving { reason } => format!("this node leaves group {group}, because {reason}"),
+        GroupEvent::Released { .. } => format!("this node has released group {group}"),
+        GroupEvent::HolderSeen { node: Some(node) } => format!("group {group} is held by node {node}"),
+        GroupEvent::HolderSeen { node: None } => format!("group {group} is held by no node"),
     }
 }
 

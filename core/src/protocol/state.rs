@@ -15,7 +15,7 @@ use crate::{
     },
     graph::Condition,
     process::{ExitStatus, Outcome, Signal},
-    state::{Phase, ProgramState, State},
+    state::{Phase, ProgramState, State, Tenancy},
 };
 
 /// The state of a program as a client sees it.
@@ -154,6 +154,12 @@ pub struct GroupView {
     /// Why it is as it is, in words.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+    /// The node that holds it, if it runs on one node at a time and that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// Its token, if this node holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<u64>,
 }
 
 /// The status of a group, derived from its programs.
@@ -259,7 +265,17 @@ impl<'a> View<'a> {
         let (graph, group) = (&self.state.graph, &self.state.groups[id]);
         let members = &graph.groups[id].members;
         let (state, reason) = self.group_word(group, members);
+        let token = group.tenancy.as_ref().and_then(Tenancy::token);
+        let own = graph.groups[id].tenancy.as_ref().filter(|_| token.is_some()).map(|policy| policy.node.to_string());
+        let elsewhere = if let Some(Tenancy::Away { holder, .. }) = &group.tenancy { holder.as_deref() } else { None };
+        let reason = match group.tenancy.as_ref().map(Self::tenancy_words).filter(|words| !words.is_empty()) {
+            Some(words) if reason.is_empty() => words,
+            Some(words) => format!("{words}; {reason}"),
+            None => reason,
+        };
         GroupView {
+            holder: own.or(elsewhere.map(str::to_owned)),
+            token,
             group: graph.groups[id].name.to_string(),
             level: group.level.to_string(),
             state,

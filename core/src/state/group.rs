@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Membership, ProgramState};
 use crate::{
     base::ids::{Level, ProgramId, Seq},
-    event::GroupEvent,
+    event::{GroupEvent, LeaveReason},
     graph::{Group, Policy, RESTART, STOP},
 };
 
@@ -27,6 +27,76 @@ pub enum LevelSwitch {
     Failed,
 }
 
+/// What this node has of a group that runs on one node at a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tenancy {
+    /// Nothing: none of its programs may run.
+    Away {
+        /// The node that holds it, as far as is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        holder: Option<Arc<str>>,
+        /// Why this node has left it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        left: Option<LeaveReason>,
+    },
+    /// It is being claimed.
+    Claiming {
+        /// The name of the attempt.
+        attempt: Arc<str>,
+        /// The revision of the claim that was seen.
+        over: u64,
+    },
+    /// It is held: its programs may run.
+    Held {
+        /// Its token.
+        token: u64,
+        /// The event by which it was held.
+        since: Seq,
+    },
+    /// It is held, and is being stopped for others.
+    Leaving {
+        /// Its token.
+        token: u64,
+        /// The event by which this began.
+        since: Seq,
+        /// Why.
+        reason: LeaveReason,
+    },
+}
+
+impl Tenancy {
+    /// Nothing is held, and nothing is known.
+    pub const AWAY: Self = Self::Away { holder: None, left: None };
+
+    /// Its token, if it is held.
+    pub fn token(&self) -> Option<u64> {
+        match self {
+            Self::Held { token, .. } | Self::Leaving { token, .. } => Some(*token),
+            Self::Away { .. } | Self::Claiming { .. } => None,
+        }
+    }
+
+    fn apply(&mut self, seq: Seq, event: &GroupEvent) {
+        *self = match (event, &*self) {
+            (GroupEvent::ClaimStarted { attempt, over }, _) => Self::Claiming { attempt: attempt.clone(), over: *over },
+            (GroupEvent::ClaimFailed { .. }, _) => Self::AWAY,
+            (GroupEvent::Held { token, .. }, _) => Self::Held { token: *token, since: seq },
+            (GroupEvent::Leaving { reason }, known) => {
+                Self::Leaving { token: known.token().unwrap_or_default(), since: seq, reason: reason.clone() }
+            }
+            (GroupEvent::Released { .. }, known) => {
+                let left = if let Self::Leaving { reason, .. } = known { Some(reason.clone()) } else { None };
+                Self::Away { holder: None, left }
+            }
+            (GroupEvent::HolderSeen { node }, Self::Away { left, .. }) => {
+                Self::Away { holder: node.clone(), left: left.clone() }
+            }
+            _ => return,
+        };
+    }
+}
+
 /// The state of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupState {
@@ -41,16 +111,21 @@ pub struct GroupState {
     /// Its programs that have to stop and are not down yet.
     #[serde(default)]
     pub stopping: BTreeSet<ProgramId>,
+    /// What this node has of it, if it runs on one node at a time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenancy: Option<Tenancy>,
 }
+
 impl GroupState {
     /// The state of a group before any level request.
     pub fn new(group: &Group) -> Self {
         Self {
-            level: group.default_level.clone(),
+            level: if group.tenancy.is_some() { STOP.into() } else { group.default_level.clone() },
             requested_by: Seq(0),
             level_switch: LevelSwitch::Switching,
             failed_program: None,
             stopping: BTreeSet::new(),
+            tenancy: group.tenancy.as_ref().map(|_| Tenancy::AWAY),
         }
     }
 
@@ -75,7 +150,22 @@ impl GroupState {
                 self.level = level.clone();
                 self.begin_switch(seq, LevelSwitch::Switching);
             }
+            GroupEvent::ClaimStarted { .. }
+            | GroupEvent::ClaimFailed { .. }
+            | GroupEvent::Held { .. }
+            | GroupEvent::Leaving { .. }
+            | GroupEvent::Released { .. }
+            | GroupEvent::HolderSeen { .. } => {
+                if let Some(tenancy) = &mut self.tenancy {
+                    tenancy.apply(seq, event);
+                }
+            }
         }
+    }
+
+    /// Whether its programs may run here: not if it runs on one node at a time, and this node does not hold it.
+    pub fn may_run(&self) -> bool {
+        matches!(self.tenancy, None | Some(Tenancy::Held { .. }))
     }
 
     fn begin_switch(&mut self, requested_by: Seq, standing: LevelSwitch) {

@@ -9,7 +9,11 @@ use std::{
 
 use gaggled_core::{
     base::{ids::ProgramId, time::WallTime},
-    cluster::{Observation, PublishedState, Sight, rollout::Outcome},
+    cluster::{
+        Observation, PublishedState, Sight,
+        claims::{ClaimWish, ClaimsSight},
+        rollout::Outcome,
+    },
     event::{Envelope, Event, ProgramEvent, StopReason},
     journal::history::History,
     protocol::{Action, ErrorCode, InfoBody, Request, describe_origin},
@@ -41,6 +45,8 @@ pub struct DaemonState {
     pub externals: Vec<Arc<str>>,
     /// The revision of the published configuration that it has, 0 before the first; `None` if it takes none.
     pub published: Option<u64>,
+    /// What it wants of the claims on its groups.
+    pub wishes: BTreeMap<Arc<str>, ClaimWish>,
 }
 
 /// Follows the daemon at these urls, for ever, and sends what the gateway needs of it.
@@ -99,7 +105,8 @@ impl Source {
         let exports = exported.map(|(id, policy)| (policy.name.clone(), self.published(state, id, None))).collect();
         let externals = state.graph.programs.values().filter(|policy| !policy.is_here());
         let externals = externals.map(|policy| policy.name.clone()).collect();
-        let found = DaemonState { journal: self.journal.clone(), exports, externals, published: info.published };
+        let (journal, wishes) = (self.journal.clone(), ClaimWish::all(state));
+        let found = DaemonState { journal, exports, externals, published: info.published, wishes };
         self.messages.send(Message::Daemon(found)).ok()
     }
 
@@ -110,6 +117,14 @@ impl Source {
             && state.programs.get(*id).and_then(ProgramState::pid) == Some(self.own_pid)
         {
             self.messages.send(Message::Stopping { for_good: *reason == StopReason::Shutdown }).ok()?;
+        }
+        if state.graph.groups.values().any(|group| group.tenancy.is_some()) {
+            let is_of_group = |id: ProgramId| state.graph.programs[id].group.is_some();
+            if matches!(envelope.event, Event::Group(..))
+                || state.graph.subject(&envelope.event).is_some_and(is_of_group)
+            {
+                self.messages.send(Message::Wishes(ClaimWish::all(state))).ok()?;
+            }
         }
         let is_exported = |id: &ProgramId| state.graph.programs.get(*id).is_some_and(|policy| policy.export);
         let Some(id) = state.graph.subject(&envelope.event).filter(is_exported).filter(|_| !self.is_due) else {
@@ -145,10 +160,11 @@ const PART_MAX: usize = 8 << 10;
 const CONFIGURE_TIME: Duration = Duration::from_secs(60);
 
 /// What is to be reported: the newest sight of each program, however many there were since the last report.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Pending {
     sights: BTreeMap<String, Sight>,
     is_in_reach: bool,
+    claims: Option<ClaimsSight>,
     /// A published configuration, with its revision.
     config: Option<(u64, String)>,
 }
@@ -170,7 +186,7 @@ impl Reporter {
         thread::spawn(move || {
             let _end = EndOfThread;
             loop {
-                let Pending { sights, is_in_reach, config } = own.next();
+                let Pending { sights, is_in_reach, claims, config } = own.next();
                 if let Some((revision, text)) = config {
                     let outcome = configure(&client, revision, &text);
                     if messages.send(Message::Configured(revision, outcome)).is_err() {
@@ -179,7 +195,9 @@ impl Reporter {
                 }
                 let external = |(program, sight)| Observation::External { program, sight };
                 let contact = is_in_reach.then_some(Observation::Contact);
-                let reports: Vec<Observation> = sights.into_iter().map(external).chain(contact).collect();
+                let claims = claims.map(Observation::Claims);
+                let reports: Vec<Observation> =
+                    claims.into_iter().chain(sights.into_iter().map(external)).chain(contact).collect();
                 for observations in reports.chunks(CHUNK) {
                     let request = Request::new("", Action::Observe { observations: observations.to_vec() });
                     let failure = match client.call(&request, ControlClient::TIMEOUT) {
@@ -202,6 +220,7 @@ impl Reporter {
             match observation {
                 Observation::Contact => pending.is_in_reach = true,
                 Observation::External { program, sight } => drop(pending.sights.insert(program, sight)),
+                Observation::Claims(sight) => pending.claims = Some(sight),
             }
         }
         self.0.1.notify_one();
@@ -215,8 +234,7 @@ impl Reporter {
 
     /// Waits for something to report.
     fn next(&self) -> Pending {
-        let is_empty =
-            |pending: &mut Pending| pending.sights.is_empty() && !pending.is_in_reach && pending.config.is_none();
+        let is_empty = |pending: &mut Pending| *pending == Pending::default();
         let pending = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut pending = self.0.1.wait_while(pending, is_empty).unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *pending)

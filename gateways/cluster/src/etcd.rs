@@ -12,6 +12,7 @@ use etcd_client::{
 use gaggled_core::{
     cluster::{
         PublishedState,
+        claims::{ClaimWrite, ClaimsInStore},
         exports::Batch,
         sights::StateInStore,
         store::{Applied, Key, Pointer, Session, StateValue},
@@ -19,6 +20,7 @@ use gaggled_core::{
     config::ClusterConfig,
 };
 
+mod claims;
 pub mod publication;
 
 /// How long an answer may take.
@@ -124,7 +126,12 @@ pub enum Seen {
     Current(Option<Pointer>),
     /// The configuration that this node is to try.
     Canary(Option<Pointer>),
+    /// A claim: all are to be read.
+    Claim,
 }
+
+/// A session as it is in the store, if there is one that can be read, and the revision that wrote it.
+pub type SessionInStore = (Option<Session>, i64);
 
 /// Everything that a gateway watches, as it was at a revision.
 #[derive(Clone, Debug, Default)]
@@ -214,22 +221,29 @@ impl Connection {
     }
 
     /// The session of this node as a majority of the members has it, if it can be read, with the revision that wrote it; 0 if
-    /// there is none.
+    /// there is none. And, if wanted, all sessions and claims at the same moment.
     ///
     /// # Errors
     ///
     /// There is no majority in reach, or it does not answer.
-    pub async fn own_session(&self) -> Result<(Option<Session>, i64), EtcdError> {
-        let key = Key::Alive { node: self.node.clone() }.path(&self.site);
-        let mut client = self.client.clone();
-        let read = answered(&self.url, client.get(key, None)).await?;
-        let found = read.kvs().first();
+    pub async fn own_session(&self, with_claims: bool) -> Result<(SessionInStore, Option<ClaimsInStore>), EtcdError> {
+        let prefix = || Some(GetOptions::new().with_prefix());
+        let own = Key::Alive { node: self.node.clone() }.path(&self.site);
+        let mut operations = vec![TxnOp::get(own, None)];
+        if with_claims {
+            operations.push(TxnOp::get(Key::sessions(&self.site), prefix()));
+            operations.push(TxnOp::get(Key::claims(&self.site), prefix()));
+        }
+        let (_, answers) = self.get(operations).await?;
+        let found = answers.first().and_then(|kvs| kvs.first());
         let session = found.and_then(|kv| serde_json::from_slice(kv.value()).ok());
-        Ok((session, found.map_or(0, KeyValue::mod_revision)))
+        let own = (session, found.map_or(0, KeyValue::mod_revision));
+        Ok((own, with_claims.then(|| claims::read(&self.site, answers.iter().skip(1).flatten()))))
     }
 
-    /// Writes states, and, if all are written with it, the session of this node in place of the one that this revision wrote;
-    /// false if the session is another one by now, of a gaggled that has taken its place.
+    /// Writes states, and, if all are written with it, the session of this node in place of the one that this revision wrote,
+    /// with the claims that the node holds; false if the session is another one by now, of a gaggled that has taken its place,
+    /// or a claim is.
     ///
     /// # Errors
     ///
@@ -240,6 +254,7 @@ impl Connection {
         (session, is_announced): (&Session, bool),
         lease: i64,
         over: i64,
+        renewals: &[ClaimWrite],
     ) -> Result<bool, EtcdError> {
         let path =
             |program: &Arc<str>| Key::State { node: self.node.clone(), program: program.clone() }.path(&self.site);
@@ -252,7 +267,12 @@ impl Connection {
         operations.extend(batch.withdrawn.iter().map(|program| TxnOp::delete(path(program), None)));
         let mut write = Txn::new();
         if batch.announces {
-            write = write.when([Compare::mod_revision(alive.clone(), CompareOp::Equal, over)]);
+            let mut unchanged = vec![Compare::mod_revision(alive.clone(), CompareOp::Equal, over)];
+            for renewal in renewals {
+                unchanged.push(self.is_unchanged(renewal));
+                operations.push(self.put_claim(renewal));
+            }
+            write = write.when(unchanged);
             operations.push(TxnOp::put(alive, encode(session), Some(PutOptions::new().with_lease(lease))));
         } else if is_announced {
             write = write.when([Compare::lease(alive, CompareOp::Equal, lease)]);
@@ -281,6 +301,7 @@ impl Connection {
         ];
         let (revision, mut answers) = self.get(first.into()).await?;
         reading.watches.push((sessions, true, revision + 1));
+        reading.watches.push((Key::claims(&self.site), true, revision + 1));
         reading.watches.extend(config.map(|path| (path, false, revision + 1)));
         let own_keys = answers.pop().unwrap_or_default();
         let applied = answers.pop().unwrap_or_default();
@@ -327,6 +348,7 @@ impl Connection {
             }
             Key::Current => Seen::Current(value().and_then(|value| serde_json::from_slice(value).ok())),
             Key::Canary { .. } => Seen::Canary(value().and_then(|value| serde_json::from_slice(value).ok())),
+            Key::Claim { .. } => Seen::Claim,
             Key::Part { .. } | Key::Description { .. } | Key::Applied { .. } => return None,
         })
     }

@@ -1,12 +1,17 @@
 //! The gateway: one loop that hears of the daemon and of etcd, and sends what is due to each.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use gaggled_actors::clock::Clock;
 use gaggled_core::{
     base::time::{Instant, Millis},
     cluster::{
         Observation, PublishedState,
+        claims::{ClaimWish, Claims, ClaimsInStore},
         exports::Exports,
         rollout::{Outcome, Rollout},
         sights::Sights,
@@ -22,7 +27,7 @@ use tokio::{
 
 use crate::{
     daemon_link::{DaemonState, Reporter},
-    etcd::{Connection, Credentials, EtcdError, Reading, Seen},
+    etcd::{Connection, Credentials, EtcdError, Reading, Seen, SessionInStore},
 };
 
 /// What the gateway hears. Results of requests to etcd have the number of their connection, so that those of an earlier one
@@ -39,8 +44,12 @@ pub enum Message {
     NotReported(String),
     /// A connection is made.
     Connected(u64, Box<Connection>),
-    /// A lease was renewed, or another one granted; and the session of this node as it is in etcd.
-    Renewed(u64, i64, (Option<Session>, i64)),
+    /// The daemon wants this of the claims on its groups.
+    Wishes(BTreeMap<Arc<str>, ClaimWish>),
+    /// A lease was renewed, or another one granted.
+    Renewed(u64, i64, Found),
+    /// A claim was written, or could not be.
+    Claimed(u64),
     /// Everything was read.
     Read(u64, Reading),
     /// A watch shows changes.
@@ -64,6 +73,23 @@ pub enum Message {
     Failed(u64, EtcdError),
 }
 
+/// What a majority of etcd has, asked at this time.
+#[derive(Debug)]
+pub struct Found {
+    asked: Instant,
+    session: SessionInStore,
+    claims: Option<ClaimsInStore>,
+}
+
+/// Whether the session is being renewed, and the claims read: one at a time, as a second one could ask for a second lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Renewal {
+    Idle,
+    UnderWay,
+    /// And something has happened since it began, so that another one has to follow.
+    UnderWayAndAgain,
+}
+
 /// The space between two attempts to reach any member, at first and at most.
 const RETRY: (Millis, Millis) = (Millis(200), Millis(2000));
 
@@ -80,6 +106,7 @@ pub struct Gateway {
     exports: Exports,
     sights: Sights,
     rollout: Rollout,
+    claims: Claims,
     journal: Option<Arc<str>>,
     reporter: Reporter,
     messages: UnboundedSender<Message>,
@@ -96,12 +123,13 @@ pub struct Gateway {
     session: Option<Session>,
     /// The revision that wrote the session that is in etcd; 0 if there is none.
     session_revision: i64,
+    /// When the session was last written.
+    announced_at: Instant,
     /// What is asked of etcd over this connection.
     tasks: JoinSet<()>,
     /// How often the session was renewed over this connection.
     renewals: u32,
-    /// Whether a renewal is under way: a second one could ask for a second lease.
-    renews: bool,
+    renewal: Renewal,
     /// Whether a watch is open, so that what is seen is the present.
     is_watching: bool,
     /// Whether the daemon has not taken a report, and everything is to be reported again.
@@ -129,9 +157,11 @@ impl Gateway {
         logger: Logger,
     ) -> Self {
         let clock = Clock::real();
+        let node: Arc<str> = config.node.clone().unwrap_or_else(|| host.clone()).into();
         Self {
             site: config.name.as_str().into(),
-            node: config.node.clone().unwrap_or_else(|| host.clone()).into(),
+            claims: Claims::new(node.clone()),
+            node,
             config,
             host,
             credentials,
@@ -149,9 +179,10 @@ impl Gateway {
             lease: None,
             session: None,
             session_revision: 0,
+            announced_at: Instant::default(),
             tasks: JoinSet::new(),
             renewals: 0,
-            renews: false,
+            renewal: Renewal::Idle,
             is_watching: false,
             reports_again: false,
             ends_at: None,
@@ -178,7 +209,8 @@ impl Gateway {
                 Err(_) => {}
             }
             self.ring();
-            let is_done = self.has_heard_all.is_some() && self.exports.is_idle();
+            let is_released = self.has_heard_all != Some(true) || self.claims.is_idle();
+            let is_done = self.has_heard_all.is_some() && self.exports.is_idle() && is_released;
             if self.ends_at.is_some_and(|at| is_done || at <= self.clock.now()) {
                 return Box::pin(self.end()).await;
             }
@@ -229,7 +261,13 @@ impl Gateway {
                 self.renew();
                 self.read();
             }
+            Message::Wishes(wishes) => {
+                if self.claims.wish(wishes) {
+                    self.renew();
+                }
+            }
             Message::Renewed(number, lease, found) if number == self.number => self.renewed(lease, found),
+            Message::Claimed(number) if number == self.number => self.renew(),
             Message::Read(number, reading) if number == self.number => self.was_read(reading),
             Message::Shown(number, changes) if number == self.number => {
                 self.take(changes);
@@ -237,8 +275,12 @@ impl Gateway {
                 self.roll_out();
             }
             Message::Written(number, batch, done) if number == self.number => {
+                let was_announced = self.exports.is_announced();
                 self.exports.written(batch, done);
-                if !done {
+                if !was_announced && self.exports.is_announced() {
+                    self.announced_at = self.clock.now();
+                }
+                if !done || !was_announced && self.claims.is_needed() {
                     self.renew();
                 }
                 self.write();
@@ -254,6 +296,7 @@ impl Gateway {
             // Of an earlier connection.
             Message::Connected(..)
             | Message::Renewed(..)
+            | Message::Claimed(..)
             | Message::Read(..)
             | Message::Shown(..)
             | Message::Written(..)
@@ -267,6 +310,7 @@ impl Gateway {
         debug!(self.logger, "gaggled is there"; "exported" => found.exports.len(), "external" => found.externals.len());
         self.journal = Some(found.journal);
         self.rollout.daemon_has(found.published);
+        self.claims.wish(found.wishes);
         self.exports.replace(found.exports);
         let before = self.sights.keys();
         self.sights.set_externals(found.externals);
@@ -276,7 +320,7 @@ impl Gateway {
             // Other keys are to be watched.
             self.reconnect();
         }
-        if self.session.is_none() && self.connection.is_some() {
+        if (self.session.is_none() || self.claims.is_needed()) && self.connection.is_some() {
             self.renew();
         }
         self.write();
@@ -310,12 +354,13 @@ impl Gateway {
     fn disconnect(&mut self) {
         self.number += 1;
         self.connection = None;
-        (self.is_watching, self.renews) = (false, false);
+        (self.is_watching, self.renewal) = (false, Renewal::Idle);
         (self.renew_at, self.write_at, self.renewals) = (None, None, 0);
         self.tasks.abort_all();
         self.exports.interrupt();
         self.sights.disconnect();
         self.rollout.disconnect();
+        self.claims.forget();
     }
 
     fn failed(&mut self, error: &EtcdError) {
@@ -354,18 +399,28 @@ impl Gateway {
         let (number, lease) = (self.number, self.lease);
         let seconds = i64::try_from(self.config.session().0.div_ceil(1000)).unwrap_or(i64::MAX);
         self.renew_at = Some(self.clock.now() + self.config.renewal());
-        if self.connection.is_none() || std::mem::replace(&mut self.renews, true) {
+        if self.connection.is_none() {
             return;
         }
+        if self.renewal != Renewal::Idle {
+            self.renewal = Renewal::UnderWayAndAgain;
+            return;
+        }
+        self.renewal = Renewal::UnderWay;
+        let (with_claims, clock) = (self.claims.is_needed(), self.clock);
         self.ask(|connection| async move {
             let lease = connection.renew(lease, seconds).await?;
-            Ok(Message::Renewed(number, lease, connection.own_session().await?))
+            let asked = clock.now();
+            let (session, claims) = connection.own_session(with_claims).await?;
+            Ok(Message::Renewed(number, lease, Found { asked, session, claims }))
         });
     }
 
-    fn renewed(&mut self, lease: i64, (found, revision): (Option<Session>, i64)) {
+    fn renewed(&mut self, lease: i64, Found { asked, session: (found, revision), claims }: Found) {
         self.renewals += 1;
-        self.renews = false;
+        if std::mem::replace(&mut self.renewal, Renewal::Idle) == Renewal::UnderWayAndAgain {
+            self.renew_at = Some(self.clock.now());
+        }
         // A connection that is of no use for more than a moment does not end the pauses between attempts.
         if self.renewals > 1 {
             self.failures = 0;
@@ -400,28 +455,66 @@ impl Gateway {
             return;
         }
         self.conflict_since = None;
-        if self.session.as_ref().is_none_or(|own| own.session != id)
-            || found.as_ref().is_none_or(|found| found.session != id) && self.exports.is_announced()
-        {
+        let is_there = found.as_ref().is_some_and(|found| found.session == id);
+        let is_later = self.exports.is_announced() && asked > self.announced_at;
+        if is_later && !is_there && self.session.as_ref().is_some_and(|own| own.session == id) {
+            // A session that has ended never comes back, not even if only its key was deleted: others may rely on that.
+            self.lease = None;
+            self.session = None;
+            self.exports.begin_session();
+            self.renew_at = Some(self.clock.now());
+            return;
+        }
+        if let Some(claims) = claims {
+            self.claims.read(claims);
+        }
+        if self.session.as_ref().is_none_or(|own| own.session != id) {
             info!(self.logger, "node {} begins session {}", self.node, id);
             self.session = Some(Session::new(id, journal, &self.host, gaggled_tools::VERSION));
             self.exports.begin_session();
         }
+        self.report_claims(asked);
         self.write();
+    }
+
+    /// Tells the daemon what is known of the claims since this time, and writes what it wants.
+    fn report_claims(&mut self, asked: Instant) {
+        if !self.claims.is_needed() {
+            return;
+        }
+        let session = self.session.as_ref().map(|session| session.session.clone());
+        let session = session.filter(|_| self.exports.is_announced());
+        let permit_until = asked + self.config.permit();
+        self.reporter
+            .report(self.claims.sight(session.as_deref(), permit_until).map(Observation::Claims).into_iter().collect());
+        let (Some(session), Some(lease)) = (session, self.lease) else { return };
+        let (number, writes) = (self.number, self.claims.writes(&session));
+        if writes.is_empty() {
+            return;
+        }
+        // They are read again before anything else is written.
+        self.claims.forget();
+        self.ask(|connection| async move {
+            for write in writes {
+                connection.claim(&write, lease).await?;
+            }
+            Ok(Message::Claimed(number))
+        });
     }
 
     fn write(&mut self) {
         let (Some(session), Some(lease)) = (&self.session, self.lease) else { return };
-        if self.renewals == 0 {
+        if self.renewals == 0 || !self.exports.is_announced() && !self.claims.is_read() {
             return;
         }
         match self.exports.next_write(self.clock.now()) {
             Ok(batch) => {
                 let (number, session, over) = (self.number, session.clone(), self.session_revision);
                 let is_announced = self.exports.is_announced();
+                let renewals = if batch.announces { self.claims.renewals(&session.session) } else { Vec::new() };
                 self.ask(|connection| async move {
                     let batch_number = batch.number;
-                    let done = connection.write(batch, (&session, is_announced), lease, over).await?;
+                    let done = connection.write(batch, (&session, is_announced), lease, over, &renewals).await?;
                     Ok(Message::Written(number, batch_number, done))
                 });
             }
@@ -453,13 +546,19 @@ impl Gateway {
     }
 
     fn take(&mut self, changes: Vec<Seen>) {
+        let mut reads_claims = false;
         for seen in changes {
+            reads_claims |= matches!(seen, Seen::Session(..) | Seen::Claim);
             match seen {
+                Seen::Claim => {}
                 Seen::Session(node, session) => self.sights.session(&node, session.map(|session| session.session)),
                 Seen::State(node, program, state) => self.sights.state(&node, &program, state),
                 Seen::Current(pointer) => self.rollout.current(pointer),
                 Seen::Canary(pointer) => self.rollout.canary(pointer),
             }
+        }
+        if reads_claims && self.claims.is_needed() {
+            self.renew();
         }
     }
 

@@ -17,6 +17,7 @@ pub fn commands(site: &str, nodes: &[String]) -> Vec<String> {
             format!("etcdctl role grant-permission {role} readwrite {alive}"),
             format!("etcdctl role grant-permission {role} readwrite {applied}"),
             format!("etcdctl role grant-permission --prefix {role} readwrite {own}"),
+            format!("etcdctl role grant-permission --prefix {role} readwrite {}", Key::claims(site)),
             format!("etcdctl user add {node} --no-password"),
             format!("etcdctl user grant-role {node} {role}"),
         ]);

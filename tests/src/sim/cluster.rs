@@ -5,6 +5,7 @@
 //! [`Sights`](gaggled_core::cluster::sights). [`world`] draws the nodes and the faults from a seed, [`store`] models etcd,
 //! [`network`] carries messages between gateways and the store, and [`invariants`] checks the result.
 
+mod claims;
 pub mod invariants;
 pub mod mutants;
 pub mod network;

@@ -196,6 +196,7 @@ impl SimHost {
             HostCommand::Terminate { program, instance } => self.terminate(now, program, instance),
             HostCommand::Probe { program, instance, kind: check } => self.check(now, program, instance, check),
             HostCommand::FlushReports { program, instance } => self.listen(now, program, instance),
+            HostCommand::SetToken { .. } => Vec::new(),
             HostCommand::Kill { program, instance } => self.kill(now, program, instance),
             HostCommand::Signal { program, instance, signal } => {
                 if signal.asks_to_end() {
@@ -311,7 +312,10 @@ impl SimHost {
         scheduled.extend(self.word(up, program, instance));
         let lifetime = behaviour.lifetime.0 / 2 + random.below(behaviour.lifetime.0 / 2 + 1);
         let end = up + Millis(lifetime);
-        if end < self.world.faults_end_at {
+        if healed && self.world.graph.programs[program].health.run_timeout.is_some() {
+            // What has a limited time ends, and well.
+            scheduled.push((end, ScheduledEvent::End(program, instance, ExitStatus::Code(0))));
+        } else if end < self.world.faults_end_at {
             let status =
                 random.pick(&[ExitStatus::Code(0), ExitStatus::Code(1), ExitStatus::Signal(9), ExitStatus::Core(11)]);
             scheduled.push((end, ScheduledEvent::End(program, instance, status)));

@@ -265,7 +265,7 @@ fn wrong(action: &Action, state: &State, proposal: &Proposal) -> Option<String> 
     for (id, group) in state.graph.groups.iter() {
         let is_stopped = *state.groups[id].level == *STOP;
         let selected = if everything {
-            !(matches!(action, Action::Restart(_)) && is_stopped)
+            state.groups[id].may_run() && !(matches!(action, Action::Restart(_)) && is_stopped)
         } else {
             names_it(selection, &group.name)
                 && !selection.programs.iter().any(|word| word.ends_with('*') && names_it(&only(word), &group.name))

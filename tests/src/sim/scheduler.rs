@@ -15,7 +15,7 @@ use gaggled_core::{
         ids::{ActorId, EpochId, ProgramId, Seq},
         time::{Instant, WallTime},
     },
-    cluster::Sight,
+    cluster::News,
     event::{Cause, Envelope, Event},
     graph::Graph,
     host::{HostCommand, HostReport},
@@ -88,7 +88,7 @@ enum Message {
     Refused(Event, Refusal),
     Execute(HostCommand),
     HostReport(HostReport),
-    Observed(Option<Sight>),
+    Observed(News),
     Begin(Seq),
 }
 
@@ -255,12 +255,20 @@ impl Simulation {
         self.run.lives.last().map_or(&[], |life| &life.envelopes)
     }
 
-    /// The cluster gateway reports how a program of another node is seen.
-    pub fn observe(&mut self, at: Instant, program: ProgramId, sight: Option<Sight>) {
+    /// Whether a program has a process, or something that its run has left.
+    pub fn lives(&self, program: ProgramId) -> bool {
+        self.host.lives(program)
+    }
+
+    /// The cluster gateway reports something to a machine.
+    pub fn observe(&mut self, at: Instant, actor: ActorId, news: News) {
         self.now = self.now.max(at);
+        if let News::Claims(sight) = &news {
+            self.journal.permit(sight.permit_until);
+        }
         // A report that nothing has changed is not a step without an event.
         self.steps_since_commit = self.steps_since_commit.saturating_sub(1);
-        self.post(Endpoint::World, Endpoint::Actor(ActorId::Program(program)), Message::Observed(sight));
+        self.post(Endpoint::World, Endpoint::Actor(actor), Message::Observed(news));
     }
 
     /// The result.
@@ -434,7 +442,7 @@ impl Simulation {
             (Endpoint::Actor(actor), Message::Committed(envelope)) => self.step(actor, &Input::Committed(&envelope)),
             (Endpoint::Actor(actor), Message::Refused(event, why)) => self.step(actor, &Input::Refused(&event, &why)),
             (Endpoint::Actor(actor), Message::HostReport(report)) => self.step(actor, &Input::HostReported(report)),
-            (Endpoint::Actor(actor), Message::Observed(sight)) => self.step(actor, &Input::Observed(sight.as_ref())),
+            (Endpoint::Actor(actor), Message::Observed(news)) => self.step(actor, &Input::Observed(&news)),
             (Endpoint::Actor(actor), Message::Begin(since)) => self.step(actor, &Input::Restored(since)),
             (Endpoint::Host, Message::Execute(command)) => {
                 let scheduled = self.host.perform(self.now, command);

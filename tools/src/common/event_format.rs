@@ -35,7 +35,7 @@ pub fn colour(event: &Event) -> AnsiColors {
             | ProgramEvent::Ready { .. },
         )
         | Event::Remote(_, RemoteEvent::Up { .. } | RemoteEvent::Ready { .. } | RemoteEvent::Completed { .. })
-        | Event::Group(_, GroupEvent::LevelReached { .. })
+        | Event::Group(_, GroupEvent::LevelReached { .. } | GroupEvent::Held { .. })
         | Event::System(SystemEvent::JournalRestored { .. }) => AnsiColors::Green,
         Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Code(0), .. } | ProgramEvent::Stopping { .. })
         | Event::Remote(_, RemoteEvent::Unseen { assumed_down: false, .. } | RemoteEvent::Down { planned: true, .. })
@@ -57,7 +57,10 @@ pub fn colour(event: &Event) -> AnsiColors {
             | SystemEvent::JournalDamaged { .. },
         )
         | Event::Remote(_, RemoteEvent::Unseen { .. } | RemoteEvent::Down { .. })
-        | Event::Group(_, GroupEvent::Failed { .. } | GroupEvent::FallbackStarted { .. }) => AnsiColors::Red,
+        | Event::Group(
+            _,
+            GroupEvent::Failed { .. } | GroupEvent::FallbackStarted { .. } | GroupEvent::Leaving { .. },
+        ) => AnsiColors::Red,
         Event::Program(
             _,
             ProgramEvent::StartRequested
@@ -79,6 +82,13 @@ pub fn colour(event: &Event) -> AnsiColors {
             | ProgramEvent::LevelStopRequested { .. },
         )
         | Event::Remote(_, RemoteEvent::Seen)
+        | Event::Group(
+            _,
+            GroupEvent::ClaimStarted { .. }
+            | GroupEvent::ClaimFailed { .. }
+            | GroupEvent::Released { .. }
+            | GroupEvent::HolderSeen { .. },
+        )
         | Event::Dependency(_, DependencyEvent::Satisfied { .. }) => AnsiColors::Default,
     }
 }

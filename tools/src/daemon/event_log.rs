@@ -99,7 +99,9 @@ fn log_event(logger: &Logger, envelope: &Envelope, graph: &Graph) {
             | SystemEvent::JournalDegraded { .. }
             | SystemEvent::JournalDamaged { .. },
         )
-        | Event::Group(_, GroupEvent::Failed { .. }) => warn!(logger, "{} {}{}", envelope.seq, words, why),
+        | Event::Group(_, GroupEvent::Failed { .. } | GroupEvent::Leaving { .. }) => {
+            warn!(logger, "{} {}{}", envelope.seq, words, why);
+        }
         Event::Remote(_, RemoteEvent::Unseen { .. }) => warn!(logger, "{} {}{}", envelope.seq, words, why),
         Event::Program(..) | Event::Remote(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => {
             info!(logger, "{} {}{}", envelope.seq, words, why);

@@ -1,7 +1,7 @@
 //! Starts processes, one after the other, in a thread of its own.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::{CStr, CString},
     fs::{File, OpenOptions},
     io,
@@ -15,7 +15,7 @@ use std::{
 
 use crossbeam_channel::Receiver;
 use gaggled_core::{
-    base::ids::{IdVec, InstanceId, ProgramId},
+    base::ids::{GroupId, IdVec, InstanceId, ProgramId},
     config::sandbox::Rlimit,
     host::{LaunchSpec, LogTarget, PidFile, probe::ReadinessProbe},
     process::{ExitStatus, SpawnStage},
@@ -76,6 +76,8 @@ pub(crate) struct Spawner {
     nowhere: OwnedFd,
     stack: Stack,
     reserve: Reserve,
+    /// The tokens of the groups that run on one node at a time, and are held.
+    tokens: BTreeMap<GroupId, u64>,
     /// Where programs say that they are ready.
     addresses: Addresses,
     shared: Arc<ProcessTracker>,
@@ -102,6 +104,7 @@ impl Spawner {
             nowhere: OpenOptions::new().write(true).open("/dev/null")?.into(),
             stack: Stack::new()?,
             reserve: Reserve::new(),
+            tokens: BTreeMap::new(),
             addresses,
             shared,
         })
@@ -111,6 +114,7 @@ impl Spawner {
         for order in orders {
             match order {
                 SpawnRequest::Start(program, instance) => self.run_as(program, instance, ChildKind::Command),
+                SpawnRequest::SetToken(group, token) => drop(self.tokens.insert(group, token)),
                 SpawnRequest::UndoCommand(program, instance) => self.run_as(program, instance, ChildKind::Stop),
                 // The run may have ended meanwhile, and another may be about to begin.
                 SpawnRequest::StopCommand(program, instance, _)
@@ -204,7 +208,9 @@ impl Spawner {
         let beside = matches!(what, ChildKind::Help(_) | ChildKind::Check(..));
         let helper = beside.then(|| Token::write(&self.journal, &launch.name, instance));
         let helper = helper.and_then(|helper| variable(token::HELPER, &helper));
-        let own: Vec<CString> = set.chain(mark).chain(notify).chain(watchdog).chain(helper).collect();
+        let token = launch.shared_group.and_then(|group| self.tokens.get(&group));
+        let token = token.and_then(|token| variable("GAGGLED_CLUSTER_TOKEN", &token.to_string()));
+        let own: Vec<CString> = set.chain(token).chain(mark).chain(notify).chain(watchdog).chain(helper).collect();
         let of_others = ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"];
         let is_of_another = launch.sandbox.as_ref().is_some_and(|sandbox| sandbox.identity.is_some());
         let is_withheld = |name: &str| is_of_another && self.withheld.contains(name);

@@ -8,11 +8,11 @@ use std::{
 use crate::{
     base::time::Millis,
     cluster::{AT, Assumption, split_name},
-    graph::Condition,
+    graph::{Condition, Mode, STOP},
 };
 
 use super::{Config, Diagnostic, SpanIndex, is_usable, nearest_name, unusable};
-use crate::config::{CLUSTERGATE, ClusterConfig, DependsConfig, projection::Places};
+use crate::config::{CLUSTERGATE, ClusterConfig, DependsConfig, Placement, projection::Places};
 
 /// The shortest and the longest `dead_after`.
 const DEAD_AFTER: (Millis, Millis) = (Millis(4000), Millis(300_000));
@@ -137,6 +137,7 @@ fn check_places(config: &Config, places: &Places<'_>, locator: &SpanIndex, found
             check(&["programs", name, "per_host", query], &format!("a difference of program \"{name}\""), query);
         }
     }
+    check_shared_groups(config, places, locator, found);
     for (name, program) in config.programs.iter().filter(|(_, program)| program.on.is_some()) {
         let group =
             program.group.as_deref().filter(|group| config.groups.get(group).is_some_and(|group| group.on.is_some()));
@@ -145,6 +146,79 @@ fn check_places(config: &Config, places: &Places<'_>, locator: &SpanIndex, found
                 Diagnostic::error(format!("program \"{name}\" is placed on nodes, and so is its group \"{group}\""));
             let at = locator.find(&["programs", name, "on"]);
             found.push(error.at(at).help("remove on from the program: a group runs as a whole"));
+        }
+    }
+}
+
+/// What is wrong with groups that run on one of several nodes.
+fn check_shared_groups(config: &Config, places: &Places<'_>, locator: &SpanIndex, found: &mut Vec<Diagnostic>) {
+    let shared =
+        |group: &str| config.groups.get(group).is_some_and(|group| group.on.as_ref().is_some_and(Placement::is_one));
+    let mut error = |place: &[&str], message: String, help: &str| {
+        found.push(Diagnostic::error(message).at(locator.nearest(place)).help(help));
+    };
+    let dead_after =
+        config.gaggled.cluster.as_ref().map_or(ClusterConfig::SHARED_DEAD_AFTER, |cluster| cluster.dead_after);
+    for (name, group) in config.groups.iter() {
+        if shared(name) && dead_after < ClusterConfig::SHARED_DEAD_AFTER {
+            let message =
+                format!("group \"{name}\" runs on one node at a time, and dead_after of the cluster is {dead_after}");
+            let help = format!(
+                "write dead_after: \"{}\" or more, so that an answer of etcd may be lost",
+                ClusterConfig::SHARED_DEAD_AFTER
+            );
+            error(&["groups", name, "on"], message, &help);
+        }
+        let at = ["groups", name, "prefer"];
+        if !group.prefer.is_empty() && !shared(name) {
+            error(
+                &at,
+                format!("group \"{name}\" prefers nodes, and does not run on one of several"),
+                "add on: One(...), or remove prefer",
+            );
+        }
+        let candidates = group.on.as_ref().and_then(|on| places.nodes(on.query()));
+        for node in &group.prefer {
+            if candidates.is_some_and(|candidates| !candidates.contains(node)) {
+                error(
+                    &at,
+                    format!("group \"{name}\" prefers {node:?}, which is none of its nodes"),
+                    "correct the name, or add the node to the set",
+                );
+            }
+        }
+    }
+    let group_of = |program: &str| config.programs.get(program).and_then(|program| program.group.as_deref());
+    for (name, program) in config.programs.iter() {
+        if program.on.as_ref().is_some_and(Placement::is_one) {
+            let help = "put it into a group with on: One(...)";
+            error(
+                &["programs", name, "on"],
+                format!("program \"{name}\" is to run on one of several nodes, as only groups can"),
+                help,
+            );
+        }
+        let is_shared = program.group.as_deref().is_some_and(shared);
+        if is_shared && program.levels.iter().any(|level| level == STOP) && program.effective_mode() == Mode::Respawn {
+            let message = format!(
+                "program \"{name}\" runs at level stop of a group that runs on one node at a time, and does not end"
+            );
+            error(
+                &["programs", name, "levels"],
+                message,
+                "add mode: Wait or mode: Once: the group is left to another node when it has ended",
+            );
+        }
+        for (on, _) in program.depends.iter() {
+            let group = group_of(split_name(on).map_or(on, |(local, _)| local)).filter(|group| shared(group));
+            if let Some(group) =
+                group.filter(|group| program.group.as_deref() != Some(*group) || split_name(on).is_some())
+            {
+                let message = format!(
+                    "program \"{name}\" depends on \"{on}\" of group \"{group}\", which runs on one of several nodes"
+                );
+                error(&["programs", name, "depends", on], message, "put both into the group");
+            }
         }
     }
 }

@@ -10,10 +10,25 @@ use crate::{
     event::StopReason,
     graph::{Condition, Dependency, Mode, Policy, STOP},
     process::Outcome,
-    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState},
+    state::{GroupState, LevelSwitch, Membership, Phase, ProgramState, Tenancy},
 };
 
 impl View<'_> {
+    /// Which node runs a group that runs on one node at a time, in words; empty if this one does.
+    pub(super) fn tenancy_words(tenancy: &Tenancy) -> String {
+        match tenancy {
+            Tenancy::Held { .. } => String::new(),
+            Tenancy::Claiming { .. } => "this node wants to run it".to_owned(),
+            Tenancy::Leaving { reason, .. } => format!("it is left to other nodes, because {reason}"),
+            Tenancy::Away { holder: Some(node), .. } => format!("it runs on node {node}"),
+            Tenancy::Away { holder: None, left: Some(left) } => {
+                format!("it runs on no node; this one has left it, because {left}")
+            }
+            Tenancy::Away { holder: None, left: None } => "it runs on no node".to_owned(),
+        }
+    }
+
+    /// Its status, and why it has that.
     pub(super) fn group_word(self, group: &GroupState, members: &[ProgramId]) -> (GroupStatus, String) {
         let program = |id: &ProgramId| (&self.state.graph.programs[*id], &self.state.programs[*id]);
         let all = || members.iter().map(program);

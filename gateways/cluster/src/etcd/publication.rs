@@ -141,7 +141,7 @@ impl Connection {
                 Some(Key::Applied { node }) => found.applied.extend(read(node, value)),
                 Some(Key::Alive { node }) => found.sessions.extend(read(node, value)),
                 Some(Key::Description { revision }) => drop(described.insert(revision)),
-                Some(Key::Part { .. } | Key::State { .. }) | None => {}
+                Some(Key::Part { .. } | Key::State { .. } | Key::Claim { .. }) | None => {}
             }
         }
         let described: Vec<u64> = described.into_iter().collect();

@@ -296,9 +296,10 @@ impl Node {
 /// The configuration of a node.
 pub fn configuration(directory: &Path, name: &str, urls: &str, settings: &str, programs: &str) -> String {
     let dir = directory.display();
+    let dead_after = if settings.contains("dead_after") { "" } else { "dead_after: \"4s\"," };
     format!(
         "(gaggled: (eventurl: \"ipc://{dir}/events.ipc\", controlurl: \"ipc://{dir}/control.ipc\", killwait: \"2s\",
-            cluster: (name: \"test\", node: \"{name}\", etcd: [{urls}], dead_after: \"4s\", {settings})),
+            cluster: (name: \"test\", node: \"{name}\", etcd: [{urls}], {dead_after} {settings})),
         programs: {{{programs}}})"
     )
 }

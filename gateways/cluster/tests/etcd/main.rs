@@ -3,6 +3,7 @@
 //! The tests need `etcd` and `etcdctl`; `contrib/setup cluster` installs them. Without them each test says so and is left out.
 
 mod edges;
+mod failover;
 mod harness;
 mod publish;
 mod wrong_inputs;

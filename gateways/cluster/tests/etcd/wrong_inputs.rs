@@ -91,7 +91,7 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
     let roles = ["roles", "n1", "n2", "--publisher", "carol"];
     let gate = Command::new(binary("gaggled_clustergate")).arg("-c").arg(&example).args(roles).output();
     let lines = String::from_utf8(gate.expect("the gateway").stdout).expect("a text");
-    assert_eq!(lines.lines().count(), 19, "{lines}");
+    assert_eq!(lines.lines().count(), 21, "{lines}");
     for line in lines.lines() {
         let words: Vec<&str> = line.split(' ').skip(1).collect();
         etcd.ctl(&words);

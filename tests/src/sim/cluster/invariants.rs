@@ -4,11 +4,15 @@
 //!
 //! | | |
 //! |---|---|
+//! | C1 | a group that runs on one node at a time runs on one node at a time |
+//! | C2 | each of its holders has a larger token than those before |
 //! | C5 | no fall of a program of another node is seen twice |
 //! | C6 | when everything has settled, every program of another node is known as it is |
+//! | C8 | when everything has settled, one node holds such a group |
 //! | C11 | what is seen of another node names an event that its daemon has committed |
 //! | C13 | a node is lost only after it had no session for its time |
 //! | C14 | a node that is cut off, or whose gateway is dead, notices it |
+//! | C16 | a node that is not cut off keeps the group, also when its session is taken away by mistake |
 //! | C15 | a node that is not cut off notices that another one has no session |
 
 use std::collections::BTreeSet;
@@ -19,11 +23,12 @@ use gaggled_core::{
         time::{Instant, Millis},
     },
     cluster::{PublishedState, RemotePhase, RemoteSource, UnseenReason},
-    event::{Envelope, Event, RemoteEvent},
+    event::{Envelope, Event, GroupEvent, LeaveReason, RemoteEvent},
     state::{Phase, State},
 };
 
 use super::{
+    claims::Tokens,
     store::Store,
     world::{ClusterWorld, name},
 };
@@ -36,18 +41,36 @@ pub struct Record {
     committed: Vec<BTreeSet<(EpochId, Seq)>>,
     /// Until when each node was cut off, and since when.
     cuts: Vec<Vec<(Instant, Instant)>>,
-    found: Vec<String>,
+    /// The sets of nodes on which a group ran at once that runs on one node at a time.
+    pub overlaps: BTreeSet<Vec<usize>>,
+    tokens: Tokens,
+    /// When each gateway has asked the store something that was answered late or never.
+    pub late_answers: Vec<Vec<Instant>>,
+    /// What is wrong.
+    pub found: Vec<String>,
 }
 
 impl Record {
     /// The record of so many nodes.
     pub fn new(nodes: usize) -> Self {
-        Self { committed: vec![BTreeSet::new(); nodes], cuts: vec![Vec::new(); nodes], found: Vec::new() }
+        Self {
+            committed: vec![BTreeSet::new(); nodes],
+            cuts: vec![Vec::new(); nodes],
+            overlaps: BTreeSet::new(),
+            tokens: Tokens::default(),
+            late_answers: vec![Vec::new(); nodes],
+            found: Vec::new(),
+        }
     }
 
     /// A daemon has committed events.
     pub fn committed(&mut self, node: usize, envelopes: &[Envelope]) {
         self.committed[node].extend(envelopes.iter().map(|envelope| (envelope.epoch, envelope.seq)));
+        for envelope in envelopes {
+            if let Event::Group(_, GroupEvent::Held { token, .. }) = &envelope.event {
+                self.found.extend(self.tokens.held(&name(node), *token));
+            }
+        }
     }
 
     /// A node is cut off.
@@ -148,6 +171,7 @@ pub fn check(world: &ClusterWorld, runs: &[Run], store: &Store, mut record: Reco
                 record.found.push(format!("C5: node {number} has seen {} fall {downs} times of {falls}", policy.name));
             }
         }
+        leaves_with_reason(&mut record, world, number, run);
         notices_cuts(&mut record, world, number, run);
         notices_losses(&mut record, world, store, number, run);
     }
@@ -172,6 +196,27 @@ fn lost_in_time(
     };
     if !absences.into_iter().any(was_away) {
         record.found.push(format!("C13: node {number} takes {node} for lost at {} ms, without reason", at.as_millis()));
+    }
+}
+
+/// C16.
+fn leaves_with_reason(record: &mut Record, world: &ClusterWorld, number: usize, run: &Run) {
+    let daemons: Vec<Instant> = run.lives.iter().filter_map(|life| Some(life.envelopes.first()?.monotonic)).collect();
+    for envelope in &run.envelopes {
+        let Event::Group(_, GroupEvent::Leaving { reason: LeaveReason::PermitEnded | LeaveReason::ClaimLost }) =
+            &envelope.event
+        else {
+            continue;
+        };
+        let at = envelope.monotonic;
+        // Two questions without an answer, and a member that is looked for.
+        let since = at - Millis(world.settings.permit().0 + 3000);
+        let is_near = |moment: &Instant| (since..=at).contains(moment);
+        let is_cut = record.cuts[number].iter().any(|(begun, ended)| *begun <= at && *ended >= since);
+        if !is_cut && !record.late_answers[number].iter().chain(&daemons).any(is_near) {
+            let at = at.as_millis();
+            record.found.push(format!("C16: node {number} leaves the group at {at} ms, and was never cut off"));
+        }
     }
 }
 

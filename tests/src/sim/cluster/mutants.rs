@@ -21,11 +21,23 @@ pub enum ClusterMutant {
     IgnoreSilence,
     /// The states of a session are not written again in the next one.
     KeepOldSession,
+    /// A group is taken over as soon as the session of its holder is gone.
+    TakeAtOnce,
+    /// The time is forgotten that a group may take to stop.
+    ForgetStopTime,
+    /// A permit never ends.
+    NeverEndPermit,
+    /// A claim is overwritten although it has changed.
+    OverwriteClaim,
+    /// A claim is released before its group has stopped.
+    ReleaseWhileStopping,
+    /// The claims that a node holds are not written with its next session.
+    ForgetClaimsInSession,
 }
 
 impl ClusterMutant {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 13] = [
         Self::ResumeWatch,
         Self::ForgetMissedFalls,
         Self::LoseOnReregistration,
@@ -33,6 +45,12 @@ impl ClusterMutant {
         Self::TakeSessionForWithdrawal,
         Self::IgnoreSilence,
         Self::KeepOldSession,
+        Self::TakeAtOnce,
+        Self::ForgetStopTime,
+        Self::NeverEndPermit,
+        Self::OverwriteClaim,
+        Self::ReleaseWhileStopping,
+        Self::ForgetClaimsInSession,
     ];
 
     /// What is reported in place of a sight, after the last one that was.

@@ -8,11 +8,12 @@ use std::{
 
 use gaggled_core::{
     base::{
-        ids::{EpochId, ProgramId},
+        ids::{ActorId, EpochId, ProgramId},
         time::{Instant, Millis, WallTime},
     },
     cluster::{
-        Observation, PublishedState, Sight,
+        News, Observation, PublishedState, Sight,
+        claims::{ClaimWrite, Claims, ClaimsInStore},
         exports::{Batch, Exports},
         sights::{Sights, StateInStore},
         store::Key,
@@ -24,7 +25,7 @@ use super::{
     invariants::{self, Record},
     mutants::ClusterMutant,
     store::{Change, Store},
-    world::{ClusterWorld, Fault, name},
+    world::{ClusterWorld, Fault, SHARED, name},
 };
 use crate::sim::{
     random::Random,
@@ -33,13 +34,13 @@ use crate::sim::{
 
 /// Something that will happen between nodes.
 #[derive(Clone, Debug)]
-enum Happening {
+pub(super) enum Happening {
     Fault(usize),
     Heals,
     GatewayBegins(usize),
     /// A gateway may have something to write.
     Writes(usize, u64),
-    WriteArrives(usize, u64, Arc<str>, Batch),
+    WriteArrives(usize, u64, Arc<str>, Batch, Vec<ClaimWrite>),
     WriteAnswered(usize, u64, u64, bool),
     /// A gateway renews its lease.
     Renews(usize, u64),
@@ -50,16 +51,28 @@ enum Happening {
     LeaseEnds,
     /// A daemon gets reports of its gateway, made for this epoch.
     Reports(usize, EpochId, Vec<Observation>),
+    /// A gateway's question for all claims arrives, which it sent at this time.
+    ClaimsAsked(usize, u64, Instant),
+    /// The answer to that comes.
+    ClaimsAnswered(usize, u64, Instant, Option<ClaimsInStore>),
+    /// A claim that a gateway writes arrives.
+    ClaimWritten(usize, u64, ClaimWrite),
+    /// A watch shows that claims or sessions have changed.
+    ClaimsChanged(usize, u64),
     /// Everything should have settled.
     Settled,
 }
 
 /// The cluster gateway of a node.
 #[derive(Debug, Default)]
-struct Gateway {
-    exports: Exports,
+pub(super) struct Gateway {
+    pub(super) exports: Exports,
     sights: Sights,
-    lease: Option<Arc<str>>,
+    pub(super) claims: Claims,
+    /// Whether it has asked for the claims, and whether it has to ask again after that.
+    pub(super) reads_claims: bool,
+    pub(super) reads_again: bool,
+    pub(super) lease: Option<Arc<str>>,
     /// The number of the watch, if one is open.
     watch: Option<u64>,
     /// When the last message of the watch arrives: they keep their order.
@@ -67,11 +80,11 @@ struct Gateway {
     loses_answer: bool,
 }
 
-struct Node {
-    simulation: Simulation,
-    gateway: Option<Gateway>,
+pub(super) struct Node {
+    pub(super) simulation: Simulation,
+    pub(super) gateway: Option<Gateway>,
     /// Counts gateways and watches: what was sent to an earlier one is lost.
-    life: u64,
+    pub(super) life: u64,
     epoch: EpochId,
     /// How many events of the epoch the gateway has seen.
     seen: usize,
@@ -81,15 +94,15 @@ struct Node {
 
 /// A cluster that runs.
 pub struct Network {
-    world: ClusterWorld,
-    mutant: Option<ClusterMutant>,
-    random: Random,
-    now: Instant,
-    nodes: Vec<Node>,
-    store: Store,
+    pub(super) world: ClusterWorld,
+    pub(super) mutant: Option<ClusterMutant>,
+    pub(super) random: Random,
+    pub(super) now: Instant,
+    pub(super) nodes: Vec<Node>,
+    pub(super) store: Store,
     queue: BinaryHeap<Reverse<(Instant, u64, usize)>>,
     happenings: Vec<Happening>,
-    record: Record,
+    pub(super) record: Record,
     last_sights: BTreeMap<(usize, String), Sight>,
 }
 
@@ -150,6 +163,7 @@ impl Network {
                 (Some((at, number)), happening) if happening.is_none_or(|next| at <= next) => {
                     self.now = self.now.max(at);
                     self.nodes[number].simulation.advance();
+                    self.check_claims();
                     self.follow(number);
                 }
                 (_, Some(at)) => {
@@ -165,7 +179,7 @@ impl Network {
         (runs, found)
     }
 
-    fn expect(&mut self, span: Millis, happening: Happening) {
+    pub(super) fn expect(&mut self, span: Millis, happening: Happening) {
         self.expect_at(self.now + span, happening);
     }
 
@@ -176,11 +190,11 @@ impl Network {
     }
 
     /// A short time on a network.
-    fn delay(&mut self) -> Millis {
+    pub(super) fn delay(&mut self) -> Millis {
         Millis(self.random.below(6))
     }
 
-    fn is_reachable(&self, node: usize) -> bool {
+    pub(super) fn is_reachable(&self, node: usize) -> bool {
         self.nodes[node].cut_until <= self.now
     }
 
@@ -204,6 +218,7 @@ impl Network {
             self.synchronise(number);
             return;
         }
+        self.wish(number);
         let state = self.nodes[number].simulation.state().clone();
         let subjects: BTreeSet<ProgramId> =
             fresh.iter().filter_map(|envelope| state.graph.subject(&envelope.event)).collect();
@@ -224,9 +239,11 @@ impl Network {
         gateway.sights.set_externals(externals.map(|policy| policy.name.clone()));
         self.write_soon(number);
         self.report(number);
+        self.wish(number);
+        self.read_claims(number);
     }
 
-    fn write_soon(&mut self, number: usize) {
+    pub(super) fn write_soon(&mut self, number: usize) {
         let (span, life) = (self.delay(), self.nodes[number].life);
         self.expect(span, Happening::Writes(number, life));
     }
@@ -240,7 +257,7 @@ impl Network {
         }
     }
 
-    fn send(&mut self, number: usize, observations: Vec<Observation>) {
+    pub(super) fn send(&mut self, number: usize, observations: Vec<Observation>) {
         let span = self.delay();
         let node = &mut self.nodes[number];
         node.reported_at = node.reported_at.max(self.now + span);
@@ -254,7 +271,9 @@ impl Network {
             Happening::Heals => self.nodes.iter_mut().for_each(|node| node.cut_until = node.cut_until.min(self.now)),
             Happening::GatewayBegins(node) => self.begin_gateway(node),
             Happening::Writes(node, life) if self.is_life(node, life) => self.writes(node),
-            Happening::WriteArrives(node, life, lease, batch) => self.write_arrives(node, life, &lease, batch),
+            Happening::WriteArrives(node, life, lease, batch, renewals) => {
+                self.write_arrives(node, life, &lease, batch, &renewals);
+            }
             Happening::WriteAnswered(node, life, batch, done) if self.is_life(node, life) => {
                 if let Some(gateway) = &mut self.nodes[node].gateway {
                     gateway.exports.written(batch, done);
@@ -269,11 +288,25 @@ impl Network {
                 self.show_all(&changes);
             }
             Happening::Reports(node, epoch, observations) => self.reports(node, epoch, observations),
+            Happening::ClaimsAsked(node, life, sent) if self.is_life(node, life) => self.claims_asked(node, life, sent),
+            Happening::ClaimsAnswered(node, life, sent, store) if self.is_life(node, life) => {
+                self.claims_answered(node, sent, store);
+            }
+            Happening::ClaimWritten(node, life, write) if self.is_life(node, life) => self.claim_written(node, &write),
+            Happening::ClaimsChanged(node, life) if self.is_life(node, life) => self.read_claims(node),
             Happening::Settled => {
+                self.settled_claims();
                 let states: Vec<State> = self.nodes.iter().map(|node| node.simulation.state().clone()).collect();
                 self.record.settled(&self.world, &states, self.now);
             }
-            Happening::Writes(..) | Happening::WriteAnswered(..) | Happening::Renews(..) | Happening::Reads(..) => {}
+            Happening::Writes(..)
+            | Happening::WriteAnswered(..)
+            | Happening::Renews(..)
+            | Happening::Reads(..)
+            | Happening::ClaimsAsked(..)
+            | Happening::ClaimsAnswered(..)
+            | Happening::ClaimWritten(..)
+            | Happening::ClaimsChanged(..) => {}
         }
     }
 
@@ -317,7 +350,7 @@ impl Network {
             return;
         }
         self.nodes[number].life += 1;
-        self.nodes[number].gateway = Some(Gateway::default());
+        self.nodes[number].gateway = Some(Gateway { claims: Claims::new(name(number)), ..Gateway::default() });
         self.synchronise(number);
         self.renews(number);
     }
@@ -326,10 +359,15 @@ impl Network {
         let (life, now, is_reachable) = (self.nodes[number].life, self.now, self.is_reachable(number));
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
         let Some(lease) = gateway.lease.clone() else { return };
+        if !gateway.exports.is_announced() && !gateway.claims.is_read() {
+            return self.read_claims(number);
+        }
         match gateway.exports.next_write(now) {
             Ok(batch) if is_reachable => {
+                let forgets = self.mutant == Some(ClusterMutant::ForgetClaimsInSession);
+                let renewals = if batch.announces && !forgets { gateway.claims.renewals(&lease) } else { Vec::new() };
                 let span = self.delay();
-                self.expect(span, Happening::WriteArrives(number, life, lease, batch));
+                self.expect(span, Happening::WriteArrives(number, life, lease, batch, renewals));
             }
             Ok(batch) => self.expect(Millis(1000), Happening::WriteAnswered(number, life, batch.number, false)),
             Err(Some(at)) => self.expect_at(at, Happening::Writes(number, life)),
@@ -337,12 +375,15 @@ impl Network {
         }
     }
 
-    fn write_arrives(&mut self, number: usize, life: u64, lease: &Arc<str>, batch: Batch) {
+    fn write_arrives(&mut self, number: usize, life: u64, lease: &Arc<str>, batch: Batch, renewals: &[ClaimWrite]) {
         if !self.is_reachable(number) || !self.store.has_lease(lease) {
             return self.expect(Millis(1000), Happening::WriteAnswered(number, life, batch.number, false));
         }
         let written = batch.number;
-        let changes = self.store.write(self.now, &name(number), lease, batch);
+        let Some(changes) = self.store.write(self.now, (&name(number), lease), batch, renewals) else {
+            self.read_claims(number);
+            return self.expect(Millis(1), Happening::WriteAnswered(number, life, written, false));
+        };
         self.show_all(&changes);
         let gateway = self.nodes[number].gateway.as_mut();
         let is_lost = gateway.is_some_and(|gateway| std::mem::take(&mut gateway.loses_answer));
@@ -373,6 +414,7 @@ impl Network {
             }
             self.write_soon(number);
         }
+        self.read_claims(number);
         // A lease ends a little late.
         let late = Millis(self.random.below(600));
         self.expect_at(now + session + late, Happening::LeaseEnds);
@@ -418,6 +460,9 @@ impl Network {
     }
 
     fn show_all(&mut self, changes: &[Change]) {
+        if changes.iter().any(|change| matches!(change, Change::Session(..))) {
+            self.claims_changed();
+        }
         for number in 0..self.nodes.len() {
             // Keys are watched one by one: changes of one write may be shown in any order.
             let mut changes = changes.to_vec();
@@ -472,11 +517,12 @@ impl Network {
         let names = state.graph.names();
         let externals: Vec<ProgramId> =
             state.graph.programs.iter().filter(|(_, policy)| !policy.is_here()).map(|(id, _)| id).collect();
+        let shared = state.graph.group(SHARED);
         for observation in observations {
             match observation {
                 Observation::Contact => {
                     for id in &externals {
-                        self.nodes[number].simulation.observe(self.now, *id, None);
+                        self.nodes[number].simulation.observe(self.now, ActorId::Program(*id), News::Contact);
                     }
                 }
                 Observation::External { program, sight } => {
@@ -487,7 +533,15 @@ impl Network {
                         None => sight,
                     };
                     self.last_sights.insert(key, sight.clone());
-                    self.nodes[number].simulation.observe(self.now, id, Some(sight));
+                    self.nodes[number].simulation.observe(self.now, ActorId::Program(id), News::Sight(sight));
+                }
+                Observation::Claims(sight) => {
+                    let Some(group) = shared else { continue };
+                    self.nodes[number].simulation.observe(
+                        self.now,
+                        ActorId::Group(group),
+                        News::Claims(Arc::new(sight)),
+                    );
                 }
             }
         }

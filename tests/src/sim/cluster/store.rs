@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, sync::Arc};
 use gaggled_core::{
     base::time::Instant,
     cluster::{
+        claims::{ClaimWrite, ClaimsInStore},
         exports::Batch,
-        store::{Key, StateValue},
+        store::{Claim, Key, Session, StateValue},
     },
 };
 
@@ -38,6 +39,10 @@ pub struct Store {
     states: BTreeMap<(Arc<str>, Arc<str>), StateValue>,
     /// Since when each node has had no session; and for how long, and until when, it had none before.
     pub absent_since: BTreeMap<Arc<str>, Instant>,
+    /// The claims, each with the revision that wrote it.
+    claims: BTreeMap<Arc<str>, (u64, Claim)>,
+    /// How many writes there were.
+    revision: u64,
     /// Past times without a session, for each node.
     pub absences: BTreeMap<Arc<str>, Vec<(Instant, Instant)>>,
 }
@@ -67,8 +72,20 @@ impl Store {
         changes
     }
 
-    /// Carries out a write.
-    pub fn write(&mut self, now: Instant, node: &Arc<str>, session: &Arc<str>, batch: Batch) -> Vec<Change> {
+    /// Carries out a write, and with a new session these claims; `None` if one of them is another by now.
+    pub fn write(
+        &mut self,
+        now: Instant,
+        (node, session): (&Arc<str>, &Arc<str>),
+        batch: Batch,
+        renewals: &[ClaimWrite],
+    ) -> Option<Vec<Change>> {
+        if !renewals.iter().all(|renewal| self.is_unchanged(renewal)) {
+            return None;
+        }
+        for renewal in renewals {
+            self.put_claim(renewal);
+        }
         let mut changes = Vec::new();
         for (program, state) in batch.states {
             let value = StateValue::new(session.clone(), state);
@@ -86,7 +103,35 @@ impl Store {
             }
             changes.push(Change::Session(node.clone(), Some(session.clone())));
         }
-        changes
+        Some(changes)
+    }
+
+    fn is_unchanged(&self, write: &ClaimWrite) -> bool {
+        self.claims.get(&write.group).map_or(0, |(revision, _)| *revision) == write.over
+    }
+
+    fn put_claim(&mut self, write: &ClaimWrite) {
+        self.revision += 1;
+        self.claims.insert(write.group.clone(), (self.revision, write.claim.clone()));
+    }
+
+    /// Writes a claim in this session of a node, if nothing has changed it; whether it was written.
+    pub fn claim(&mut self, node: &Arc<str>, session: &Arc<str>, write: &ClaimWrite, overwrites: bool) -> bool {
+        let has = |node: &Arc<str>, session: &Arc<str>| self.sessions.get(node) == Some(session);
+        let is_gone = write.absent.as_ref().is_none_or(|(node, session)| !has(node, session));
+        let may = overwrites || self.is_unchanged(write) && has(node, session) && is_gone;
+        if may {
+            self.put_claim(write);
+        }
+        may
+    }
+
+    /// The claims and sessions as they are now.
+    pub fn claims(&self) -> ClaimsInStore {
+        let session = |(node, session): (&Arc<str>, &Arc<str>)| {
+            (node.clone(), Session::new(session.clone(), node.clone(), "", ""))
+        };
+        ClaimsInStore { sessions: self.sessions.iter().map(session).collect(), claims: self.claims.clone() }
     }
 
     /// Everything in it.

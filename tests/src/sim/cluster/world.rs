@@ -9,7 +9,7 @@ use gaggled_core::{
     },
     cluster::{Assumption, External},
     config::ClusterConfig,
-    graph::{Condition, Dependency, Mode, Policy},
+    graph::{Condition, Dependency, Group, HealthPolicy, Mode, Policy, START, STOP, TenancyPolicy},
 };
 
 use super::mutants::ClusterMutant;
@@ -85,7 +85,9 @@ impl ClusterWorld {
         let mut random = Random::new(seed ^ 0xc105_7e12);
         let count = random.pick(&[2, 2, 3, 4]);
         let mut nodes: Vec<World> = (0..count).map(|node| World::new(seed * 8 + node)).collect();
-        let settings = ClusterConfig { dead_after: random.pick(&[Millis(4000), Millis(10_000)]), ..Default::default() };
+        let shares = random.percent(60);
+        let shortest = if shares { ClusterConfig::SHARED_DEAD_AFTER } else { Millis(4000) };
+        let settings = ClusterConfig { dead_after: random.pick(&[shortest, Millis(10_000)]), ..Default::default() };
         let latest = nodes.iter().map(|world| world.faults_end_at).max().unwrap_or_default();
         let faults_end_at = latest.min(Instant::default() + Millis(120_000));
         let shutdown_at = faults_end_at + SETTLING;
@@ -103,6 +105,9 @@ impl ClusterWorld {
                 let (before, here) = nodes.split_at_mut(node);
                 add_dependency(&mut random, &settings, (&before[other], other), &mut here[0], mutant);
             }
+        }
+        if shares {
+            add_shared_group(&mut random, &settings, &mut nodes, mutant);
         }
         let faults = draw_faults(&mut random, nodes.len(), faults_end_at);
         Self { seed, settings, nodes, faults, faults_end_at, shutdown_at }
@@ -150,6 +155,61 @@ fn add_dependency(
         let delay = random.pick(&[Millis(0), Millis(50), Millis(700)]);
         let propagate = condition != Condition::Completed && random.percent(70);
         here.graph.add_dependency(Dependency { dependent, dependency, condition, delay, propagate });
+    }
+}
+
+/// The name of the group that runs on one node at a time.
+pub const SHARED: &str = "shared";
+
+/// How long a daemon may be away on a node that may have to stop a group: what is promised of such groups holds as long as there
+/// is a daemon.
+const OUTAGE_MAX: Millis = Millis(300);
+
+/// Adds a group that runs on one of all nodes at a time, the same on each.
+fn add_shared_group(random: &mut Random, settings: &ClusterConfig, nodes: &mut [World], mutant: Option<ClusterMutant>) {
+    let candidates: Vec<Arc<str>> = (0..nodes.len()).map(name).collect();
+    let count = random.pick(&[1, 1, 2, 3]);
+    let killwait = random.pick(&[Millis(200), Millis(2000), Millis(5000)]);
+    let cleans_up = random.percent(50);
+    let draws: Vec<(Option<Millis>, Millis)> = (0..=count)
+        .map(|_| {
+            let after_term = random.pick(&[Some(Millis(0)), Some(Millis(150)), None]);
+            let lifetime = random.pick(&[Behaviour::WELL.lifetime, Behaviour::WELL.lifetime, Millis(30_000)]);
+            (after_term, lifetime)
+        })
+        .collect();
+    for (number, node) in nodes.iter_mut().enumerate() {
+        node.crashes.iter_mut().for_each(|crash| crash.outage = crash.outage.min(OUTAGE_MAX));
+        let graph = &mut node.graph;
+        let group = graph.add_group(Group::new(SHARED, START, None));
+        let programs = (0..count).map(|i| (i, false)).chain(cleans_up.then_some((count, true)));
+        let mut before = None;
+        for (i, is_clean_up) in programs {
+            let (after_term, lifetime) = draws[i];
+            let id = graph.add_program(Policy {
+                name: format!("{SHARED}{i}").into(),
+                group: Some(group),
+                mode: if is_clean_up { Mode::Wait } else { Mode::Respawn },
+                levels: if is_clean_up { vec![STOP.into()] } else { vec![START.into()] },
+                killwait,
+                health: HealthPolicy { run_timeout: is_clean_up.then_some(killwait), ..HealthPolicy::default() },
+                ..Policy::new("")
+            });
+            let lifetime = if is_clean_up { Millis(100) } else { lifetime };
+            node.behaviours.push(Behaviour { lifetime, after_term, ..Behaviour::WELL });
+            if let Some(dependency) = before.replace(id).filter(|_| !is_clean_up) {
+                let (condition, delay) = (Condition::Started, Millis(0));
+                graph.add_dependency(Dependency { dependent: id, dependency, condition, delay, propagate: false });
+            }
+        }
+        let stop = if mutant == Some(ClusterMutant::ForgetStopTime) { Millis(0) } else { graph.longest_stop(group) };
+        let takeover_after = settings.takeover_after(stop);
+        let at_once = mutant == Some(ClusterMutant::TakeAtOnce);
+        graph.groups[group].tenancy = Some(TenancyPolicy {
+            node: name(number),
+            candidates: candidates.clone(),
+            takeover_after: if at_once { Millis(0) } else { takeover_after },
+        });
     }
 }
 

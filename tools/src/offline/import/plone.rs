@@ -135,7 +135,8 @@ impl Importer<'_> {
                 );
             }
         }
-        let config = GroupConfig { level: Some(STOP.to_owned()), on_failure: Some(STOP.to_owned()), on: None };
+        let config =
+            GroupConfig { level: Some(STOP.to_owned()), on_failure: Some(STOP.to_owned()), ..GroupConfig::default() };
         self.imported.config.groups.0.push((group.clone(), config));
         let mut taken: BTreeSet<&Vec<String>> = BTreeSet::new();
         let pid_files: Vec<&String> = stop

@@ -1,0 +1,285 @@
+//! Which node runs a group that runs on one node at a time: claims in the store, and what a node sees and writes of them.
+//!
+//! A claim is a key without a lease, which names a node and its session. It is only ever overwritten, by a comparison with the
+//! revision that was seen, so that of several nodes that try only one succeeds. The leases say when a node may be replaced, and
+//! nothing else: what a node may run is said by its permit.
+//!
+//! **Permit.** A read by a majority, sent at a moment s, that finds the session of this node and its claims, permits it to run
+//! what it has claimed until s + [`ClusterConfig::permit`](crate::config::ClusterConfig::permit). A node whose permit ends
+//! stops the group.
+//!
+//! **Successor.** A session that is gone never comes back. So a node that sees that the session of a claim is gone, waits on
+//! its own clock for the longest permit and the longest stop, and then overwrites the claim if nothing has changed it, is never
+//! early: the last read that permitted the other to run was sent before the session was gone. No two clocks are compared, only
+//! their rates, which may differ by 1 %.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::store::{Claim, Session};
+use crate::{
+    base::{
+        ids::{GroupId, Level},
+        time::Instant,
+    },
+    state::{State, Tenancy},
+};
+
+/// The sessions and claims of a cluster, as a majority of the store had them at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimsInStore {
+    /// The session of each node.
+    pub sessions: BTreeMap<Arc<str>, Session>,
+    /// The claim on each group, with the revision that wrote it.
+    pub claims: BTreeMap<Arc<str>, (u64, Claim)>,
+}
+
+/// What a node is told of the claims.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimsSight {
+    /// Until when this node may run what it has claimed; 0 if its own session is not in the store.
+    #[serde(rename = "permit_until_us")]
+    pub permit_until: Instant,
+    /// The nodes that have a session.
+    pub present: BTreeSet<Arc<str>>,
+    /// The claims; a group that was never claimed has none.
+    pub claims: BTreeMap<Arc<str>, ClaimSight>,
+}
+
+/// One claim as a node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClaimSight {
+    /// The revision that wrote it.
+    pub revision: u64,
+    /// Who has it; `None` if it was released.
+    pub holder: Option<Holder>,
+    /// The level to which an operator has told the group to go.
+    pub level: Option<Level>,
+    /// What the last holder has said when it released it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// Who has a claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The node.
+    pub node: Arc<str>,
+    /// The revision that made the claim: each holder has a larger one than those before.
+    pub token: u64,
+    /// Which attempt of the node it was.
+    pub attempt: Arc<str>,
+    /// Whether its session is in the store.
+    pub is_present: bool,
+    /// Whether that is the present session of this node.
+    pub is_own: bool,
+}
+
+/// What the daemon of this node wants of the claim on a group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimWish {
+    /// It does not run it.
+    Away {
+        /// Whether nothing of the group runs any more, so that another node may.
+        is_stopped: bool,
+        /// Why it was released the last time.
+        why: String,
+    },
+    /// It wants to take it over.
+    Claiming {
+        /// The name of the attempt.
+        attempt: Arc<str>,
+        /// The revision that it has seen; 0 if there is no claim.
+        over: u64,
+    },
+    /// It runs it, or is stopping it.
+    Holding {
+        /// Its token.
+        token: u64,
+        /// The level at which it is, once it was requested here; and the one at which it comes up.
+        level: Option<(Level, Level)>,
+    },
+}
+
+/// A claim to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimWrite {
+    /// The group.
+    pub group: Arc<str>,
+    /// Only if this revision has written the claim that is there; 0: only if there is none.
+    pub over: u64,
+    /// Only if this node does not have this session.
+    pub absent: Option<(Arc<str>, Arc<str>)>,
+    /// The claim.
+    pub claim: Claim,
+}
+
+/// The claims on the groups that this node may run.
+#[derive(Clone, Debug, Default)]
+pub struct Claims {
+    node: Arc<str>,
+    wishes: BTreeMap<Arc<str>, ClaimWish>,
+    store: Option<ClaimsInStore>,
+}
+
+impl ClaimsSight {
+    /// How long a text of another node may be, in characters.
+    const TEXT_MAX: usize = 512;
+
+    /// The same, with nothing in its texts that could mislead a reader on this node.
+    #[must_use]
+    pub fn cleaned(mut self) -> Self {
+        for claim in self.claims.values_mut() {
+            let shown = |c: char| if c.is_control() { '?' } else { c };
+            claim.why = claim.why.chars().take(Self::TEXT_MAX).map(shown).collect();
+        }
+        self
+    }
+}
+
+impl ClaimWish {
+    /// What a daemon in this state wants of a group; `None` if the group does not run on one node at a time.
+    pub fn of(state: &State, id: GroupId) -> Option<Self> {
+        let (group, configured) = (&state.groups[id], &state.graph.groups[id]);
+        Some(match group.tenancy.as_ref()? {
+            Tenancy::Away { left, .. } => {
+                let is_stopped = !configured.members.iter().any(|member| state.programs[*member].is_running());
+                let why = left.as_ref().map_or_else(String::new, |left| format!("{left} on this node"));
+                Self::Away { is_stopped, why }
+            }
+            Tenancy::Claiming { attempt, over } => Self::Claiming { attempt: attempt.clone(), over: *over },
+            Tenancy::Held { token, since } => {
+                let level = || (group.level.clone(), configured.default_level.clone());
+                let level = (group.requested_by > *since).then(level);
+                Self::Holding { token: *token, level }
+            }
+            Tenancy::Leaving { token, .. } => Self::Holding { token: *token, level: None },
+        })
+    }
+
+    /// What a daemon wants of all its groups that run on one node at a time, by their names.
+    pub fn all(state: &State) -> BTreeMap<Arc<str>, Self> {
+        let wish = |id: GroupId| Some((state.graph.groups[id].name.clone(), Self::of(state, id)?));
+        state.graph.groups.ids().filter_map(wish).collect()
+    }
+}
+
+impl Claims {
+    /// Those of a node.
+    pub fn new(node: Arc<str>) -> Self {
+        Self { node, ..Self::default() }
+    }
+
+    /// What the daemon wants; whether that is something new.
+    pub fn wish(&mut self, wishes: BTreeMap<Arc<str>, ClaimWish>) -> bool {
+        let is_new = self.wishes != wishes;
+        self.wishes = wishes;
+        is_new
+    }
+
+    /// Whether there are groups to claim.
+    pub fn is_needed(&self) -> bool {
+        !self.wishes.is_empty()
+    }
+
+    /// Whether nothing is left to be released.
+    pub fn is_idle(&self) -> bool {
+        let Some(store) = &self.store else { return !self.is_needed() };
+        let is_own = |group: &Arc<str>| {
+            store.claims.get(group).is_some_and(|(_, claim)| claim.node == self.node && !claim.released)
+        };
+        self.wishes.keys().all(|group| !is_own(group))
+    }
+
+    /// What the store has, by a read of a majority.
+    pub fn read(&mut self, store: ClaimsInStore) {
+        self.store = Some(store);
+    }
+
+    /// Whether it is known what the store has: before that no other session may begin, as claims would be lost with it.
+    pub fn is_read(&self) -> bool {
+        self.store.is_some() || !self.is_needed()
+    }
+
+    /// What is in the store may have changed: nothing is written before it is read again.
+    pub fn forget(&mut self) {
+        self.store = None;
+    }
+
+    /// What the daemon is told; `session` is that of this node, and `permit_until` follows from when the store was read.
+    pub fn sight(&self, session: Option<&str>, permit_until: Instant) -> Option<ClaimsSight> {
+        let store = self.store.as_ref()?;
+        let has = |node: &str, session: &str| store.sessions.get(node).is_some_and(|known| *known.session == *session);
+        let own = session.filter(|own| has(&self.node, own));
+        let sight = |(revision, claim): &(u64, Claim)| {
+            let holder = Holder {
+                node: claim.node.clone(),
+                token: claim.token_at(*revision),
+                attempt: claim.attempt.clone(),
+                is_present: has(&claim.node, &claim.session),
+                is_own: claim.node == self.node && own.is_some_and(|own| *own == *claim.session),
+            };
+            let holder = (!claim.released).then_some(holder);
+            ClaimSight { revision: *revision, holder, level: claim.level.clone(), why: claim.why.clone() }
+        };
+        let wanted = store.claims.iter().filter(|(group, _)| self.wishes.contains_key(*group));
+        Some(ClaimsSight {
+            permit_until: if own.is_some() { permit_until } else { Instant::default() },
+            present: store.sessions.keys().cloned().collect(),
+            claims: wanted.map(|(group, known)| (group.clone(), sight(known))).collect(),
+        })
+    }
+
+    /// What is to be written in this session, which is in the store. The store is to be read again after that.
+    pub fn writes(&self, session: &Arc<str>) -> Vec<ClaimWrite> {
+        let Some(store) = &self.store else { return Vec::new() };
+        let own = |claim: &Claim| claim.node == self.node && claim.session == *session && !claim.released;
+        let write = |(group, wish): (&Arc<str>, &ClaimWish)| {
+            let known = store.claims.get(group);
+            let (over, absent, claim) = match (wish, known) {
+                (ClaimWish::Claiming { attempt, over }, known)
+                    if known.map_or(0, |(revision, _)| *revision) == *over =>
+                {
+                    let before = known.map(|(_, claim)| claim);
+                    let absent = before.filter(|claim| !claim.released);
+                    let level = before.and_then(|claim| claim.level.clone());
+                    (
+                        *over,
+                        absent.map(|claim| (claim.node.clone(), claim.session.clone())),
+                        Claim { level, ..Claim::new(self.node.clone(), session.clone(), attempt.clone()) },
+                    )
+                }
+                (ClaimWish::Away { is_stopped: true, why }, Some((revision, claim))) if own(claim) => {
+                    let token = claim.token_at(*revision);
+                    (*revision, None, Claim { token, released: true, why: why.clone(), ..claim.clone() })
+                }
+                (ClaimWish::Holding { level: Some((level, default)), .. }, Some((revision, claim)))
+                    if own(claim) && claim.level.as_ref().unwrap_or(default) != level =>
+                {
+                    let token = claim.token_at(*revision);
+                    (*revision, None, Claim { token, level: Some(level.clone()), ..claim.clone() })
+                }
+                _ => return None,
+            };
+            Some(ClaimWrite { group: group.clone(), over, absent, claim })
+        };
+        self.wishes.iter().filter_map(write).collect()
+    }
+
+    /// What is to be written together with another session of this node: the claims that it still holds.
+    pub fn renewals(&self, session: &Arc<str>) -> Vec<ClaimWrite> {
+        let Some(store) = &self.store else { return Vec::new() };
+        let renewal = |(group, wish): (&Arc<str>, &ClaimWish)| {
+            let ClaimWish::Holding { token, .. } = wish else { return None };
+            let (revision, claim) = store.claims.get(group)?;
+            let is_held = claim.node == self.node && claim.token_at(*revision) == *token && !claim.released;
+            let claim = Claim { token: *token, session: session.clone(), ..claim.clone() };
+            is_held.then(|| ClaimWrite { group: group.clone(), over: *revision, absent: None, claim })
+        };
+        self.wishes.iter().filter_map(renewal).collect()
+    }
+}

@@ -1,0 +1,235 @@
+//! The rules of a group that runs on one node at a time: when this node claims it, and when it leaves it to others.
+//!
+//! They drive the group only through its level: it goes to its level when the claim is held, and to `stop` when it has to be
+//! left. So its order, its tests and its programs of the level `stop` are those of any group.
+//!
+//! A node claims a group that nobody holds, or whose holder's session is gone and has had time to stop it (see
+//! [`crate::cluster::claims`]). All candidates compute the same order, and each waits a little longer than the one before it,
+//! so that mostly one tries. It leaves a group when its permit ends, when the claim is another's, and when the group has failed
+//! here: then another node tries, and this one again after a time that doubles.
+
+use std::sync::Arc;
+
+use crate::{
+    base::{
+        ids::{Level, Seq},
+        time::{Instant, Millis},
+    },
+    cluster::claims::{ClaimSight, ClaimsSight},
+    event::{Cause, GroupEvent, LeaveReason},
+    graph::{Group, STOP, TenancyPolicy},
+    state::{GroupState, Tenancy},
+};
+
+/// How much longer each candidate waits than the one before it.
+const TURN: Millis = Millis(300);
+/// How long a new daemon goes on with a group before it has heard of its permit.
+const GRACE: Millis = Millis(500);
+/// After what time a node tries a group again that has failed on it, or the clean-up after it: at first, and at most.
+const UNFIT: (Millis, Millis) = (Millis(1000), Millis(300_000));
+
+/// What the rules need to know of the group besides its state.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    /// Whether one of its programs has something to stop.
+    pub is_running: bool,
+    /// The program that cannot run here, if there is one.
+    pub failed_program: Option<Arc<str>>,
+    /// Whether the node shuts down.
+    pub shutdown: bool,
+    /// A name for an attempt that no other has.
+    pub attempt: Arc<str>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Propose this.
+    Propose(GroupEvent, Cause),
+    /// Look again at this moment.
+    Wait(Instant),
+    /// Wait for an event.
+    Nothing,
+}
+
+/// The rules of one group.
+#[derive(Clone, Debug)]
+pub(super) struct TenancyRules {
+    group: Arc<str>,
+    policy: TenancyPolicy,
+    default_level: Level,
+    sight: Option<Arc<ClaimsSight>>,
+    /// Until when this node may run the group.
+    permit: Instant,
+    /// Until when a new daemon goes on without having heard of that.
+    grace: Instant,
+    /// The claim that could be overwritten, by its revision, and since when this node knows that.
+    available: Option<(u64, Instant)>,
+    /// How often the group has failed here in a row, and until when this node does not try it.
+    unfit: (u32, Instant),
+}
+
+impl TenancyRules {
+    /// The rules of a group; `None` if it does not run on one node at a time.
+    pub(super) fn of(group: &Group) -> Option<Self> {
+        Some(Self {
+            group: group.name.clone(),
+            policy: group.tenancy.clone()?,
+            default_level: group.default_level.clone(),
+            sight: None,
+            permit: Instant::default(),
+            grace: Instant::default(),
+            available: None,
+            unfit: (0, Instant::default()),
+        })
+    }
+
+    /// A new daemon begins: what it holds it may keep until it hears of its permit.
+    pub(super) fn restored(&mut self, now: Instant) {
+        self.grace = now + GRACE;
+    }
+
+    /// The store was read.
+    pub(super) fn observed(&mut self, now: Instant, sight: &Arc<ClaimsSight>) {
+        self.sight = Some(sight.clone());
+        let claim = sight.claims.get(&self.group);
+        if claim.and_then(|claim| claim.holder.as_ref()).is_some_and(|holder| holder.is_own) {
+            self.permit = self.permit.max(sight.permit_until);
+        }
+        self.available = match claim {
+            // It is being released.
+            Some(ClaimSight { holder: Some(holder), .. }) if holder.is_present => None,
+            claim => {
+                let revision = claim.map_or(0, |claim| claim.revision);
+                let since = self.available.filter(|(known, _)| *known == revision).map_or(now, |(_, since)| since);
+                Some((revision, since))
+            }
+        };
+    }
+
+    /// The group has reached its level here.
+    pub(super) fn is_fit(&mut self) {
+        self.unfit.0 = 0;
+    }
+
+    /// What is to be done now.
+    pub(super) fn next(&mut self, now: Instant, group: &GroupState, facts: Facts) -> Next {
+        match group.tenancy.as_ref() {
+            None => Next::Nothing,
+            Some(Tenancy::Away { holder, .. }) => self.away(now, holder.as_ref(), group, facts),
+            Some(Tenancy::Claiming { attempt, over }) => self.claiming(now, attempt, *over, facts.shutdown),
+            Some(Tenancy::Held { token, since }) => self.held(now, *token, *since, group, facts),
+            Some(Tenancy::Leaving { token, since, .. }) => self.leaving(now, *token, *since, group, &facts),
+        }
+    }
+
+    fn claim(&self) -> Option<&ClaimSight> {
+        self.sight.as_ref()?.claims.get(&self.group)
+    }
+
+    /// Whether this node has the claim with this token, also in an earlier session.
+    fn has_claim(&self, token: u64) -> bool {
+        let holder = self.claim().and_then(|claim| claim.holder.as_ref());
+        holder.is_some_and(|holder| holder.node == self.policy.node && holder.token == token)
+    }
+
+    fn away(&self, now: Instant, known: Option<&Arc<str>>, group: &GroupState, facts: Facts) -> Next {
+        let Some(sight) = self.sight.as_ref().filter(|_| !facts.shutdown) else { return Next::Nothing };
+        let holder = self.claim().and_then(|claim| claim.holder.as_ref()).map(|holder| &holder.node);
+        // A claim of this node that it does not hold any more is one to be released, or of an earlier life.
+        let other = holder.filter(|holder| **holder != self.policy.node);
+        if other != known {
+            return Next::Propose(GroupEvent::HolderSeen { node: other.cloned() }, Cause::Cluster);
+        }
+        let Some((over, since)) = self.available else { return Next::Nothing };
+        if facts.is_running || group.is_switching() || sight.permit_until <= now {
+            return Next::Nothing;
+        }
+        let is_candidate = |node: &&Arc<str>| sight.present.contains(*node) || **node == self.policy.node;
+        let turn = self.policy.candidates.iter().filter(is_candidate).position(|node| *node == self.policy.node);
+        let Some(turn) = turn.and_then(|turn| u64::try_from(turn).ok()) else { return Next::Nothing };
+        let stop = if holder.is_some() { self.policy.takeover_after } else { Millis(0) };
+        let at = (since + stop + Millis(TURN.0 * turn)).max(self.unfit.1);
+        if at > now {
+            return Next::Wait(at);
+        }
+        Next::Propose(GroupEvent::ClaimStarted { attempt: facts.attempt, over }, Cause::Cluster)
+    }
+
+    fn claiming(&self, now: Instant, attempt: &Arc<str>, over: u64, shutdown: bool) -> Next {
+        let failed = || Next::Propose(GroupEvent::ClaimFailed { attempt: attempt.clone() }, Cause::Cluster);
+        let Some(sight) = self.sight.as_ref().filter(|sight| !shutdown && sight.permit_until > now) else {
+            // A new daemon has not heard of anything yet.
+            return if shutdown || self.grace <= now { failed() } else { Next::Wait(self.grace) };
+        };
+        match self.claim().and_then(|claim| claim.holder.as_ref()) {
+            Some(holder) if holder.is_own && holder.attempt == *attempt => {
+                Next::Propose(GroupEvent::Held { attempt: attempt.clone(), token: holder.token }, Cause::Cluster)
+            }
+            _ if self.claim().map_or(0, |claim| claim.revision) != over => failed(),
+            _ => Next::Wait(sight.permit_until),
+        }
+    }
+
+    fn held(&mut self, now: Instant, token: u64, since: Seq, group: &GroupState, facts: Facts) -> Next {
+        let leave = |reason: LeaveReason, cause: Cause| Next::Propose(GroupEvent::Leaving { reason }, cause);
+        if facts.shutdown {
+            return if facts.is_running {
+                Next::Nothing
+            } else {
+                Next::Propose(GroupEvent::Released { token }, Cause::Event(since))
+            };
+        }
+        let until = self.permit.max(self.grace);
+        if until <= now {
+            return leave(LeaveReason::PermitEnded, Cause::Cluster);
+        }
+        if self.sight.is_some() && !self.has_claim(token) {
+            return leave(LeaveReason::ClaimLost, Cause::Cluster);
+        }
+        if let Some(program) = facts.failed_program.filter(|_| *group.level != *STOP) {
+            self.pause(now);
+            return leave(LeaveReason::Failed { program }, Cause::Event(since));
+        }
+        let wanted = self.claim().and_then(|claim| claim.level.clone()).unwrap_or_else(|| self.default_level.clone());
+        if group.requested_by < since && *wanted != *STOP {
+            return Next::Propose(GroupEvent::LevelRequested { level: wanted }, Cause::Event(since));
+        }
+        Next::Wait(until)
+    }
+
+    /// What a group needs that this node leaves to others.
+    fn leaving(&mut self, now: Instant, token: u64, since: Seq, group: &GroupState, facts: &Facts) -> Next {
+        let has_failed = group.failed_program.is_some() && group.requested_by > since;
+        if !facts.is_running && (facts.shutdown || group.requested_by > since && !group.is_switching() && !has_failed) {
+            return Next::Propose(GroupEvent::Released { token }, Cause::Event(since));
+        }
+        if facts.shutdown || group.requested_by > since && !has_failed {
+            return Next::Nothing;
+        }
+        if has_failed {
+            // What cleans up has to end well before another node may begin: it is run again, as long as none has begun.
+            if self.sight.is_some() && !self.has_claim(token) {
+                return if facts.is_running {
+                    Next::Nothing
+                } else {
+                    Next::Propose(GroupEvent::Released { token }, Cause::Cluster)
+                };
+            }
+            if self.permit <= now {
+                return Next::Nothing;
+            }
+            if self.unfit.1 > now {
+                return Next::Wait(self.unfit.1);
+            }
+        }
+        self.pause(now);
+        Next::Propose(GroupEvent::LevelRequested { level: STOP.into() }, Cause::Event(since))
+    }
+
+    /// Begins the time in which this node does not try the group again, or its clean-up.
+    fn pause(&mut self, now: Instant) {
+        let pause = Millis(UNFIT.0.0.saturating_mul(1 << self.unfit.0.min(20))).min(UNFIT.1);
+        self.unfit = (self.unfit.0 + 1, now + pause);
+    }
+}

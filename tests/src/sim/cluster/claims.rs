@@ -1,0 +1,169 @@
+//! The claims of the simulated nodes: how their gateways read and write them, and what no node may ever see.
+
+use std::sync::Arc;
+
+use gaggled_core::{
+    base::{ids::ProgramId, time::Instant, time::Millis},
+    cluster::{
+        Observation,
+        claims::{ClaimWish, ClaimWrite, ClaimsInStore},
+    },
+    state::Tenancy,
+};
+
+use super::{
+    mutants::ClusterMutant,
+    network::{Happening, Network},
+    world::{SHARED, name},
+};
+
+/// How long an answer of the store may take: a gateway does not wait longer.
+const ANSWER_MAX: Millis = Millis(1000);
+
+impl Network {
+    /// The gateway hears what its daemon wants of the claims.
+    pub(super) fn wish(&mut self, number: usize) {
+        let mut wishes = ClaimWish::all(self.nodes[number].simulation.state());
+        if self.mutant == Some(ClusterMutant::ReleaseWhileStopping) {
+            let is_leaving =
+                |group: &gaggled_core::state::GroupState| matches!(group.tenancy, Some(Tenancy::Leaving { .. }));
+            if self.nodes[number].simulation.state().groups.values().any(is_leaving) {
+                let wish = ClaimWish::Away { is_stopped: true, why: String::new() };
+                for known in wishes.values_mut() {
+                    *known = wish.clone();
+                }
+            }
+        }
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        if gateway.claims.wish(wishes) {
+            self.read_claims(number);
+        }
+    }
+
+    /// The gateway asks the store for all claims.
+    pub(super) fn read_claims(&mut self, number: usize) {
+        let (life, now, is_reachable) = (self.nodes[number].life, self.now, self.is_reachable(number));
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        if !gateway.claims.is_needed() || !is_reachable {
+            return;
+        }
+        if gateway.reads_claims {
+            gateway.reads_again = true;
+            return;
+        }
+        gateway.reads_claims = true;
+        let span = self.delay();
+        self.expect(span, Happening::ClaimsAsked(number, life, now));
+    }
+
+    pub(super) fn claims_asked(&mut self, number: usize, life: u64, sent: Instant) {
+        // Most answers come at once, some late, and some never.
+        let is_healed = self.now >= self.world.faults_end_at;
+        let span = match self.random.below(40) {
+            _ if is_healed => self.delay(),
+            0 => Millis(self.random.below(3000)),
+            1 | 2 => Millis(self.random.below(ANSWER_MAX.0)),
+            _ => self.delay(),
+        };
+        let store = (self.is_reachable(number) && span < ANSWER_MAX).then(|| self.store.claims());
+        let span = if store.is_some() { span } else { ANSWER_MAX };
+        if span > Millis(300) {
+            self.record.late_answers[number].push(sent);
+        }
+        self.expect(span, Happening::ClaimsAnswered(number, life, sent, store));
+    }
+
+    pub(super) fn claims_answered(&mut self, number: usize, sent: Instant, store: Option<ClaimsInStore>) {
+        let (now, mutant, permit) = (self.now, self.mutant, self.world.settings.permit());
+        let Some(gateway) = &mut self.nodes[number].gateway else { return };
+        gateway.reads_claims = false;
+        let again = std::mem::take(&mut gateway.reads_again);
+        if let Some(store) = store {
+            gateway.claims.read(store);
+            let session = gateway.lease.clone().filter(|_| gateway.exports.is_announced());
+            let until = match mutant {
+                Some(ClusterMutant::NeverEndPermit) => now + Millis(1_000_000_000),
+                _ => sent + permit,
+            };
+            let sight = gateway.claims.sight(session.as_deref(), until);
+            let writes = session.map_or_else(Vec::new, |session| gateway.claims.writes(&session));
+            if !writes.is_empty() {
+                gateway.claims.forget();
+            }
+            self.send(number, sight.map(Observation::Claims).into_iter().collect());
+            self.write_soon(number);
+            for write in writes {
+                let (span, life) = (self.delay(), self.nodes[number].life);
+                self.expect(span, Happening::ClaimWritten(number, life, write));
+            }
+        }
+        if again {
+            self.read_claims(number);
+        }
+    }
+
+    pub(super) fn claim_written(&mut self, number: usize, write: &ClaimWrite) {
+        let session = self.nodes[number].gateway.as_ref().and_then(|gateway| gateway.lease.clone());
+        if let Some(session) = session.filter(|_| self.is_reachable(number)) {
+            let overwrites = self.mutant == Some(ClusterMutant::OverwriteClaim);
+            if self.store.claim(&name(number), &session, write, overwrites) {
+                self.claims_changed();
+            }
+        }
+        self.read_claims(number);
+    }
+
+    /// Watches show that a claim or a session has changed: the gateways read them again.
+    pub(super) fn claims_changed(&mut self) {
+        for number in 0..self.nodes.len() {
+            let (span, life) = (Millis(1 + self.random.below(30)), self.nodes[number].life);
+            self.expect(span, Happening::ClaimsChanged(number, life));
+        }
+    }
+
+    /// C1: the programs of a group that runs on one node at a time run on one node at a time.
+    pub(super) fn check_claims(&mut self) {
+        let runs = |number: &usize| {
+            let node = &self.nodes[*number];
+            let Some(group) = node.simulation.state().graph.group(SHARED) else { return false };
+            let members: &[ProgramId] = &node.simulation.state().graph.groups[group].members;
+            members.iter().any(|member| node.simulation.lives(*member))
+        };
+        let running: Vec<usize> = (0..self.nodes.len()).filter(runs).collect();
+        if running.len() > 1 && self.record.overlaps.insert(running.clone()) {
+            let at = self.now.as_millis();
+            self.record.found.push(format!("C1: the group runs on nodes {running:?} at {at} ms"));
+        }
+    }
+
+    /// C8: when everything has settled, the group runs on one node.
+    pub(super) fn settled_claims(&mut self) {
+        let holds = |number: &usize| {
+            let state = self.nodes[*number].simulation.state();
+            let tenancy = state.graph.group(SHARED).and_then(|group| state.groups[group].tenancy.clone());
+            matches!(tenancy, Some(Tenancy::Held { .. }))
+        };
+        let is_there = self.nodes.iter().any(|node| node.simulation.state().graph.group(SHARED).is_some());
+        let ends =
+            self.nodes.iter().any(|node| node.simulation.is_over() || node.simulation.state().shutdown.is_some());
+        let holders: Vec<usize> = (0..self.nodes.len()).filter(holds).collect();
+        if is_there && !ends && holders.len() != 1 {
+            self.record.found.push(format!("C8: nodes {holders:?} hold the group when everything has settled"));
+        }
+    }
+}
+
+/// C2: each holder has a larger token than those before. C4: nothing runs when it is released, as the rules of admission see to.
+#[derive(Debug, Default)]
+pub struct Tokens(Option<(u64, Arc<str>)>);
+
+impl Tokens {
+    /// A node holds the group now; what is wrong with that.
+    pub fn held(&mut self, node: &Arc<str>, token: u64) -> Option<String> {
+        // An event that was lost with a daemon is committed again.
+        let wrong = self.0.as_ref().filter(|(last, of)| *last > token || *last == token && of != node);
+        let found = wrong.map(|(last, of)| format!("C2: {node} has token {token} after {of} with {last}"));
+        self.0 = Some((token, node.clone()));
+        found
+    }
+}
