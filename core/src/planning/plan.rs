@@ -161,7 +161,9 @@ fn levels_after(new: &Config, state: &State) -> BTreeMap<String, GroupLevel> {
         let old =
             state.graph.group(&group.name).filter(|old| state.graph.groups[*old].default_level == group.default_level);
         let kept = old.map(|old| &state.groups[old]).filter(|old| graph.has_level(id, &old.level));
-        let level = kept.map_or(&group.default_level, |kept| &kept.level).to_string();
+        // A group that runs on one node at a time is stopped until this node holds it.
+        let first = if group.tenancy.is_some() { STOP } else { &*group.default_level };
+        let level = kept.map_or(first, |kept| &*kept.level).to_string();
         (
             group.name.to_string(),
             GroupLevel { level, is_requested: kept.is_some_and(|kept| kept.requested_by > Seq(0)) },

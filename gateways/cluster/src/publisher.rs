@@ -11,7 +11,7 @@ use std::{
 
 use gaggled_actors::clock::Clock;
 use gaggled_core::{
-    cluster::store::{Applied, Pointer},
+    cluster::store::{Applied, Claim, Pointer},
     config::{ClusterConfig, Config, Diagnostic, Parsed, Settings, own_externals},
     planning::plan::{Change, Plan},
 };
@@ -394,15 +394,32 @@ pub fn status(site: &str, known: &Publications) -> String {
     );
     let nodes: BTreeSet<&Arc<str>> = known.sessions.keys().chain(known.applied.keys()).collect();
     let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["NODE", "SEEN", "VERSION", "CONFIGURATION"]);
+    table.load_style(comfy_table::presets::NOTHING).set_header(["NODE", "SEEN", "VERSION", "CONFIGURATION", "GROUPS"]);
     for node in &nodes {
         let session = known.sessions.get(*node);
         let seen = session.map_or("no".to_owned(), |session| format!("on {}", session.host));
         let version = session.map_or("", |session| &session.version);
-        table.add_row([node, &*seen, version, &configuration(known, node)]);
+        table.add_row([node, &*seen, version, &configuration(known, node), &groups(known, node)]);
     }
-    let rows: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
-    format!("cluster {site}: {} nodes, {} seen; {current}\n{}", nodes.len(), known.sessions.len(), rows.join("\n"))
+    let mut lines = vec![format!("cluster {site}: {} nodes, {} seen; {current}", nodes.len(), known.sessions.len())];
+    lines.extend(table.lines().map(|line| line.trim().to_owned()));
+    for (group, (_, claim)) in known.claims.iter().filter(|(_, (_, claim))| claim.released) {
+        let why = if claim.why.is_empty() { String::new() } else { format!(", because {}", claim.why) };
+        lines.push(format!("group {group} runs on no node; {} has left it{why}", claim.node));
+    }
+    lines.join("\n")
+}
+
+/// The groups that a node has claimed, with their tokens.
+fn groups(known: &Publications, node: &str) -> String {
+    let of_node = known.claims.iter().filter(|(_, (_, claim))| *claim.node == *node && !claim.released);
+    let word = |(group, (revision, claim)): (&Arc<str>, &(u64, Claim))| {
+        let is_present = known.sessions.get(node).is_some_and(|session| session.session == claim.session);
+        let level = claim.level.as_ref().map_or_else(String::new, |level| format!("level {level}, "));
+        let state = if is_present { "" } else { ", until another takes it" };
+        format!("{group} ({level}token {}{state})", claim.token_at(*revision))
+    };
+    of_node.map(word).collect::<Vec<_>>().join(", ")
 }
 
 fn configuration(known: &Publications, node: &str) -> String {

@@ -58,6 +58,33 @@ fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
     ] {
         refused(cluster(section, "").as_bytes(), &[words, "system.ron:2"]);
     }
+    let shared = |dead_after: &str, group: &str, program: &str, rest: &str| {
+        format!(
+            "(\n gaggled: (cluster: (name: \"s\", node: \"n1\", etcd: [\"http://127.0.0.1:2379\"], dead_after: \"{dead_after}\")),\n \
+            hosts: [\"n1\", \"n2\", \"n3\"], nodes: {{\"two\": [\"n1\", \"n2\"]}},\n groups: {{\"g\": ({group})}},\n programs: {{\n  \
+            \"a\": (command: \"true\", group: \"g\", {program}),\n{rest} }},\n)"
+        )
+    };
+    for (group, program, rest, words) in [
+        ("on: One(\"@three\")", "", "", ["placed on \"@three\"", "system.ron:4"]),
+        ("on: One(\"@two\"), prefer: [\"n3\"]", "", "", ["prefers \"n3\", which is none of its nodes", "system.ron:4"]),
+        ("prefer: [\"n1\"]", "", "", ["prefers nodes, and does not run on one of several", "system.ron:4"]),
+        ("on: One(\"@two\")", "levels: [\"stop\"]", "", ["runs at level stop", "system.ron:6"]),
+        (
+            "on: One(\"@two\")",
+            "",
+            "  \"b\": (command: \"true\", depends: {\"a\": ()}),\n",
+            ["which runs on one of several nodes", "system.ron:7"],
+        ),
+        ("", "", "  \"b\": (command: \"true\", on: One(\"@two\")),\n", ["as only groups can", "system.ron:7"]),
+    ] {
+        refused(shared("10s", group, program, rest).as_bytes(), &words);
+    }
+    let short = shared("4s", "on: One(\"@two\")", "", "");
+    refused(
+        short.as_bytes(),
+        &["runs on one node at a time, and dead_after of the cluster is 4.0 s", "6.0 s", "system.ron:4"],
+    );
     let published = "(name: \"s\", etcd: [\"http://127.0.0.1:2379\"], config: Published)";
     refused(
         cluster(published, "").as_bytes(),

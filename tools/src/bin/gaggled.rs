@@ -67,7 +67,7 @@ enum Command {
         format: import::Format,
         /// The file
         file: PathBuf,
-        /// The node whose programs are imported from the file of a diprocd master
+        /// The node whose programs are imported from the file of a diprocd master; without it those of all, to be published
         #[arg(long)]
         node: Option<String>,
     },

@@ -28,7 +28,7 @@ pub enum Format {
     Gaggled,
     /// `Cluster::Init`, cltab
     Cltab,
-    /// diprocd, the JSON of a worker; of a master, with --node
+    /// diprocd, the JSON of a worker or of a master
     Diprocd,
     /// plone.recipe.cluster, a buildout configuration
     Plone,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, Txn, TxnOp, WatchOptions};
-use gaggled_core::cluster::store::{Applied, Key, Pointer, Session};
+use gaggled_core::cluster::store::{Applied, Claim, Key, Pointer, Session};
 use sha2::{Digest, Sha256};
 
 use super::{ANSWER_MAX, Connection, EtcdError, answered, cause, encode};
@@ -31,6 +31,8 @@ pub struct Publications {
     pub applied: BTreeMap<Arc<str>, Applied>,
     /// The nodes that have a session.
     pub sessions: BTreeMap<Arc<str>, Session>,
+    /// The claims on groups, each with the revision of etcd that wrote it.
+    pub claims: BTreeMap<Arc<str>, (u64, Claim)>,
     /// The revision of etcd at which this was read.
     pub read_at: i64,
 }
@@ -126,6 +128,7 @@ impl Connection {
             TxnOp::get(Key::canaries(&self.site), prefix()),
             TxnOp::get(Key::all_applied(&self.site), prefix()),
             TxnOp::get(Key::sessions(&self.site), prefix()),
+            TxnOp::get(Key::claims(&self.site), prefix()),
             TxnOp::get(Key::revisions(&self.site), Some(keys)),
         ];
         let (read_at, answers) = self.get(operations).await?;
@@ -141,7 +144,11 @@ impl Connection {
                 Some(Key::Applied { node }) => found.applied.extend(read(node, value)),
                 Some(Key::Alive { node }) => found.sessions.extend(read(node, value)),
                 Some(Key::Description { revision }) => drop(described.insert(revision)),
-                Some(Key::Part { .. } | Key::State { .. } | Key::Claim { .. }) | None => {}
+                Some(Key::Claim { group }) => {
+                    let revision = u64::try_from(kv.mod_revision()).unwrap_or_default();
+                    found.claims.extend(read(group, value).map(|(group, claim)| (group, (revision, claim))));
+                }
+                Some(Key::Part { .. } | Key::State { .. }) | None => {}
             }
         }
         let described: Vec<u64> = described.into_iter().collect();

@@ -1,10 +1,13 @@
 //! The JSON files of diprocd: a worker's list of processes, or a master's list for each node.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use gaggled_core::{
     base::time::Millis,
-    config::{DependsConfig, ProgramConfig, sandbox::Umask},
+    config::{DependsConfig, Placement, ProgramConfig, sandbox::Umask},
     graph::{Mode, StartLimit},
     host::PidFile,
 };
@@ -32,7 +35,7 @@ const PROCESS: [&str; 14] = [
     "comment",
 ];
 
-/// Reads the file of a worker, or the part of a master's file for one node.
+/// Reads the file of a worker, a master's file, or the part of that for one node.
 pub fn import(path: &Path, node: Option<&str>) -> Result<Imported, String> {
     let whole = SourceLocation::new(path, 1);
     let wrong = |error: serde_json::Error| {
@@ -44,34 +47,72 @@ pub fn import(path: &Path, node: Option<&str>) -> Result<Imported, String> {
     let procs = match (file.get("procs"), file.get("nodes"), node) {
         (Some(procs), _, None) => procs,
         (None, Some(nodes), Some(node)) => nodes.get(node).ok_or_else(|| missing_node(&whole, nodes, node))?,
-        (None, Some(nodes), None) => return Err(missing_node(&whole, nodes, "")),
+        (None, Some(nodes), None) => return import_master(path, &whole, nodes),
         (Some(_), _, Some(_)) => {
             return Err(format!("{whole}: is the file of a worker, which has no nodes: leave --node out"));
         }
         (None, None, _) if file.contains_key("conf_file") => {
             let why = "is the file of a client, which only says where its master is";
-            return Err(format!("{whole}: {why}: import the master's file with --node"));
+            return Err(format!("{whole}: {why}: import the master's file"));
         }
         (None, None, _) => return Err(format!("{whole}: has neither procs nor nodes")),
     };
-    let procs = procs.as_array().ok_or(format!("{whole}: procs is not a list"))?;
     let mut importer = Importer { imported: Imported::default(), place: whole };
     for key in file.keys().filter(|key| !["procs", "nodes"].contains(&key.as_str())) {
         importer.note(&format!("{key} is left out: gaggled has its own"));
     }
-    importer.imported.config.gaggled.env.0.push(("LC_ALL".to_owned(), "C".to_owned()));
-    for process in procs {
-        importer.process(process)?;
-    }
-    importer.link();
+    importer.imported.config.gaggled.env.0.push(LOCALE.map(str::to_owned).into());
+    importer.list(procs)?;
     importer.imported.checked(path)
+}
+
+/// The locale that diprocd gives its processes.
+const LOCALE: [&str; 2] = ["LC_ALL", "C"];
+
+/// Reads the lists of all nodes, as one configuration that can be published to them.
+fn import_master(path: &Path, place: &SourceLocation, nodes: &Value) -> Result<Imported, String> {
+    let nodes = nodes.as_object().ok_or(format!("{place}: nodes is not an object"))?;
+    let mut whole = Importer { imported: Imported::default(), place: place.clone() };
+    let mut lists: BTreeMap<String, Vec<(&str, ProgramConfig)>> = BTreeMap::new();
+    for (node, procs) in nodes {
+        let mut importer = Importer { imported: Imported::default(), place: place.clone() };
+        importer.list(procs)?;
+        whole.imported.notes.extend(importer.imported.notes);
+        for (name, mut program) in importer.imported.config.programs.0 {
+            program.env.0.insert(0, LOCALE.map(str::to_owned).into());
+            lists.entry(name).or_default().push((node, program));
+        }
+    }
+    whole.imported.config.hosts = nodes.keys().cloned().collect();
+    for (name, places) in lists {
+        let is_same = places.iter().all(|(_, program)| *program == places[0].1);
+        if is_same && places.len() == nodes.len() {
+            let program = ProgramConfig { on: Some(Placement::All("*".to_owned())), ..places[0].1.clone() };
+            whole.imported.program(place, &name, program)?;
+            continue;
+        }
+        let is_alone = places.len() == 1;
+        for (node, program) in places {
+            let own = if is_alone { name.clone() } else { format!("{name}.{node}") };
+            if !is_alone {
+                whole.note(&format!(
+                    "\"{name}\" of node {node} is called \"{own}\" here, as other nodes have one of that name"
+                ));
+            }
+            let program = ProgramConfig { on: Some(Placement::All(node.to_owned())), ..program };
+            whole.imported.program(place, &own, program)?;
+        }
+    }
+    whole.note(
+        "is the file of a master: publish the result with gaggled_clustergate publish, or give --node for one node",
+    );
+    whole.imported.checked_for_cluster(path)
 }
 
 fn missing_node(place: &SourceLocation, nodes: &Value, node: &str) -> String {
     let names: Vec<&String> = nodes.as_object().map(|nodes| nodes.keys().collect()).unwrap_or_default();
     let names: Vec<&str> = names.into_iter().map(String::as_str).collect();
-    let what = if node.is_empty() { "is the file of a master".to_owned() } else { format!("has no node \"{node}\"") };
-    format!("{place}: {what}: choose one of its nodes with --node: {}", names.join(", "))
+    format!("{place}: has no node \"{node}\": choose one of its nodes with --node: {}", names.join(", "))
 }
 
 struct Importer {
@@ -82,6 +123,14 @@ struct Importer {
 impl Importer {
     fn note(&mut self, text: &str) {
         self.imported.note(self.place.clone(), text);
+    }
+
+    /// Reads a list of processes.
+    fn list(&mut self, procs: &Value) -> Result<(), String> {
+        let procs = procs.as_array().ok_or(format!("{}: procs is not a list", self.place))?;
+        procs.iter().try_for_each(|process| self.process(process))?;
+        self.link();
+        Ok(())
     }
 
     fn process(&mut self, value: &Value) -> Result<(), String> {

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use gaggled_core::config::{Config, ProgramConfig};
+use gaggled_core::config::{ClusterConfig, Config, Diagnostic, Parsed, ProgramConfig, Settings};
 
 /// The result of importing a file.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,8 +41,20 @@ impl Imported {
 
     /// Checks that the printed configuration can be read again.
     pub(super) fn checked(self, path: &Path) -> Result<Self, String> {
+        self.checked_by(path, Config::parse)
+    }
+
+    /// The same for a configuration that is to be published to the nodes of a cluster.
+    pub(super) fn checked_for_cluster(self, path: &Path) -> Result<Self, String> {
+        let (name, etcd) = ("cluster".to_owned(), vec!["http://127.0.0.1:2379".to_owned()]);
+        let cluster = Some(ClusterConfig { name, etcd, ..ClusterConfig::default() });
+        let settings = Settings { cluster, ..Settings::default() };
+        self.checked_by(path, |text| Config::parse_published(text, &settings))
+    }
+
+    fn checked_by(self, path: &Path, parse: impl Fn(&str) -> Result<Parsed, Vec<Diagnostic>>) -> Result<Self, String> {
         let printed = self.config.print().map_err(|why| why.to_string())?;
-        match Config::parse(&printed) {
+        match parse(&printed) {
             Ok(_) => Ok(self),
             Err(found) => {
                 let found: BTreeSet<String> = found.into_iter().map(|found| found.message).collect();
