@@ -8,8 +8,10 @@ use super::store::{Applied, Pointer};
 /// What became of a configuration that was given to the daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is in force.
+    /// It is in force: it is the text that was.
     Applied,
+    /// It is in force in the next daemon, which is about to follow.
+    HandedOver,
     /// It was refused, for this reason.
     Refused(String),
     /// The daemon or the store did not answer: it is tried again when they do.
@@ -88,6 +90,7 @@ impl Rollout {
         match outcome {
             Outcome::Applied => self.applied = Some(revision),
             Outcome::Refused(why) => self.refused = Some((revision, why)),
+            Outcome::HandedOver => return,
             Outcome::Unanswered => {
                 self.unanswered = true;
                 return;
@@ -166,7 +169,10 @@ mod tests {
         let mut rollout = known(7, 7);
         rollout.canary(Some(pointer(8)));
         assert_eq!(rollout.take_next(), Some(pointer(8)));
-        rollout.finished(8, Outcome::Applied);
+        rollout.finished(8, Outcome::HandedOver);
+        assert_eq!((rollout.take_next(), rollout.take_report()), (None, Some(Applied::new(7, None))));
+        rollout.daemon_has(Some(8));
+        assert_eq!(rollout.take_report(), Some(Applied::new(8, None)), "when the next daemon runs");
         rollout.canary(Some(pointer(9)));
         assert_eq!(rollout.take_next(), Some(pointer(9)), "how a publisher takes it back");
         rollout.finished(9, Outcome::Applied);

@@ -145,7 +145,9 @@ impl TenancyRules {
         if facts.is_running || group.is_switching() || sight.permit_until <= now {
             return Next::Nothing;
         }
-        let is_candidate = |node: &&Arc<str>| sight.present.contains(*node) || **node == self.policy.node;
+        // Before a group is held for the first time, nodes that are about to come get their turn as well.
+        let is_candidate =
+            |node: &&Arc<str>| holder.is_none() || sight.present.contains(*node) || **node == self.policy.node;
         let turn = self.policy.candidates.iter().filter(is_candidate).position(|node| *node == self.policy.node);
         let Some(turn) = turn.and_then(|turn| u64::try_from(turn).ok()) else { return Next::Nothing };
         let stop = if holder.is_some() { self.policy.takeover_after } else { Millis(0) };

@@ -245,11 +245,13 @@ impl Reporter {
 fn configure(client: &ControlClient, revision: u64, text: &str) -> Outcome {
     let texts = split(text, PART_MAX);
     let parts = u32::try_from(texts.len()).unwrap_or(u32::MAX);
+    let mut hands_over = false;
     for (part, text) in (0..).zip(texts) {
         let action = Action::Configure { revision, part, parts, text: text.to_owned() };
         match client.call(&Request::new("", action), CONFIGURE_TIME) {
             Ok(reply) => match reply.error {
-                None => {}
+                // Only a reply that announces another daemon says where that will be.
+                None => hands_over = reply.body.is_some_and(|body| body.get().contains("\"controlurl\"")),
                 Some(error) if matches!(error.code, ErrorCode::Busy | ErrorCode::ShuttingDown) => {
                     return Outcome::Unanswered;
                 }
@@ -258,7 +260,7 @@ fn configure(client: &ControlClient, revision: u64, text: &str) -> Outcome {
             Err(_) => return Outcome::Unanswered,
         }
     }
-    Outcome::Applied
+    if hands_over { Outcome::HandedOver } else { Outcome::Applied }
 }
 
 /// Ends the process with its thread, whatever the reason: a gateway that hears nothing more must not keep its session.

@@ -585,6 +585,7 @@ impl Gateway {
 
     fn configured(&mut self, revision: u64, outcome: Outcome) {
         match &outcome {
+            Outcome::HandedOver => info!(self.logger, "revision {} is loaded", revision),
             Outcome::Applied => info!(self.logger, "revision {} is in force", revision),
             Outcome::Refused(why) => error!(self.logger, "revision {} is not taken: {}", revision, why),
             Outcome::Unanswered => warn!(self.logger, "gaggled has not said whether it takes revision {}", revision),

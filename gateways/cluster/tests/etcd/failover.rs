@@ -196,6 +196,31 @@ fn h5_a_group_stops_without_a_majority_and_lives_through_the_loss_of_its_lease()
     nodes[0].daemon.end();
 }
 
+/// E7: a member that hangs is left for another one, also if it is the leader.
+#[test]
+fn a_group_runs_on_while_members_of_etcd_hang_one_after_the_other() {
+    if !has_etcd() {
+        return;
+    }
+    let (etcd, shared) = (Etcd::new(), directory());
+    fit(shared.path(), &["n1", "n2"]);
+    let settings = "dead_after: \"10s\",";
+    let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| Node::with(&etcd, name, settings, &site(shared.path()))).into();
+    let holder = wait_for_one(&mut nodes, &[0, 1]);
+    let pid = nodes[holder].daemon.pid_of("app");
+    for member in 0..3 {
+        etcd.signal(member, Signal::SIGSTOP);
+        nodes[holder].daemon.listen_for(Duration::from_secs(3));
+        etcd.signal(member, Signal::SIGCONT);
+        etcd.wait();
+    }
+    assert_eq!(nodes[holder].daemon.pid_of("app"), pid, "{}", nodes[holder].daemon.timeline());
+    no_overlap(&nodes);
+    for node in &mut nodes {
+        node.daemon.end();
+    }
+}
+
 #[test]
 fn h7_a_group_runs_where_its_test_passes() {
     if !has_etcd() {
