@@ -34,6 +34,10 @@ use crate::{
 /// How often the heartbeat comes.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
+/// How long after the start the first one comes: each of the next ones takes twice as long, up to [`HEARTBEAT`]. Followers of the
+/// daemon before connect again in this time, and learn at once that there is another one.
+const FIRST_BEAT: Duration = Duration::from_millis(60);
+
 /// How many messages are kept for each subscriber: the most that nng allows.
 pub(crate) const BUFFER: i32 = 8192;
 
@@ -70,7 +74,8 @@ impl Publisher {
     /// Publishes what arrives, in a thread that ends after the sender has gone.
     pub fn publish(self, mut state: State, events: Receiver<Arc<Envelope>>) -> io::Result<thread::JoinHandle<()>> {
         thread::Builder::new().name("publisher".into()).spawn(move || {
-            let mut next_beat = deadline(HEARTBEAT);
+            let mut span = FIRST_BEAT;
+            let mut next_beat = deadline(span);
             loop {
                 match events.recv_deadline(next_beat) {
                     Ok(envelope) => {
@@ -79,7 +84,8 @@ impl Publisher {
                     }
                     Err(RecvTimeoutError::Timeout) => {
                         self.send(&Heartbeat::encode(state.epoch, state.seq));
-                        next_beat = deadline(HEARTBEAT);
+                        span = (span * 2).min(HEARTBEAT);
+                        next_beat = deadline(span);
                     }
                     Err(RecvTimeoutError::Disconnected) => break,
                 }

@@ -91,7 +91,8 @@ impl Source {
     }
 
     fn synchronised(&mut self) -> Option<()> {
-        let status = self.client.call(&Request::new("", Action::Status), ControlClient::TIMEOUT);
+        let call = || self.client.call(&Request::new("", Action::Status), ControlClient::TIMEOUT);
+        let status = call().or_else(|_| call());
         let info = status.ok().and_then(|reply| serde_json::from_str::<InfoBody>(reply.body?.get()).ok());
         // States of a journal without a name would count as those of another one.
         let Some(info) = info.filter(|info| !info.journal.is_empty()) else {
@@ -200,7 +201,9 @@ impl Reporter {
                     claims.into_iter().chain(sights.into_iter().map(external)).chain(contact).collect();
                 for observations in reports.chunks(CHUNK) {
                     let request = Request::new("", Action::Observe { observations: observations.to_vec() });
-                    let failure = match client.call(&request, ControlClient::TIMEOUT) {
+                    // The daemon may just have been replaced: the next one is asked as soon as it listens.
+                    let call = || client.call(&request, ControlClient::TIMEOUT);
+                    let failure = match call().or_else(|_| call()) {
                         Ok(reply) => reply.error.map(|error| error.message),
                         Err(error) => Some(error.to_string()),
                     };
