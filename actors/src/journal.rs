@@ -122,7 +122,7 @@ impl Handler<Observe> for JournalActor {
     fn handle(&mut self, Observe(observed): Observe, _: &mut Context<Self>) {
         for (actor, news) in observed {
             if let News::Claims(sight) = &news {
-                self.journal.permit(sight.permit_until);
+                self.journal.permit(sight);
             }
             if let Some(actor) = self.routes.get(actor) {
                 actor.do_send(Observed(news));

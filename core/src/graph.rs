@@ -174,7 +174,8 @@ impl Graph {
             let longest_before = after.copied().max().unwrap_or_default();
             longest.insert(id, Millis(longest_before.0 + self.programs[id].killwait.0));
         }
-        let stop = longest.into_values().max().unwrap_or_default();
+        // A shutdown gives each program as long as this.
+        let stop = longest.into_values().max().unwrap_or_default().max(self.killwait);
         let clean_up = members.iter().filter(|id| is_clean_up(id)).map(|id| {
             let policy = &self.programs[*id];
             policy.health.run_timeout.unwrap_or(policy.killwait).0 + policy.killwait.0

@@ -10,15 +10,16 @@ mod refusal;
 pub mod replica;
 pub mod segment;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::refusal::Refusal;
 use crate::{
     base::{
-        ids::{EpochId, Seq},
+        ids::{EpochId, GroupId, Seq},
         time::{Instant, Millis, WallTime},
     },
-    event::{Cause, Envelope, Event, ProgramEvent},
+    cluster::claims::ClaimsSight,
+    event::{Cause, Envelope, Event, ProgramEvent, SystemEvent},
     graph::Graph,
     state::{State, Tenancy},
 };
@@ -49,9 +50,12 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Journal {
     state: State,
-    /// Until when programs of groups may be started that run on one node at a time.
-    permit_until: Instant,
+    /// Until when programs of each group may be started that runs on one node at a time.
+    permits: BTreeMap<GroupId, Instant>,
 }
+
+/// How long it may take until another daemon looks after everything.
+const HANDOVER_TIME: Millis = Millis(1000);
 
 /// After what time a start is proposed again that this node is not permitted now: by then it is, or its group is left.
 const PERMIT_AGAIN: Millis = Millis(600);
@@ -64,20 +68,50 @@ impl Journal {
 
     /// The journal of an epoch that goes on from a state.
     pub fn resume(state: State) -> Self {
-        Self { state, permit_until: Instant::default() }
+        Self { state, permits: BTreeMap::new() }
     }
 
-    /// Permits this node to run the groups that it holds until this moment. This is no fact of the journal: a permit ends by
-    /// itself, also while nothing is committed.
-    pub fn permit(&mut self, until: Instant) {
-        self.permit_until = self.permit_until.max(until);
+    /// Permits this node to run the groups that it holds until a moment. This is no fact of the journal: a permit ends by itself,
+    /// also while nothing is committed.
+    pub fn permit(&mut self, sight: &ClaimsSight) {
+        for (id, group) in self.state.graph.groups.iter() {
+            let holder = sight.claims.get(&group.name).and_then(|claim| claim.holder.as_ref());
+            let Some(holder) = holder.filter(|holder| holder.is_own) else { continue };
+            let is_meant = match &self.state.groups[id].tenancy {
+                Some(Tenancy::Held { token, .. } | Tenancy::Leaving { token, .. }) => *token == holder.token,
+                // The report by which it will be held.
+                Some(Tenancy::Claiming { attempt, .. }) => *attempt == holder.attempt,
+                Some(Tenancy::Away { .. }) | None => false,
+            };
+            if is_meant {
+                let until = self.permits.entry(id).or_default();
+                *until = (*until).max(sight.permit_until);
+            }
+        }
     }
 
-    /// Whether a start has to wait for a permit.
+    /// Until when this node may run a group that it holds.
+    fn permit_of(&self, id: GroupId) -> Instant {
+        self.permits.get(&id).copied().unwrap_or_default()
+    }
+
+    /// Whether an event has to wait for a permit: a start, or another daemon, which could not stop a group in time whose permit is
+    /// about to end.
     fn lacks_permit(&self, now: Instant, event: &Event) -> bool {
-        let Event::Program(id, ProgramEvent::Starting { .. }) = event else { return false };
-        let group = self.state.graph.programs[*id].group.map(|group| &self.state.groups[group]);
-        group.is_some_and(|group| matches!(group.tenancy, Some(Tenancy::Held { .. }))) && self.permit_until <= now
+        let is_held = |id: GroupId| matches!(self.state.groups[id].tenancy, Some(Tenancy::Held { .. }));
+        match event {
+            Event::Program(id, ProgramEvent::Starting { .. }) => {
+                let group = self.state.graph.programs[*id].group.filter(|group| is_held(*group));
+                group.is_some_and(|group| self.permit_of(group) <= now)
+            }
+            Event::System(SystemEvent::HandoverStarted { .. }) => {
+                let ends = |id: GroupId| self.permit_of(id) > now && self.permit_of(id) <= now + HANDOVER_TIME;
+                self.state.graph.groups.ids().any(|id| is_held(id) && ends(id))
+            }
+            Event::Program(..) | Event::Remote(..) | Event::Dependency(..) | Event::Group(..) | Event::System(_) => {
+                false
+            }
+        }
     }
 
     /// Commits an event, or says why it may not be.

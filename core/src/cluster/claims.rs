@@ -24,7 +24,7 @@ use super::store::{Claim, Session};
 use crate::{
     base::{
         ids::{GroupId, Level},
-        time::Instant,
+        time::{Instant, Millis},
     },
     state::{State, Tenancy},
 };
@@ -59,6 +59,9 @@ pub struct ClaimSight {
     pub holder: Option<Holder>,
     /// The level to which an operator has told the group to go.
     pub level: Option<Level>,
+    /// How long the holder says that others have to wait when its session is gone.
+    #[serde(rename = "takeover_after_ms")]
+    pub takeover_after: Millis,
     /// What the last holder has said when it released it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
@@ -95,6 +98,8 @@ pub enum ClaimWish {
         attempt: Arc<str>,
         /// The revision that it has seen; 0 if there is no claim.
         over: u64,
+        /// How long others have to wait if its session ends.
+        takeover_after: Millis,
     },
     /// It runs it, or is stopping it.
     Holding {
@@ -102,6 +107,8 @@ pub enum ClaimWish {
         token: u64,
         /// The level at which it is, once it was requested here; and the one at which it comes up.
         level: Option<(Level, Level)>,
+        /// How long others have to wait if its session ends.
+        takeover_after: Millis,
     },
 }
 
@@ -123,17 +130,32 @@ pub struct ClaimWrite {
 pub struct Claims {
     node: Arc<str>,
     wishes: BTreeMap<Arc<str>, ClaimWish>,
+    /// Whether programs run that the configuration has no longer.
+    has_leftovers: bool,
     store: Option<ClaimsInStore>,
 }
+
+/// What a daemon wants of the claims, by the names of the groups; and whether programs run that its configuration has no longer.
+pub type Wishes = (BTreeMap<Arc<str>, ClaimWish>, bool);
 
 impl ClaimsSight {
     /// How long a text of another node may be, in characters.
     const TEXT_MAX: usize = 512;
+    /// How long a name may be.
+    const NAME_MAX: usize = 64;
 
     /// The same, with nothing in its texts that could mislead a reader on this node.
     #[must_use]
     pub fn cleaned(mut self) -> Self {
+        let name = |text: &Arc<str>| {
+            let usable = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '?' };
+            text.chars().take(Self::NAME_MAX).map(usable).collect::<String>().into()
+        };
         for claim in self.claims.values_mut() {
+            if let Some(holder) = &mut claim.holder {
+                holder.node = name(&holder.node);
+            }
+            claim.level = claim.level.as_ref().map(name);
             let shown = |c: char| if c.is_control() { '?' } else { c };
             claim.why = claim.why.chars().take(Self::TEXT_MAX).map(shown).collect();
         }
@@ -145,26 +167,30 @@ impl ClaimWish {
     /// What a daemon in this state wants of a group; `None` if the group does not run on one node at a time.
     pub fn of(state: &State, id: GroupId) -> Option<Self> {
         let (group, configured) = (&state.groups[id], &state.graph.groups[id]);
+        let takeover_after = configured.tenancy.as_ref()?.takeover_after;
         Some(match group.tenancy.as_ref()? {
             Tenancy::Away { left, .. } => {
-                let is_stopped = !configured.members.iter().any(|member| state.programs[*member].is_running());
+                let is_stopped = !state.runs_shared(id);
                 let why = left.as_ref().map_or_else(String::new, |left| format!("{left} on this node"));
                 Self::Away { is_stopped, why }
             }
-            Tenancy::Claiming { attempt, over } => Self::Claiming { attempt: attempt.clone(), over: *over },
+            Tenancy::Claiming { attempt, over } => {
+                Self::Claiming { attempt: attempt.clone(), over: *over, takeover_after }
+            }
             Tenancy::Held { token, since } => {
                 let level = || (group.level.clone(), configured.default_level.clone());
                 let level = (group.requested_by > *since).then(level);
-                Self::Holding { token: *token, level }
+                Self::Holding { token: *token, level, takeover_after }
             }
-            Tenancy::Leaving { token, .. } => Self::Holding { token: *token, level: None },
+            Tenancy::Leaving { token, .. } => Self::Holding { token: *token, level: None, takeover_after },
         })
     }
 
     /// What a daemon wants of all its groups that run on one node at a time, by their names.
-    pub fn all(state: &State) -> BTreeMap<Arc<str>, Self> {
+    pub fn all(state: &State) -> Wishes {
         let wish = |id: GroupId| Some((state.graph.groups[id].name.clone(), Self::of(state, id)?));
-        state.graph.groups.ids().filter_map(wish).collect()
+        let has_leftovers = state.running.iter().any(|id| state.graph.programs[*id].unconfigured);
+        (state.graph.groups.ids().filter_map(wish).collect(), has_leftovers)
     }
 }
 
@@ -174,10 +200,10 @@ impl Claims {
         Self { node, ..Self::default() }
     }
 
-    /// What the daemon wants; whether that is something new.
-    pub fn wish(&mut self, wishes: BTreeMap<Arc<str>, ClaimWish>) -> bool {
-        let is_new = self.wishes != wishes;
-        self.wishes = wishes;
+    /// What a daemon in this state wants; whether that is something new.
+    pub fn wish(&mut self, (wishes, has_leftovers): Wishes) -> bool {
+        let is_new = self.wishes != wishes || self.has_leftovers != has_leftovers;
+        (self.wishes, self.has_leftovers) = (wishes, has_leftovers);
         is_new
     }
 
@@ -188,7 +214,7 @@ impl Claims {
 
     /// Whether nothing is left to be released.
     pub fn is_idle(&self) -> bool {
-        let Some(store) = &self.store else { return !self.is_needed() };
+        let Some(store) = &self.store else { return false };
         let is_own = |group: &Arc<str>| {
             store.claims.get(group).is_some_and(|(_, claim)| claim.node == self.node && !claim.released)
         };
@@ -202,7 +228,7 @@ impl Claims {
 
     /// Whether it is known what the store has: before that no other session may begin, as claims would be lost with it.
     pub fn is_read(&self) -> bool {
-        self.store.is_some() || !self.is_needed()
+        self.store.is_some()
     }
 
     /// What is in the store may have changed: nothing is written before it is read again.
@@ -220,11 +246,18 @@ impl Claims {
                 node: claim.node.clone(),
                 token: claim.token_at(*revision),
                 attempt: claim.attempt.clone(),
-                is_present: has(&claim.node, &claim.session),
+                is_present: claim.is_unreadable() || has(&claim.node, &claim.session),
                 is_own: claim.node == self.node && own.is_some_and(|own| *own == *claim.session),
             };
             let holder = (!claim.released).then_some(holder);
-            ClaimSight { revision: *revision, holder, level: claim.level.clone(), why: claim.why.clone() }
+            let takeover_after = claim.takeover_after;
+            ClaimSight {
+                revision: *revision,
+                holder,
+                level: claim.level.clone(),
+                takeover_after,
+                why: claim.why.clone(),
+            }
         };
         let wanted = store.claims.iter().filter(|(group, _)| self.wishes.contains_key(*group));
         Some(ClaimsSight {
@@ -241,7 +274,7 @@ impl Claims {
         let write = |(group, wish): (&Arc<str>, &ClaimWish)| {
             let known = store.claims.get(group);
             let (over, absent, claim) = match (wish, known) {
-                (ClaimWish::Claiming { attempt, over }, known)
+                (ClaimWish::Claiming { attempt, over, takeover_after }, known)
                     if known.map_or(0, |(revision, _)| *revision) == *over =>
                 {
                     let before = known.map(|(_, claim)| claim);
@@ -250,24 +283,43 @@ impl Claims {
                     (
                         *over,
                         absent.map(|claim| (claim.node.clone(), claim.session.clone())),
-                        Claim { level, ..Claim::new(self.node.clone(), session.clone(), attempt.clone()) },
+                        Claim {
+                            level,
+                            takeover_after: *takeover_after,
+                            ..Claim::new(self.node.clone(), session.clone(), attempt.clone())
+                        },
                     )
                 }
                 (ClaimWish::Away { is_stopped: true, why }, Some((revision, claim))) if own(claim) => {
                     let token = claim.token_at(*revision);
                     (*revision, None, Claim { token, released: true, why: why.clone(), ..claim.clone() })
                 }
-                (ClaimWish::Holding { level: Some((level, default)), .. }, Some((revision, claim)))
-                    if own(claim) && claim.level.as_ref().unwrap_or(default) != level =>
-                {
-                    let token = claim.token_at(*revision);
-                    (*revision, None, Claim { token, level: Some(level.clone()), ..claim.clone() })
+                (ClaimWish::Holding { level, takeover_after, .. }, Some((revision, claim))) if own(claim) => {
+                    let (token, takeover_after) = (claim.token_at(*revision), *takeover_after);
+                    let is_told = |(level, default): &&(Level, Level)| claim.level.as_ref().unwrap_or(default) != level;
+                    let told = level.as_ref().filter(is_told).map(|(level, _)| level.clone());
+                    if told.is_none() && claim.takeover_after == takeover_after {
+                        return None;
+                    }
+                    let level = told.or(claim.level.clone());
+                    (*revision, None, Claim { token, level, takeover_after, ..claim.clone() })
                 }
                 _ => return None,
             };
             Some(ClaimWrite { group: group.clone(), over, absent, claim })
         };
-        self.wishes.iter().filter_map(write).collect()
+        // A group that this node is not to run any more is left to others when nothing of it can be left here.
+        let is_own = |(_, (_, claim)): &(&Arc<str>, &(u64, Claim))| own(claim);
+        let forgotten: Vec<&Arc<str>> = store
+            .claims
+            .iter()
+            .filter(is_own)
+            .map(|(group, _)| group)
+            .filter(|group| !self.wishes.contains_key(*group))
+            .collect();
+        let away = ClaimWish::Away { is_stopped: !self.has_leftovers, why: "it is to run on other nodes".to_owned() };
+        let released = forgotten.into_iter().filter_map(|group| write((group, &away)));
+        self.wishes.iter().filter_map(write).chain(released).collect()
     }
 
     /// What is to be written together with another session of this node: the claims that it still holds.

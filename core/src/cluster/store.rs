@@ -18,7 +18,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::published::PublishedState;
-use crate::base::{ids::Level, time::WallTime};
+use crate::base::{
+    ids::Level,
+    time::{Millis, WallTime},
+};
 
 /// The version of the values.
 const VERSION: u32 = 1;
@@ -210,6 +213,9 @@ pub struct Claim {
     /// The level to which an operator has told the group to go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
+    /// How long others have to wait, after the session of the node is gone, until nothing of the group can run there.
+    #[serde(rename = "takeover_after_ms")]
+    pub takeover_after: Millis,
     /// Why it was released.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
@@ -218,7 +224,18 @@ pub struct Claim {
 impl Claim {
     /// A new claim.
     pub fn new(node: Arc<str>, session: Arc<str>, attempt: Arc<str>) -> Self {
-        Self { v: VERSION, node, session, token: 0, attempt, released: false, level: None, why: String::new() }
+        let (level, takeover_after, why) = (None, Millis(0), String::new());
+        Self { v: VERSION, node, session, token: 0, attempt, released: false, level, takeover_after, why }
+    }
+
+    /// One that this version cannot read: another node holds the group, for as long as it is there.
+    pub fn unreadable() -> Self {
+        Self::new("?".into(), "?".into(), "?".into())
+    }
+
+    /// Whether it is one that this version cannot read.
+    pub fn is_unreadable(&self) -> bool {
+        *self.session == *"?"
     }
 
     /// Its token, if this revision has written it.

@@ -94,13 +94,13 @@ impl ClusterConfig {
     /// nothing happens at once.
     pub fn permit(&self) -> Millis {
         let silence = self.silence();
-        Millis(silence.0 - silence.0 / 50 - PERMIT_MARGIN.0)
+        Millis((silence.0 - silence.0 / 50).saturating_sub(PERMIT_MARGIN.0))
     }
 
     /// For how long others leave a node alone whose session is gone. A group of it is left to them when as much time has passed,
     /// and that for its longest stop.
     fn silence(&self) -> Millis {
-        Millis(self.dead_after.0 - self.session().0 * 2 / 3)
+        Millis(self.dead_after.0.saturating_sub(self.session().0 * 2 / 3))
     }
 
     /// How long a node waits after it has seen that the session of another is gone, until nothing runs there any more of a

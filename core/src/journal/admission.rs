@@ -153,7 +153,7 @@ impl State {
             GroupEvent::LevelReached { requested_by } | GroupEvent::Failed { requested_by, .. } => {
                 group.is_switching() && group.requested_by == *requested_by
             }
-            GroupEvent::FallbackStarted { .. } => group.level_switch == LevelSwitch::Failed,
+            GroupEvent::FallbackStarted { .. } => group.level_switch == LevelSwitch::Failed && group.tenancy.is_none(),
             GroupEvent::ClaimStarted { .. }
             | GroupEvent::ClaimFailed { .. }
             | GroupEvent::Held { .. }
@@ -164,10 +164,17 @@ impl State {
         if timely { Ok(()) } else { Err(Refusal::Stale) }
     }
 
+    /// Whether something runs of a group that runs on one node at a time. What the configuration has no longer may have been of it.
+    pub fn runs_shared(&self, id: GroupId) -> bool {
+        let is_of_group = |id: &ProgramId| self.graph.programs[*id].unconfigured;
+        let of_members = self.graph.groups[id].members.iter().any(|member| self.programs[*member].is_running());
+        of_members || self.running.iter().any(is_of_group)
+    }
+
     /// Whether this may happen now to a group that runs on one node at a time.
     fn admits_tenancy(&self, id: GroupId, event: &GroupEvent) -> bool {
         let Some(tenancy) = &self.groups[id].tenancy else { return false };
-        let is_running = || self.graph.groups[id].members.iter().any(|member| self.programs[*member].is_running());
+        let is_running = || self.runs_shared(id);
         let shutdown = self.shutdown.is_some();
         match (event, tenancy) {
             (GroupEvent::ClaimStarted { .. }, Tenancy::Away { .. }) => !shutdown && !is_running(),
@@ -186,6 +193,11 @@ impl State {
     fn admit_start(&self, now: Instant, id: ProgramId, instance: InstanceId) -> Result<(), Refusal> {
         let program = &self.programs[id];
         self.refuse_in_shutdown()?;
+        if let Some(Tenancy::Away { .. } | Tenancy::Claiming { .. }) =
+            self.group_of(id).and_then(|group| group.tenancy.as_ref())
+        {
+            return Err(Refusal::NoStartPending);
+        }
         if program.phase != Phase::Down || instance.0 != program.instance.0 + 1 {
             return Err(Refusal::Stale);
         }

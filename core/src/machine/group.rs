@@ -106,6 +106,10 @@ impl GroupMachine {
             return;
         }
         if self.state.level_switch == LevelSwitch::Failed {
+            // A group that runs on one node at a time is left to another one instead.
+            if self.tenancy.is_some() {
+                return;
+            }
             if let Some(level) = self.graph.groups[self.id].fallback.clone().filter(|level| *level != self.state.level)
             {
                 self.propose(Event::Group(self.id, GroupEvent::FallbackStarted { level }), cause, out);
@@ -136,6 +140,7 @@ impl GroupMachine {
             failed_program: self.state.failed_program.clone().or(given_up),
             shutdown: self.shutdown,
             attempt: format!("{}-{}", self.epoch, self.last_event).into(),
+            cleans_up: self.members.iter().any(|member| self.policy(member).names(STOP)),
         };
         let next = tenancy.next(now, &self.state, facts);
         self.tenancy = Some(tenancy);
@@ -252,7 +257,7 @@ impl Machine for GroupMachine {
             shutdown: state.shutdown.is_some(),
             last_event: state.seq,
             pending_proposal: None,
-            tenancy: TenancyRules::of(&graph.groups[id]),
+            tenancy: TenancyRules::of(&graph, id),
             members,
             graph,
         }
@@ -277,8 +282,10 @@ impl Machine for GroupMachine {
                 }
                 self.decide(now, restored_cause(self.state.requested_by, *since), out);
             }
-            // The event that made the proposal stale has been received meanwhile.
-            Input::Refused(_, Refusal::Stale) => {
+            // It is looked at again with the next report of the cluster, or the next event.
+            Input::Refused(Event::Group(_, event), _) if event.is_of_tenancy() => self.pending_proposal = None,
+            // The event that made the proposal stale has been received meanwhile, and so has the shutdown.
+            Input::Refused(_, Refusal::Stale | Refusal::ShuttingDown) => {
                 self.pending_proposal = None;
                 self.decide(now, Cause::Event(self.last_event), out);
             }
@@ -289,8 +296,7 @@ impl Machine for GroupMachine {
                 }
             }
             Input::TimerFired(Timer::Tenancy) => self.decide(now, Cause::Event(self.last_event), out),
-            // What follows from the time is proposed again when the time is looked at.
-            Input::Refused(Event::Group(_, event), _) if event.is_of_tenancy() => self.pending_proposal = None,
+            Input::Refused(..) if self.tenancy.is_some() => self.pending_proposal = None,
             Input::Refused(..) | Input::HostReported(_) | Input::Observed(_) | Input::TimerFired(_) => {}
         }
     }

@@ -8,16 +8,16 @@
 //! so that mostly one tries. It leaves a group when its permit ends, when the claim is another's, and when the group has failed
 //! here: then another node tries, and this one again after a time that doubles.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use crate::{
     base::{
-        ids::{Level, Seq},
+        ids::{GroupId, Level, Seq},
         time::{Instant, Millis},
     },
     cluster::claims::{ClaimSight, ClaimsSight},
     event::{Cause, GroupEvent, LeaveReason},
-    graph::{Group, STOP, TenancyPolicy},
+    graph::{Graph, STOP, TenancyPolicy},
     state::{GroupState, Tenancy},
 };
 
@@ -39,6 +39,8 @@ pub(super) struct Facts {
     pub shutdown: bool,
     /// A name for an attempt that no other has.
     pub attempt: Arc<str>,
+    /// Whether it has programs at the level `stop`.
+    pub cleans_up: bool,
 }
 
 /// What is to be done.
@@ -58,6 +60,7 @@ pub(super) struct TenancyRules {
     group: Arc<str>,
     policy: TenancyPolicy,
     default_level: Level,
+    levels: BTreeSet<Level>,
     sight: Option<Arc<ClaimsSight>>,
     /// Until when this node may run the group.
     permit: Instant,
@@ -71,8 +74,10 @@ pub(super) struct TenancyRules {
 
 impl TenancyRules {
     /// The rules of a group; `None` if it does not run on one node at a time.
-    pub(super) fn of(group: &Group) -> Option<Self> {
+    pub(super) fn of(graph: &Graph, id: GroupId) -> Option<Self> {
+        let group = &graph.groups[id];
         Some(Self {
+            levels: graph.levels(id).into_iter().collect(),
             group: group.name.clone(),
             policy: group.tenancy.clone()?,
             default_level: group.default_level.clone(),
@@ -117,7 +122,7 @@ impl TenancyRules {
         match group.tenancy.as_ref() {
             None => Next::Nothing,
             Some(Tenancy::Away { holder, .. }) => self.away(now, holder.as_ref(), group, facts),
-            Some(Tenancy::Claiming { attempt, over }) => self.claiming(now, attempt, *over, facts.shutdown),
+            Some(Tenancy::Claiming { attempt, over }) => self.claiming(now, attempt, *over, &facts),
             Some(Tenancy::Held { token, since }) => self.held(now, *token, *since, group, facts),
             Some(Tenancy::Leaving { token, since, .. }) => self.leaving(now, *token, *since, group, &facts),
         }
@@ -145,12 +150,14 @@ impl TenancyRules {
         if facts.is_running || group.is_switching() || sight.permit_until <= now {
             return Next::Nothing;
         }
-        // Before a group is held for the first time, nodes that are about to come get their turn as well.
+        // For a group that nobody holds, nodes that are about to come get their turn as well.
         let is_candidate =
             |node: &&Arc<str>| holder.is_none() || sight.present.contains(*node) || **node == self.policy.node;
         let turn = self.policy.candidates.iter().filter(is_candidate).position(|node| *node == self.policy.node);
         let Some(turn) = turn.and_then(|turn| u64::try_from(turn).ok()) else { return Next::Nothing };
-        let stop = if holder.is_some() { self.policy.takeover_after } else { Millis(0) };
+        // The holder may have had a configuration in which it takes longer to stop.
+        let of_holder = self.claim().map_or(Millis(0), |claim| claim.takeover_after);
+        let stop = if holder.is_some() { self.policy.takeover_after.max(of_holder) } else { Millis(0) };
         let at = (since + stop + Millis(TURN.0 * turn)).max(self.unfit.1);
         if at > now {
             return Next::Wait(at);
@@ -158,13 +165,16 @@ impl TenancyRules {
         Next::Propose(GroupEvent::ClaimStarted { attempt: facts.attempt, over }, Cause::Cluster)
     }
 
-    fn claiming(&self, now: Instant, attempt: &Arc<str>, over: u64, shutdown: bool) -> Next {
+    fn claiming(&self, now: Instant, attempt: &Arc<str>, over: u64, facts: &Facts) -> Next {
+        let shutdown = facts.shutdown;
         let failed = || Next::Propose(GroupEvent::ClaimFailed { attempt: attempt.clone() }, Cause::Cluster);
         let Some(sight) = self.sight.as_ref().filter(|sight| !shutdown && sight.permit_until > now) else {
             // A new daemon has not heard of anything yet.
             return if shutdown || self.grace <= now { failed() } else { Next::Wait(self.grace) };
         };
         match self.claim().and_then(|claim| claim.holder.as_ref()) {
+            // A daemon before has lost what it had begun.
+            _ if facts.is_running => failed(),
             Some(holder) if holder.is_own && holder.attempt == *attempt => {
                 Next::Propose(GroupEvent::Held { attempt: attempt.clone(), token: holder.token }, Cause::Cluster)
             }
@@ -176,10 +186,12 @@ impl TenancyRules {
     fn held(&mut self, now: Instant, token: u64, since: Seq, group: &GroupState, facts: Facts) -> Next {
         let leave = |reason: LeaveReason, cause: Cause| Next::Propose(GroupEvent::Leaving { reason }, cause);
         if facts.shutdown {
-            return if facts.is_running {
-                Next::Nothing
-            } else {
+            // A shutdown does not clean up: then others wait as for a node that is lost.
+            let is_left = !facts.is_running && (!facts.cleans_up || *group.level == *STOP && !group.is_switching());
+            return if is_left {
                 Next::Propose(GroupEvent::Released { token }, Cause::Event(since))
+            } else {
+                Next::Nothing
             };
         }
         let until = self.permit.max(self.grace);
@@ -193,7 +205,8 @@ impl TenancyRules {
             self.pause(now);
             return leave(LeaveReason::Failed { program }, Cause::Event(since));
         }
-        let wanted = self.claim().and_then(|claim| claim.level.clone()).unwrap_or_else(|| self.default_level.clone());
+        let told = self.claim().and_then(|claim| claim.level.clone()).filter(|level| self.levels.contains(level));
+        let wanted = told.unwrap_or_else(|| self.default_level.clone());
         if group.requested_by < since && *wanted != *STOP {
             return Next::Propose(GroupEvent::LevelRequested { level: wanted }, Cause::Event(since));
         }
@@ -203,7 +216,8 @@ impl TenancyRules {
     /// What a group needs that this node leaves to others.
     fn leaving(&mut self, now: Instant, token: u64, since: Seq, group: &GroupState, facts: &Facts) -> Next {
         let has_failed = group.failed_program.is_some() && group.requested_by > since;
-        if !facts.is_running && (facts.shutdown || group.requested_by > since && !group.is_switching() && !has_failed) {
+        let is_stopped = group.requested_by > since && !group.is_switching() && !has_failed;
+        if !facts.is_running && (is_stopped || facts.shutdown && !facts.cleans_up) {
             return Next::Propose(GroupEvent::Released { token }, Cause::Event(since));
         }
         if facts.shutdown || group.requested_by > since && !has_failed {
@@ -224,8 +238,8 @@ impl TenancyRules {
             if self.unfit.1 > now {
                 return Next::Wait(self.unfit.1);
             }
+            self.pause(now);
         }
-        self.pause(now);
         Next::Propose(GroupEvent::LevelRequested { level: STOP.into() }, Cause::Event(since))
     }
 

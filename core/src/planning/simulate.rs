@@ -275,6 +275,14 @@ impl<'a> Driver<'a> {
                     let claim = (self.graph.groups[*group].name.clone(), attempt.clone());
                     self.step(to, &Input::Observed(&self.only_node(Some(claim))));
                 }
+                if let (Event::Group(group, GroupEvent::Held { attempt, .. }), ActorId::Group(_)) =
+                    (&envelope.event, to)
+                {
+                    let claim = (self.graph.groups[*group].name.clone(), attempt.clone());
+                    if let News::Claims(sight) = self.only_node(Some(claim)) {
+                        self.journal.permit(&sight);
+                    }
+                }
             }
             Message::Refused(to, event, refusal) => self.step(to, &Input::Refused(&event, &refusal)),
             Message::HostReport(report) => self.step(ActorId::Program(report.program), &Input::HostReported(report)),
@@ -294,7 +302,8 @@ impl<'a> Driver<'a> {
     fn only_node(&self, claim: Option<(Arc<str>, Arc<str>)>) -> News {
         let claim = claim.map(|(group, attempt)| {
             let holder = Holder { node: self.node(), token: 1, attempt, is_present: true, is_own: true };
-            (group, ClaimSight { revision: 1, holder: Some(holder), level: None, why: String::new() })
+            let (level, takeover_after, why) = (None, Millis(0), String::new());
+            (group, ClaimSight { revision: 1, holder: Some(holder), level, takeover_after, why })
         });
         let permit_until = Instant::from_micros(u64::MAX);
         News::Claims(Arc::new(ClaimsSight {

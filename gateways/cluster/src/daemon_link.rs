@@ -11,12 +11,12 @@ use gaggled_core::{
     base::{ids::ProgramId, time::WallTime},
     cluster::{
         Observation, PublishedState, Sight,
-        claims::{ClaimWish, ClaimsSight},
+        claims::{ClaimWish, ClaimsSight, Wishes},
         rollout::Outcome,
     },
     event::{Envelope, Event, ProgramEvent, StopReason},
     journal::history::History,
-    protocol::{Action, ErrorCode, InfoBody, Request, describe_origin},
+    protocol::{Action, ErrorCode, InfoBody, Reply, Request, describe_origin},
     state::{ProgramState, State},
 };
 use gaggled_gateways::{
@@ -46,7 +46,7 @@ pub struct DaemonState {
     /// The revision of the published configuration that it has, 0 before the first; `None` if it takes none.
     pub published: Option<u64>,
     /// What it wants of the claims on its groups.
-    pub wishes: BTreeMap<Arc<str>, ClaimWish>,
+    pub wishes: Wishes,
 }
 
 /// Follows the daemon at these urls, for ever, and sends what the gateway needs of it.
@@ -166,8 +166,6 @@ struct Pending {
     sights: BTreeMap<String, Sight>,
     is_in_reach: bool,
     claims: Option<ClaimsSight>,
-    /// A published configuration, with its revision.
-    config: Option<(u64, String)>,
 }
 
 /// Reports to the daemon, which are sent by a thread of their own.
@@ -187,19 +185,13 @@ impl Reporter {
         thread::spawn(move || {
             let _end = EndOfThread;
             loop {
-                let Pending { sights, is_in_reach, claims, config } = own.next();
-                if let Some((revision, text)) = config {
-                    let outcome = configure(&client, revision, &text);
-                    if messages.send(Message::Configured(revision, outcome)).is_err() {
-                        return;
-                    }
-                }
+                let Pending { sights, is_in_reach, claims } = own.next();
                 let external = |(program, sight)| Observation::External { program, sight };
                 let contact = is_in_reach.then_some(Observation::Contact);
-                let claims = claims.map(Observation::Claims);
-                let reports: Vec<Observation> =
-                    claims.into_iter().chain(sights.into_iter().map(external)).chain(contact).collect();
-                for observations in reports.chunks(CHUNK) {
+                let others: Vec<Observation> = sights.into_iter().map(external).chain(contact).collect();
+                // Claims are the most urgent, and may be long.
+                let claims: Vec<Observation> = claims.map(Observation::Claims).into_iter().collect();
+                for observations in claims.chunks(1).chain(others.chunks(CHUNK)) {
                     let request = Request::new("", Action::Observe { observations: observations.to_vec() });
                     // The daemon may just have been replaced: the next one is asked as soon as it listens.
                     let call = || client.call(&request, ControlClient::TIMEOUT);
@@ -229,12 +221,6 @@ impl Reporter {
         self.0.1.notify_one();
     }
 
-    /// Gives the daemon a published configuration, before anything else.
-    pub fn configure(&self, revision: u64, text: String) {
-        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).config = Some((revision, text));
-        self.0.1.notify_one();
-    }
-
     /// Waits for something to report.
     fn next(&self) -> Pending {
         let is_empty = |pending: &mut Pending| *pending == Pending::default();
@@ -244,23 +230,54 @@ impl Reporter {
     }
 }
 
-/// Gives the daemon a published configuration, in parts.
-fn configure(client: &ControlClient, revision: u64, text: &str) -> Outcome {
+/// Gives the daemon a published configuration, and sends its answer to the gateway. That can take long, and has a thread of its own.
+///
+/// # Errors
+///
+/// The url cannot be used.
+pub fn configure(
+    urls: &Urls,
+    revision: u64,
+    text: String,
+    messages: UnboundedSender<Message>,
+) -> Result<(), CallError> {
+    let client = ControlClient::dial_whenever(&urls.control)?;
+    thread::spawn(move || {
+        // An error: the gateway has ended.
+        let _ = messages.send(Message::Configured(revision, send_config(&client, revision, &text)));
+    });
+    Ok(())
+}
+
+/// How often a part is sent again that the daemon is too busy for.
+const BUSY_MAX: usize = 10;
+
+fn is_busy(answer: &Result<Reply, CallError>) -> bool {
+    let error = answer.as_ref().ok().and_then(|reply| reply.error.as_ref());
+    error.is_some_and(|error| error.code == ErrorCode::Busy)
+}
+
+/// Sends a published configuration to the daemon, in parts.
+fn send_config(client: &ControlClient, revision: u64, text: &str) -> Outcome {
     let texts = split(text, PART_MAX);
     let parts = u32::try_from(texts.len()).unwrap_or(u32::MAX);
     let mut hands_over = false;
     for (part, text) in (0..).zip(texts) {
         let action = Action::Configure { revision, part, parts, text: text.to_owned() };
-        match client.call(&Request::new("", action), CONFIGURE_TIME) {
-            Ok(reply) => match reply.error {
+        let request = Request::new("", action);
+        // A gateway with a user of its own has an allowance. What exceeds it is refused after a second, and may be sent again.
+        let call = || (0..BUSY_MAX).map(|_| client.call(&request, CONFIGURE_TIME)).find(|answer| !is_busy(answer));
+        match call() {
+            Some(Ok(reply)) => match reply.error {
                 // Only a reply that announces another daemon says where that will be.
-                None => hands_over = reply.body.is_some_and(|body| body.get().contains("\"controlurl\"")),
-                Some(error) if matches!(error.code, ErrorCode::Busy | ErrorCode::ShuttingDown) => {
-                    return Outcome::Unanswered;
+                None => {
+                    let body = reply.body.and_then(|body| serde_json::from_str::<serde_json::Value>(body.get()).ok());
+                    hands_over = body.is_some_and(|body| body.get("controlurl").is_some());
                 }
+                Some(error) if error.code == ErrorCode::ShuttingDown => return Outcome::Unanswered,
                 Some(error) => return Outcome::Refused(error.message),
             },
-            Err(_) => return Outcome::Unanswered,
+            Some(Err(_)) | None => return Outcome::Unanswered,
         }
     }
     if hands_over { Outcome::HandedOver } else { Outcome::Applied }

@@ -64,6 +64,11 @@ pub enum EtcdError {
 }
 
 impl EtcdError {
+    /// Whether the user of the certificate may not do this.
+    pub fn is_denied(&self) -> bool {
+        self.reason().contains("permission denied")
+    }
+
     /// What is wrong, without the member: all members may refuse alike.
     pub fn reason(&self) -> &str {
         match self {
@@ -221,24 +226,23 @@ impl Connection {
     }
 
     /// The session of this node as a majority of the members has it, if it can be read, with the revision that wrote it; 0 if
-    /// there is none. And, if wanted, all sessions and claims at the same moment.
+    /// there is none; and all sessions and claims at the same moment.
     ///
     /// # Errors
     ///
     /// There is no majority in reach, or it does not answer.
-    pub async fn own_session(&self, with_claims: bool) -> Result<(SessionInStore, Option<ClaimsInStore>), EtcdError> {
+    pub async fn own_session(&self) -> Result<(SessionInStore, ClaimsInStore), EtcdError> {
         let prefix = || Some(GetOptions::new().with_prefix());
-        let own = Key::Alive { node: self.node.clone() }.path(&self.site);
-        let mut operations = vec![TxnOp::get(own, None)];
-        if with_claims {
-            operations.push(TxnOp::get(Key::sessions(&self.site), prefix()));
-            operations.push(TxnOp::get(Key::claims(&self.site), prefix()));
-        }
+        let operations = vec![
+            TxnOp::get(Key::Alive { node: self.node.clone() }.path(&self.site), None),
+            TxnOp::get(Key::sessions(&self.site), prefix()),
+            TxnOp::get(Key::claims(&self.site), prefix()),
+        ];
         let (_, answers) = self.get(operations).await?;
         let found = answers.first().and_then(|kvs| kvs.first());
         let session = found.and_then(|kv| serde_json::from_slice(kv.value()).ok());
         let own = (session, found.map_or(0, KeyValue::mod_revision));
-        Ok((own, with_claims.then(|| claims::read(&self.site, answers.iter().skip(1).flatten()))))
+        Ok((own, claims::read(&self.site, answers.iter().skip(1).flatten())))
     }
 
     /// Writes states, and, if all are written with it, the session of this node in place of the one that this revision wrote,

@@ -1,17 +1,13 @@
 //! The gateway: one loop that hears of the daemon and of etcd, and sends what is due to each.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use gaggled_actors::clock::Clock;
 use gaggled_core::{
     base::time::{Instant, Millis},
     cluster::{
         Observation, PublishedState,
-        claims::{ClaimWish, Claims, ClaimsInStore},
+        claims::{Claims, ClaimsInStore, Wishes},
         exports::Exports,
         rollout::{Outcome, Rollout},
         sights::Sights,
@@ -19,6 +15,7 @@ use gaggled_core::{
     },
     config::ClusterConfig,
 };
+use gaggled_tools::common::endpoints::Urls;
 use slog::{Logger, debug, error, info, warn};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
@@ -26,7 +23,7 @@ use tokio::{
 };
 
 use crate::{
-    daemon_link::{DaemonState, Reporter},
+    daemon_link::{DaemonState, Reporter, configure},
     etcd::{Connection, Credentials, EtcdError, Reading, Seen, SessionInStore},
 };
 
@@ -45,11 +42,13 @@ pub enum Message {
     /// A connection is made.
     Connected(u64, Box<Connection>),
     /// The daemon wants this of the claims on its groups.
-    Wishes(BTreeMap<Arc<str>, ClaimWish>),
+    Wishes(Wishes),
     /// A lease was renewed, or another one granted.
     Renewed(u64, i64, Found),
-    /// A claim was written, or could not be.
-    Claimed(u64),
+    /// Claims were written; false if one of them is another by now.
+    Claimed(u64, bool),
+    /// The user of the certificate may not write this: everything else goes on.
+    Denied(u64, EtcdError),
     /// Everything was read.
     Read(u64, Reading),
     /// A watch shows changes.
@@ -78,7 +77,7 @@ pub enum Message {
 pub struct Found {
     asked: Instant,
     session: SessionInStore,
-    claims: Option<ClaimsInStore>,
+    claims: ClaimsInStore,
 }
 
 /// Whether the session is being renewed, and the claims read: one at a time, as a second one could ask for a second lease.
@@ -108,6 +107,7 @@ pub struct Gateway {
     rollout: Rollout,
     claims: Claims,
     journal: Option<Arc<str>>,
+    urls: Urls,
     reporter: Reporter,
     messages: UnboundedSender<Message>,
     clock: Clock,
@@ -153,7 +153,7 @@ impl Gateway {
         config: ClusterConfig,
         host: String,
         credentials: Credentials,
-        (reporter, messages): (Reporter, UnboundedSender<Message>),
+        (urls, reporter, messages): (Urls, Reporter, UnboundedSender<Message>),
         logger: Logger,
     ) -> Self {
         let clock = Clock::real();
@@ -169,6 +169,7 @@ impl Gateway {
             sights: Sights::default(),
             rollout: Rollout::default(),
             journal: None,
+            urls,
             reporter,
             messages,
             logger,
@@ -267,7 +268,13 @@ impl Gateway {
                 }
             }
             Message::Renewed(number, lease, found) if number == self.number => self.renewed(lease, found),
-            Message::Claimed(number) if number == self.number => self.renew(),
+            // What was in the way of a claim shows itself with the next renewal, or by the watch.
+            Message::Claimed(number, true) if number == self.number => self.renew(),
+            Message::Denied(number, error) if number == self.number => {
+                if self.logged.insert(error.reason().to_owned()) {
+                    warn!(self.logger, "{}", error);
+                }
+            }
             Message::Read(number, reading) if number == self.number => self.was_read(reading),
             Message::Shown(number, changes) if number == self.number => {
                 self.take(changes);
@@ -286,7 +293,11 @@ impl Gateway {
                 self.write();
             }
             Message::Fetched(number, revision, text) if number == self.number => match text {
-                Ok(text) => self.reporter.configure(revision, text),
+                Ok(text) => {
+                    if let Err(error) = configure(&self.urls, revision, text, self.messages.clone()) {
+                        self.configured(revision, Outcome::Refused(error.to_string()));
+                    }
+                }
                 Err(why) => self.configured(revision, Outcome::Refused(why)),
             },
             Message::Configured(revision, outcome) => self.configured(revision, outcome),
@@ -297,6 +308,7 @@ impl Gateway {
             Message::Connected(..)
             | Message::Renewed(..)
             | Message::Claimed(..)
+            | Message::Denied(..)
             | Message::Read(..)
             | Message::Shown(..)
             | Message::Written(..)
@@ -407,11 +419,11 @@ impl Gateway {
             return;
         }
         self.renewal = Renewal::UnderWay;
-        let (with_claims, clock) = (self.claims.is_needed(), self.clock);
+        let clock = self.clock;
         self.ask(|connection| async move {
             let lease = connection.renew(lease, seconds).await?;
             let asked = clock.now();
-            let (session, claims) = connection.own_session(with_claims).await?;
+            let (session, claims) = connection.own_session().await?;
             Ok(Message::Renewed(number, lease, Found { asked, session, claims }))
         });
     }
@@ -465,9 +477,7 @@ impl Gateway {
             self.renew_at = Some(self.clock.now());
             return;
         }
-        if let Some(claims) = claims {
-            self.claims.read(claims);
-        }
+        self.claims.read(claims);
         if self.session.as_ref().is_none_or(|own| own.session != id) {
             info!(self.logger, "node {} begins session {}", self.node, id);
             self.session = Some(Session::new(id, journal, &self.host, gaggled_tools::VERSION));
@@ -479,14 +489,11 @@ impl Gateway {
 
     /// Tells the daemon what is known of the claims since this time, and writes what it wants.
     fn report_claims(&mut self, asked: Instant) {
-        if !self.claims.is_needed() {
-            return;
-        }
         let session = self.session.as_ref().map(|session| session.session.clone());
         let session = session.filter(|_| self.exports.is_announced());
         let permit_until = asked + self.config.permit();
-        self.reporter
-            .report(self.claims.sight(session.as_deref(), permit_until).map(Observation::Claims).into_iter().collect());
+        let sight = self.claims.sight(session.as_deref(), permit_until).filter(|_| self.claims.is_needed());
+        self.reporter.report(sight.map(Observation::Claims).into_iter().collect());
         let (Some(session), Some(lease)) = (session, self.lease) else { return };
         let (number, writes) = (self.number, self.claims.writes(&session));
         if writes.is_empty() {
@@ -495,10 +502,15 @@ impl Gateway {
         // They are read again before anything else is written.
         self.claims.forget();
         self.ask(|connection| async move {
+            let mut all = true;
             for write in writes {
-                connection.claim(&write, lease).await?;
+                match connection.claim(&write, lease).await {
+                    Ok(done) => all &= done,
+                    Err(error) if error.is_denied() => return Ok(Message::Denied(number, error)),
+                    Err(error) => return Err(error),
+                }
             }
-            Ok(Message::Claimed(number))
+            Ok(Message::Claimed(number, all))
         });
     }
 
@@ -577,8 +589,10 @@ impl Gateway {
         }
         if let Some(report) = self.rollout.take_report() {
             self.ask(|connection| async move {
-                connection.write_applied(&report).await?;
-                Ok(Message::Reported(number))
+                match connection.write_applied(&report).await {
+                    Err(error) if error.is_denied() => Ok(Message::Denied(number, error)),
+                    written => written.map(|()| Message::Reported(number)),
+                }
             });
         }
     }

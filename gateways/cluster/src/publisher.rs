@@ -25,6 +25,9 @@ use crate::etcd::{
 /// How many revisions are kept.
 const KEPT: usize = 20;
 
+/// How long a note may be, in bytes.
+const NOTE_MAX: usize = 500;
+
 /// Why nothing was published, or not everywhere.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
@@ -156,6 +159,12 @@ impl Publisher {
         let all: BTreeSet<Arc<str>> = declared.chain(known.applied.keys().cloned()).collect();
         self.check(path, text, &all)?;
         let old = self.present(&known, &all).await?;
+        if arguments.note.len() > NOTE_MAX {
+            return Err(PublishError::Refused(format!(
+                "the note has {} bytes, and may have {NOTE_MAX}",
+                arguments.note.len()
+            )));
+        }
         let revision = known.next_revision();
         say(&match &known.current {
             Some(current) => format!("revision {revision}, after {}", current.revision),
@@ -177,8 +186,13 @@ impl Publisher {
         let within = Duration::from_secs(arguments.timeout);
         if !canaries.is_empty() {
             self.connection.publish_to(&canaries, &pointer).await?;
-            if !self.all_take(&pointer, &canaries, &known, within).await? {
-                return Err(self.take_back(&canaries, &known).await?);
+            match self.all_take(&pointer, &canaries, &known, within).await {
+                Ok(true) => {}
+                Ok(false) => return Err(self.take_back(&canaries, &known).await?),
+                Err(error) => {
+                    say(&error.to_string());
+                    return Err(self.take_back(&canaries, &known).await?);
+                }
             }
         }
         if !self.connection.publish(&pointer, &known).await? {
@@ -368,7 +382,12 @@ fn confirm(revision: u64) -> Result<(), PublishError> {
 
 /// Prints a line; that nobody reads it does not stop a publication.
 fn say(line: &str) {
-    let _ = gaggled_tools::common::output::line(line);
+    let _ = gaggled_tools::common::output::line(&shown(line));
+}
+
+/// A text as a terminal may have it: parts of it come from nodes, which are not trusted with more than their own programs.
+fn shown(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
 }
 
 /// The revisions that are kept, the newest first.
@@ -381,7 +400,7 @@ pub fn revisions(known: &Publications) -> String {
         format!("{now} {revision:>4}  {time}  {by}  {bytes} bytes  {note}").trim_end().to_owned()
     };
     let lines: Vec<String> = known.revisions.values().rev().map(line).collect();
-    if lines.is_empty() { "nothing has been published yet".to_owned() } else { lines.join("\n") }
+    if lines.is_empty() { "nothing has been published yet".to_owned() } else { shown(&lines.join("\n")) }
 }
 
 /// The nodes, and which configuration each has.
@@ -407,7 +426,7 @@ pub fn status(site: &str, known: &Publications) -> String {
         let why = if claim.why.is_empty() { String::new() } else { format!(", because {}", claim.why) };
         lines.push(format!("group {group} runs on no node; {} has left it{why}", claim.node));
     }
-    lines.join("\n")
+    shown(&lines.join("\n"))
 }
 
 /// The groups that a node has claimed, with their tokens.

@@ -264,7 +264,7 @@ impl Simulation {
     pub fn observe(&mut self, at: Instant, actor: ActorId, news: News) {
         self.now = self.now.max(at);
         if let News::Claims(sight) = &news {
-            self.journal.permit(sight.permit_until);
+            self.journal.permit(sight);
         }
         // A report that nothing has changed is not a step without an event.
         self.steps_since_commit = self.steps_since_commit.saturating_sub(1);

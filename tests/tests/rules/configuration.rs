@@ -68,6 +68,8 @@ fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
     for (group, program, rest, words) in [
         ("on: One(\"@three\")", "", "", ["placed on \"@three\"", "system.ron:4"]),
         ("on: One(\"@two\"), prefer: [\"n3\"]", "", "", ["prefers \"n3\", which is none of its nodes", "system.ron:4"]),
+        ("on: One(\"@two\"), on_failure: \"stop\"", "", "", ["and has on_failure", "system.ron:4"]),
+        ("on: One(\"@two\")", "mode: Wait, leaves: Release", "", ["leaves processes behind", "system.ron:6"]),
         ("prefer: [\"n1\"]", "", "", ["prefers nodes, and does not run on one of several", "system.ron:4"]),
         ("on: One(\"@two\")", "levels: [\"stop\"]", "", ["runs at level stop", "system.ron:6"]),
         (

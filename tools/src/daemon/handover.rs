@@ -158,6 +158,10 @@ impl HandoverManager {
         let Some(in_force) = &self.published else {
             return Err(failed("this node has its programs from its own file (gaggled.cluster.config)".to_owned()));
         };
+        let has = in_force.load(Ordering::Relaxed);
+        if revision < has {
+            return Err(failed(format!("revision {revision} is older than {has}, which is in force")));
+        }
         let published = {
             let mut known = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
             if part == 0 {
@@ -180,7 +184,11 @@ impl HandoverManager {
         let not_kept = |why| failed(format!("it cannot be kept in {}: {why}", self.state.display()));
         published.write(&self.state).map_err(not_kept)?;
         let prepared = self.stage(&plan, system)?;
-        published.keep(&self.state).map_err(not_kept)?;
+        if let Err(why) = published.keep(&self.state) {
+            // The present configuration goes on, also in the next daemon.
+            let _ = self.journal().map(|journal| journal.stage_config(self.text.clone()));
+            return Err(not_kept(why));
+        }
         in_force.store(revision, Ordering::Relaxed);
         Ok(prepared)
     }

@@ -58,8 +58,9 @@ impl PublishedConfig {
     pub(super) fn keep(&self, state: &Path) -> io::Result<()> {
         fs::rename(state.join(NEW), Self::path(state, self.revision))?;
         File::open(state)?.sync_all()?;
-        for earlier in revisions(state).into_iter().filter(|revision| *revision != self.revision) {
-            fs::remove_file(Self::path(state, earlier))?;
+        for earlier in revisions(state).into_iter().filter(|revision| *revision < self.revision) {
+            // The newest one counts, so that one which stays does no harm.
+            let _ = fs::remove_file(Self::path(state, earlier));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     base::time::Millis,
     cluster::{AT, Assumption, split_name},
-    graph::{Condition, Mode, STOP},
+    graph::{Condition, Leaves, Mode, STOP},
 };
 
 use super::{Config, Diagnostic, SpanIndex, is_usable, nearest_name, unusable};
@@ -169,6 +169,10 @@ fn check_shared_groups(config: &Config, places: &Places<'_>, locator: &SpanIndex
             );
             error(&["groups", name, "on"], message, &help);
         }
+        if shared(name) && group.on_failure.is_some() {
+            let message = format!("group \"{name}\" runs on one node at a time, and has on_failure");
+            error(&["groups", name, "on_failure"], message, "remove it: when the group fails, another node runs it");
+        }
         let at = ["groups", name, "prefer"];
         if !group.prefer.is_empty() && !shared(name) {
             error(
@@ -208,6 +212,18 @@ fn check_shared_groups(config: &Config, places: &Places<'_>, locator: &SpanIndex
                 message,
                 "add mode: Wait or mode: Once: the group is left to another node when it has ended",
             );
+        }
+        if is_shared && program.levels.iter().any(|level| level == STOP) && program.retry {
+            let message = format!(
+                "program \"{name}\" runs at level stop of a group that runs on one node at a time, and is retried"
+            );
+            let help = "remove retry: it is run again as long as no other node runs the group";
+            error(&["programs", name, "retry"], message, help);
+        }
+        if is_shared && program.leaves == Some(Leaves::Release) {
+            let message =
+                format!("program \"{name}\" of a group that runs on one node at a time leaves processes behind");
+            error(&["programs", name, "leaves"], message, "write leaves: Kill, or leaves: Keep with a stop_command");
         }
         for (on, _) in program.depends.iter() {
             let group = group_of(split_name(on).map_or(on, |(local, _)| local)).filter(|group| shared(group));

@@ -154,7 +154,7 @@ fn run(config: ClusterConfig, host: String, urls: &Urls, logger: Logger) -> Resu
     daemon_link::follow(urls, sender.clone()).map_err(|error| error.to_string())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("the runtime cannot be started: {error}"))?;
-    let gateway = Gateway::new(config, host, credentials, (reporter, sender.clone()), logger);
+    let gateway = Gateway::new(config, host, credentials, (urls.clone(), reporter, sender.clone()), logger);
     runtime.block_on(async {
         let mut terminated = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
         tokio::spawn(async move {

@@ -13,6 +13,8 @@ use super::{ANSWER_MAX, Connection, EtcdError, answered, cause, encode};
 
 /// How long a part is at most, in bytes: a request to etcd can have 1.5 MiB.
 const PART_MAX: usize = 512 << 10;
+/// How far a node may be ahead of a store that was restored from a backup, in revisions.
+const AHEAD_MAX: u64 = 100_000;
 /// How many parts a text has at most.
 const PARTS_MAX: u32 = 64;
 
@@ -41,8 +43,11 @@ impl Publications {
     /// The number for the next configuration: larger than any that a node could have.
     pub fn next_revision(&self) -> u64 {
         let pointers = self.current.iter().chain(self.canaries.values()).map(|pointer| pointer.revision);
-        let applied = self.applied.values().map(|applied| applied.revision);
-        pointers.chain(applied).chain(self.revisions.keys().copied()).max().unwrap_or(0) + 1
+        let published = pointers.chain(self.revisions.keys().copied()).max().unwrap_or(0);
+        // A node can write what it likes about itself: what is far beyond everything else does not count.
+        let is_likely = |revision: &u64| revision.checked_sub(published).is_none_or(|ahead| ahead <= AHEAD_MAX);
+        let applied = self.applied.values().map(|applied| applied.revision).filter(is_likely);
+        applied.chain([published]).max().unwrap_or(0).saturating_add(1)
     }
 
     /// The newest configuration that a node is to have.

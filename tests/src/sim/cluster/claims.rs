@@ -29,7 +29,7 @@ impl Network {
                 |group: &gaggled_core::state::GroupState| matches!(group.tenancy, Some(Tenancy::Leaving { .. }));
             if self.nodes[number].simulation.state().groups.values().any(is_leaving) {
                 let wish = ClaimWish::Away { is_stopped: true, why: String::new() };
-                for known in wishes.values_mut() {
+                for known in wishes.0.values_mut() {
                     *known = wish.clone();
                 }
             }
@@ -44,7 +44,7 @@ impl Network {
     pub(super) fn read_claims(&mut self, number: usize) {
         let (life, now, is_reachable) = (self.nodes[number].life, self.now, self.is_reachable(number));
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
-        if !gateway.claims.is_needed() || !is_reachable {
+        if !is_reachable {
             return;
         }
         if gateway.reads_claims {
