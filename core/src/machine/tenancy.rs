@@ -102,7 +102,7 @@ impl TenancyRules {
             self.permit = self.permit.max(sight.permit_until);
         }
         self.available = match claim {
-            // It is being released.
+            // Its holder is there.
             Some(ClaimSight { holder: Some(holder), .. }) if holder.is_present => None,
             claim => {
                 let revision = claim.map_or(0, |claim| claim.revision);

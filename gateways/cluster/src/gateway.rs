@@ -1,5 +1,8 @@
 //! The gateway: one loop that hears of the daemon and of etcd, and sends what is due to each.
 
+mod claims;
+mod published;
+
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use gaggled_actors::clock::Clock;
@@ -487,33 +490,6 @@ impl Gateway {
         self.write();
     }
 
-    /// Tells the daemon what is known of the claims since this time, and writes what it wants.
-    fn report_claims(&mut self, asked: Instant) {
-        let session = self.session.as_ref().map(|session| session.session.clone());
-        let session = session.filter(|_| self.exports.is_announced());
-        let permit_until = asked + self.config.permit();
-        let sight = self.claims.sight(session.as_deref(), permit_until).filter(|_| self.claims.is_needed());
-        self.reporter.report(sight.map(Observation::Claims).into_iter().collect());
-        let (Some(session), Some(lease)) = (session, self.lease) else { return };
-        let (number, writes) = (self.number, self.claims.writes(&session));
-        if writes.is_empty() {
-            return;
-        }
-        // They are read again before anything else is written.
-        self.claims.forget();
-        self.ask(|connection| async move {
-            let mut all = true;
-            for write in writes {
-                match connection.claim(&write, lease).await {
-                    Ok(done) => all &= done,
-                    Err(error) if error.is_denied() => return Ok(Message::Denied(number, error)),
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(Message::Claimed(number, all))
-        });
-    }
-
     fn write(&mut self) {
         let (Some(session), Some(lease)) = (&self.session, self.lease) else { return };
         if self.renewals == 0 || !self.exports.is_announced() && !self.claims.is_read() {
@@ -572,40 +548,6 @@ impl Gateway {
         if reads_claims && self.claims.is_needed() {
             self.renew();
         }
-    }
-
-    /// Takes the published configuration if this node is to have another one, and writes which one it has.
-    fn roll_out(&mut self) {
-        let number = self.number;
-        if let Some(pointer) = self.rollout.take_next() {
-            info!(self.logger, "revision {} is published", pointer.revision; "by" => &pointer.by);
-            self.ask(|connection| async move {
-                Ok(Message::Fetched(number, pointer.revision, connection.fetch(&pointer).await?))
-            });
-        }
-        if let Some(why) = self.rollout.is_behind().filter(|why| !self.logged.contains(why)) {
-            error!(self.logger, "{}", why);
-            self.logged.insert(why);
-        }
-        if let Some(report) = self.rollout.take_report() {
-            self.ask(|connection| async move {
-                match connection.write_applied(&report).await {
-                    Err(error) if error.is_denied() => Ok(Message::Denied(number, error)),
-                    written => written.map(|()| Message::Reported(number)),
-                }
-            });
-        }
-    }
-
-    fn configured(&mut self, revision: u64, outcome: Outcome) {
-        match &outcome {
-            Outcome::HandedOver => info!(self.logger, "revision {} is loaded", revision),
-            Outcome::Applied => info!(self.logger, "revision {} is in force", revision),
-            Outcome::Refused(why) => error!(self.logger, "revision {} is not taken: {}", revision, why),
-            Outcome::Unanswered => warn!(self.logger, "gaggled has not said whether it takes revision {}", revision),
-        }
-        self.rollout.finished(revision, outcome);
-        self.roll_out();
     }
 
     /// Reports what has changed, and, if wanted, that the cluster is in reach.
