@@ -135,7 +135,13 @@ impl Machine for DependencyMachine {
                 self.decide(now, Cause::Event(envelope.seq), out);
             }
             Input::TimerFired(_) => self.decide(now, Cause::Timer(self.timer_cause), out),
-            Input::Refused(event, refusal) => self.refused(event, refusal, out),
+            Input::Refused(event, refusal) => {
+                self.refused(event, refusal, out);
+                // What made the proposal stale has been received meanwhile, and may satisfy the dependency by another run.
+                if **refusal == Refusal::Stale {
+                    self.decide(now, Cause::Event(self.timer_cause), out);
+                }
+            }
             Input::Restored(since) => self.decide(now, restored_cause(self.dependency.last_seq, *since), out),
             Input::HostReported(_) | Input::Observed(_) => {}
         }
