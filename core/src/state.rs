@@ -75,6 +75,17 @@ pub struct State {
     pub handover: Option<(Handover, Seq)>,
 }
 impl State {
+    /// Whether programs run that the configuration has no longer.
+    pub fn has_leftovers(&self) -> bool {
+        self.running.iter().any(|id| self.graph.programs[*id].unconfigured)
+    }
+
+    /// Whether something of a group runs that runs on one node at a time. What the configuration has no longer may have been of it.
+    pub fn runs_shared(&self, id: GroupId) -> bool {
+        let is_running = |member: &ProgramId| self.programs[*member].is_running();
+        self.graph.groups[id].members.iter().any(is_running) || self.has_leftovers()
+    }
+
     /// The state before the first event of an epoch.
     pub fn new(graph: Arc<Graph>, epoch: EpochId) -> Self {
         let programs = graph

@@ -24,6 +24,7 @@ use super::store::{Claim, Session};
 use crate::{
     base::{
         ids::{GroupId, Level},
+        text::{as_name, harmless},
         time::{Instant, Millis},
     },
     state::{State, Tenancy},
@@ -32,8 +33,8 @@ use crate::{
 /// The sessions and claims of a cluster, as a majority of the store had them at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClaimsInStore {
-    /// The session of each node.
-    pub sessions: BTreeMap<Arc<str>, Session>,
+    /// The session of each node; `None` if they were not read, as a node without groups to claim does not need them.
+    pub sessions: Option<BTreeMap<Arc<str>, Session>>,
     /// The claim on each group, with the revision that wrote it.
     pub claims: BTreeMap<Arc<str>, (u64, Claim)>,
 }
@@ -141,23 +142,17 @@ pub type Wishes = (BTreeMap<Arc<str>, ClaimWish>, bool);
 impl ClaimsSight {
     /// How long a text of another node may be, in characters.
     const TEXT_MAX: usize = 512;
-    /// How long a name may be.
-    const NAME_MAX: usize = 64;
 
     /// The same, with nothing in its texts that could mislead a reader on this node.
     #[must_use]
     pub fn cleaned(mut self) -> Self {
-        let name = |text: &Arc<str>| {
-            let usable = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '?' };
-            text.chars().take(Self::NAME_MAX).map(usable).collect::<String>().into()
-        };
+        let name = |text: &Arc<str>| as_name(text, '?').into();
         for claim in self.claims.values_mut() {
             if let Some(holder) = &mut claim.holder {
                 holder.node = name(&holder.node);
             }
             claim.level = claim.level.as_ref().map(name);
-            let shown = |c: char| if c.is_control() { '?' } else { c };
-            claim.why = claim.why.chars().take(Self::TEXT_MAX).map(shown).collect();
+            claim.why = harmless(&claim.why, Self::TEXT_MAX);
         }
         self
     }
@@ -189,8 +184,7 @@ impl ClaimWish {
     /// What a daemon wants of all its groups that run on one node at a time, by their names.
     pub fn all(state: &State) -> Wishes {
         let wish = |id: GroupId| Some((state.graph.groups[id].name.clone(), Self::of(state, id)?));
-        let has_leftovers = state.running.iter().any(|id| state.graph.programs[*id].unconfigured);
-        (state.graph.groups.ids().filter_map(wish).collect(), has_leftovers)
+        (state.graph.groups.ids().filter_map(wish).collect(), state.has_leftovers())
     }
 }
 
@@ -239,7 +233,8 @@ impl Claims {
     /// What the daemon is told; `session` is that of this node, and `permit_until` follows from when the store was read.
     pub fn sight(&self, session: Option<&str>, permit_until: Instant) -> Option<ClaimsSight> {
         let store = self.store.as_ref()?;
-        let has = |node: &str, session: &str| store.sessions.get(node).is_some_and(|known| *known.session == *session);
+        let sessions = store.sessions.as_ref()?;
+        let has = |node: &str, session: &str| sessions.get(node).is_some_and(|known| *known.session == *session);
         let own = session.filter(|own| has(&self.node, own));
         let sight = |(revision, claim): &(u64, Claim)| {
             let holder = Holder {
@@ -249,20 +244,18 @@ impl Claims {
                 is_present: claim.is_unreadable() || has(&claim.node, &claim.session),
                 is_own: claim.node == self.node && own.is_some_and(|own| *own == *claim.session),
             };
-            let holder = (!claim.released).then_some(holder);
-            let takeover_after = claim.takeover_after;
             ClaimSight {
                 revision: *revision,
-                holder,
+                holder: (!claim.released).then_some(holder),
                 level: claim.level.clone(),
-                takeover_after,
+                takeover_after: claim.takeover_after,
                 why: claim.why.clone(),
             }
         };
         let wanted = store.claims.iter().filter(|(group, _)| self.wishes.contains_key(*group));
         Some(ClaimsSight {
             permit_until: if own.is_some() { permit_until } else { Instant::default() },
-            present: store.sessions.keys().cloned().collect(),
+            present: sessions.keys().cloned().collect(),
             claims: wanted.map(|(group, known)| (group.clone(), sight(known))).collect(),
         })
     }
@@ -308,17 +301,11 @@ impl Claims {
             };
             Some(ClaimWrite { group: group.clone(), over, absent, claim })
         };
-        // A group that this node is not to run any more is left to others when nothing of it can be left here.
-        let is_own = |(_, (_, claim)): &(&Arc<str>, &(u64, Claim))| own(claim);
-        let forgotten: Vec<&Arc<str>> = store
-            .claims
-            .iter()
-            .filter(is_own)
-            .map(|(group, _)| group)
-            .filter(|group| !self.wishes.contains_key(*group))
-            .collect();
+        // A group that this node is not to run any more is left to others when nothing of it can be left here. `write` passes over
+        // claims that are not of this session.
         let away = ClaimWish::Away { is_stopped: !self.has_leftovers, why: "it is to run on other nodes".to_owned() };
-        let released = forgotten.into_iter().filter_map(|group| write((group, &away)));
+        let forgotten = store.claims.keys().filter(|group| !self.wishes.contains_key(*group));
+        let released = forgotten.filter_map(|group| write((group, &away)));
         self.wishes.iter().filter_map(write).chain(released).collect()
     }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::external::RemoteSource;
 use crate::{
-    base::{ids::InstanceId, time::WallTime},
+    base::{ids::InstanceId, text::harmless, time::WallTime},
     process::Outcome,
 };
 
@@ -65,12 +65,8 @@ impl PublishedState {
     /// their own programs.
     #[must_use]
     pub fn cleaned(mut self) -> Self {
-        let clean = |text: &Arc<str>, most: usize| {
-            let shown = |c: char| if c.is_control() { '?' } else { c };
-            text.chars().take(most).map(shown).collect::<String>().into()
-        };
-        self.source.journal = clean(&self.source.journal, JOURNAL_MAX);
-        self.why = self.why.iter().take(WHY_LINES).map(|line| clean(line, WHY_MAX)).collect();
+        self.source.journal = harmless(&self.source.journal, JOURNAL_MAX).into();
+        self.why = self.why.iter().take(WHY_LINES).map(|line| harmless(line, WHY_MAX).into()).collect();
         self
     }
 

@@ -14,7 +14,10 @@ mod health;
 mod sandbox;
 
 use crate::{
-    base::time::Millis,
+    base::{
+        text::{NAME_MAX, is_of_name},
+        time::Millis,
+    },
     cluster::split_name,
     config::{log_policy::Rotate, node_sets::NodeSets},
     graph::{Backoff, Condition, Mode, StartLimit},
@@ -23,9 +26,6 @@ use crate::{
 };
 
 use super::{Config, Diagnostic, NodesPlace, OrderedMap, ProgramConfig, SmtpgateConfig, SpanIndex, Tls};
-
-/// The longest name of a program.
-const NAME_MAX: usize = 64;
 
 /// The name of the program that writes logs which are rotated or merged.
 pub const LOGGER: &str = "logger";
@@ -131,8 +131,7 @@ fn smtpgate(config: &Config, gate: &SmtpgateConfig, locator: &SpanIndex, found: 
 
 /// Whether a name can be typed, printed and mailed as it is.
 fn is_usable(name: &str) -> bool {
-    let usable = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(usable)
+    !name.is_empty() && name.len() <= NAME_MAX && name.chars().all(is_of_name)
 }
 
 /// The error about a name that is not usable.

@@ -135,10 +135,10 @@ impl State {
 
     fn admit_group(&self, id: GroupId, event: &GroupEvent) -> Result<(), Refusal> {
         let group = &self.groups[id];
-        if event.is_of_tenancy() {
-            return if self.admits_tenancy(id, event) { Ok(()) } else { Err(Refusal::Stale) };
+        // Which node runs it is settled in a shutdown as well.
+        if !event.is_of_tenancy() {
+            self.refuse_in_shutdown()?;
         }
-        self.refuse_in_shutdown()?;
         let is_stop = matches!(event, GroupEvent::LevelRequested { level } if **level == *STOP);
         let is_requested = matches!(event, GroupEvent::LevelRequested { .. } | GroupEvent::RestartRequested);
         if is_requested && !is_stop && !group.may_run() {
@@ -159,16 +159,9 @@ impl State {
             | GroupEvent::Held { .. }
             | GroupEvent::Leaving { .. }
             | GroupEvent::Released { .. }
-            | GroupEvent::HolderSeen { .. } => false,
+            | GroupEvent::HolderSeen { .. } => self.admits_tenancy(id, event),
         };
         if timely { Ok(()) } else { Err(Refusal::Stale) }
-    }
-
-    /// Whether something runs of a group that runs on one node at a time. What the configuration has no longer may have been of it.
-    pub fn runs_shared(&self, id: GroupId) -> bool {
-        let is_of_group = |id: &ProgramId| self.graph.programs[*id].unconfigured;
-        let of_members = self.graph.groups[id].members.iter().any(|member| self.programs[*member].is_running());
-        of_members || self.running.iter().any(is_of_group)
     }
 
     /// Whether this may happen now to a group that runs on one node at a time.

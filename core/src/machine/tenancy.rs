@@ -3,7 +3,7 @@
 //! They drive the group only through its level: it goes to its level when the claim is held, and to `stop` when it has to be
 //! left. So its order, its tests and its programs of the level `stop` are those of any group.
 //!
-//! A node claims a group that nobody holds, or whose holder's session is gone and has had time to stop it (see
+//! A node claims a group that no node holds, or whose holder has had no session for long enough to have stopped it (see
 //! [`crate::cluster::claims`]). All candidates compute the same order, and each waits a little longer than the one before it,
 //! so that mostly one tries. It leaves a group when its permit ends, when the claim is another's, and when the group has failed
 //! here: then another node tries, and this one again after a time that doubles.
@@ -150,7 +150,7 @@ impl TenancyRules {
         if facts.is_running || group.is_switching() || sight.permit_until <= now {
             return Next::Nothing;
         }
-        // For a group that nobody holds, nodes that are about to come get their turn as well.
+        // While no node holds the group, nodes that have no session yet get their turn as well.
         let is_candidate =
             |node: &&Arc<str>| holder.is_none() || sight.present.contains(*node) || **node == self.policy.node;
         let turn = self.policy.candidates.iter().filter(is_candidate).position(|node| *node == self.policy.node);
@@ -166,11 +166,10 @@ impl TenancyRules {
     }
 
     fn claiming(&self, now: Instant, attempt: &Arc<str>, over: u64, facts: &Facts) -> Next {
-        let shutdown = facts.shutdown;
         let failed = || Next::Propose(GroupEvent::ClaimFailed { attempt: attempt.clone() }, Cause::Cluster);
-        let Some(sight) = self.sight.as_ref().filter(|sight| !shutdown && sight.permit_until > now) else {
+        let Some(sight) = self.sight.as_ref().filter(|sight| !facts.shutdown && sight.permit_until > now) else {
             // A new daemon has not heard of anything yet.
-            return if shutdown || self.grace <= now { failed() } else { Next::Wait(self.grace) };
+            return if facts.shutdown || self.grace <= now { failed() } else { Next::Wait(self.grace) };
         };
         match self.claim().and_then(|claim| claim.holder.as_ref()) {
             // A daemon before has lost what it had begun.

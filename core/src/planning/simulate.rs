@@ -271,17 +271,12 @@ impl<'a> Driver<'a> {
             Message::Propose(from, event, cause) => self.commit(from, event, cause),
             Message::Committed(to, envelope) => {
                 self.step(to, &Input::Committed(&envelope));
-                if let Event::Group(group, GroupEvent::ClaimStarted { attempt, .. }) = &envelope.event {
-                    let claim = (self.graph.groups[*group].name.clone(), attempt.clone());
-                    self.step(to, &Input::Observed(&self.only_node(Some(claim))));
-                }
-                if let (Event::Group(group, GroupEvent::Held { attempt, .. }), ActorId::Group(_)) =
+                if let (Event::Group(group, GroupEvent::ClaimStarted { attempt, .. }), ActorId::Group(_)) =
                     (&envelope.event, to)
                 {
-                    let claim = (self.graph.groups[*group].name.clone(), attempt.clone());
-                    if let News::Claims(sight) = self.only_node(Some(claim)) {
-                        self.journal.permit(&sight);
-                    }
+                    let sight = self.only_node(Some((self.graph.groups[*group].name.clone(), attempt.clone())));
+                    self.journal.permit(&sight);
+                    self.step(to, &Input::Observed(&News::Claims(sight)));
                 }
             }
             Message::Refused(to, event, refusal) => self.step(to, &Input::Refused(&event, &refusal)),
@@ -293,24 +288,20 @@ impl<'a> Driver<'a> {
                 {
                     self.step(actor, &Input::Observed(&News::Sight(self.well_elsewhere(program))));
                 }
-                self.step(actor, &Input::Observed(&self.only_node(None)));
+                self.step(actor, &Input::Observed(&News::Claims(self.only_node(None))));
             }
         }
     }
 
     /// How a cluster is seen in a simulation: this node is the only one, and gets what it claims.
-    fn only_node(&self, claim: Option<(Arc<str>, Arc<str>)>) -> News {
+    fn only_node(&self, claim: Option<(Arc<str>, Arc<str>)>) -> Arc<ClaimsSight> {
         let claim = claim.map(|(group, attempt)| {
             let holder = Holder { node: self.node(), token: 1, attempt, is_present: true, is_own: true };
             let (level, takeover_after, why) = (None, Millis(0), String::new());
             (group, ClaimSight { revision: 1, holder: Some(holder), level, takeover_after, why })
         });
         let permit_until = Instant::from_micros(u64::MAX);
-        News::Claims(Arc::new(ClaimsSight {
-            permit_until,
-            present: [self.node()].into(),
-            claims: claim.into_iter().collect(),
-        }))
+        Arc::new(ClaimsSight { permit_until, present: [self.node()].into(), claims: claim.into_iter().collect() })
     }
 
     /// The name of this node.

@@ -16,7 +16,7 @@ use nix::{
 #[expect(dead_code, reason = "the tests use more of it")]
 mod harness;
 
-use harness::{Etcd, Node, has_etcd};
+use harness::{Etcd, Node};
 
 #[expect(clippy::disallowed_methods, reason = "this measures real time")]
 fn now() -> Instant {
@@ -25,10 +25,7 @@ fn now() -> Instant {
 
 fn main() {
     let rounds: usize = std::env::args().nth(1).and_then(|rounds| rounds.parse().ok()).unwrap_or(100);
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let db = "\"db\": (shell: \"exec sleep 1000000\", backoff: (initial: 0, max: 0), export: true),";
     let web = "\"web\": (shell: \"exec sleep 1000000\", depends: {\"db@n1\": (propagate: true)}),";
     let one = Node::new(&etcd, "n1", db);

@@ -226,23 +226,22 @@ impl Connection {
     }
 
     /// The session of this node as a majority of the members has it, if it can be read, with the revision that wrote it; 0 if
-    /// there is none; and all sessions and claims at the same moment.
+    /// there is none; and all claims at the same moment, and, if wanted, all sessions: they are as many as there are nodes.
     ///
     /// # Errors
     ///
     /// There is no majority in reach, or it does not answer.
-    pub async fn own_session(&self) -> Result<(SessionInStore, ClaimsInStore), EtcdError> {
+    pub async fn own_session(&self, with_sessions: bool) -> Result<(SessionInStore, ClaimsInStore), EtcdError> {
         let prefix = || Some(GetOptions::new().with_prefix());
-        let operations = vec![
-            TxnOp::get(Key::Alive { node: self.node.clone() }.path(&self.site), None),
-            TxnOp::get(Key::sessions(&self.site), prefix()),
-            TxnOp::get(Key::claims(&self.site), prefix()),
-        ];
+        let own = TxnOp::get(Key::Alive { node: self.node.clone() }.path(&self.site), None);
+        let claims = TxnOp::get(Key::claims(&self.site), prefix());
+        let sessions = with_sessions.then(|| TxnOp::get(Key::sessions(&self.site), prefix()));
+        let operations = [own, claims].into_iter().chain(sessions).collect();
         let (_, answers) = self.get(operations).await?;
         let found = answers.first().and_then(|kvs| kvs.first());
         let session = found.and_then(|kv| serde_json::from_slice(kv.value()).ok());
         let own = (session, found.map_or(0, KeyValue::mod_revision));
-        Ok((own, claims::read(&self.site, answers.iter().skip(1).flatten())))
+        Ok((own, claims::read(&self.site, answers.iter().skip(1).flatten(), with_sessions)))
     }
 
     /// Writes states, and, if all are written with it, the session of this node in place of the one that this revision wrote,

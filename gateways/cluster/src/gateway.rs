@@ -422,11 +422,11 @@ impl Gateway {
             return;
         }
         self.renewal = Renewal::UnderWay;
-        let clock = self.clock;
+        let (clock, with_sessions) = (self.clock, self.claims.is_needed());
         self.ask(|connection| async move {
             let lease = connection.renew(lease, seconds).await?;
             let asked = clock.now();
-            let (session, claims) = connection.own_session().await?;
+            let (session, claims) = connection.own_session(with_sessions).await?;
             Ok(Message::Renewed(number, lease, Found { asked, session, claims }))
         });
     }

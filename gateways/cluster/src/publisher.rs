@@ -71,6 +71,8 @@ pub struct PublishArgs {
 pub struct Publisher {
     settings: Settings,
     connection: Connection,
+    /// What is published, and who has it, as it was when the connection was made.
+    known: Publications,
     clock: Clock,
 }
 
@@ -87,11 +89,11 @@ impl Publisher {
         for url in &cluster.etcd {
             let opened = Connection::open(url, cluster.name.as_str().into(), node.clone(), &credentials).await;
             let asked = match opened {
-                Ok(connection) => connection.publications().await.map(|_| connection),
+                Ok(connection) => connection.publications().await.map(|known| (connection, known)),
                 Err(error) => Err(error),
             };
             match asked {
-                Ok(connection) => return Ok(Self { settings, connection, clock: Clock::real() }),
+                Ok((connection, known)) => return Ok(Self { settings, connection, known, clock: Clock::real() }),
                 Err(error) => last = Some(error),
             }
         }
@@ -99,12 +101,8 @@ impl Publisher {
     }
 
     /// What is published, and who has it.
-    ///
-    /// # Errors
-    ///
-    /// etcd refuses, or does not answer.
-    pub async fn publications(&self) -> Result<Publications, PublishError> {
-        Ok(self.connection.publications().await?)
+    pub fn known(&self) -> &Publications {
+        &self.known
     }
 
     /// Publishes a file.
@@ -124,7 +122,7 @@ impl Publisher {
     ///
     /// There is no such revision, or as for a file.
     pub async fn roll_back(&self, revision: Option<u64>, arguments: &PublishArgs) -> Result<(), PublishError> {
-        let known = self.publications().await?;
+        let known = &self.known;
         let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
         let before = known.revisions.values().rev().find(|pointer| match revision {
             Some(revision) => pointer.revision == revision,
@@ -146,19 +144,22 @@ impl Publisher {
     }
 
     async fn publish(&self, path: &Path, text: &str, arguments: &PublishArgs) -> Result<(), PublishError> {
-        let new = self.check(path, text, &BTreeSet::new())?;
-        let known = self.publications().await?;
+        let (known, wrong) = (&self.known, |found: Vec<Diagnostic>| shown_in(path, text, &found));
+        let new = Config::parse_published(text, &self.settings).map_err(wrong)?;
         let canaries: BTreeSet<Arc<str>> = arguments.canary.iter().map(|node| node.as_str().into()).collect();
-        if let Some(absent) = canaries.iter().find(|node| !follows(&known, node)) {
+        if let Some(absent) = canaries.iter().find(|node| !follows(known, node)) {
             return Err(PublishError::Refused(format!(
                 "{absent} cannot try it: it is no node that is there and has its programs from the published configuration"
             )));
         }
-        let nodes: BTreeSet<Arc<str>> = known.sessions.keys().filter(|node| follows(&known, node)).cloned().collect();
+        let nodes: BTreeSet<Arc<str>> = known.sessions.keys().filter(|node| follows(known, node)).cloned().collect();
         let declared = new.config.declared_nodes().into_iter().map(Arc::from);
         let all: BTreeSet<Arc<str>> = declared.chain(known.applied.keys().cloned()).collect();
-        self.check(path, text, &all)?;
-        let old = self.present(&known, &all).await?;
+        let mistakes = mistakes(&new, &all);
+        if !mistakes.is_empty() {
+            return Err(wrong(mistakes));
+        }
+        let old = self.present(&all).await?;
         if arguments.note.len() > NOTE_MAX {
             return Err(PublishError::Refused(format!(
                 "the note has {} bytes, and may have {NOTE_MAX}",
@@ -186,16 +187,16 @@ impl Publisher {
         let within = Duration::from_secs(arguments.timeout);
         if !canaries.is_empty() {
             self.connection.publish_to(&canaries, &pointer).await?;
-            match self.all_take(&pointer, &canaries, &known, within).await {
+            match self.all_take(&pointer, &canaries, within).await {
                 Ok(true) => {}
-                Ok(false) => return Err(self.take_back(&canaries, &known).await?),
+                Ok(false) => return Err(self.take_back(&canaries).await?),
                 Err(error) => {
                     say(&error.to_string());
-                    return Err(self.take_back(&canaries, &known).await?);
+                    return Err(self.take_back(&canaries).await?);
                 }
             }
         }
-        if !self.connection.publish(&pointer, &known).await? {
+        if !self.connection.publish(&pointer, known).await? {
             return Err(PublishError::Refused(
                 "another configuration was published just now: look at it with gaggled_clustergate revisions, and publish again".to_owned(),
             ));
@@ -203,7 +204,7 @@ impl Publisher {
         for old in known.revisions.keys().rev().skip(KEPT - 1) {
             self.connection.delete_text(*old).await?;
         }
-        if self.all_take(&pointer, &nodes, &known, within).await? {
+        if self.all_take(&pointer, &nodes, within).await? {
             return Ok(());
         }
         Err(PublishError::Refused(format!(
@@ -213,11 +214,8 @@ impl Publisher {
 
     /// The configuration that each of these nodes has now, as far as it is known: that which is published if the node is not
     /// there.
-    async fn present(
-        &self,
-        known: &Publications,
-        nodes: &BTreeSet<Arc<str>>,
-    ) -> Result<BTreeMap<Arc<str>, Arc<Config>>, PublishError> {
+    async fn present(&self, nodes: &BTreeSet<Arc<str>>) -> Result<BTreeMap<Arc<str>, Arc<Config>>, PublishError> {
+        let known = &self.known;
         let nothing = Arc::new(Config { gaggled: self.settings.clone(), ..Config::default() });
         let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
         let mut read: BTreeMap<u64, Arc<Config>> = BTreeMap::new();
@@ -239,27 +237,6 @@ impl Publisher {
         Ok(present)
     }
 
-    /// Checks a text for these nodes; what is wrong is shown.
-    fn check(&self, path: &Path, text: &str, nodes: &BTreeSet<Arc<str>>) -> Result<Parsed, PublishError> {
-        let wrong = |found: Vec<Diagnostic>| {
-            diagnostics::show(path, text, &found);
-            PublishError::Shown
-        };
-        let parsed = Config::parse_published(text, &self.settings).map_err(wrong)?;
-        let mut found: Vec<Diagnostic> = Vec::new();
-        for node in nodes {
-            let of_node = own_externals(&parsed.config, node, &parsed.locator);
-            for mut error in of_node.into_iter().chain(parsed.config.project(node).errors(&parsed.locator)) {
-                error.message = format!("on node {node}: {}", error.message);
-                // One node is enough to show a mistake.
-                if found.iter().all(|known| known.span != error.span || error.span.is_none()) {
-                    found.push(error);
-                }
-            }
-        }
-        if found.is_empty() { Ok(parsed) } else { Err(wrong(found)) }
-    }
-
     fn describe(&self, revision: u64, text: &str, note: &str) -> Pointer {
         let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
         let user = user.map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name);
@@ -272,7 +249,6 @@ impl Publisher {
         &self,
         pointer: &Pointer,
         nodes: &BTreeSet<Arc<str>>,
-        known: &Publications,
         within: Duration,
     ) -> Result<bool, PublishError> {
         let revision = pointer.revision;
@@ -288,7 +264,7 @@ impl Publisher {
             waiting.is_empty()
         };
         if !nodes.is_empty() {
-            match tokio::time::timeout(within, self.connection.watch_applied(known.read_at + 1, tell)).await {
+            match tokio::time::timeout(within, self.connection.watch_applied(self.known.read_at + 1, tell)).await {
                 Ok(watched) => watched?,
                 Err(_) => is_well = false,
             }
@@ -300,17 +276,13 @@ impl Publisher {
     }
 
     /// Gives nodes that were to try a configuration the present one again, as a new revision.
-    async fn take_back(
-        &self,
-        canaries: &BTreeSet<Arc<str>>,
-        known: &Publications,
-    ) -> Result<PublishError, PublishError> {
-        let Some(current) = &known.current else {
+    async fn take_back(&self, canaries: &BTreeSet<Arc<str>>) -> Result<PublishError, PublishError> {
+        let Some(current) = &self.known.current else {
             let why = "it is not published to the others; there is no earlier revision to go back to";
             return Ok(PublishError::Refused(why.to_owned()));
         };
         let text = self.connection.fetch(current).await?.map_err(PublishError::Refused)?;
-        let revision = self.publications().await?.next_revision();
+        let revision = self.connection.publications().await?.next_revision();
         let pointer = self.describe(revision, &text, &format!("revision {} again", current.revision));
         if self.connection.write_text(&pointer, &text).await? {
             self.connection.publish_to(canaries, &pointer).await?;
@@ -320,6 +292,28 @@ impl Publisher {
             current.revision
         )))
     }
+}
+
+/// Shows what is wrong with a text.
+fn shown_in(path: &Path, text: &str, found: &[Diagnostic]) -> PublishError {
+    diagnostics::show(path, text, found);
+    PublishError::Shown
+}
+
+/// What is wrong with a configuration on these nodes.
+fn mistakes(parsed: &Parsed, nodes: &BTreeSet<Arc<str>>) -> Vec<Diagnostic> {
+    let mut found: Vec<Diagnostic> = Vec::new();
+    for node in nodes {
+        let of_node = own_externals(&parsed.config, node, &parsed.locator);
+        for mut error in of_node.into_iter().chain(parsed.config.project(node).errors(&parsed.locator)) {
+            error.message = format!("on node {node}: {}", error.message);
+            // One node is enough to show a mistake.
+            if found.iter().all(|known| known.span != error.span || error.span.is_none()) {
+                found.push(error);
+            }
+        }
+    }
+    found
 }
 
 /// Whether a node is there and has its programs from the published configuration: such a node says which one it has.
@@ -380,7 +374,7 @@ fn confirm(revision: u64) -> Result<(), PublishError> {
     }
 }
 
-/// Prints a line; that nobody reads it does not stop a publication.
+/// Prints a line. If standard output is closed, the publication goes on.
 fn say(line: &str) {
     let _ = gaggled_tools::common::output::line(&shown(line));
 }

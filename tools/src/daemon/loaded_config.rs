@@ -100,7 +100,10 @@ impl ReadConfig {
             let state = state.map_or_else(|| endpoints::state_directory(&settings), |state| Ok(state.to_owned()));
             let last = state.and_then(|state| Ok(PublishedConfig::last(&state)?.map(|last| (last, state))));
             let last = last.map_err(|why| Mistakes::whole(path, why))?;
-            last.map(|(last, state)| (last.clone(), PublishedConfig::path(&state, last.revision)))
+            last.map(|(last, state)| {
+                let place = PublishedConfig::path(&state, last.revision);
+                (last, place)
+            })
         };
         let Some((PublishedConfig { revision, text: published }, place)) = found else {
             return Ok(Self { parsed, text, path: path.to_owned(), published: Some(0) });

@@ -130,10 +130,8 @@ fn ask(command: Command, settings: Settings, cluster: &ClusterConfig) -> ExitCod
         let shown = match command {
             Command::Publish { file, arguments } => return publisher.publish_file(&file, &arguments).await,
             Command::Rollback { revision, arguments } => return publisher.roll_back(revision, &arguments).await,
-            Command::Revisions => publisher::revisions(&publisher.publications().await?),
-            Command::Status | Command::Roles { .. } => {
-                publisher::status(&cluster.name, &publisher.publications().await?)
-            }
+            Command::Revisions => publisher::revisions(publisher.known()),
+            Command::Status | Command::Roles { .. } => publisher::status(&cluster.name, publisher.known()),
         };
         output::line(&shown).map_err(|error| PublishError::Refused(error.to_string()))
     });

@@ -1,5 +1,7 @@
 //! What etcd has of claims.
 
+use std::collections::BTreeMap;
+
 use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp};
 use gaggled_core::cluster::{
     claims::{ClaimWrite, ClaimsInStore},
@@ -10,26 +12,26 @@ use super::{Connection, EtcdError, VALUE_MAX, answered, encode};
 
 /// The sessions and claims in these keys. A session that cannot be read counts as none, and a claim that cannot be read as one of
 /// another node, which is never overwritten.
-pub(super) fn read<'a>(site: &str, kvs: impl Iterator<Item = &'a KeyValue>) -> ClaimsInStore {
-    let mut found = ClaimsInStore::default();
+pub(super) fn read<'a>(site: &str, kvs: impl Iterator<Item = &'a KeyValue>, with_sessions: bool) -> ClaimsInStore {
+    let (mut sessions, mut claims) = (BTreeMap::new(), BTreeMap::new());
     for kv in kvs {
         let value = Some(kv.value()).filter(|value| value.len() <= VALUE_MAX);
         match Key::parse(site, kv.key_str().unwrap_or_default()) {
             Some(Key::Alive { node }) => {
                 let session = value.and_then(|value| serde_json::from_slice(value).ok());
-                found.sessions.extend(session.map(|session| (node, session)));
+                sessions.extend(session.map(|session| (node, session)));
             }
             Some(Key::Claim { group }) => {
                 let revision = u64::try_from(kv.mod_revision()).unwrap_or_default();
                 let claim: Option<Claim> = value.and_then(|value| serde_json::from_slice(value).ok());
                 // Sessions are named after their leases.
                 let claim = claim.filter(|claim| lease(&claim.session) != 0).unwrap_or_else(Claim::unreadable);
-                found.claims.insert(group, (revision, claim));
+                claims.insert(group, (revision, claim));
             }
             _ => {}
         }
     }
-    found
+    ClaimsInStore { sessions: with_sessions.then_some(sessions), claims }
 }
 
 /// The lease of a session, which is named after it.

@@ -8,7 +8,7 @@ use gaggled_core::{
 };
 use nix::sys::signal::Signal;
 
-use crate::harness::{Etcd, Node, has_etcd, remote, runs};
+use crate::harness::{Etcd, Node, remote, runs};
 
 const DB: &str =
     "\"db\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], backoff: (initial: 0, max: 0), export: true),";
@@ -36,10 +36,7 @@ fn falls(node: &Node) -> u64 {
 
 #[test]
 fn a_program_waits_for_one_of_another_node_stops_with_it_and_tells_why() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let mut two = Node::new(&etcd, "n2", &web("delay: 300"));
     two.daemon.wait_up("clustergate", 1);
     let mut one = Node::new(&etcd, "n1", DB);
@@ -72,11 +69,8 @@ fn a_program_waits_for_one_of_another_node_stops_with_it_and_tells_why() {
 /// E1 and E6: with connections that are lost, gateways that die and revisions that are compacted.
 #[test]
 fn every_fall_restarts_the_dependent_and_none_does_it_twice() {
-    if !has_etcd() {
-        return;
-    }
+    let Some(etcd) = Etcd::start() else { return };
     let count: u64 = std::env::var("GAGGLED_FALLS").ok().and_then(|count| count.parse().ok()).unwrap_or(60);
-    let etcd = Etcd::new();
     let mut one = Node::new(&etcd, "n1", DB);
     let mut two = Node::new(&etcd, "n2", &web(""));
     two.daemon.wait_up("web", 1);
@@ -128,10 +122,7 @@ fn every_fall_restarts_the_dependent_and_none_does_it_twice() {
 /// E9, and the deaths of gateways and daemons: nothing of that is a fall.
 #[test]
 fn a_session_that_is_lost_and_a_daemon_that_is_replaced_are_no_fall() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let mut one = Node::new(&etcd, "n1", DB);
     let mut two = Node::new(&etcd, "n2", &web(""));
     two.daemon.wait_up("web", 1);
@@ -165,10 +156,7 @@ fn a_session_that_is_lost_and_a_daemon_that_is_replaced_are_no_fall() {
 /// A node that is gone, and one that is cut off, with each of what can be assumed then.
 #[test]
 fn a_lost_node_and_a_lost_cluster_are_told_apart_and_treated_as_configured() {
-    if !has_etcd() {
-        return;
-    }
-    let mut etcd = Etcd::new();
+    let Some(mut etcd) = Etcd::start() else { return };
     let mut one = Node::new(&etcd, "n1", DB);
     let mut two = Node::new(&etcd, "n2", &web(""));
     let mut three = Node::new(&etcd, "n3", &web("on_lost: Keep, on_blind: Down"));
@@ -215,10 +203,7 @@ fn a_lost_node_and_a_lost_cluster_are_told_apart_and_treated_as_configured() {
 /// E7: a member that hangs is left for another one.
 #[test]
 fn a_member_of_etcd_that_hangs_disturbs_nothing() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let mut one = Node::new(&etcd, "n1", DB);
     let mut two = Node::new(&etcd, "n2", &web(""));
     two.daemon.wait_up("web", 1);
@@ -241,10 +226,7 @@ fn a_member_of_etcd_that_hangs_disturbs_nothing() {
 /// G6.
 #[test]
 fn a_node_starts_without_etcd_and_what_waits_for_another_node_says_so() {
-    if !has_etcd() {
-        return;
-    }
-    let mut etcd = Etcd::new();
+    let Some(mut etcd) = Etcd::start() else { return };
     etcd.kill();
     let mut two = Node::new(&etcd, "n2", &format!("{}{DB}", web("")));
     two.daemon.wait_up("db", 1);
@@ -261,10 +243,7 @@ fn a_node_starts_without_etcd_and_what_waits_for_another_node_says_so() {
 /// One configuration on three nodes: each runs its part, and dependencies lead to where the programs are.
 #[test]
 fn one_configuration_runs_in_parts_on_its_nodes() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let programs = r#"
         "db": (command: "@PUPPET@", argv: ["sleep", "1000000"], on: All("@data")),
         "web": (shell: "echo $NAME >> @DIR@/names; exec sleep 1000", env: {"NAME": "%H"}, on: All("@web"), depends: {"db": (propagate: true)}),

@@ -16,7 +16,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::harness::{Etcd, Node, has_etcd};
+use crate::harness::{Etcd, Node};
 
 /// The exit status of a program that finds the lock taken.
 const OVERLAP: i32 = 77;
@@ -88,10 +88,8 @@ fn fit(shared: &Path, nodes: &[&str]) {
 
 #[test]
 fn h1_h3_a_group_runs_on_the_preferred_node_and_on_another_one_when_that_dies() {
-    if !has_etcd() {
-        return;
-    }
-    let (etcd, shared) = (Etcd::new(), directory());
+    let Some(etcd) = Etcd::start() else { return };
+    let shared = directory();
     fit(shared.path(), &["n1", "n2", "n3"]);
     let mut nodes: Vec<Node> = ["n2", "n1", "n3"].map(|name| start(&etcd, name, shared.path())).into();
     assert_eq!(wait_for_one(&mut nodes, &[0, 1, 2]), 0, "n2 is preferred, and began first");
@@ -136,11 +134,9 @@ fn h1_h3_a_group_runs_on_the_preferred_node_and_on_another_one_when_that_dies() 
 /// E3: cuts of the holder; `GAGGLED_CUTS` says how many.
 #[test]
 fn a_holder_that_is_cut_off_has_stopped_before_another_one_starts() {
-    if !has_etcd() {
-        return;
-    }
+    let Some(etcd) = Etcd::start() else { return };
+    let shared = directory();
     let cuts: usize = std::env::var("GAGGLED_CUTS").ok().and_then(|count| count.parse().ok()).unwrap_or(2);
-    let (etcd, shared) = (Etcd::new(), directory());
     fit(shared.path(), &["n1", "n2"]);
     let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| start(&etcd, name, shared.path())).into();
     let mut holder = wait_for_one(&mut nodes, &[0, 1]);
@@ -161,10 +157,8 @@ fn a_holder_that_is_cut_off_has_stopped_before_another_one_starts() {
 /// H5 and E9: without a majority a group stops, and all else goes on; leases that are taken away by mistake change nothing.
 #[test]
 fn h5_a_group_stops_without_a_majority_and_lives_through_the_loss_of_its_lease() {
-    if !has_etcd() {
-        return;
-    }
-    let (mut etcd, shared) = (Etcd::new(), directory());
+    let Some(mut etcd) = Etcd::start() else { return };
+    let shared = directory();
     fit(shared.path(), &["n1"]);
     let mut nodes = vec![start(&etcd, "n1", shared.path())];
     wait_for_one(&mut nodes, &[0]);
@@ -202,10 +196,8 @@ fn h5_a_group_stops_without_a_majority_and_lives_through_the_loss_of_its_lease()
 /// E7: a member that hangs is left for another one, also if it is the leader.
 #[test]
 fn a_group_runs_on_while_members_of_etcd_hang_one_after_the_other() {
-    if !has_etcd() {
-        return;
-    }
-    let (etcd, shared) = (Etcd::new(), directory());
+    let Some(etcd) = Etcd::start() else { return };
+    let shared = directory();
     fit(shared.path(), &["n1", "n2"]);
     let settings = "dead_after: \"10s\",";
     let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| Node::with(&etcd, name, settings, &site(shared.path()))).into();
@@ -226,10 +218,8 @@ fn a_group_runs_on_while_members_of_etcd_hang_one_after_the_other() {
 
 #[test]
 fn h7_a_group_runs_where_its_test_passes() {
-    if !has_etcd() {
-        return;
-    }
-    let (etcd, shared) = (Etcd::new(), directory());
+    let Some(etcd) = Etcd::start() else { return };
+    let shared = directory();
     fit(shared.path(), &["n3"]);
     let mut nodes: Vec<Node> = ["n1", "n2", "n3"].map(|name| start(&etcd, name, shared.path())).into();
     assert_eq!(wait_for_one(&mut nodes, &[0, 1, 2]), 2);

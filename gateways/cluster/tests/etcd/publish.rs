@@ -7,7 +7,7 @@ use gaggled_tests::harness::substitute;
 use nix::sys::signal::Signal;
 
 use crate::{
-    harness::{Etcd, Node, has_etcd, runs},
+    harness::{Etcd, Node, runs},
     wrong_inputs::says,
 };
 
@@ -58,10 +58,7 @@ const P1_NEW: &str = "\"p1\": (command: \"@PUPPET@\", argv: [\"sleep\", \"230100
 
 #[test]
 fn d8_d9_each_node_runs_its_part_of_the_list_and_a_node_that_comes_to_nothing_stops_what_it_had() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let [mut one, mut ten] = nodes(&etcd, ["node1", "node10"]);
     let (code, said) = publish(&one, &site(P1, P10), &["--note", "the first list"]);
     assert!(
@@ -93,10 +90,7 @@ fn d8_d9_each_node_runs_its_part_of_the_list_and_a_node_that_comes_to_nothing_st
 
 #[test]
 fn d10_a_node_keeps_and_starts_its_list_without_etcd_and_takes_another_when_etcd_is_back() {
-    if !has_etcd() {
-        return;
-    }
-    let mut etcd = Etcd::new();
+    let Some(mut etcd) = Etcd::start() else { return };
     let [mut one] = nodes(&etcd, ["node1"]);
     assert_eq!(publish(&one, &site(P1, P10), &[]).0, Some(0));
     one.daemon.wait_up("p1", 1);
@@ -121,10 +115,7 @@ fn d10_a_node_keeps_and_starts_its_list_without_etcd_and_takes_another_when_etcd
 /// E11: nothing that is wrong reaches a node, and what a node cannot use changes nothing there.
 #[test]
 fn a_list_that_cannot_be_used_is_refused_at_its_place_and_what_runs_is_untouched() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let [mut one, mut ten] = nodes(&etcd, ["node1", "node10"]);
     assert_eq!(publish(&one, &site(P1, P10), &[]).0, Some(0));
     one.daemon.wait_up("p1", 1);
@@ -187,10 +178,7 @@ fn a_list_that_cannot_be_used_is_refused_at_its_place_and_what_runs_is_untouched
 /// E10: a store that was restored from a backup has an older configuration.
 #[test]
 fn a_node_never_goes_back_to_an_older_configuration() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let [mut one] = nodes(&etcd, ["node1"]);
     assert_eq!(publish(&one, &site(P1, P10), &[]).0, Some(0));
     let old = etcd.ctl(&["get", "--print-value-only", "/gaggled/test/config/current"]);

@@ -18,10 +18,7 @@ pub fn says(node: &mut Daemon, words: &str) {
 
 #[test]
 fn two_nodes_of_one_name_are_told_apart() {
-    if !has_etcd() {
-        return;
-    }
-    let etcd = Etcd::new();
+    let Some(etcd) = Etcd::start() else { return };
     let mut first = Node::new(&etcd, "n1", DB);
     says(&mut first.daemon, "node n1 begins session");
     let mut second = Node::new(&etcd, "n1", DB);

@@ -131,7 +131,7 @@ impl Store {
         let session = |(node, session): (&Arc<str>, &Arc<str>)| {
             (node.clone(), Session::new(session.clone(), node.clone(), "", ""))
         };
-        ClaimsInStore { sessions: self.sessions.iter().map(session).collect(), claims: self.claims.clone() }
+        ClaimsInStore { sessions: Some(self.sessions.iter().map(session).collect()), claims: self.claims.clone() }
     }
 
     /// Everything in it.

@@ -7,7 +7,10 @@ use std::{
     path::Path,
 };
 
-use gaggled_core::config::{ClusterConfig, Config, Diagnostic, Parsed, ProgramConfig, Settings};
+use gaggled_core::{
+    base::text::as_name,
+    config::{ClusterConfig, Config, Diagnostic, Parsed, ProgramConfig, Settings},
+};
 
 /// The result of importing a file.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -94,8 +97,7 @@ pub(super) fn counterpart(line: &str, word: &str, instead: &str) -> Option<Strin
 
 /// A name that can be used here.
 pub(super) fn usable(name: &str) -> String {
-    let letters = name.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' });
-    letters.take(64).collect()
+    as_name(name, '_')
 }
 
 /// The text of a file.
