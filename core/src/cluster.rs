@@ -7,6 +7,7 @@ pub mod claims;
 pub mod exports;
 mod external;
 mod news;
+pub mod orders;
 mod publish;
 mod published;
 pub mod rollout;

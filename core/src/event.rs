@@ -352,6 +352,13 @@ pub enum LeaveReason {
         /// The program.
         program: Arc<str>,
     },
+    /// An operator has ordered it to move.
+    Moved {
+        /// The node to which.
+        to: Arc<str>,
+    },
+    /// An operator has ordered that this node runs no such group.
+    Drained,
 }
 
 impl GroupEvent {
@@ -379,6 +386,8 @@ impl fmt::Display for LeaveReason {
             Self::PermitEnded => f.write_str("the cluster could not be reached"),
             Self::ClaimLost => f.write_str("the claim is another's"),
             Self::Failed { program } => write!(f, "{program} failed"),
+            Self::Moved { to } => write!(f, "it is to move to {to}"),
+            Self::Drained => f.write_str("the node is drained"),
         }
     }
 }

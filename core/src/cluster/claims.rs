@@ -20,7 +20,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::store::{Claim, Session};
+use super::{
+    orders::Orders,
+    store::{Claim, Session},
+};
 use crate::{
     base::{
         ids::{GroupId, Level},
@@ -37,6 +40,8 @@ pub struct ClaimsInStore {
     pub sessions: Option<BTreeMap<Arc<str>, Session>>,
     /// The claim on each group, with the revision that wrote it.
     pub claims: BTreeMap<Arc<str>, (u64, Claim)>,
+    /// What operators want.
+    pub orders: Orders,
 }
 
 /// What a node is told of the claims.
@@ -47,6 +52,9 @@ pub struct ClaimsSight {
     pub permit_until: Instant,
     /// The nodes that have a session.
     pub present: BTreeSet<Arc<str>>,
+    /// The nodes that are to run no such group.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drained: BTreeSet<Arc<str>>,
     /// The claims; a group that was never claimed has none.
     pub claims: BTreeMap<Arc<str>, ClaimSight>,
 }
@@ -66,6 +74,9 @@ pub struct ClaimSight {
     /// What the last holder has said when it released it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
+    /// The node to which it is to move, if that was ordered after the claim was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub move_to: Option<Arc<str>>,
 }
 
 /// Who has a claim.
@@ -81,6 +92,9 @@ pub struct Holder {
     pub is_present: bool,
     /// Whether that is the present session of this node.
     pub is_own: bool,
+    /// Whether an operator says that nothing of that session runs any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_fenced: bool,
 }
 
 /// What the daemon of this node wants of the claim on a group.
@@ -143,11 +157,18 @@ impl ClaimsSight {
     /// How long a text of another node may be, in characters.
     const TEXT_MAX: usize = 512;
 
+    /// Whether a node is there and may run such groups.
+    pub fn may_claim(&self, node: &Arc<str>) -> bool {
+        self.present.contains(node) && !self.drained.contains(node)
+    }
+
     /// The same, with nothing in its texts that could mislead a reader on this node.
     #[must_use]
     pub fn cleaned(mut self) -> Self {
         let name = |text: &Arc<str>| as_name(text, '?').into();
+        self.drained = self.drained.iter().map(name).collect();
         for claim in self.claims.values_mut() {
+            claim.move_to = claim.move_to.as_ref().map(name);
             if let Some(holder) = &mut claim.holder {
                 holder.node = name(&holder.node);
             }
@@ -236,13 +257,14 @@ impl Claims {
         let sessions = store.sessions.as_ref()?;
         let has = |node: &str, session: &str| sessions.get(node).is_some_and(|known| *known.session == *session);
         let own = session.filter(|own| has(&self.node, own));
-        let sight = |(revision, claim): &(u64, Claim)| {
+        let sight = |group: &str, (revision, claim): &(u64, Claim)| {
             let holder = Holder {
                 node: claim.node.clone(),
                 token: claim.token_at(*revision),
                 attempt: claim.attempt.clone(),
                 is_present: claim.is_unreadable() || has(&claim.node, &claim.session),
                 is_own: claim.node == self.node && own.is_some_and(|own| *own == *claim.session),
+                is_fenced: store.orders.is_fenced(&claim.node, &claim.session),
             };
             ClaimSight {
                 revision: *revision,
@@ -250,13 +272,15 @@ impl Claims {
                 level: claim.level.clone(),
                 takeover_after: claim.takeover_after,
                 why: claim.why.clone(),
+                move_to: store.orders.move_to(group, claim.token_at(*revision)).cloned(),
             }
         };
         let wanted = store.claims.iter().filter(|(group, _)| self.wishes.contains_key(*group));
         Some(ClaimsSight {
             permit_until: if own.is_some() { permit_until } else { Instant::default() },
             present: sessions.keys().cloned().collect(),
-            claims: wanted.map(|(group, known)| (group.clone(), sight(known))).collect(),
+            drained: store.orders.drained.clone(),
+            claims: wanted.map(|(group, known)| (group.clone(), sight(group, known))).collect(),
         })
     }
 

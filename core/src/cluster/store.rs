@@ -5,6 +5,9 @@
 //! | `/gaggled/SITE/alive/NODE` | [`Session`], with the lease of the node |
 //! | `/gaggled/SITE/state/NODE/PROGRAM` | [`StateValue`], without a lease: it stays when its node is gone |
 //! | `/gaggled/SITE/claim/GROUP` | [`Claim`], without a lease: it is only ever overwritten |
+//! | `/gaggled/SITE/order/drain/NODE` | [`Order`](super::orders::Order): the node runs no such group |
+//! | `/gaggled/SITE/order/move/GROUP` | [`Order`](super::orders::Order): the group moves to the node `of` |
+//! | `/gaggled/SITE/order/fence/NODE` | [`Order`](super::orders::Order): nothing of the session `of` of the node runs any more |
 //! | `/gaggled/SITE/config/current` | [`Pointer`]: the revision of the configuration that all nodes are to have |
 //! | `/gaggled/SITE/config/canary/NODE` | [`Pointer`]: one that this node is to try |
 //! | `/gaggled/SITE/config/revision/N/pointer` | [`Pointer`]: the same, of each revision that is kept |
@@ -46,6 +49,21 @@ pub enum Key {
         /// The group.
         group: Arc<str>,
     },
+    /// The order that a node is to run no group that runs on one node at a time.
+    Drain {
+        /// The node.
+        node: Arc<str>,
+    },
+    /// The order that a group is to move.
+    Move {
+        /// The group.
+        group: Arc<str>,
+    },
+    /// The word of an operator that nothing of a session of a node runs any more.
+    Fence {
+        /// The node.
+        node: Arc<str>,
+    },
     /// The published configuration.
     Current,
     /// A configuration that a node is to try.
@@ -83,6 +101,11 @@ impl Key {
         format!("/gaggled/{site}/alive/")
     }
 
+    /// What the keys of all states begin with.
+    pub fn all_states(site: &str) -> String {
+        format!("/gaggled/{site}/state/")
+    }
+
     /// What the keys of the states of a node begin with.
     pub fn states_of(site: &str, node: &str) -> String {
         format!("/gaggled/{site}/state/{node}/")
@@ -91,6 +114,11 @@ impl Key {
     /// What the keys of all claims begin with.
     pub fn claims(site: &str) -> String {
         format!("/gaggled/{site}/claim/")
+    }
+
+    /// What the keys of all orders begin with.
+    pub fn orders(site: &str) -> String {
+        format!("/gaggled/{site}/order/")
     }
 
     /// What the keys of everything begin with that is published to nodes.
@@ -124,6 +152,9 @@ impl Key {
             Self::Alive { node } => format!("/gaggled/{site}/alive/{node}"),
             Self::State { node, program } => format!("/gaggled/{site}/state/{node}/{program}"),
             Self::Claim { group } => format!("/gaggled/{site}/claim/{group}"),
+            Self::Drain { node } => format!("/gaggled/{site}/order/drain/{node}"),
+            Self::Move { group } => format!("/gaggled/{site}/order/move/{group}"),
+            Self::Fence { node } => format!("/gaggled/{site}/order/fence/{node}"),
             Self::Current => format!("/gaggled/{site}/config/current"),
             Self::Canary { node } => format!("/gaggled/{site}/config/canary/{node}"),
             Self::Part { revision, part } => format!("/gaggled/{site}/config/revision/{revision}/{part}"),
@@ -139,6 +170,9 @@ impl Key {
             ("alive", node, None, None) => Some(Self::Alive { node: node.into() }),
             ("state", node, Some(program), None) => Some(Self::State { node: node.into(), program: program.into() }),
             ("claim", group, None, None) => Some(Self::Claim { group: group.into() }),
+            ("order", "drain", Some(node), None) => Some(Self::Drain { node: node.into() }),
+            ("order", "move", Some(group), None) => Some(Self::Move { group: group.into() }),
+            ("order", "fence", Some(node), None) => Some(Self::Fence { node: node.into() }),
             ("config", "current", None, None) => Some(Self::Current),
             ("config", "canary", Some(node), None) => Some(Self::Canary { node: node.into() }),
             ("config", "revision", Some(revision), Some("pointer")) => {

@@ -46,6 +46,9 @@ pub struct ClusterConfig {
     /// How long a node must be silent to be taken for dead.
     #[serde(skip_serializing_if = "is_default_dead_after")]
     pub dead_after: Millis,
+    /// The command that `gaggled_clustergate fence NODE` runs with the name of the node, to switch that off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fence: Option<String>,
     /// Whether an etcd on other machines may be spoken to without TLS.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub insecure: bool,
@@ -69,6 +72,7 @@ impl Default for ClusterConfig {
             user: None,
             config: ConfigFrom::File,
             dead_after: DEAD_AFTER,
+            fence: None,
             insecure: false,
         }
     }

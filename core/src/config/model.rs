@@ -1,6 +1,9 @@
 //! The content of a configuration file, and its defaults.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -469,15 +472,24 @@ impl Config {
         graph
     }
 
-    /// Says of the groups that run on one node at a time how they are shared.
-    fn share_groups(&self, graph: &mut Graph) {
-        let Some(cluster) = &self.gaggled.cluster else { return };
+    /// The groups that run on one node at a time, and the nodes of each, the preferred ones first.
+    pub fn shared_groups(&self) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
         let sets = NodeSets::new(&self.statements_of_nodes()).unwrap_or_default();
-        for (name, group) in self.groups.iter().filter(|(_, group)| group.on.as_ref().is_some_and(Placement::is_one)) {
-            let (Some(id), Some(on)) = (graph.group(name), &group.on) else { continue };
+        let nodes = |group: &GroupConfig| {
+            let on = group.on.as_ref().filter(|on| on.is_one())?;
             let all: Vec<&str> = sets.hosts(on.query()).into_iter().flatten().collect();
             let preferred = group.prefer.iter().map(String::as_str).filter(|node| all.contains(node));
             let rest = all.iter().copied().filter(|node| !group.prefer.iter().any(|first| first == node));
+            Some(preferred.chain(rest).map(Into::into).collect())
+        };
+        self.groups.iter().filter_map(|(name, group)| Some((name.into(), nodes(group)?))).collect()
+    }
+
+    /// Says of the groups that run on one node at a time how they are shared.
+    fn share_groups(&self, graph: &mut Graph) {
+        let Some(cluster) = &self.gaggled.cluster else { return };
+        for (name, candidates) in self.shared_groups() {
+            let Some(id) = graph.group(&name) else { continue };
             // What runs at the level stop must end in time, or others would start the group beside it.
             for member in graph.groups[id].members.clone() {
                 let policy = &mut graph.programs[member];
@@ -486,11 +498,8 @@ impl Config {
                 }
             }
             let takeover_after = cluster.takeover_after(graph.longest_stop(id));
-            graph.groups[id].tenancy = Some(TenancyPolicy {
-                node: cluster.node.as_deref().unwrap_or_default().into(),
-                candidates: preferred.chain(rest).map(Into::into).collect(),
-                takeover_after,
-            });
+            let node = cluster.node.as_deref().unwrap_or_default().into();
+            graph.groups[id].tenancy = Some(TenancyPolicy { node, candidates, takeover_after });
         }
     }
 }

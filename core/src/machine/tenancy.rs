@@ -5,8 +5,9 @@
 //!
 //! A node claims a group that no node holds, or whose holder has had no session for long enough to have stopped it (see
 //! [`crate::cluster::claims`]). All candidates compute the same order, and each waits a little longer than the one before it,
-//! so that mostly one tries. It leaves a group when its permit ends, when the claim is another's, and when the group has failed
-//! here: then another node tries, and this one again after a time that doubles.
+//! so that mostly one tries. It leaves a group when its permit ends, when the claim is another's, when an operator has ordered it
+//! ([`crate::cluster::orders`]), and when the group has failed here: then another node tries, and this one again after a time
+//! that doubles.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -15,7 +16,7 @@ use crate::{
         ids::{GroupId, Level, Seq},
         time::{Instant, Millis},
     },
-    cluster::claims::{ClaimSight, ClaimsSight},
+    cluster::claims::{ClaimSight, ClaimsSight, Holder},
     event::{Cause, GroupEvent, LeaveReason},
     graph::{Graph, STOP, TenancyPolicy},
     state::{GroupState, Tenancy},
@@ -134,13 +135,45 @@ impl TenancyRules {
 
     /// Whether this node has the claim with this token, also in an earlier session.
     fn has_claim(&self, token: u64) -> bool {
-        let holder = self.claim().and_then(|claim| claim.holder.as_ref());
-        holder.is_some_and(|holder| holder.node == self.policy.node && holder.token == token)
+        self.holder().is_some_and(|holder| holder.node == self.policy.node && holder.token == token)
+    }
+
+    fn holder(&self) -> Option<&Holder> {
+        self.claim()?.holder.as_ref()
+    }
+
+    /// Where an operator has ordered it to move, if that node is there and may take it.
+    fn move_to<'a>(&'a self, sight: &ClaimsSight) -> Option<&'a Arc<str>> {
+        let to = self.claim()?.move_to.as_ref()?;
+        (sight.may_claim(to) && self.policy.candidates.contains(to)).then_some(to)
+    }
+
+    /// The place of this node in the order of those that may claim the group, from 0; `None` if it is none of them.
+    fn turn(&self, sight: &ClaimsSight) -> Option<u64> {
+        // While no node holds the group, nodes that have no session yet get their turn as well.
+        let gets_turn = |node: &&Arc<str>| {
+            sight.may_claim(node)
+                || !sight.drained.contains(*node) && (self.holder().is_none() || **node == self.policy.node)
+        };
+        let first = self.move_to(sight);
+        let others = self.policy.candidates.iter().filter(|node| Some(*node) != first);
+        let turn = first.into_iter().chain(others).filter(gets_turn).position(|node| *node == self.policy.node)?;
+        u64::try_from(turn).ok()
+    }
+
+    /// Why an operator wants this node to leave the group to others, if so.
+    fn ordered_away(&self) -> Option<LeaveReason> {
+        let sight = self.sight.as_ref()?;
+        if sight.drained.contains(&self.policy.node) {
+            return Some(LeaveReason::Drained);
+        }
+        let to = self.move_to(sight).filter(|to| **to != self.policy.node)?;
+        Some(LeaveReason::Moved { to: to.clone() })
     }
 
     fn away(&self, now: Instant, known: Option<&Arc<str>>, group: &GroupState, facts: Facts) -> Next {
         let Some(sight) = self.sight.as_ref().filter(|_| !facts.shutdown) else { return Next::Nothing };
-        let holder = self.claim().and_then(|claim| claim.holder.as_ref()).map(|holder| &holder.node);
+        let holder = self.holder().map(|holder| &holder.node);
         // A claim of this node that it does not hold any more is one to be released, or of an earlier life.
         let other = holder.filter(|holder| **holder != self.policy.node);
         if other != known {
@@ -150,15 +183,14 @@ impl TenancyRules {
         if facts.is_running || group.is_switching() || sight.permit_until <= now {
             return Next::Nothing;
         }
-        // While no node holds the group, nodes that have no session yet get their turn as well.
-        let is_candidate =
-            |node: &&Arc<str>| holder.is_none() || sight.present.contains(*node) || **node == self.policy.node;
-        let turn = self.policy.candidates.iter().filter(is_candidate).position(|node| *node == self.policy.node);
-        let Some(turn) = turn.and_then(|turn| u64::try_from(turn).ok()) else { return Next::Nothing };
+        let Some(turn) = self.turn(sight) else { return Next::Nothing };
         // The holder may have had a configuration in which it takes longer to stop.
         let of_holder = self.claim().map_or(Millis(0), |claim| claim.takeover_after);
-        let stop = if holder.is_some() { self.policy.takeover_after.max(of_holder) } else { Millis(0) };
-        let at = (since + stop + Millis(TURN.0 * turn)).max(self.unfit.1);
+        let is_stopped = self.holder().is_none_or(|holder| holder.is_fenced);
+        let stop = if is_stopped { Millis(0) } else { self.policy.takeover_after.max(of_holder) };
+        let at = since + stop + Millis(TURN.0 * turn);
+        // Who orders a group to move here wants it to be tried.
+        let at = if self.move_to(sight) == Some(&self.policy.node) { at } else { at.max(self.unfit.1) };
         if at > now {
             return Next::Wait(at);
         }
@@ -171,7 +203,7 @@ impl TenancyRules {
             // A new daemon has not heard of anything yet.
             return if facts.shutdown || self.grace <= now { failed() } else { Next::Wait(self.grace) };
         };
-        match self.claim().and_then(|claim| claim.holder.as_ref()) {
+        match self.holder() {
             // A daemon before has lost what it had begun.
             _ if facts.is_running => failed(),
             Some(holder) if holder.is_own && holder.attempt == *attempt => {
@@ -203,6 +235,9 @@ impl TenancyRules {
         if let Some(program) = facts.failed_program.filter(|_| *group.level != *STOP) {
             self.pause(now);
             return leave(LeaveReason::Failed { program }, Cause::Event(since));
+        }
+        if let Some(reason) = self.ordered_away() {
+            return leave(reason, Cause::Cluster);
         }
         let told = self.claim().and_then(|claim| claim.level.clone()).filter(|level| self.levels.contains(level));
         let wanted = told.unwrap_or_else(|| self.default_level.clone());

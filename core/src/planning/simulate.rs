@@ -296,12 +296,14 @@ impl<'a> Driver<'a> {
     /// How a cluster is seen in a simulation: this node is the only one, and gets what it claims.
     fn only_node(&self, claim: Option<(Arc<str>, Arc<str>)>) -> Arc<ClaimsSight> {
         let claim = claim.map(|(group, attempt)| {
-            let holder = Holder { node: self.node(), token: 1, attempt, is_present: true, is_own: true };
-            let (level, takeover_after, why) = (None, Millis(0), String::new());
-            (group, ClaimSight { revision: 1, holder: Some(holder), level, takeover_after, why })
+            let holder =
+                Holder { node: self.node(), token: 1, attempt, is_present: true, is_own: true, is_fenced: false };
+            let (level, takeover_after, why, move_to) = (None, Millis(0), String::new(), None);
+            (group, ClaimSight { revision: 1, holder: Some(holder), level, takeover_after, why, move_to })
         });
         let permit_until = Instant::from_micros(u64::MAX);
-        Arc::new(ClaimsSight { permit_until, present: [self.node()].into(), claims: claim.into_iter().collect() })
+        let (present, claims) = ([self.node()].into(), claim.into_iter().collect());
+        Arc::new(ClaimsSight { permit_until, present, claims, ..ClaimsSight::default() })
     }
 
     /// The name of this node.

@@ -21,6 +21,7 @@ use gaggled_core::{
 };
 
 mod claims;
+mod orders;
 pub mod publication;
 
 /// How long an answer may take.
@@ -131,7 +132,7 @@ pub enum Seen {
     Current(Option<Pointer>),
     /// The configuration that this node is to try.
     Canary(Option<Pointer>),
-    /// A claim: all are to be read.
+    /// A claim, or an order: all are to be read.
     Claim,
 }
 
@@ -197,6 +198,16 @@ impl Connection {
         &self.url
     }
 
+    /// Asks the member for something that it can only answer with a majority of the others.
+    ///
+    /// # Errors
+    ///
+    /// It refuses, or does not answer.
+    pub async fn check(&self) -> Result<(), EtcdError> {
+        let path = Key::Current.path(&self.site);
+        self.get(vec![TxnOp::get(path, Some(GetOptions::new().with_keys_only()))]).await.map(drop)
+    }
+
     /// Renews a lease, or asks for one that ends so many seconds after it was renewed for the last time; returns its id.
     ///
     /// # Errors
@@ -226,7 +237,8 @@ impl Connection {
     }
 
     /// The session of this node as a majority of the members has it, if it can be read, with the revision that wrote it; 0 if
-    /// there is none; and all claims at the same moment, and, if wanted, all sessions: they are as many as there are nodes.
+    /// there is none; and all claims at the same moment, and, if wanted, all sessions, which are as many as there are nodes, and
+    /// orders.
     ///
     /// # Errors
     ///
@@ -235,8 +247,8 @@ impl Connection {
         let prefix = || Some(GetOptions::new().with_prefix());
         let own = TxnOp::get(Key::Alive { node: self.node.clone() }.path(&self.site), None);
         let claims = TxnOp::get(Key::claims(&self.site), prefix());
-        let sessions = with_sessions.then(|| TxnOp::get(Key::sessions(&self.site), prefix()));
-        let operations = [own, claims].into_iter().chain(sessions).collect();
+        let of_groups = [Key::sessions(&self.site), Key::orders(&self.site)].map(|path| TxnOp::get(path, prefix()));
+        let operations = [own, claims].into_iter().chain(of_groups.into_iter().filter(|_| with_sessions)).collect();
         let (_, answers) = self.get(operations).await?;
         let found = answers.first().and_then(|kvs| kvs.first());
         let session = found.and_then(|kv| serde_json::from_slice(kv.value()).ok());
@@ -305,6 +317,7 @@ impl Connection {
         let (revision, mut answers) = self.get(first.into()).await?;
         reading.watches.push((sessions, true, revision + 1));
         reading.watches.push((Key::claims(&self.site), true, revision + 1));
+        reading.watches.push((Key::orders(&self.site), true, revision + 1));
         reading.watches.extend(config.map(|path| (path, false, revision + 1)));
         let own_keys = answers.pop().unwrap_or_default();
         let applied = answers.pop().unwrap_or_default();
@@ -351,7 +364,7 @@ impl Connection {
             }
             Key::Current => Seen::Current(value().and_then(|value| serde_json::from_slice(value).ok())),
             Key::Canary { .. } => Seen::Canary(value().and_then(|value| serde_json::from_slice(value).ok())),
-            Key::Claim { .. } => Seen::Claim,
+            Key::Claim { .. } | Key::Drain { .. } | Key::Move { .. } | Key::Fence { .. } => Seen::Claim,
             Key::Part { .. } | Key::Description { .. } | Key::Applied { .. } => return None,
         })
     }

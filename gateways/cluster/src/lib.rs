@@ -14,10 +14,10 @@
 //!    \-- observe <------ reporter <-----/                 \--- Exports, Sights, Rollout, Claims (core)
 //! ```
 //!
-//! [`publisher`] has the commands for people.
+//! [`administrator`] has the commands for people.
 
+pub mod administrator;
 pub mod daemon_link;
 pub mod etcd;
 pub mod gateway;
-pub mod publisher;
 pub mod roles;

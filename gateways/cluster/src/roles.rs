@@ -27,13 +27,22 @@ pub fn commands(site: &str, nodes: &[String]) -> Vec<String> {
 
 /// The commands that make the role of those who publish configurations, and give it to these users.
 pub fn publisher_commands(site: &str, users: &[String]) -> Vec<String> {
-    let role = format!("gaggled/{site}/publisher");
-    let (all, configurations) = (Key::prefix(site), Key::configurations(site));
-    let mut lines = vec![
-        format!("etcdctl role add {role}"),
-        format!("etcdctl role grant-permission --prefix {role} read {all}"),
-        format!("etcdctl role grant-permission --prefix {role} readwrite {configurations}"),
-    ];
+    role_commands(site, "publisher", &[Key::configurations(site)], users)
+}
+
+/// The commands that make the role of those who give orders about groups and nodes, and give it to these users.
+pub fn operator_commands(site: &str, users: &[String]) -> Vec<String> {
+    let writable = [Key::orders(site), Key::all_states(site), Key::all_applied(site), Key::canaries(site)];
+    role_commands(site, "operator", &writable, users)
+}
+
+/// The commands that make a role that reads everything of a cluster and writes what begins with these.
+fn role_commands(site: &str, name: &str, writable: &[String], users: &[String]) -> Vec<String> {
+    let role = format!("gaggled/{site}/{name}");
+    let all = Key::prefix(site);
+    let mut lines =
+        vec![format!("etcdctl role add {role}"), format!("etcdctl role grant-permission --prefix {role} read {all}")];
+    lines.extend(writable.iter().map(|keys| format!("etcdctl role grant-permission --prefix {role} readwrite {keys}")));
     for user in users {
         lines.extend([
             format!("etcdctl user add {user} --no-password"),

@@ -4,13 +4,13 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use gaggled_cluster::{
+    administrator::{self, AdminError, Administrator, PublishArgs, WaitArgs},
     daemon_link::{self, Reporter},
     etcd::Credentials,
     gateway::{Gateway, Message},
-    publisher::{self, PublishArgs, PublishError, Publisher},
     roles,
 };
-use gaggled_core::config::{ClusterConfig, Settings};
+use gaggled_core::config::{ClusterConfig, Config};
 use gaggled_tools::{
     VERSION,
     common::{
@@ -28,10 +28,10 @@ use tokio::{
 };
 
 /// Connect a running gaggled with the other nodes of its cluster, as the configuration says: gaggled runs this itself. With a
-/// command: publish configurations, and show the cluster
+/// command: publish configurations, give orders about nodes and groups, and show the cluster
 ///
-/// Exit status: 1 the configuration cannot be used, it was not published, or a node does not take it; 2 the arguments cannot be
-/// used.
+/// Exit status: 1 the configuration cannot be used, the command was not carried out, or a node has not done what it says; 2 the
+/// arguments cannot be used.
 #[derive(Parser)]
 #[command(name = "gaggled_clustergate", version = VERSION)]
 struct Arguments {
@@ -57,6 +57,10 @@ enum Command {
         /// A user who may publish configurations. Can be given more than once
         #[arg(long, value_name = "USER", value_delimiter = ',')]
         publisher: Vec<String>,
+
+        /// A user who may give orders about nodes and groups. Can be given more than once
+        #[arg(long, value_name = "USER", value_delimiter = ',')]
+        operator: Vec<String>,
     },
     /// Publish a configuration to all nodes that have `config: Published`
     Publish {
@@ -76,14 +80,56 @@ enum Command {
     },
     /// List the revisions that can be published again; the present one has a *
     Revisions,
-    /// Show the nodes, and which configuration each has
+    /// Show the members of etcd, the nodes, their configurations and their groups
     Status,
+    /// Move a group that runs on one node at a time to another node, and wait until that has taken it
+    Move {
+        /// The group
+        group: String,
+
+        /// The node
+        node: String,
+
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Let a node run no group that runs on one node at a time, and wait until others have taken those that it has
+    Drain {
+        /// The node
+        node: String,
+
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Let a node that was drained run groups again
+    Undrain {
+        /// The node
+        node: String,
+    },
+    /// Say that nothing runs on a node any more, so that others need not wait before they take its groups: after the command
+    /// `fence` of gaggled.cluster has seen to that, or you have
+    Fence {
+        /// The node
+        node: String,
+
+        /// The node is switched off: do not run the command
+        #[arg(long)]
+        confirmed: bool,
+
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Delete what etcd has of a node that does not come back
+    Forget {
+        /// The node
+        node: String,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let Ok((parsed, _)) = diagnostics::load(&arguments.config) else { return ExitCode::FAILURE };
-    let settings = parsed.config.gaggled;
+    let settings = &parsed.config.gaggled;
     let fail = |why: String| {
         eprintln!("Error: {}: {why}", arguments.config.display());
         ExitCode::FAILURE
@@ -94,18 +140,22 @@ fn main() -> ExitCode {
     let host = host_name();
     match arguments.command {
         None => {}
-        Some(Command::Roles { nodes, publisher }) => {
+        Some(Command::Roles { nodes, publisher, operator }) => {
             let own = || vec![config.node.clone().unwrap_or_else(|| host.clone())];
-            let nodes = if nodes.is_empty() && publisher.is_empty() { own() } else { nodes };
+            let others = !publisher.is_empty() || !operator.is_empty();
+            let nodes = if nodes.is_empty() && !others { own() } else { nodes };
             let mut lines = roles::commands(&config.name, &nodes);
             if !publisher.is_empty() {
                 lines.extend(roles::publisher_commands(&config.name, &publisher));
             }
+            if !operator.is_empty() {
+                lines.extend(roles::operator_commands(&config.name, &operator));
+            }
             return output::end(output::line(&lines.join("\n")));
         }
-        Some(command) => return ask(command, settings, &config),
+        Some(command) => return ask(command, parsed.config, config),
     }
-    let urls = match endpoints::of_settings(&settings) {
+    let urls = match endpoints::of_settings(settings) {
         Ok(urls) => urls,
         Err(error) => return fail(error.to_string()),
     };
@@ -117,7 +167,7 @@ fn main() -> ExitCode {
 }
 
 /// Carries out a command that needs etcd and no daemon.
-fn ask(command: Command, settings: Settings, cluster: &ClusterConfig) -> ExitCode {
+fn ask(command: Command, config: Config, cluster: ClusterConfig) -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -126,18 +176,23 @@ fn ask(command: Command, settings: Settings, cluster: &ClusterConfig) -> ExitCod
         }
     };
     let done = runtime.block_on(async {
-        let publisher = Box::pin(Publisher::connect(settings, cluster)).await?;
+        let administrator = Box::pin(Administrator::connect(config, cluster)).await?;
         let shown = match command {
-            Command::Publish { file, arguments } => return publisher.publish_file(&file, &arguments).await,
-            Command::Rollback { revision, arguments } => return publisher.roll_back(revision, &arguments).await,
-            Command::Revisions => publisher::revisions(publisher.known()),
-            Command::Status | Command::Roles { .. } => publisher::status(&cluster.name, publisher.known()),
+            Command::Publish { file, arguments } => return administrator.publish_file(&file, &arguments).await,
+            Command::Rollback { revision, arguments } => return administrator.roll_back(revision, &arguments).await,
+            Command::Move { group, node, wait } => return administrator.move_group(&group, &node, wait).await,
+            Command::Drain { node, wait } => return administrator.drain(&node, wait).await,
+            Command::Undrain { node } => return administrator.undrain(&node).await,
+            Command::Fence { node, confirmed, wait } => return administrator.fence(&node, confirmed, wait).await,
+            Command::Forget { node } => return administrator.forget(&node).await,
+            Command::Revisions => administrator::revisions(administrator.known()),
+            Command::Status | Command::Roles { .. } => administrator.status().await,
         };
-        output::line(&shown).map_err(|error| PublishError::Refused(error.to_string()))
+        output::line(&shown).map_err(|error| AdminError::Refused(error.to_string()))
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(PublishError::Shown) => ExitCode::FAILURE,
+        Err(AdminError::Shown) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("Error: {error}");
             ExitCode::FAILURE

@@ -1,37 +1,58 @@
-//! What etcd has of claims.
-
-use std::collections::BTreeMap;
+//! What etcd has of claims, and of the orders of operators about them.
 
 use etcd_client::{Compare, CompareOp, KeyValue, Txn, TxnOp};
 use gaggled_core::cluster::{
     claims::{ClaimWrite, ClaimsInStore},
+    orders::{Order, Orders},
     store::{Claim, Key},
 };
 
 use super::{Connection, EtcdError, VALUE_MAX, answered, encode};
 
-/// The sessions and claims in these keys. A session that cannot be read counts as none, and a claim that cannot be read as one of
-/// another node, which is never overwritten.
+/// The sessions, claims and orders in these keys. A session or an order that cannot be read counts as none, and a claim that
+/// cannot be read as one of another node, which is never overwritten.
 pub(super) fn read<'a>(site: &str, kvs: impl Iterator<Item = &'a KeyValue>, with_sessions: bool) -> ClaimsInStore {
-    let (mut sessions, mut claims) = (BTreeMap::new(), BTreeMap::new());
+    let mut found = ClaimsInStore { sessions: with_sessions.then(Default::default), ..ClaimsInStore::default() };
     for kv in kvs {
+        let Some(key) = Key::parse(site, kv.key_str().unwrap_or_default()) else { continue };
         let value = Some(kv.value()).filter(|value| value.len() <= VALUE_MAX);
-        match Key::parse(site, kv.key_str().unwrap_or_default()) {
-            Some(Key::Alive { node }) => {
+        match key {
+            Key::Alive { node } => {
                 let session = value.and_then(|value| serde_json::from_slice(value).ok());
-                sessions.extend(session.map(|session| (node, session)));
+                if let Some(sessions) = &mut found.sessions {
+                    sessions.extend(session.map(|session| (node, session)));
+                }
             }
-            Some(Key::Claim { group }) => {
-                let revision = u64::try_from(kv.mod_revision()).unwrap_or_default();
+            Key::Claim { group } => {
                 let claim: Option<Claim> = value.and_then(|value| serde_json::from_slice(value).ok());
                 // Sessions are named after their leases.
                 let claim = claim.filter(|claim| lease(&claim.session) != 0).unwrap_or_else(Claim::unreadable);
-                claims.insert(group, (revision, claim));
+                found.claims.insert(group, (revision(kv), claim));
             }
-            _ => {}
+            key => take_order(&mut found.orders, key, kv),
         }
     }
-    ClaimsInStore { sessions: with_sessions.then_some(sessions), claims }
+    found
+}
+
+/// Takes the value of a key if it is an order.
+pub(super) fn take_order(orders: &mut Orders, key: Key, kv: &KeyValue) {
+    if !matches!(key, Key::Drain { .. } | Key::Move { .. } | Key::Fence { .. }) {
+        return;
+    }
+    let order: Option<Order> =
+        Some(kv.value()).filter(|v| v.len() <= VALUE_MAX).and_then(|v| serde_json::from_slice(v).ok());
+    match (key, order.map(|order| order.of)) {
+        (Key::Drain { node }, Some(_)) => drop(orders.drained.insert(node)),
+        (Key::Move { group }, Some(Some(to))) => drop(orders.moves.insert(group, (revision(kv), to))),
+        (Key::Fence { node }, Some(Some(session))) => drop(orders.fenced.insert(node, session)),
+        _ => {}
+    }
+}
+
+/// The revision that has written a key.
+pub(super) fn revision(kv: &KeyValue) -> u64 {
+    u64::try_from(kv.mod_revision()).unwrap_or_default()
 }
 
 /// The lease of a session, which is named after it.

@@ -6,10 +6,13 @@ use std::{
 };
 
 use etcd_client::{Compare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, Txn, TxnOp, WatchOptions};
-use gaggled_core::cluster::store::{Applied, Claim, Key, Pointer, Session};
+use gaggled_core::cluster::{
+    orders::Orders,
+    store::{Applied, Claim, Key, Pointer, Session},
+};
 use sha2::{Digest, Sha256};
 
-use super::{ANSWER_MAX, Connection, EtcdError, answered, cause, encode};
+use super::{ANSWER_MAX, Connection, EtcdError, answered, cause, claims, encode};
 
 /// How long a part is at most, in bytes: a request to etcd can have 1.5 MiB.
 const PART_MAX: usize = 512 << 10;
@@ -35,6 +38,8 @@ pub struct Publications {
     pub sessions: BTreeMap<Arc<str>, Session>,
     /// The claims on groups, each with the revision of etcd that wrote it.
     pub claims: BTreeMap<Arc<str>, (u64, Claim)>,
+    /// What operators want.
+    pub orders: Orders,
     /// The revision of etcd at which this was read.
     pub read_at: i64,
 }
@@ -134,6 +139,7 @@ impl Connection {
             TxnOp::get(Key::all_applied(&self.site), prefix()),
             TxnOp::get(Key::sessions(&self.site), prefix()),
             TxnOp::get(Key::claims(&self.site), prefix()),
+            TxnOp::get(Key::orders(&self.site), prefix()),
             TxnOp::get(Key::revisions(&self.site), Some(keys)),
         ];
         let (read_at, answers) = self.get(operations).await?;
@@ -150,10 +156,11 @@ impl Connection {
                 Some(Key::Alive { node }) => found.sessions.extend(read(node, value)),
                 Some(Key::Description { revision }) => drop(described.insert(revision)),
                 Some(Key::Claim { group }) => {
-                    let revision = u64::try_from(kv.mod_revision()).unwrap_or_default();
+                    let revision = claims::revision(kv);
                     found.claims.extend(read(group, value).map(|(group, claim)| (group, (revision, claim))));
                 }
                 Some(Key::Part { .. } | Key::State { .. }) | None => {}
+                Some(order) => claims::take_order(&mut found.orders, order, kv),
             }
         }
         let described: Vec<u64> = described.into_iter().collect();
@@ -240,31 +247,55 @@ impl Connection {
         from: i64,
         mut tell: impl FnMut(Arc<str>, Applied) -> bool,
     ) -> Result<(), EtcdError> {
+        let tell = |key: Key, kv: &KeyValue| {
+            let Key::Applied { node } = key else { return false };
+            read(node, kv.value()).is_some_and(|(node, applied)| tell(node, applied))
+        };
+        self.watch_until(Key::all_applied(&self.site), from, tell).await
+    }
+
+    /// Watches claims, each with the revision that writes it, from a revision of etcd on, until `tell` returns true.
+    ///
+    /// # Errors
+    ///
+    /// The member refuses, or the watch ends.
+    pub async fn watch_claims(
+        &self,
+        from: i64,
+        mut tell: impl FnMut(Arc<str>, u64, Claim) -> bool,
+    ) -> Result<(), EtcdError> {
+        let tell = |key: Key, kv: &KeyValue| {
+            let Key::Claim { group } = key else { return false };
+            read(group, kv.value()).is_some_and(|(group, claim)| tell(group, claims::revision(kv), claim))
+        };
+        self.watch_until(Key::claims(&self.site), from, tell).await
+    }
+
+    /// Watches the keys that begin with this, until `tell` returns true of what is written.
+    async fn watch_until(
+        &self,
+        prefix: String,
+        from: i64,
+        mut tell: impl FnMut(Key, &KeyValue) -> bool,
+    ) -> Result<(), EtcdError> {
         let refused = |why: String| EtcdError::Refused { url: self.url.clone(), why };
         let options = WatchOptions::new().with_prefix().with_start_revision(from);
         let mut client = self.client.watch_client().max_decoding_message_size(ANSWER_MAX);
-        let watch = client.watch(Key::all_applied(&self.site), Some(options));
-        let mut stream = answered(&self.url, watch).await?;
+        let mut stream = answered(&self.url, client.watch(prefix, Some(options))).await?;
         while let Some(message) = stream.message().await.map_err(|error| refused(cause(&error)))? {
             if message.canceled() {
                 return Err(refused(format!("the watch was cancelled: {}", message.cancel_reason())));
             }
             let puts = message.events().iter().filter(|event| event.event_type() == EventType::Put);
             for kv in puts.filter_map(etcd_client::Event::kv) {
-                if let Some(Key::Applied { node }) = key(&self.site, kv)
-                    && let Some((node, applied)) = read(node, kv.value())
-                    && tell(node, applied)
-                {
+                let key = kv.key_str().ok().and_then(|path| Key::parse(&self.site, path));
+                if key.is_some_and(|key| tell(key, kv)) {
                     return Ok(());
                 }
             }
         }
         Err(refused("the watch was closed".to_owned()))
     }
-}
-
-fn key(site: &str, kv: &KeyValue) -> Option<Key> {
-    Key::parse(site, kv.key_str().ok()?)
 }
 
 fn read<T: serde::de::DeserializeOwned>(node: Arc<str>, value: &[u8]) -> Option<(Arc<str>, T)> {

@@ -65,7 +65,10 @@ impl Network {
             1 | 2 => Millis(self.random.below(ANSWER_MAX.0)),
             _ => self.delay(),
         };
-        let store = (self.is_reachable(number) && span < ANSWER_MAX).then(|| self.store.claims());
+        let mut store = (self.is_reachable(number) && span < ANSWER_MAX).then(|| self.store.claims());
+        if let (Some(mutant), Some(store)) = (self.mutant, &mut store) {
+            mutant.reads(store);
+        }
         let span = if store.is_some() { span } else { ANSWER_MAX };
         if span > Millis(300) {
             self.record.late_answers[number].push(sent);
@@ -136,7 +139,7 @@ impl Network {
         }
     }
 
-    /// C8: when everything has settled, the group runs on one node.
+    /// C8: when everything has settled, the group runs on one node. C18: that is not one that is drained.
     pub(super) fn settled_claims(&mut self) {
         let holds = |number: &usize| {
             let state = self.nodes[*number].simulation.state();
@@ -147,6 +150,9 @@ impl Network {
         let ends =
             self.nodes.iter().any(|node| node.simulation.is_over() || node.simulation.state().shutdown.is_some());
         let holders: Vec<usize> = (0..self.nodes.len()).filter(holds).collect();
+        if holders.iter().any(|number| self.store.is_drained(&name(*number))) {
+            self.record.found.push(format!("C18: nodes {holders:?} hold the group, and one of them is drained"));
+        }
         if is_there && !ends && holders.len() != 1 {
             self.record.found.push(format!("C8: nodes {holders:?} hold the group when everything has settled"));
         }
@@ -158,6 +164,11 @@ impl Network {
 pub struct Tokens(Option<(u64, Arc<str>)>);
 
 impl Tokens {
+    /// The token of the last holder.
+    pub fn last(&self) -> Option<u64> {
+        self.0.as_ref().map(|(token, _)| *token)
+    }
+
     /// A node holds the group now; what is wrong with that.
     pub fn held(&mut self, node: &Arc<str>, token: u64) -> Option<String> {
         // An event that was lost with a daemon is committed again.

@@ -13,6 +13,8 @@
 //! | C13 | a node is lost only after it had no session for its time |
 //! | C14 | a node that is cut off, or whose gateway is dead, notices it |
 //! | C16 | a node that is not cut off keeps the group, also when its session is taken away by mistake |
+//! | C17 | a group moves at most once for each order to move |
+//! | C18 | when everything has settled, no node that is drained holds such a group |
 //! | C15 | a node that is not cut off notices that another one has no session |
 
 use std::collections::BTreeSet;
@@ -44,6 +46,10 @@ pub struct Record {
     /// The sets of nodes on which a group ran at once that runs on one node at a time.
     pub overlaps: BTreeSet<Vec<usize>>,
     tokens: Tokens,
+    /// How often an operator has ordered the group to move.
+    pub moves: usize,
+    /// The tokens of the claims that were left because of that.
+    moved: BTreeSet<u64>,
     /// When each gateway has asked the store something that was answered late or never.
     pub late_answers: Vec<Vec<Instant>>,
     /// What is wrong.
@@ -58,6 +64,8 @@ impl Record {
             cuts: vec![Vec::new(); nodes],
             overlaps: BTreeSet::new(),
             tokens: Tokens::default(),
+            moves: 0,
+            moved: BTreeSet::new(),
             late_answers: vec![Vec::new(); nodes],
             found: Vec::new(),
         }
@@ -67,8 +75,14 @@ impl Record {
     pub fn committed(&mut self, node: usize, envelopes: &[Envelope]) {
         self.committed[node].extend(envelopes.iter().map(|envelope| (envelope.epoch, envelope.seq)));
         for envelope in envelopes {
-            if let Event::Group(_, GroupEvent::Held { token, .. }) = &envelope.event {
-                self.found.extend(self.tokens.held(&name(node), *token));
+            match &envelope.event {
+                Event::Group(_, GroupEvent::Held { token, .. }) => {
+                    self.found.extend(self.tokens.held(&name(node), *token));
+                }
+                Event::Group(_, GroupEvent::Leaving { reason: LeaveReason::Moved { .. } }) => {
+                    self.moved.extend(self.tokens.last());
+                }
+                _ => {}
             }
         }
     }
@@ -127,6 +141,12 @@ impl Record {
 
 /// All violations of a run.
 pub fn check(world: &ClusterWorld, runs: &[Run], store: &Store, mut record: Record) -> Vec<String> {
+    if record.moved.len() > record.moves {
+        record.found.push(format!(
+            "C17: claims {:?} were left to move, and that was ordered {} times",
+            record.moved, record.moves
+        ));
+    }
     for (number, (node, run)) in world.nodes.iter().zip(runs).enumerate() {
         let found = invariants::check(node, run);
         record.found.extend(found.into_iter().map(|found| format!("node {number}: {found}")));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gaggled_core::cluster::{PublishedState, Sight};
+use gaggled_core::cluster::{PublishedState, Sight, claims::ClaimsInStore};
 
 /// A defect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +33,15 @@ pub enum ClusterMutant {
     ReleaseWhileStopping,
     /// The claims that a node holds are not written with its next session.
     ForgetClaimsInSession,
+    /// An order to move is carried out again whenever the group is elsewhere.
+    RepeatMove,
+    /// It is not seen that a node is drained.
+    IgnoreDrain,
 }
 
 impl ClusterMutant {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::ResumeWatch,
         Self::ForgetMissedFalls,
         Self::LoseOnReregistration,
@@ -51,7 +55,18 @@ impl ClusterMutant {
         Self::OverwriteClaim,
         Self::ReleaseWhileStopping,
         Self::ForgetClaimsInSession,
+        Self::RepeatMove,
+        Self::IgnoreDrain,
     ];
+
+    /// What a gateway has read of the claims, with the defect.
+    pub fn reads(self, store: &mut ClaimsInStore) {
+        match self {
+            Self::RepeatMove => store.orders.moves.values_mut().for_each(|(ordered_at, _)| *ordered_at = u64::MAX),
+            Self::IgnoreDrain => store.orders.drained.clear(),
+            _ => {}
+        }
+    }
 
     /// What is reported in place of a sight, after the last one that was.
     pub fn reports(self, sight: Sight, last: Option<&Sight>) -> Sight {

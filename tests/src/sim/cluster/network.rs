@@ -331,6 +331,15 @@ impl Network {
                 self.show_all(&changes);
             }
             Fault::CancelWatch { node } => self.break_watch(node),
+            Fault::Drain { node, is_drained } => {
+                self.store.drain(name(node), is_drained);
+                self.claims_changed();
+            }
+            Fault::Move { to } => {
+                self.store.order_move(SHARED, name(to));
+                self.record.moves += 1;
+                self.claims_changed();
+            }
             Fault::LoseAnswer { node } => {
                 if let Some(gateway) = &mut self.nodes[node].gateway {
                     gateway.loses_answer = true;

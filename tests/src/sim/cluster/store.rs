@@ -7,6 +7,7 @@ use gaggled_core::{
     cluster::{
         claims::{ClaimWrite, ClaimsInStore},
         exports::Batch,
+        orders::Orders,
         store::{Claim, Key, Session, StateValue},
     },
 };
@@ -41,6 +42,8 @@ pub struct Store {
     pub absent_since: BTreeMap<Arc<str>, Instant>,
     /// The claims, each with the revision that wrote it.
     claims: BTreeMap<Arc<str>, (u64, Claim)>,
+    /// What operators want.
+    orders: Orders,
     /// How many writes there were.
     revision: u64,
     /// Past times without a session, for each node.
@@ -131,7 +134,28 @@ impl Store {
         let session = |(node, session): (&Arc<str>, &Arc<str>)| {
             (node.clone(), Session::new(session.clone(), node.clone(), "", ""))
         };
-        ClaimsInStore { sessions: Some(self.sessions.iter().map(session).collect()), claims: self.claims.clone() }
+        let sessions = Some(self.sessions.iter().map(session).collect());
+        ClaimsInStore { sessions, claims: self.claims.clone(), orders: self.orders.clone() }
+    }
+
+    /// An operator drains a node, or ends that.
+    pub fn drain(&mut self, node: Arc<str>, is_drained: bool) {
+        if is_drained {
+            self.orders.drained.insert(node);
+        } else {
+            self.orders.drained.remove(&node);
+        }
+    }
+
+    /// Whether a node is drained.
+    pub fn is_drained(&self, node: &Arc<str>) -> bool {
+        self.orders.drained.contains(node)
+    }
+
+    /// An operator orders a group to move.
+    pub fn order_move(&mut self, group: &str, to: Arc<str>) {
+        self.revision += 1;
+        self.orders.moves.insert(group.into(), (self.revision, to));
     }
 
     /// Everything in it.

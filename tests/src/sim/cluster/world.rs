@@ -18,7 +18,7 @@ use crate::sim::{
     world::{Behaviour, SETTLING, World},
 };
 
-/// Something that goes wrong between nodes.
+/// Something that goes wrong between nodes, or that an operator orders.
 #[derive(Clone, Copy, Debug)]
 pub enum Fault {
     /// A node does not reach the store.
@@ -54,6 +54,18 @@ pub enum Fault {
     LoseAnswer {
         /// The node.
         node: usize,
+    },
+    /// An operator drains a node, or ends that.
+    Drain {
+        /// The node.
+        node: usize,
+        /// Whether it is to be drained.
+        is_drained: bool,
+    },
+    /// An operator orders the group that runs on one node at a time to move.
+    Move {
+        /// The node to which.
+        to: usize,
     },
 }
 
@@ -109,7 +121,12 @@ impl ClusterWorld {
         if shares {
             add_shared_group(&mut random, &settings, &mut nodes, mutant);
         }
-        let faults = draw_faults(&mut random, nodes.len(), faults_end_at);
+        let mut faults = draw_faults(&mut random, nodes.len(), faults_end_at);
+        if shares && seed.is_multiple_of(2) {
+            // Drawn apart, so that the worlds without orders stay what they were.
+            faults.extend(draw_orders(&mut Random::new(seed ^ 0x0bde_4500), nodes.len(), faults_end_at));
+            faults.sort_by_key(|(at, _)| *at);
+        }
         Self { seed, settings, nodes, faults, faults_end_at, shutdown_at }
     }
 }
@@ -233,4 +250,24 @@ fn draw_faults(random: &mut Random, nodes: usize, until: Instant) -> Vec<(Instan
         .collect();
     faults.sort_by_key(|(at, _)| *at);
     faults
+}
+
+fn draw_orders(random: &mut Random, nodes: usize, until: Instant) -> Vec<(Instant, Fault)> {
+    let (count, is_left_drained) = (random.pick(&[1, 2, 5, 10]), random.percent(50));
+    let mut orders = Vec::new();
+    for _ in 0..count {
+        let node = usize::try_from(random.below(nodes as u64)).expect("a small number");
+        let at = Instant::default() + Millis(random.below(until.as_millis().max(1)));
+        if random.percent(50) {
+            let span = Millis(random.pick(&[50, 500, 3000, 8000, 25_000]));
+            orders.push((at, Fault::Drain { node, is_drained: true }));
+            orders.push(((at + span).min(until), Fault::Drain { node, is_drained: false }));
+        } else {
+            orders.push((at, Fault::Move { to: node }));
+        }
+    }
+    if is_left_drained && nodes > 1 {
+        orders.push((until, Fault::Drain { node: 0, is_drained: true }));
+    }
+    orders
 }

@@ -9,38 +9,21 @@ use std::{
     time::Duration,
 };
 
-use gaggled_actors::clock::Clock;
 use gaggled_core::{
-    cluster::store::{Applied, Claim, Pointer},
-    config::{ClusterConfig, Config, Diagnostic, Parsed, Settings, own_externals},
+    cluster::store::{Applied, Pointer},
+    config::{Config, Diagnostic, Parsed, own_externals},
     planning::plan::{Change, Plan},
 };
-use gaggled_tools::common::{diagnostics, event_format::date_time, host::host_name};
+use gaggled_tools::common::diagnostics;
 
-use crate::etcd::{
-    Connection, Credentials, EtcdError,
-    publication::{Publications, describe},
-};
+use super::{AdminError, Administrator, say, who};
+use crate::etcd::publication::{Publications, describe};
 
 /// How many revisions are kept.
 const KEPT: usize = 20;
 
 /// How long a note may be, in bytes.
 const NOTE_MAX: usize = 500;
-
-/// Why nothing was published, or not everywhere.
-#[derive(Debug, thiserror::Error)]
-pub enum PublishError {
-    /// The reasons have been printed.
-    #[error("")]
-    Shown,
-    /// etcd cannot be used.
-    #[error(transparent)]
-    Etcd(#[from] EtcdError),
-    /// Anything else.
-    #[error("{0}")]
-    Refused(String),
-}
 
 /// How something is published.
 #[derive(Clone, Debug, clap::Args)]
@@ -66,53 +49,14 @@ pub struct PublishArgs {
     timeout: u64,
 }
 
-/// Publishes configurations for the nodes of a cluster.
-#[derive(Debug)]
-pub struct Publisher {
-    settings: Settings,
-    connection: Connection,
-    /// What is published, and who has it, as it was when the connection was made.
-    known: Publications,
-    clock: Clock,
-}
-
-impl Publisher {
-    /// Connects to the first member of etcd that answers, as the settings say.
-    ///
-    /// # Errors
-    ///
-    /// None does; the error is that of the last one.
-    pub async fn connect(settings: Settings, cluster: &ClusterConfig) -> Result<Self, PublishError> {
-        let credentials = Credentials::read(cluster)?;
-        let node: Arc<str> = cluster.node.clone().unwrap_or_else(host_name).into();
-        let mut last = None;
-        for url in &cluster.etcd {
-            let opened = Connection::open(url, cluster.name.as_str().into(), node.clone(), &credentials).await;
-            let asked = match opened {
-                Ok(connection) => connection.publications().await.map(|known| (connection, known)),
-                Err(error) => Err(error),
-            };
-            match asked {
-                Ok((connection, known)) => return Ok(Self { settings, connection, known, clock: Clock::real() }),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.map_or_else(|| PublishError::Refused("gaggled.cluster names no etcd".to_owned()), PublishError::Etcd))
-    }
-
-    /// What is published, and who has it.
-    pub fn known(&self) -> &Publications {
-        &self.known
-    }
-
+impl Administrator {
     /// Publishes a file.
     ///
     /// # Errors
     ///
     /// It cannot be used on a node, etcd refuses, another publisher was quicker, or a node does not take it.
-    pub async fn publish_file(&self, path: &Path, arguments: &PublishArgs) -> Result<(), PublishError> {
-        let text =
-            diagnostics::read(path).map_err(|why| PublishError::Refused(format!("{}: {why}", path.display())))?;
+    pub async fn publish_file(&self, path: &Path, arguments: &PublishArgs) -> Result<(), AdminError> {
+        let text = diagnostics::read(path).map_err(|why| AdminError::Refused(format!("{}: {why}", path.display())))?;
         self.publish(path, &text, arguments).await
     }
 
@@ -121,7 +65,7 @@ impl Publisher {
     /// # Errors
     ///
     /// There is no such revision, or as for a file.
-    pub async fn roll_back(&self, revision: Option<u64>, arguments: &PublishArgs) -> Result<(), PublishError> {
+    pub async fn roll_back(&self, revision: Option<u64>, arguments: &PublishArgs) -> Result<(), AdminError> {
         let known = &self.known;
         let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
         let before = known.revisions.values().rev().find(|pointer| match revision {
@@ -131,24 +75,24 @@ impl Publisher {
             }
         });
         let Some(pointer) = before else {
-            return Err(PublishError::Refused(match revision {
+            return Err(AdminError::Refused(match revision {
                 Some(revision) => format!("there is no revision {revision}: gaggled_clustergate revisions lists them"),
                 None => "there is no earlier revision to go back to".to_owned(),
             }));
         };
-        let text = self.connection.fetch(pointer).await?.map_err(PublishError::Refused)?;
+        let text = self.connection.fetch(pointer).await?.map_err(AdminError::Refused)?;
         let note = format!("revision {} again", pointer.revision);
         let note = if arguments.note.is_empty() { note } else { arguments.note.clone() };
         let place = format!("revision {}", pointer.revision);
         self.publish(Path::new(&place), &text, &PublishArgs { note, ..arguments.clone() }).await
     }
 
-    async fn publish(&self, path: &Path, text: &str, arguments: &PublishArgs) -> Result<(), PublishError> {
+    async fn publish(&self, path: &Path, text: &str, arguments: &PublishArgs) -> Result<(), AdminError> {
         let (known, wrong) = (&self.known, |found: Vec<Diagnostic>| shown_in(path, text, &found));
-        let new = Config::parse_published(text, &self.settings).map_err(wrong)?;
+        let new = Config::parse_published(text, &self.config.gaggled).map_err(wrong)?;
         let canaries: BTreeSet<Arc<str>> = arguments.canary.iter().map(|node| node.as_str().into()).collect();
         if let Some(absent) = canaries.iter().find(|node| !follows(known, node)) {
-            return Err(PublishError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "{absent} cannot try it: it is no node that is there and has its programs from the published configuration"
             )));
         }
@@ -161,7 +105,7 @@ impl Publisher {
         }
         let old = self.present(&all).await?;
         if arguments.note.len() > NOTE_MAX {
-            return Err(PublishError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "the note has {} bytes, and may have {NOTE_MAX}",
                 arguments.note.len()
             )));
@@ -180,7 +124,7 @@ impl Publisher {
         }
         let pointer = self.describe(revision, text, &arguments.note);
         if !self.connection.write_text(&pointer, text).await? {
-            return Err(PublishError::Refused(format!(
+            return Err(AdminError::Refused(format!(
                 "revision {revision} was published by another just now: look at it with gaggled_clustergate revisions, and publish again"
             )));
         }
@@ -197,7 +141,7 @@ impl Publisher {
             }
         }
         if !self.connection.publish(&pointer, known).await? {
-            return Err(PublishError::Refused(
+            return Err(AdminError::Refused(
                 "another configuration was published just now: look at it with gaggled_clustergate revisions, and publish again".to_owned(),
             ));
         }
@@ -207,16 +151,16 @@ impl Publisher {
         if self.all_take(&pointer, &nodes, within).await? {
             return Ok(());
         }
-        Err(PublishError::Refused(format!(
+        Err(AdminError::Refused(format!(
             "revision {revision} is published, and not in force everywhere: correct it and publish again, or give gaggled_clustergate rollback"
         )))
     }
 
     /// The configuration that each of these nodes has now, as far as it is known: that which is published if the node is not
     /// there.
-    async fn present(&self, nodes: &BTreeSet<Arc<str>>) -> Result<BTreeMap<Arc<str>, Arc<Config>>, PublishError> {
+    async fn present(&self, nodes: &BTreeSet<Arc<str>>) -> Result<BTreeMap<Arc<str>, Arc<Config>>, AdminError> {
         let known = &self.known;
-        let nothing = Arc::new(Config { gaggled: self.settings.clone(), ..Config::default() });
+        let nothing = Arc::new(Config { gaggled: self.config.gaggled.clone(), ..Config::default() });
         let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
         let mut read: BTreeMap<u64, Arc<Config>> = BTreeMap::new();
         let mut present = BTreeMap::new();
@@ -228,7 +172,7 @@ impl Publisher {
                     Some(pointer) => self.connection.fetch(pointer).await?.ok(),
                     None => None,
                 };
-                let parsed = text.and_then(|text| Config::parse_published(&text, &self.settings).ok());
+                let parsed = text.and_then(|text| Config::parse_published(&text, &self.config.gaggled).ok());
                 // One that cannot be read is no reason not to publish a better one.
                 place.insert(parsed.map_or(nothing.clone(), |parsed| Arc::new(parsed.config)));
             }
@@ -238,10 +182,7 @@ impl Publisher {
     }
 
     fn describe(&self, revision: u64, text: &str, note: &str) -> Pointer {
-        let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
-        let user = user.map_or_else(|| nix::unistd::geteuid().to_string(), |user| user.name);
-        let by = format!("{user}@{}", host_name());
-        Pointer { by, time: self.clock.wall(), note: note.to_owned(), ..describe(revision, text) }
+        Pointer { by: who(), time: self.clock.wall(), note: note.to_owned(), ..describe(revision, text) }
     }
 
     /// Waits until these nodes have said whether they take a revision, and shows what they say; whether all take it.
@@ -250,7 +191,7 @@ impl Publisher {
         pointer: &Pointer,
         nodes: &BTreeSet<Arc<str>>,
         within: Duration,
-    ) -> Result<bool, PublishError> {
+    ) -> Result<bool, AdminError> {
         let revision = pointer.revision;
         let (mut waiting, mut is_well) = (nodes.clone(), true);
         let tell = |node: Arc<str>, applied: Applied| {
@@ -276,18 +217,18 @@ impl Publisher {
     }
 
     /// Gives nodes that were to try a configuration the present one again, as a new revision.
-    async fn take_back(&self, canaries: &BTreeSet<Arc<str>>) -> Result<PublishError, PublishError> {
+    async fn take_back(&self, canaries: &BTreeSet<Arc<str>>) -> Result<AdminError, AdminError> {
         let Some(current) = &self.known.current else {
             let why = "it is not published to the others; there is no earlier revision to go back to";
-            return Ok(PublishError::Refused(why.to_owned()));
+            return Ok(AdminError::Refused(why.to_owned()));
         };
-        let text = self.connection.fetch(current).await?.map_err(PublishError::Refused)?;
+        let text = self.connection.fetch(current).await?.map_err(AdminError::Refused)?;
         let revision = self.connection.publications().await?.next_revision();
         let pointer = self.describe(revision, &text, &format!("revision {} again", current.revision));
         if self.connection.write_text(&pointer, &text).await? {
             self.connection.publish_to(canaries, &pointer).await?;
         }
-        Ok(PublishError::Refused(format!(
+        Ok(AdminError::Refused(format!(
             "it is not published to the others; who tried it gets revision {} again, as {revision}",
             current.revision
         )))
@@ -295,9 +236,9 @@ impl Publisher {
 }
 
 /// Shows what is wrong with a text.
-fn shown_in(path: &Path, text: &str, found: &[Diagnostic]) -> PublishError {
+fn shown_in(path: &Path, text: &str, found: &[Diagnostic]) -> AdminError {
     diagnostics::show(path, text, found);
-    PublishError::Shown
+    AdminError::Shown
 }
 
 /// What is wrong with a configuration on these nodes.
@@ -360,9 +301,9 @@ fn changes(old: &BTreeMap<Arc<str>, Arc<Config>>, new: &Config, present: &BTreeS
 }
 
 /// Asks whether to go on.
-fn confirm(revision: u64) -> Result<(), PublishError> {
+fn confirm(revision: u64) -> Result<(), AdminError> {
     if !io::stdin().is_terminal() {
-        return Err(PublishError::Refused(format!("revision {revision} is not published: add --yes")));
+        return Err(AdminError::Refused(format!("revision {revision} is not published: add --yes")));
     }
     let mut out = io::stdout();
     let _ = write!(out, "publish revision {revision}? [y/N] ").and_then(|()| out.flush());
@@ -370,77 +311,6 @@ fn confirm(revision: u64) -> Result<(), PublishError> {
     let _ = io::stdin().read_line(&mut answer);
     match answer.trim() {
         "y" | "Y" | "yes" => Ok(()),
-        _ => Err(PublishError::Refused(format!("revision {revision} is not published"))),
-    }
-}
-
-/// Prints a line. If standard output is closed, the publication goes on.
-fn say(line: &str) {
-    let _ = gaggled_tools::common::output::line(&shown(line));
-}
-
-/// A text as a terminal may have it: parts of it come from nodes, which are not trusted with more than their own programs.
-fn shown(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect()
-}
-
-/// The revisions that are kept, the newest first.
-pub fn revisions(known: &Publications) -> String {
-    let current = known.current.as_ref().map_or(0, |pointer| pointer.revision);
-    let line = |pointer: &Pointer| {
-        let now = if pointer.revision == current { "*" } else { " " };
-        let Pointer { revision, by, bytes, note, .. } = pointer;
-        let time = date_time(pointer.time);
-        format!("{now} {revision:>4}  {time}  {by}  {bytes} bytes  {note}").trim_end().to_owned()
-    };
-    let lines: Vec<String> = known.revisions.values().rev().map(line).collect();
-    if lines.is_empty() { "nothing has been published yet".to_owned() } else { shown(&lines.join("\n")) }
-}
-
-/// The nodes, and which configuration each has.
-pub fn status(site: &str, known: &Publications) -> String {
-    let current = known.current.as_ref().map_or_else(
-        || "nothing is published".to_owned(),
-        |pointer| {
-            format!("revision {} is published, by {}, at {}", pointer.revision, pointer.by, date_time(pointer.time))
-        },
-    );
-    let nodes: BTreeSet<&Arc<str>> = known.sessions.keys().chain(known.applied.keys()).collect();
-    let mut table = comfy_table::Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["NODE", "SEEN", "VERSION", "CONFIGURATION", "GROUPS"]);
-    for node in &nodes {
-        let session = known.sessions.get(*node);
-        let seen = session.map_or("no".to_owned(), |session| format!("on {}", session.host));
-        let version = session.map_or("", |session| &session.version);
-        table.add_row([node, &*seen, version, &configuration(known, node), &groups(known, node)]);
-    }
-    let mut lines = vec![format!("cluster {site}: {} nodes, {} seen; {current}", nodes.len(), known.sessions.len())];
-    lines.extend(table.lines().map(|line| line.trim().to_owned()));
-    for (group, (_, claim)) in known.claims.iter().filter(|(_, (_, claim))| claim.released) {
-        let why = if claim.why.is_empty() { String::new() } else { format!(", because {}", claim.why) };
-        lines.push(format!("group {group} runs on no node; {} has left it{why}", claim.node));
-    }
-    shown(&lines.join("\n"))
-}
-
-/// The groups that a node has claimed, with their tokens.
-fn groups(known: &Publications, node: &str) -> String {
-    let of_node = known.claims.iter().filter(|(_, (_, claim))| *claim.node == *node && !claim.released);
-    let word = |(group, (revision, claim)): (&Arc<str>, &(u64, Claim))| {
-        let is_present = known.sessions.get(node).is_some_and(|session| session.session == claim.session);
-        let level = claim.level.as_ref().map_or_else(String::new, |level| format!("level {level}, "));
-        let state = if is_present { "" } else { ", until another takes it" };
-        format!("{group} ({level}token {}{state})", claim.token_at(*revision))
-    };
-    of_node.map(word).collect::<Vec<_>>().join(", ")
-}
-
-fn configuration(known: &Publications, node: &str) -> String {
-    let Some(applied) = known.applied.get(node) else { return "its own file".to_owned() };
-    let wanted = known.wanted(node).map_or(0, |pointer| pointer.revision);
-    match &applied.refused {
-        Some(refused) => format!("{}, not {}: {}", applied.revision, refused.revision, refused.why),
-        None if applied.revision < wanted => format!("{}, not yet {wanted}", applied.revision),
-        None => applied.revision.to_string(),
+        _ => Err(AdminError::Refused(format!("revision {revision} is not published"))),
     }
 }

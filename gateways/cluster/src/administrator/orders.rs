@@ -1,0 +1,268 @@
+//! Orders about groups that run on one node at a time: to move one, to drain a node, and to say that a node has ended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use gaggled_core::{
+    cluster::{
+        orders::Order,
+        store::{Claim, Key},
+    },
+    config::{Config, ConfigFrom},
+};
+
+use super::{AdminError, Administrator, say, who};
+use crate::etcd::publication::Publications;
+
+/// How long a command waits for the nodes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct WaitArgs {
+    /// How long to wait until the groups have moved, in seconds; 0 gives only the order
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    timeout: u64,
+}
+
+/// Groups, and the nodes that may run each.
+type Candidates = BTreeMap<Arc<str>, Vec<Arc<str>>>;
+
+impl Administrator {
+    /// Orders a node to run no group, and waits until others have taken those that it has.
+    ///
+    /// # Errors
+    ///
+    /// There is no such node, etcd refuses, or it takes too long.
+    pub async fn drain(&self, node: &str, wait: WaitArgs) -> Result<(), AdminError> {
+        let candidates = self.candidates().await?;
+        self.check_node(node, &candidates)?;
+        self.order(Key::Drain { node: node.into() }, None).await?;
+        say(&format!("node {node} is to run no groups, until gaggled_clustergate undrain {node}"));
+        self.wait_until_left(node, &candidates, wait).await
+    }
+
+    /// Lets a node that was drained run groups again.
+    ///
+    /// # Errors
+    ///
+    /// etcd refuses.
+    pub async fn undrain(&self, node: &str) -> Result<(), AdminError> {
+        let was_drained = self.connection.withdraw(&Key::Drain { node: node.into() }).await?;
+        say(&if was_drained {
+            format!(
+                "node {node} may run groups again; those that others run stay there, until gaggled_clustergate move"
+            )
+        } else {
+            format!("node {node} was not drained")
+        });
+        Ok(())
+    }
+
+    /// Orders a group to move to a node, and waits until a node has taken it.
+    ///
+    /// # Errors
+    ///
+    /// The node cannot run it, etcd refuses, another node has taken it, or it takes too long.
+    pub async fn move_group(&self, group: &str, to: &str, wait: WaitArgs) -> Result<(), AdminError> {
+        let candidates = self.candidates().await?;
+        self.check_move(group, to, &candidates)?;
+        let claim = self.known.claims.get(group);
+        if claim.is_some_and(|(_, claim)| *claim.node == *to && !claim.released) {
+            say(&format!("group {group} runs on {to} already"));
+            return Ok(());
+        }
+        let ordered_at = self.order(Key::Move { group: group.into() }, Some(to.into())).await?;
+        if wait.timeout == 0 {
+            return Ok(());
+        }
+        let mut taken_by: Option<Arc<str>> = None;
+        let tell = |of: Arc<str>, revision: u64, claim: Claim| {
+            if *of != *group {
+                return false;
+            }
+            say(&line(&of, revision, &claim));
+            if !claim.released && claim.token_at(revision) > ordered_at {
+                taken_by = Some(claim.node);
+            }
+            taken_by.is_some()
+        };
+        let from = i64::try_from(ordered_at).unwrap_or(i64::MAX);
+        let watched = self.connection.watch_claims(from, tell);
+        if let Ok(watched) = tokio::time::timeout(Duration::from_secs(wait.timeout), watched).await {
+            watched?;
+        }
+        let status = "gaggled_clustergate status shows more";
+        match taken_by {
+            Some(node) if *node == *to => Ok(()),
+            Some(node) => {
+                Err(AdminError::Refused(format!("group {group} was taken by {node} and not by {to}: {status}")))
+            }
+            None => Err(AdminError::Refused(format!(
+                "group {group} was not taken within {} s, and is still to move to {to}: {status}",
+                wait.timeout
+            ))),
+        }
+    }
+
+    /// Says that nothing runs on a node any more, after the command of the configuration has seen to that, or an operator: then
+    /// others need not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// It is this node, it holds nothing, the command fails, etcd refuses, or it takes too long.
+    pub async fn fence(&self, node: &str, is_confirmed: bool, wait: WaitArgs) -> Result<(), AdminError> {
+        let refused = |why: String| Err(AdminError::Refused(why));
+        if self.cluster.node.as_deref() == Some(node) {
+            return refused(format!("{node} is this node: give the command on another one"));
+        }
+        let of_claims = self.known.claims.values().find(|(_, claim)| *claim.node == *node && !claim.released);
+        let session = self.known.sessions.get(node).map(|session| &session.session);
+        let Some(session) = session.or(of_claims.map(|(_, claim)| &claim.session)) else {
+            return refused(format!("node {node} has no session and holds no group: there is nothing to fence"));
+        };
+        match &self.cluster.fence {
+            _ if is_confirmed => {}
+            Some(command) => fence_with(command, node)?,
+            None => {
+                return refused(format!(
+                    "is {node} switched off? If it is, add --confirmed; or give gaggled.cluster a command that does it: fence"
+                ));
+            }
+        }
+        self.order(Key::Fence { node: node.into() }, Some(session.clone())).await?;
+        say(&format!("node {node} is fenced: others take its groups when its session {session} is over"));
+        self.wait_until_left(node, &self.candidates().await?, wait).await
+    }
+
+    /// Deletes what etcd has of a node that does not come back.
+    ///
+    /// # Errors
+    ///
+    /// It is there, or holds a group; or etcd refuses.
+    pub async fn forget(&self, node: &str) -> Result<(), AdminError> {
+        let held = held_by(&self.known, node);
+        if let Some(group) = held.first() {
+            return Err(AdminError::Refused(format!(
+                "node {node} still holds group {group}: give gaggled_clustergate fence {node} first"
+            )));
+        }
+        match self.connection.forget(&node.into()).await? {
+            None => Err(AdminError::Refused(format!("node {node} is there: shut its gaggled down first"))),
+            Some(0) => Err(AdminError::Refused(format!("etcd has nothing of node {node}"))),
+            Some(_) => {
+                say(&format!("node {node} is forgotten"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Gives an order; the revision of etcd that wrote it.
+    async fn order(&self, key: Key, of: Option<Arc<str>>) -> Result<u64, AdminError> {
+        let order = Order::new(who(), self.clock.wall(), of);
+        Ok(self.connection.order(&key, &order).await?)
+    }
+
+    /// The groups that run on one node at a time, and the nodes of each.
+    async fn candidates(&self) -> Result<Candidates, AdminError> {
+        if self.cluster.config == ConfigFrom::File {
+            return Ok(self.config.shared_groups());
+        }
+        let Some(pointer) = &self.known.current else { return Ok(Candidates::new()) };
+        let text = self.connection.fetch(pointer).await?.map_err(AdminError::Refused)?;
+        let parsed = Config::parse_published(&text, &self.config.gaggled).map_err(|_| {
+            AdminError::Refused(format!("revision {} cannot be read by this version of gaggled", pointer.revision))
+        })?;
+        Ok(parsed.config.shared_groups())
+    }
+
+    fn check_node(&self, node: &str, candidates: &Candidates) -> Result<(), AdminError> {
+        let known = self.known.sessions.keys().chain(self.known.applied.keys());
+        let nodes: BTreeSet<&Arc<str>> = known.chain(candidates.values().flatten()).collect();
+        if nodes.contains(&Arc::from(node)) {
+            return Ok(());
+        }
+        let nodes: Vec<&str> = nodes.into_iter().map(|node| &**node).collect();
+        Err(AdminError::Refused(format!("there is no node {node}: the nodes are {}", nodes.join(", "))))
+    }
+
+    fn check_move(&self, group: &str, to: &str, candidates: &Candidates) -> Result<(), AdminError> {
+        let refused = |why: String| Err(AdminError::Refused(why));
+        let Some(nodes) = candidates.get(group) else {
+            let groups: Vec<&str> = candidates.keys().map(|group| &**group).collect();
+            let groups = if groups.is_empty() { "there is none".to_owned() } else { groups.join(", ") };
+            return refused(format!("{group} is no group that runs on one node at a time: {groups}"));
+        };
+        if !nodes.iter().any(|node| **node == *to) {
+            return refused(format!("group {group} does not run on {to}: its nodes are {}", nodes.join(", ")));
+        }
+        if !self.known.sessions.contains_key(to) {
+            return refused(format!("node {to} is not there: group {group} stays where it is"));
+        }
+        if self.known.orders.drained.contains(to) {
+            return refused(format!("node {to} is drained: give gaggled_clustergate undrain {to} first"));
+        }
+        Ok(())
+    }
+
+    /// Waits until a node holds nothing any more, and others have taken what they can.
+    async fn wait_until_left(&self, node: &str, candidates: &Candidates, wait: WaitArgs) -> Result<(), AdminError> {
+        let known = self.connection.publications().await?;
+        let mut held = held_by(&known, node);
+        let others = |group: &Arc<str>| {
+            let is_able = |other: &&Arc<str>| {
+                ***other != *node && known.sessions.contains_key(*other) && !known.orders.drained.contains(*other)
+            };
+            candidates.get(group).into_iter().flatten().any(|other| is_able(&other))
+        };
+        for group in held.iter().filter(|group| !others(group)) {
+            say(&format!("{group}  can run on no other node that is there"));
+        }
+        let tell = |group: Arc<str>, revision: u64, claim: Claim| {
+            if held.contains(&group) {
+                say(&line(&group, revision, &claim));
+                let is_done = *claim.node != *node || claim.released && !others(&group);
+                held.retain(|of| *of != group || !is_done);
+            }
+            held.is_empty()
+        };
+        if wait.timeout == 0 || known.claims.is_empty() || held_by(&known, node).is_empty() {
+            return Ok(());
+        }
+        let watched = self.connection.watch_claims(known.read_at + 1, tell);
+        if let Ok(watched) = tokio::time::timeout(Duration::from_secs(wait.timeout), watched).await {
+            return Ok(watched?);
+        }
+        Err(AdminError::Refused(format!(
+            "not all groups of {node} were taken by others within {} s; the order stands: gaggled_clustergate status shows more",
+            wait.timeout
+        )))
+    }
+}
+
+/// The groups that a node has claimed.
+fn held_by(known: &Publications, node: &str) -> Vec<Arc<str>> {
+    let is_held = |claim: &Claim| *claim.node == *node && !claim.released;
+    known.claims.iter().filter(|(_, (_, claim))| is_held(claim)).map(|(group, _)| group.clone()).collect()
+}
+
+/// What a claim says.
+fn line(group: &str, revision: u64, claim: &Claim) -> String {
+    let node = &claim.node;
+    if claim.released {
+        let why = if claim.why.is_empty() { String::new() } else { format!(", because {}", claim.why) };
+        return format!("{group}  {node} has left it{why}");
+    }
+    format!("{group}  {node} has taken it (token {})", claim.token_at(revision))
+}
+
+/// Runs the command that switches a node off.
+fn fence_with(command: &str, node: &str) -> Result<(), AdminError> {
+    say(&format!("{command} {node}"));
+    match Command::new(command).arg(node).stdin(Stdio::null()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(AdminError::Refused(format!("{command} {node} ended with {status}: {node} is not fenced"))),
+        Err(error) => Err(AdminError::Refused(format!("{command} cannot be run: {error} (fence of gaggled.cluster)"))),
+    }
+}
