@@ -5,7 +5,7 @@ use gaggled_core::{event::Envelope, journal::Journal};
 
 use crate::{
     clock::Clock,
-    journal::{JournalActor, OpenJournal, RefusalHandler, Sink},
+    journal::{JournalActor, JournalOutputs, OpenJournal},
     machine_actor::{ActorContext, ActorTable},
     messages::{Connect, Execute},
 };
@@ -33,8 +33,7 @@ pub fn start(
     (journal, opening): (Journal, Vec<Envelope>),
     clock: Clock,
     host: &HostAddress,
-    sinks: Vec<Sink>,
-    decline: RefusalHandler,
+    outputs: JournalOutputs,
 ) -> Actors {
     let ctx = Context::new();
     let context = ActorContext {
@@ -45,7 +44,7 @@ pub fn start(
     };
     let machines = ActorTable::start(journal.state(), &context);
     host.connect.do_send(Connect(machines.programs().map(|program| program.clone().recipient()).collect()));
-    let journal = ctx.run(JournalActor::new((journal, opening), clock, machines.clone(), sinks, decline));
+    let journal = ctx.run(JournalActor::new((journal, opening), clock, machines.clone(), outputs));
     Actors { journal, machines }
 }
 

@@ -17,6 +17,7 @@ use gaggled_core::{
     event::{Cause, Envelope, Event, SystemEvent},
     journal::{Journal, Refusal},
     machine::any::AnyMachine,
+    protocol::Permits,
     state::State,
 };
 
@@ -38,6 +39,26 @@ pub type Sink = Box<dyn FnMut(&Arc<Envelope>, &State)>;
 /// Receives refusals of proposals that no machine has made.
 pub type RefusalHandler = Box<dyn FnMut(&Cause, &Refusal)>;
 
+/// Receives until when this node may run what it has claimed, whenever that changes.
+pub type PermitHandler = Box<dyn FnMut(Permits)>;
+
+/// What the journal tells besides the machines.
+pub struct JournalOutputs {
+    /// The receivers of events.
+    pub sinks: Vec<Sink>,
+    /// Receives refusals of proposals that no machine has made.
+    pub refused: RefusalHandler,
+    /// Receives permits.
+    pub permitted: PermitHandler,
+}
+
+impl JournalOutputs {
+    /// Only this receiver of events.
+    pub fn only(sink: Sink) -> Self {
+        Self { sinks: vec![sink], refused: Box::new(|_, _| {}), permitted: Box::new(|_| {}) }
+    }
+}
+
 /// The actor of the journal.
 pub struct JournalActor {
     journal: Journal,
@@ -45,8 +66,7 @@ pub struct JournalActor {
     opening: Vec<Envelope>,
     clock: Clock,
     routes: ActorTable,
-    sinks: Vec<Sink>,
-    decline: RefusalHandler,
+    outputs: JournalOutputs,
 }
 
 impl JournalActor {
@@ -55,10 +75,9 @@ impl JournalActor {
         (journal, opening): (Journal, Vec<Envelope>),
         clock: Clock,
         routes: ActorTable,
-        sinks: Vec<Sink>,
-        decline: RefusalHandler,
+        outputs: JournalOutputs,
     ) -> Self {
-        Self { journal, opening, clock, routes, sinks, decline }
+        Self { journal, opening, clock, routes, outputs }
     }
 
     fn commit(&mut self, event: Event, cause: Cause, from: Option<ActorId>) {
@@ -70,7 +89,7 @@ impl JournalActor {
                         actor.do_send(Refused(event, refusal));
                     }
                 }
-                None => (self.decline)(&cause, &refusal),
+                None => (self.outputs.refused)(&cause, &refusal),
             },
         }
     }
@@ -81,7 +100,7 @@ impl JournalActor {
                 actor.do_send(Committed(envelope.clone()));
             }
         });
-        for sink in &mut self.sinks {
+        for sink in &mut self.outputs.sinks {
             sink(&envelope, self.journal.state());
         }
     }
@@ -97,7 +116,7 @@ impl Handler<OpenJournal> for JournalActor {
         let opening = std::mem::take(&mut self.opening);
         let Some(first) = opening.first().map(|envelope| envelope.seq) else { return };
         for envelope in opening.into_iter().map(Arc::new) {
-            for sink in &mut self.sinks {
+            for sink in &mut self.outputs.sinks {
                 sink(&envelope, self.journal.state());
             }
         }
@@ -123,6 +142,7 @@ impl Handler<Observe> for JournalActor {
         for (actor, news) in observed {
             if let News::Claims(sight) = &news {
                 self.journal.permit(sight);
+                (self.outputs.permitted)(self.journal.permits());
             }
             if let Some(actor) = self.routes.get(actor) {
                 actor.do_send(Observed(news));

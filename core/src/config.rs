@@ -22,7 +22,7 @@ use ron::{error::SpannedError, extensions::Extensions, options::Options};
 
 pub use self::{
     check::{LOGGER, SMTPGATE, own_externals},
-    cluster::{CLUSTERGATE, ClusterConfig, ConfigFrom},
+    cluster::{CLUSTERGATE, ClusterConfig, ConfigFrom, KEEPER},
     model::{Config, DependsConfig, GroupConfig, NodesPlace, ProgramConfig},
     ordered_map::OrderedMap,
     placement::{HostOverride, Placement},

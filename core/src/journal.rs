@@ -21,6 +21,7 @@ use crate::{
     cluster::claims::ClaimsSight,
     event::{Cause, Envelope, Event, ProgramEvent, SystemEvent},
     graph::Graph,
+    protocol::Permits,
     state::{State, Tenancy},
 };
 
@@ -88,6 +89,13 @@ impl Journal {
                 *until = (*until).max(sight.permit_until);
             }
         }
+    }
+
+    /// Until when this node may run the groups that it holds.
+    pub fn permits(&self) -> Permits {
+        let named = |(id, until): (&GroupId, &Instant)| (self.state.graph.groups[*id].name.clone(), *until);
+        let is_held = |id: &GroupId| self.state.groups[*id].tenancy.as_ref().and_then(Tenancy::token).is_some();
+        self.permits.iter().filter(|(id, _)| is_held(id)).map(named).collect()
     }
 
     /// Until when this node may run a group that it holds.

@@ -12,8 +12,8 @@ mod state;
 pub use self::{
     describe::{describe_event, describe_origin},
     event::{
-        BusMessage, Heartbeat, ProgramIndex, decode_event, encode_applied, encode_event, encode_event_with_state,
-        encode_message,
+        BusMessage, Heartbeat, Permits, ProgramIndex, decode_event, encode_applied, encode_event,
+        encode_event_with_state, encode_message,
     },
     reply_body::{CommandBody, EventsBody, InfoBody, WhyBody, WhyStep},
     request::{Action, DEFAULT_TIMEOUT, ErrorCode, PointInTime, Reply, ReplyError, Request, Selection, WaitState},

@@ -6,7 +6,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -16,7 +16,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use gaggled_core::{
     event::Envelope,
-    protocol::{Heartbeat, access::Role, encode_message},
+    protocol::{Heartbeat, Permits, access::Role, encode_message},
     state::State,
 };
 use nng::{
@@ -43,6 +43,21 @@ pub(crate) const BUFFER: i32 = 8192;
 
 /// For how long the socket stays open after the last event: nng does not report when subscribers have received it.
 const LINGER: Duration = Duration::from_millis(100);
+
+/// Until when this node may run what it has claimed: what the journal was told last, for the heartbeats.
+#[derive(Clone, Debug, Default)]
+pub struct PermitSlot(Arc<Mutex<Permits>>);
+
+impl PermitSlot {
+    /// The journal was told of these.
+    pub fn set(&self, permits: Permits) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permits;
+    }
+
+    fn get(&self) -> Permits {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 /// The bus, before anything is published.
 #[derive(Debug)]
@@ -72,7 +87,12 @@ impl Publisher {
     }
 
     /// Publishes what arrives, in a thread that ends after the sender has gone.
-    pub fn publish(self, mut state: State, events: Receiver<Arc<Envelope>>) -> io::Result<thread::JoinHandle<()>> {
+    pub fn publish(
+        self,
+        mut state: State,
+        events: Receiver<Arc<Envelope>>,
+        permits: PermitSlot,
+    ) -> io::Result<thread::JoinHandle<()>> {
         thread::Builder::new().name("publisher".into()).spawn(move || {
             let mut span = FIRST_BEAT;
             let mut next_beat = deadline(span);
@@ -83,14 +103,14 @@ impl Publisher {
                         self.send(&encode_message(&envelope, &state));
                     }
                     Err(RecvTimeoutError::Timeout) => {
-                        self.send(&Heartbeat::encode(state.epoch, state.seq));
+                        self.send(&Heartbeat::new(&state, permits.get()).encode());
                         span = (span * 2).min(HEARTBEAT);
                         next_beat = deadline(span);
                     }
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
             }
-            self.send(&Heartbeat::encode(state.epoch, state.seq));
+            self.send(&Heartbeat::new(&state, permits.get()).encode());
             if self.subscribers.load(Ordering::Relaxed) > 0 {
                 let _ = crossbeam_channel::never::<()>().recv_timeout(LINGER);
             }

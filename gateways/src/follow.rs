@@ -12,7 +12,9 @@ use gaggled_core::{
     base::ids::{EpochId, Position, Seq},
     event::Envelope,
     journal::replica::{FeedResult, StateReplica},
-    protocol::{Action, BusMessage, EVENT_TOPIC, ErrorCode, EventsBody, HEARTBEAT_TOPIC, Reply, Request, decode_event},
+    protocol::{
+        Action, BusMessage, EVENT_TOPIC, ErrorCode, EventsBody, HEARTBEAT_TOPIC, Permits, Reply, Request, decode_event,
+    },
     state::State,
 };
 use nng::{
@@ -46,6 +48,8 @@ pub enum FollowEvent {
     Silent,
     /// Messages of gaggled arrive again.
     Back,
+    /// Until when gaggled may run the groups that it has claimed, as its heartbeat says.
+    Permits(Permits),
     /// A message could not be parsed, or the control channel does not answer.
     Garbled(String),
     /// Nothing has arrived until the given moment.
@@ -144,7 +148,10 @@ impl Follower {
         match BusMessage::parse(message) {
             Ok(BusMessage::Heartbeat(beat)) => {
                 self.unanswered = false;
-                let fed = self.replica.beat(beat);
+                if !beat.permits.is_empty() {
+                    self.heard.push_back(FollowEvent::Permits(beat.permits.clone()));
+                }
+                let fed = self.replica.beat(&beat);
                 self.take(fed, "");
             }
             Ok(BusMessage::Event(text)) => self.feed(text),
@@ -230,6 +237,7 @@ impl Follower {
                 FollowEvent::Synchronised { .. }
                 | FollowEvent::Silent
                 | FollowEvent::Back
+                | FollowEvent::Permits(_)
                 | FollowEvent::Garbled(_)
                 | FollowEvent::Nothing => {
                     return None;

@@ -331,7 +331,11 @@ impl Daemon {
                 assert!(!missed, "events were lost for good");
                 false
             }
-            FollowEvent::Past(_) | FollowEvent::Silent | FollowEvent::Back | FollowEvent::Garbled(_) => now() >= until,
+            FollowEvent::Past(_)
+            | FollowEvent::Silent
+            | FollowEvent::Back
+            | FollowEvent::Permits(_)
+            | FollowEvent::Garbled(_) => now() >= until,
         }
     }
 

@@ -12,6 +12,7 @@
 pub mod common;
 pub mod controller;
 pub mod daemon;
+pub mod keeper;
 pub mod logger;
 pub mod offline;
 pub mod smtpgate;

@@ -104,7 +104,7 @@ impl MailGateway {
             FollowEvent::Silent => warn!(self.logger, "no message from gaggled"),
             FollowEvent::Back => info!(self.logger, "gaggled is back"),
             FollowEvent::Garbled(why) => warn!(self.logger, "{}", why),
-            FollowEvent::Nothing => {}
+            FollowEvent::Permits(_) | FollowEvent::Nothing => {}
         }
     }
 

@@ -198,6 +198,12 @@ pub fn last_segment(directory: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
+/// The directories in which the programs of the last daemon may have cgroups, without locking the directory of its journal.
+pub fn last_cgroups(directory: &Path) -> Vec<PathBuf> {
+    let cgroups = |segment: &SegmentFile| Some(Replay::open(&read_own(&segment.path).ok()?).ok()?.head.cgroups);
+    segments(directory).iter().rev().find_map(cgroups).unwrap_or_default()
+}
+
 /// The segments of a directory, in order.
 pub fn segments(directory: &Path) -> Vec<SegmentFile> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();

@@ -30,6 +30,7 @@ use crate::{
         text::{as_name, harmless},
         time::{Instant, Millis},
     },
+    protocol::Permits,
     state::{State, Tenancy},
 };
 
@@ -124,6 +125,8 @@ pub enum ClaimWish {
         level: Option<(Level, Level)>,
         /// How long others have to wait if its session ends.
         takeover_after: Millis,
+        /// Whether it is stopping it.
+        is_leaving: bool,
     },
 }
 
@@ -148,7 +151,12 @@ pub struct Claims {
     /// Whether programs run that the configuration has no longer.
     has_leftovers: bool,
     store: Option<ClaimsInStore>,
+    /// Until when the daemon says that it may run each group that it holds.
+    permits: Permits,
 }
+
+/// How long a daemon may take to leave a group whose permit has ended, with the time until that is heard.
+const NEGLECT: Millis = Millis(2000);
 
 /// What a daemon wants of the claims, by the names of the groups; and whether programs run that its configuration has no longer.
 pub type Wishes = (BTreeMap<Arc<str>, ClaimWish>, bool);
@@ -187,7 +195,7 @@ impl ClaimWish {
         Some(match group.tenancy.as_ref()? {
             Tenancy::Away { left, .. } => {
                 let is_stopped = !state.runs_shared(id);
-                let why = left.as_ref().map_or_else(String::new, |left| format!("{left} on this node"));
+                let why = left.as_ref().map_or_else(String::new, ToString::to_string);
                 Self::Away { is_stopped, why }
             }
             Tenancy::Claiming { attempt, over } => {
@@ -196,9 +204,11 @@ impl ClaimWish {
             Tenancy::Held { token, since } => {
                 let level = || (group.level.clone(), configured.default_level.clone());
                 let level = (group.requested_by > *since).then(level);
-                Self::Holding { token: *token, level, takeover_after }
+                Self::Holding { token: *token, level, takeover_after, is_leaving: false }
             }
-            Tenancy::Leaving { token, .. } => Self::Holding { token: *token, level: None, takeover_after },
+            Tenancy::Leaving { token, .. } => {
+                Self::Holding { token: *token, level: None, takeover_after, is_leaving: true }
+            }
         })
     }
 
@@ -219,7 +229,34 @@ impl Claims {
     pub fn wish(&mut self, (wishes, has_leftovers): Wishes) -> bool {
         let is_new = self.wishes != wishes || self.has_leftovers != has_leftovers;
         (self.wishes, self.has_leftovers) = (wishes, has_leftovers);
+        let wishes = &self.wishes;
+        self.permits.retain(|group, _| matches!(wishes.get(group), Some(ClaimWish::Holding { .. })));
         is_new
+    }
+
+    /// The daemon says until when it may run each group that it holds.
+    pub fn permitted(&mut self, permits: Permits) {
+        for (group, until) in permits {
+            let known = self.permits.entry(group).or_default();
+            *known = (*known).max(until);
+        }
+    }
+
+    /// The daemon was told this: if it does not say so itself, it does not hear.
+    pub fn reported(&mut self, sight: &ClaimsSight) {
+        for (group, claim) in &sight.claims {
+            if claim.holder.as_ref().is_some_and(|holder| holder.is_own) {
+                self.permits.entry(group.clone()).or_insert(sight.permit_until);
+            }
+        }
+    }
+
+    /// Whether the daemon has not left a group whose permit has ended: it hangs, is stopped, or is dead. Then its session must
+    /// end, so that another node takes the group.
+    pub fn is_neglected(&self, now: Instant) -> bool {
+        let is_held = |wish: &ClaimWish| matches!(wish, ClaimWish::Holding { is_leaving: false, .. });
+        let has_ended = |group| self.permits.get(group).is_some_and(|until| *until + NEGLECT <= now);
+        self.wishes.iter().any(|(group, wish)| is_held(wish) && has_ended(group))
     }
 
     /// Whether there are groups to claim.

@@ -7,6 +7,9 @@ use crate::base::time::Millis;
 /// The name of the program that a section `cluster` adds.
 pub const CLUSTERGATE: &str = "clustergate";
 
+/// The program that gaggled adds for groups that run on one node at a time.
+pub const KEEPER: &str = "keeper";
+
 /// Where a node has its programs from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConfigFrom {

@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{CLUSTERGATE, HostOverride, OrderedMap, Placement, Settings, settings::is_default};
+use super::{CLUSTERGATE, HostOverride, KEEPER, OrderedMap, Placement, Settings, settings::is_default};
 use crate::{
     base::{
         ids::{GroupId, ProgramId},
@@ -459,14 +459,17 @@ impl Config {
         self.share_groups(&mut graph);
         if let Some(gateway) = ids.get(CLUSTERGATE).filter(|_| self.gaggled.cluster.is_some()) {
             let is_shared = |policy: &Policy| policy.group.is_some_and(|group| graph.groups[group].tenancy.is_some());
-            let told: Vec<ProgramId> = graph
-                .programs
-                .iter()
-                .filter(|(_, policy)| policy.export || is_shared(policy))
-                .map(|(id, _)| id)
-                .collect();
+            let ids_of = |is_meant: &dyn Fn(&Policy) -> bool| -> Vec<ProgramId> {
+                graph.programs.iter().filter(|(_, policy)| is_meant(policy)).map(|(id, _)| id).collect()
+            };
+            let (told, kept) = (ids_of(&|policy| policy.export || is_shared(policy)), ids_of(&is_shared));
             for id in told {
                 graph.add_stop_order(id, *gateway);
+            }
+            if let Some(keeper) = ids.get(KEEPER) {
+                for id in kept {
+                    graph.add_stop_order(id, *keeper);
+                }
             }
         }
         graph

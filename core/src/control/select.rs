@@ -8,7 +8,7 @@ use super::{operator::Operator, target::Targets};
 use crate::{
     base::ids::{GroupId, ProgramId},
     cluster::External,
-    config::{CLUSTERGATE, LOGGER},
+    config::{CLUSTERGATE, KEEPER, LOGGER},
     journal::Refusal,
     protocol::{ErrorCode, ReplyError},
     state::Tenancy,
@@ -47,7 +47,7 @@ impl Operator<'_> {
         if wanted.is_empty() {
             // The logger stops when no program writes to it any more, and the cluster gateway when no program is exported any
             // more, not because every program is to stop.
-            let serves = |id: ProgramId| [LOGGER, CLUSTERGATE].contains(&&*graph.programs[id].name);
+            let serves = |id: ProgramId| [LOGGER, CLUSTERGATE, KEEPER].contains(&&*graph.programs[id].name);
             let free = |id: &ProgramId| {
                 !self.is_retired(*id) && self.is_here(*id) && graph.programs[*id].group.is_none() && !serves(*id)
             };

@@ -64,7 +64,7 @@ impl StateReplica {
     }
 
     /// Takes a heartbeat.
-    pub fn beat(&self, beat: Heartbeat) -> FeedResult {
+    pub fn beat(&self, beat: &Heartbeat) -> FeedResult {
         match &self.state {
             Some(state) if state.epoch == beat.epoch && state.seq < beat.seq => FeedResult::Gap(state.epoch, state.seq),
             Some(state) if state.epoch >= beat.epoch => FeedResult::Duplicate,

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The heartbeat: once a second, so that a follower notices the loss even of the last event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// The version of the protocol.
     pub v: u32,
@@ -25,7 +25,13 @@ pub struct Heartbeat {
     pub epoch: EpochId,
     /// The last event.
     pub seq: Seq,
+    /// Until when this node may run each group that it has claimed.
+    #[serde(default, rename = "permits_us", skip_serializing_if = "Permits::is_empty")]
+    pub permits: Permits,
 }
+
+/// Until when a node may run the groups that it has claimed, by their names.
+pub type Permits = BTreeMap<Arc<str>, Instant>;
 
 /// A parsed message of the bus.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,9 +87,14 @@ struct EventHeader {
 }
 
 impl Heartbeat {
+    /// The heartbeat of a daemon in this state.
+    pub fn new(state: &State, permits: Permits) -> Self {
+        Self { v: VERSION, epoch: state.epoch, seq: state.seq, permits }
+    }
+
     /// The heartbeat as a message of the bus.
-    pub fn encode(epoch: EpochId, seq: Seq) -> String {
-        format!("{HEARTBEAT_TOPIC}\n{{\"v\":{VERSION},\"epoch\":{epoch},\"seq\":{seq}}}")
+    pub fn encode(&self) -> String {
+        format!("{HEARTBEAT_TOPIC}\n{}", serde_json::to_string(self).unwrap_or_default())
     }
 }
 

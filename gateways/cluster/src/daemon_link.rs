@@ -86,6 +86,7 @@ impl Source {
             FollowEvent::Synchronised { .. } | FollowEvent::Nothing => self.synchronised(),
             FollowEvent::Event(envelope, _) => self.event(Arc::new(*envelope)),
             FollowEvent::Silent => self.messages.send(Message::Silent).ok(),
+            FollowEvent::Permits(permits) => self.messages.send(Message::Permits(permits)).ok(),
             FollowEvent::Back | FollowEvent::Past(_) | FollowEvent::Garbled(_) => Some(()),
         }
     }

@@ -17,6 +17,7 @@ use gaggled_core::{
         store::{Key, Session},
     },
     config::ClusterConfig,
+    protocol::Permits,
 };
 use gaggled_tools::common::endpoints::Urls;
 use slog::{Logger, debug, error, info, warn};
@@ -38,6 +39,8 @@ pub enum Message {
     Daemon(DaemonState),
     /// An exported program has another state.
     Changed(Arc<str>, PublishedState),
+    /// Until when the daemon may run the groups that it holds, as it says itself.
+    Permits(Permits),
     /// Nothing is heard of the daemon.
     Silent,
     /// The daemon did not take a report.
@@ -98,6 +101,10 @@ const RETRY: (Millis, Millis) = (Millis(200), Millis(2000));
 /// How long the last states may take when the process is asked to end. The signal can arrive before the events that led to it.
 const LAST_WRITES: Millis = Millis(1500);
 
+/// What is logged when the session is left to end.
+const NEGLECTED: &str = "gaggled does not leave a group whose permit has ended: it hangs, is stopped or is dead. Its session is \
+    not renewed, so that another node takes its groups";
+
 /// The gateway of a node.
 pub struct Gateway {
     config: ClusterConfig,
@@ -135,6 +142,8 @@ pub struct Gateway {
     renewal: Renewal,
     /// Whether a watch is open, so that what is seen is the present.
     is_watching: bool,
+    /// Whether the session is left to end, because the daemon does not leave a group.
+    is_neglected: bool,
     /// Whether the daemon has not taken a report, and everything is to be reported again.
     reports_again: bool,
     /// Until when what is left is written, once the process was asked to end.
@@ -188,6 +197,7 @@ impl Gateway {
             renewals: 0,
             renewal: Renewal::Idle,
             is_watching: false,
+            is_neglected: false,
             reports_again: false,
             ends_at: None,
             has_heard_all: None,
@@ -252,6 +262,7 @@ impl Gateway {
                 self.exports.change(program, state);
                 self.write();
             }
+            Message::Permits(permits) => self.claims.permitted(permits),
             Message::Silent => warn!(self.logger, "gaggled is not heard of; its session goes on"),
             Message::NotReported(why) => {
                 if !self.reports_again {
@@ -421,10 +432,23 @@ impl Gateway {
             self.renewal = Renewal::UnderWayAndAgain;
             return;
         }
+        let is_neglected = self.claims.is_neglected(self.clock.now());
+        match (std::mem::replace(&mut self.is_neglected, is_neglected), is_neglected) {
+            (false, true) => error!(self.logger, "{}", NEGLECTED),
+            (true, false) => info!(self.logger, "gaggled goes on, and so does its session"),
+            _ => {}
+        }
+        if is_neglected && lease.is_none() {
+            return;
+        }
         self.renewal = Renewal::UnderWay;
         let (clock, with_sessions) = (self.clock, self.claims.is_needed());
         self.ask(|connection| async move {
-            let lease = connection.renew(lease, seconds).await?;
+            let lease = match lease {
+                // The claims are read all the same: that gives the daemon its permit if it comes back in time.
+                Some(lease) if is_neglected => lease,
+                lease => connection.renew(lease, seconds).await?,
+            };
             let asked = clock.now();
             let (session, claims) = connection.own_session(with_sessions).await?;
             Ok(Message::Renewed(number, lease, Found { asked, session, claims }))

@@ -14,7 +14,7 @@ use actix::{Actor, Addr, AsyncContext, Context, Handler, Recipient, SpawnHandle}
 use gaggled_actors::{
     actor_system::{self, HostAddress},
     clock::Clock,
-    journal::JournalActor,
+    journal::{JournalActor, JournalOutputs},
     messages::{Connect, Execute, HostReported, Propose},
 };
 use gaggled_core::{
@@ -73,7 +73,7 @@ async fn live(world: &World) -> Vec<Envelope> {
     };
     let host = host.start();
     let address = HostAddress { perform: host.clone().recipient(), connect: host.recipient() };
-    let actors = actor_system::start((journal, opening), clock, &address, vec![Box::new(sink)], Box::new(|_, _| {}));
+    let actors = actor_system::start((journal, opening), clock, &address, JournalOutputs::only(Box::new(sink)));
     let journal = actors.journal;
     actor_system::open(&journal);
     Operators { commands: world.commands(), given: 0, state: folded, clock, journal }.start();

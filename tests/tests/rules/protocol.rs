@@ -15,7 +15,7 @@ use gaggled_core::{
     graph::{Condition, Dependency, Graph, Group, Mode, Policy},
     host::probe::{ProbeError, UnhealthyReason},
     process::{ExitStatus, Outcome, Signal, SpawnStage, StartTime},
-    protocol::{ErrorCode, Heartbeat, Reply, decode_event, encode_message},
+    protocol::{ErrorCode, Heartbeat, Permits, Reply, decode_event, encode_message},
     state::State,
 };
 use gaggled_tests::harness::{Daemon, binary};
@@ -265,7 +265,7 @@ fn every_event_is_written_as_it_always_was_and_reads_back() {
         assert_eq!(decode_event(body, &names, &state).as_ref(), Ok(envelope));
         text.push_str(&format!("{topic}\n{body}\n"));
     }
-    text.push_str(&Heartbeat::encode(state.epoch, state.seq));
+    text.push_str(&Heartbeat::new(&state, Permits::default()).encode());
     text.push('\n');
     golden("events.txt", &text);
 }

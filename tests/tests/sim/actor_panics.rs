@@ -6,6 +6,7 @@ use actix::{Actor, Context, Handler};
 use gaggled_actors::{
     actor_system::{self, HostAddress},
     clock::Clock,
+    journal::JournalOutputs,
     messages::{Committed, Connect, Execute, Flush, Panicked},
 };
 use gaggled_core::{
@@ -65,7 +66,7 @@ fn a_panic_costs_one_actor_is_an_event_and_the_machine_is_restored() {
         let sink = Box::new(move |envelope: &Arc<Envelope>, _: &State| seen.borrow_mut().push((**envelope).clone()));
         let opening = EpochStart::new(None, &graph, EpochId(1), clock.now(), clock.wall());
         let committed = opening.commit("test", Vec::new(), Vec::new());
-        let actors = actor_system::start(committed, clock, &address, vec![sink], Box::new(|_, _| {}));
+        let actors = actor_system::start(committed, clock, &address, JournalOutputs::only(sink));
 
         let actor = actors.machines.get(ActorId::Group(group)).expect("the actor of the group");
         actor.send(impossible()).await.expect("the actor lives on");

@@ -9,10 +9,10 @@ use std::{
 use clap::{CommandFactory, Parser, Subcommand};
 use gaggled_tools::{
     VERSION,
-    common::output,
+    common::{endpoints::Urls, output},
     daemon::subreaper::{self, InheritedFds, Takeover},
     daemon::{self, BAD_CONFIGURATION, LoadedConfig, Options},
-    logger,
+    keeper, logger,
     offline::graph,
     offline::import,
     offline::journal,
@@ -83,6 +83,16 @@ enum Command {
         /// A fingerprint of the list of logs, so that a change of the list restarts the logger
         fingerprint: String,
     },
+    /// Kill what gaggled cannot stop of a group that runs on one node at a time: gaggled runs this itself
+    #[command(hide = true)]
+    Keeper {
+        /// The directory of the journal
+        state: PathBuf,
+        /// The url of the event channel
+        event: String,
+        /// The url of the control channel
+        control: String,
+    },
     /// List the hosts of a set of nodes, or the sets of a host
     Nodes(nodes::Query),
     /// Verify, show or export a journal without a running gaggled
@@ -124,6 +134,7 @@ fn main() -> ExitCode {
         Some(Command::Graph(arguments)) => graph::run(&arguments),
         Some(Command::Simulate(arguments)) => simulate::run(&arguments),
         Some(Command::Logger { state, .. }) => logger::run(&state),
+        Some(Command::Keeper { state, event, control }) => keeper::run(&state, &Urls { event, control }),
         Some(Command::Nodes(query)) => nodes::run(&query),
         Some(Command::Journal { command }) => journal::run(&command),
         Some(Command::CheckTakeover { state }) => daemon::check_takeover(&state),

@@ -109,7 +109,7 @@ impl Listener {
                 FollowEvent::Silent => notice("no message from gaggled"),
                 FollowEvent::Back => notice("gaggled is back"),
                 FollowEvent::Garbled(why) => notice(&why),
-                FollowEvent::Nothing => {}
+                FollowEvent::Permits(_) | FollowEvent::Nothing => {}
             }
         }
     }

@@ -4,14 +4,18 @@ use std::path::{Path, PathBuf};
 
 use gaggled_actors::spec;
 use gaggled_core::{
+    base::time::Millis,
     config::{
-        CLUSTERGATE, Config, DependsConfig, Diagnostic, LOGGER, ProgramConfig, SMTPGATE, SpanIndex,
+        CLUSTERGATE, Config, DependsConfig, Diagnostic, KEEPER, LOGGER, ProgramConfig, SMTPGATE, SpanIndex,
         log_policy::LogRoute,
     },
     graph::Backoff,
 };
 
 use crate::{common::endpoints, logger};
+
+/// The longest pause between two starts of the keeper: without it a group is not safe from a gaggled that hangs.
+const KEEPER_BACKOFF: Millis = Millis(1000);
 
 /// The binary of the cluster gateway.
 const CLUSTER_BINARY: &str = "gaggled_clustergate";
@@ -23,13 +27,16 @@ pub fn add(config: &mut Config, path: &Path, state: Option<&Path>) -> Vec<LogRou
     add_cluster_gate(config, path);
     // A missing state directory is reported when the journal is opened.
     let state = state.map(Path::to_owned).or_else(|| endpoints::state_directory(&config.gaggled).ok());
-    state.map_or_else(Vec::new, |state| add_logger(config, &state))
+    let Some(state) = state else { return Vec::new() };
+    add_keeper(config, &state);
+    add_logger(config, &state)
 }
 
 /// Whether this is the name of a program that gaggled has added.
 pub fn is_own(config: &Config, name: &str) -> bool {
     name == LOGGER && config.needs_logger()
         || name == CLUSTERGATE && config.gaggled.cluster.is_some()
+        || name == KEEPER && needs_keeper(config)
         || name == SMTPGATE && config.gaggled.smtpgate.as_ref().is_some_and(|gate| gate.auto)
 }
 
@@ -45,13 +52,32 @@ fn add_logger(config: &mut Config, state: &Path) -> Vec<LogRoute> {
             program.depends.0.push((LOGGER.to_owned(), DependsConfig::default()));
         }
     }
-    let own = std::env::current_exe().map_or_else(|_| "gaggled".to_owned(), |own| own.display().to_string());
-    let own = own.trim_end_matches(" (deleted)").to_owned();
     let argv = vec!["logger".to_owned(), state.display().to_string(), logger::fingerprint(&log_routes)];
-    let program = ProgramConfig { command: Some(own), argv, ..ProgramConfig::default() };
+    let program = ProgramConfig { command: Some(own_binary()), argv, ..ProgramConfig::default() };
     config.programs.0.push((LOGGER.to_owned(), program));
     log_routes.push(LogRoute { program: LOGGER.to_owned(), file: None, pipe: None, rotate: None });
     log_routes
+}
+
+/// The path of this binary.
+fn own_binary() -> String {
+    let own = std::env::current_exe().map_or_else(|_| "gaggled".to_owned(), |own| own.display().to_string());
+    own.trim_end_matches(" (deleted)").to_owned()
+}
+
+/// Whether there are groups that run on one node at a time.
+fn needs_keeper(config: &Config) -> bool {
+    config.gaggled.cluster.is_some() && !config.shared_groups().is_empty()
+}
+
+/// Adds the keeper, which kills what gaggled cannot stop in time.
+fn add_keeper(config: &mut Config, state: &Path) {
+    let Some(urls) = endpoints::of_settings(&config.gaggled).ok().filter(|_| needs_keeper(config)) else { return };
+    let backoff = Backoff { max: KEEPER_BACKOFF, ..Backoff::default() };
+    let argv = ["keeper", &state.display().to_string(), &urls.event, &urls.control].map(str::to_owned).to_vec();
+    let program =
+        ProgramConfig { command: Some(own_binary()), argv, backoff: Some(backoff), ..ProgramConfig::default() };
+    config.programs.0.push((KEEPER.to_owned(), program));
 }
 
 /// Adds the program that `smtpgate: (auto: true)` asks for.

@@ -16,7 +16,7 @@ use gaggled_actors::{
     control::{ControlActor, ControlRequest, ControlServices, DaemonInfo, DrainReplies},
     host::{self, Environment, HandOver, HostActor, LinuxHost, Recorder, TakeoverState},
     journal::{
-        JournalActor,
+        JournalActor, JournalOutputs,
         reader::JournalReader,
         writer_command::{JournalStatusFn, Retention, WriterInit},
         writer_handle::{Healed, JournalWriterHandle},
@@ -31,6 +31,7 @@ use gaggled_core::{
     host::LaunchSpec,
     process::ExitStatus,
 };
+use gaggled_gateways::bus::PermitSlot;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::oneshot,
@@ -128,7 +129,8 @@ impl Startup<'_> {
         }
 
         let (events, envelopes) = crossbeam_channel::unbounded();
-        let publishing = publisher.publish(state.clone(), envelopes)?;
+        let permits = PermitSlot::default();
+        let publishing = publisher.publish(state.clone(), envelopes, permits.clone())?;
         let (log, logged) = JournalLog::start(state.graph.clone())?;
         let (gone, subreaper_gone) = oneshot::channel();
         let tell = move || {
@@ -146,7 +148,9 @@ impl Startup<'_> {
         let slot = ControlSink::default();
         // The journal comes first, so that the writer has every event for which the control actor delays a reply.
         let sinks = vec![file.sink(), slot.sink(), ThreadSinks { events, log, ended }.sink()];
-        let actors = actor_system::start(committed, clock, &address, sinks, slot.decline());
+        let permitted = Box::new(move |known| permits.set(known));
+        let outputs = JournalOutputs { sinks, refused: slot.decline(), permitted };
+        let actors = actor_system::start(committed, clock, &address, outputs);
         health.fill(&actors.journal);
         restorer.fill(&actors.journal, writes_logs);
 

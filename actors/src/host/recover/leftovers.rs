@@ -34,12 +34,17 @@ pub(super) fn end_half_started() {
 }
 
 /// Kills what ended runs have left, and looks again after each kill: a process may start others before it ends.
-pub(super) fn kill_all<'a>(runs: impl Iterator<Item = &'a mut DeadRun>, found: &Census, identity: &str) {
+pub(super) fn kill_all<'a>(
+    runs: impl Iterator<Item = &'a mut DeadRun>,
+    found: &Census,
+    identity: &str,
+    helpers: Helpers<'_>,
+) {
     let mut runs: Vec<&mut DeadRun> = runs.collect();
     let mut kill = |census: &Census| runs.iter_mut().map(|run| run.kill(census, identity)).sum::<usize>();
     let mut killed = kill(found);
     while killed > 0 {
-        killed = kill(&Census::take(identity));
+        killed = kill(&Census::take(identity, helpers));
     }
 }
 
@@ -59,14 +64,31 @@ pub(super) struct TaggedProcess {
     pub stat: Stat,
 }
 
+/// Which checks and stop commands are killed when they are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Helpers<'a> {
+    /// All: they are of a daemon that is gone, and their ends are not waited for any more.
+    OfAll,
+    /// Those of these programs.
+    Of(&'a BTreeSet<&'a str>),
+}
+
+impl Helpers<'_> {
+    fn has(self, program: &str) -> bool {
+        match self {
+            Self::OfAll => true,
+            Self::Of(programs) => programs.contains(program),
+        }
+    }
+}
+
 impl Census {
-    /// Looks at all processes, and kills the checks and stop commands of the previous daemon: their ends are not waited for
-    /// any more.
-    pub fn take(identity: &str) -> Self {
+    /// Looks at all processes.
+    pub fn take(identity: &str, helpers: Helpers<'_>) -> Self {
         let mut census = Self::default();
         for pid in procfs::all() {
             let (helper, run) = Token::of_either(pid, identity);
-            if helper.is_some() {
+            if helper.is_some_and(|helper| helpers.has(&helper.program)) {
                 sigkill(pid);
                 continue;
             }
@@ -137,6 +159,6 @@ impl DeadRun {
     }
 }
 
-fn sigkill(pid: i32) -> bool {
+pub(super) fn sigkill(pid: i32) -> bool {
     kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok()
 }

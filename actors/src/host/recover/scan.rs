@@ -28,7 +28,7 @@ use crate::host::{
     procfs::{self, Stat},
     recover::{
         flight_recorder::RunSlot,
-        leftovers::{self, Census, DeadRun, TaggedProcess},
+        leftovers::{self, Census, DeadRun, Helpers, TaggedProcess},
     },
     spawn::{
         pid_file, sys,
@@ -77,7 +77,7 @@ pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Ve
         Census::default()
     } else {
         leftovers::end_half_started();
-        Census::take(before.identity)
+        Census::take(before.identity, Helpers::OfAll)
     };
     let scans: Vec<ProgramScan<'_>> = ProgramScan::all(before, state, &census, began);
     let seen =
@@ -124,7 +124,7 @@ pub fn look(before: &PreviousRun<'_>, state: &State, reaped: impl FnOnce() -> Ve
         };
         result.found.push((scan.program, recovered));
     }
-    leftovers::kill_all(dead.iter_mut().map(|(_, run)| run), &census, before.identity);
+    leftovers::kill_all(dead.iter_mut().map(|(_, run)| run), &census, before.identity, Helpers::OfAll);
     for (index, run) in dead {
         if let Some((_, Recovered::Exited { orphans, .. })) = result.found.get_mut(index) {
             *orphans = count(run.killed.len()).max(*orphans);

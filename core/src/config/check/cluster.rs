@@ -12,7 +12,7 @@ use crate::{
 };
 
 use super::{Config, Diagnostic, SpanIndex, is_usable, nearest_name, unusable};
-use crate::config::{CLUSTERGATE, ClusterConfig, DependsConfig, Placement, projection::Places};
+use crate::config::{CLUSTERGATE, ClusterConfig, DependsConfig, KEEPER, Placement, projection::Places};
 
 /// The shortest and the longest `dead_after`.
 const DEAD_AFTER: (Millis, Millis) = (Millis(4000), Millis(300_000));
@@ -67,10 +67,10 @@ fn check_section(config: &Config, cluster: &ClusterConfig, locator: &SpanIndex, 
         let message = format!("dead_after of the cluster is {}", cluster.dead_after);
         error("dead_after", message, &format!("write {} to {}", DEAD_AFTER.0, DEAD_AFTER.1));
     }
-    if config.programs.get(CLUSTERGATE).is_some() {
-        let message = format!("program \"{CLUSTERGATE}\" is there twice: the section cluster adds one of that name");
-        let at = locator.find(&["programs", CLUSTERGATE]);
-        found.push(Diagnostic::error(message).at(at).help("rename the program"));
+    let keeper = Some(KEEPER).filter(|_| !config.shared_groups().is_empty());
+    for name in [CLUSTERGATE].into_iter().chain(keeper).filter(|name| config.programs.get(name).is_some()) {
+        let message = format!("program \"{name}\" is there twice: the section cluster adds one of that name");
+        found.push(Diagnostic::error(message).at(locator.find(&["programs", name])).help("rename the program"));
     }
 }
 

@@ -11,6 +11,9 @@ impl Gateway {
         let session = session.filter(|_| self.exports.is_announced());
         let permit_until = asked + self.config.permit();
         let sight = self.claims.sight(session.as_deref(), permit_until).filter(|_| self.claims.is_needed());
+        if let Some(sight) = &sight {
+            self.claims.reported(sight);
+        }
         self.reporter.report(sight.map(Observation::Claims).into_iter().collect());
         let (Some(session), Some(lease)) = (session, self.lease) else { return };
         let (number, writes) = (self.number, self.claims.writes(&session));

@@ -23,7 +23,7 @@ const OVERLAP: i32 = 77;
 
 /// The configuration of all nodes: a group with a test, a program, and a clean-up. The test of a node fails while there is no
 /// file `fit-NODE`.
-fn site(shared: &Path) -> String {
+pub fn site(shared: &Path) -> String {
     let dir = shared.display();
     format!(
         "\"fit\": (group: \"site\", levels: [\"start\"], mode: Test, shell: \"test -e {dir}/fit-$GAGGLED_NODE\"),
@@ -35,19 +35,19 @@ fn site(shared: &Path) -> String {
     )
 }
 
-fn start(etcd: &Etcd, name: &str, shared: &Path) -> Node {
+pub fn start(etcd: &Etcd, name: &str, shared: &Path) -> Node {
     Node::with(etcd, name, "dead_after: \"6s\",", &site(shared))
 }
 
-fn is_up(node: &Node) -> bool {
+pub fn is_up(node: &Node) -> bool {
     let state = node.daemon.state();
     let holds = state.groups.values().any(|group| matches!(group.tenancy, Some(Tenancy::Held { .. })));
     holds && state.programs[state.graph.names()["app"]].phase == Phase::Up
 }
 
 /// Waits until the group runs on one of these nodes, by their places; which.
-fn wait_for_one(nodes: &mut [Node], among: &[usize]) -> usize {
-    for _ in 0..600 {
+pub fn wait_for_one(nodes: &mut [Node], among: &[usize]) -> usize {
+    for _ in 0..2000 {
         for place in among {
             nodes[*place].daemon.listen_for(Duration::from_millis(20));
             if is_up(&nodes[*place]) {
@@ -60,12 +60,12 @@ fn wait_for_one(nodes: &mut [Node], among: &[usize]) -> usize {
 }
 
 /// Waits until a node does not run the group.
-fn wait_stopped(node: &mut Node) {
+pub fn wait_stopped(node: &mut Node) {
     node.daemon.wait("the group to be stopped", |_, state| !state.programs[state.graph.names()["app"]].is_running());
 }
 
 /// That no program has found the lock taken.
-fn no_overlap(nodes: &[Node]) {
+pub fn no_overlap(nodes: &[Node]) {
     for node in nodes {
         let overlaps = node.daemon.heard.iter().filter(|envelope| {
             matches!(&envelope.event, Event::Program(_, ProgramEvent::Exited { status: ExitStatus::Code(OVERLAP), .. }))
@@ -80,7 +80,7 @@ fn lines(shared: &Path, name: &str) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
-fn fit(shared: &Path, nodes: &[&str]) {
+pub fn fit(shared: &Path, nodes: &[&str]) {
     for node in nodes {
         fs::write(shared.join(format!("fit-{node}")), "").expect("a file");
     }

@@ -5,5 +5,7 @@
 mod edges;
 mod failover;
 mod harness;
+mod keeper;
+mod orders;
 mod publish;
 mod wrong_inputs;
