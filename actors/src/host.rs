@@ -26,7 +26,7 @@ pub use self::{
     monitor::notify_directory,
     recover::{
         flight_recorder::Recorder,
-        kill_runs::{RunToKill, kill_runs},
+        kill_runs::kill_runs,
         scan::{PreviousRun, ScanResult, look, strangers, tagged_processes},
         stash::Stash,
     },

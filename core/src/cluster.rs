@@ -6,6 +6,7 @@
 pub mod claims;
 pub mod exports;
 mod external;
+pub mod keeper;
 mod news;
 pub mod orders;
 mod publish;

@@ -186,9 +186,13 @@ impl State {
     fn admit_start(&self, now: Instant, id: ProgramId, instance: InstanceId) -> Result<(), Refusal> {
         let program = &self.programs[id];
         self.refuse_in_shutdown()?;
-        if let Some(Tenancy::Away { .. } | Tenancy::Claiming { .. }) =
-            self.group_of(id).and_then(|group| group.tenancy.as_ref())
-        {
+        let may_run = match self.group_of(id).and_then(|group| group.tenancy.as_ref()) {
+            None | Some(Tenancy::Held { .. }) => true,
+            // Only what cleans up: what was killed from outside may want to start again before it hears of this.
+            Some(Tenancy::Leaving { .. }) => self.graph.programs[id].names(STOP),
+            Some(Tenancy::Away { .. } | Tenancy::Claiming { .. }) => false,
+        };
+        if !may_run {
             return Err(Refusal::NoStartPending);
         }
         if program.phase != Phase::Down || instance.0 != program.instance.0 + 1 {

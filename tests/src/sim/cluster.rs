@@ -7,6 +7,7 @@
 
 mod claims;
 pub mod invariants;
+mod keeper;
 pub mod mutants;
 pub mod network;
 pub mod store;

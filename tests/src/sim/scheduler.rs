@@ -24,7 +24,8 @@ use gaggled_core::{
         Input, Output, Outputs, Timers,
         any::{AnyMachine, all_actors},
     },
-    protocol::Action,
+    process::ExitStatus,
+    protocol::{Action, Permits},
     state::State,
 };
 
@@ -258,6 +259,25 @@ impl Simulation {
     /// Whether a program has a process, or something that its run has left.
     pub fn lives(&self, program: ProgramId) -> bool {
         self.host.lives(program)
+    }
+
+    /// Until when this node may run what it has claimed.
+    pub fn permits(&self) -> Permits {
+        self.journal.permits()
+    }
+
+    /// The daemon has stood still until this moment.
+    pub fn wake(&mut self, at: Instant) {
+        self.now = self.now.max(at);
+    }
+
+    /// Something else than the daemon kills a program.
+    pub fn kill_from_outside(&mut self, program: ProgramId) {
+        let Some((instance, _)) = self.host.alive(program) else { return };
+        let killed = ScheduledEvent::End(program, instance, ExitStatus::Signal(9));
+        if let Some(report) = self.host.deliver_event(killed) {
+            self.expect(vec![(self.now, ScheduledEvent::Report(report))]);
+        }
     }
 
     /// The cluster gateway reports something to a machine.

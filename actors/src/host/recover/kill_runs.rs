@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
 };
 
-use gaggled_core::{base::ids::InstanceId, state::ProcessInfo};
+use gaggled_core::{base::ids::InstanceId, cluster::keeper::KeptRun};
 
 use crate::host::{
     cgroup::Cgroup,
@@ -15,26 +15,15 @@ use crate::host::{
     track::process_tree::{descendants, hold, kill_tree},
 };
 
-/// A run to be killed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RunToKill {
-    /// The name of the program.
-    pub program: String,
-    /// The run.
-    pub instance: InstanceId,
-    /// Its main process, as far as is known.
-    pub process: Option<ProcessInfo>,
-}
-
 /// Kills everything of these runs, and looks again until nothing is left that was not killed: main processes and what they have
 /// started, what carries their tokens, and what is in their cgroups. Returns how many processes that were.
 ///
 /// A daemon that was stopped between a start and its record may have begun a run that is not known: the next one of each program
 /// is looked for, too.
-pub fn kill_runs(identity: &str, cgroups: &[PathBuf], runs: &[RunToKill]) -> usize {
-    let next = |run: &RunToKill| RunToKill { instance: InstanceId(run.instance.0 + 1), process: None, ..run.clone() };
+pub fn kill_runs(identity: &str, cgroups: &[PathBuf], runs: &[KeptRun]) -> usize {
+    let next = |run: &KeptRun| KeptRun { instance: InstanceId(run.instance.0 + 1), process: None, ..run.clone() };
     let next = runs.iter().map(next);
-    let runs: Vec<RunToKill> = runs.iter().cloned().chain(next).collect();
+    let runs: Vec<KeptRun> = runs.iter().cloned().chain(next).collect();
     let programs: BTreeSet<&str> = runs.iter().map(|run| &*run.program).collect();
     let helpers = Helpers::Of(&programs);
     let mut dead: Vec<DeadRun> = runs.iter().map(|run| kill_main(run, cgroups)).collect();
@@ -43,7 +32,7 @@ pub fn kill_runs(identity: &str, cgroups: &[PathBuf], runs: &[RunToKill]) -> usi
 }
 
 /// Kills the main process of a run with its descendants, and its cgroup. The rest is found by what the run has in common.
-fn kill_main(run: &RunToKill, cgroups: &[PathBuf]) -> DeadRun {
+fn kill_main(run: &KeptRun, cgroups: &[PathBuf]) -> DeadRun {
     let mut killed = BTreeSet::new();
     if let Some(cgroup) = Cgroup::find(cgroups, &run.program, run.instance) {
         killed.extend(cgroup.members());
@@ -58,7 +47,7 @@ fn kill_main(run: &RunToKill, cgroups: &[PathBuf]) -> DeadRun {
         leftovers::sigkill(main.pid);
     }
     DeadRun {
-        token: Token { instance: run.instance, program: run.program.clone() },
+        token: Token { instance: run.instance, program: run.program.to_string() },
         pid: run.process.map(|process| process.pid),
         alive: run.process.map(|process| process.start_time..=procfs::now()),
         killed,

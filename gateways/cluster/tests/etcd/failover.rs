@@ -75,6 +75,11 @@ pub fn no_overlap(nodes: &[Node]) {
     }
 }
 
+/// How often something is to be done: as this variable of the environment says, or so often.
+fn count(variable: &str, default: usize) -> usize {
+    std::env::var(variable).ok().and_then(|count| count.parse().ok()).unwrap_or(default)
+}
+
 fn lines(shared: &Path, name: &str) -> Vec<String> {
     let text = fs::read_to_string(shared.join(name)).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
@@ -136,7 +141,7 @@ fn h1_h3_a_group_runs_on_the_preferred_node_and_on_another_one_when_that_dies() 
 fn a_holder_that_is_cut_off_has_stopped_before_another_one_starts() {
     let Some(etcd) = Etcd::start() else { return };
     let shared = directory();
-    let cuts: usize = std::env::var("GAGGLED_CUTS").ok().and_then(|count| count.parse().ok()).unwrap_or(2);
+    let cuts = count("GAGGLED_CUTS", 2);
     fit(shared.path(), &["n1", "n2"]);
     let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| start(&etcd, name, shared.path())).into();
     let mut holder = wait_for_one(&mut nodes, &[0, 1]);
@@ -193,7 +198,7 @@ fn h5_a_group_stops_without_a_majority_and_lives_through_the_loss_of_its_lease()
     nodes[0].daemon.end();
 }
 
-/// E7: a member that hangs is left for another one, also if it is the leader.
+/// E7: a member that hangs is left for another one, also if it is the leader; `GAGGLED_HANGS` says how often.
 #[test]
 fn a_group_runs_on_while_members_of_etcd_hang_one_after_the_other() {
     let Some(etcd) = Etcd::start() else { return };
@@ -203,7 +208,7 @@ fn a_group_runs_on_while_members_of_etcd_hang_one_after_the_other() {
     let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| Node::with(&etcd, name, settings, &site(shared.path()))).into();
     let holder = wait_for_one(&mut nodes, &[0, 1]);
     let pid = nodes[holder].daemon.pid_of("app");
-    for member in 0..3 {
+    for member in (0..3).cycle().take(count("GAGGLED_HANGS", 3)) {
         etcd.signal(member, Signal::SIGSTOP);
         nodes[holder].daemon.listen_for(Duration::from_secs(3));
         etcd.signal(member, Signal::SIGCONT);

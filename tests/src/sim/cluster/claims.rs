@@ -8,6 +8,7 @@ use gaggled_core::{
         Observation,
         claims::{ClaimWish, ClaimWrite, ClaimsInStore},
     },
+    graph::STOP,
     state::Tenancy,
 };
 
@@ -89,6 +90,9 @@ impl Network {
                 _ => sent + permit,
             };
             let sight = gateway.claims.sight(session.as_deref(), until);
+            if let Some(sight) = &sight {
+                gateway.claims.reported(sight);
+            }
             let writes = session.map_or_else(Vec::new, |session| gateway.claims.writes(&session));
             if !writes.is_empty() {
                 gateway.claims.forget();
@@ -129,8 +133,11 @@ impl Network {
         let runs = |number: &usize| {
             let node = &self.nodes[*number];
             let Some(group) = node.simulation.state().graph.group(SHARED) else { return false };
-            let members: &[ProgramId] = &node.simulation.state().graph.groups[group].members;
-            members.iter().any(|member| node.simulation.lives(*member))
+            let graph = &node.simulation.state().graph;
+            // A daemon that stood still cleans up when it goes on, whatever others do by then.
+            let counts = |member: &&ProgramId| !node.has_been_frozen || !graph.programs[**member].names(STOP);
+            let mut members = graph.groups[group].members.iter().filter(counts);
+            members.any(|member| node.simulation.lives(*member))
         };
         let running: Vec<usize> = (0..self.nodes.len()).filter(runs).collect();
         if running.len() > 1 && self.record.overlaps.insert(running.clone()) {

@@ -43,6 +43,8 @@ pub struct Record {
     committed: Vec<BTreeSet<(EpochId, Seq)>>,
     /// Until when each node was cut off, and since when.
     cuts: Vec<Vec<(Instant, Instant)>>,
+    /// Until when the daemon of each node stood still, and since when.
+    pub frozen: Vec<Vec<(Instant, Instant)>>,
     /// The sets of nodes on which a group ran at once that runs on one node at a time.
     pub overlaps: BTreeSet<Vec<usize>>,
     tokens: Tokens,
@@ -62,6 +64,7 @@ impl Record {
         Self {
             committed: vec![BTreeSet::new(); nodes],
             cuts: vec![Vec::new(); nodes],
+            frozen: vec![Vec::new(); nodes],
             overlaps: BTreeSet::new(),
             tokens: Tokens::default(),
             moves: 0,
@@ -148,8 +151,11 @@ pub fn check(world: &ClusterWorld, runs: &[Run], store: &Store, mut record: Reco
         ));
     }
     for (number, (node, run)) in world.nodes.iter().zip(runs).enumerate() {
-        let found = invariants::check(node, run);
-        record.found.extend(found.into_iter().map(|found| format!("node {number}: {found}")));
+        // A daemon that stands still kills nothing in time, and notices nothing in time.
+        let stood_still = !record.frozen[number].is_empty();
+        let is_timing = |found: &String| ["I11", "I31"].iter().any(|id| found.starts_with(id));
+        let found = invariants::check(node, run).into_iter().filter(|found| !stood_still || !is_timing(found));
+        record.found.extend(found.map(|found| format!("node {number}: {found}")));
     }
     for (number, run) in runs.iter().enumerate() {
         for (id, policy) in world.nodes[number].graph.programs.iter() {
@@ -214,7 +220,9 @@ fn lost_in_time(
     let was_away = |(since, until): (Instant, Instant)| {
         since + world.settings.lost_after() <= until + slack && since < at && until + Millis(3000) > at
     };
-    if !absences.into_iter().any(was_away) {
+    // One that stood still hears late of what has long passed.
+    let stood_still = record.frozen[number].iter().any(|(_, until)| *until <= at && *until + Millis(3000) > at);
+    if !stood_still && !absences.into_iter().any(was_away) {
         record.found.push(format!("C13: node {number} takes {node} for lost at {} ms, without reason", at.as_millis()));
     }
 }
@@ -232,7 +240,10 @@ fn leaves_with_reason(record: &mut Record, world: &ClusterWorld, number: usize, 
         // Two questions without an answer, and a member that is looked for.
         let since = at - Millis(world.settings.permit().0 + 3000);
         let is_near = |moment: &Instant| (since..=at).contains(moment);
-        let is_cut = record.cuts[number].iter().any(|(begun, ended)| *begun <= at && *ended >= since);
+        let is_cut = record.cuts[number]
+            .iter()
+            .chain(&record.frozen[number])
+            .any(|(begun, ended)| *begun <= at && *ended >= since);
         if !is_cut && !record.late_answers[number].iter().chain(&daemons).any(is_near) {
             let at = at.as_millis();
             record.found.push(format!("C16: node {number} leaves the group at {at} ms, and was never cut off"));
@@ -244,7 +255,8 @@ fn leaves_with_reason(record: &mut Record, world: &ClusterWorld, number: usize, 
 fn notices_cuts(record: &mut Record, world: &ClusterWorld, number: usize, run: &Run) {
     let dead_after = world.settings.dead_after;
     for (since, until) in record.cuts[number].clone() {
-        if until >= since + dead_after + Millis(3000) {
+        let overlaps = |(begun, ended): &(Instant, Instant)| *begun < until && *ended > since;
+        if until >= since + dead_after + Millis(3000) && !record.frozen[number].iter().any(overlaps) {
             for external in known(run, (since, until), |_| true) {
                 let at = (since.as_millis(), until.as_millis());
                 record
@@ -263,7 +275,7 @@ fn notices_losses(record: &mut Record, world: &ClusterWorld, store: &Store, numb
             let is_long = until >= since + world.settings.lost_after() + Millis(2 * renewal + 2000);
             let near = |(begun, ended): &&(Instant, Instant)| *begun < until && *ended + Millis(renewal + 1000) > since;
             // A cut may begin while this node waits for what it has seen to last.
-            if !is_long || record.cuts[number].iter().any(|cut| near(&cut)) {
+            if !is_long || record.cuts[number].iter().chain(&record.frozen[number]).any(|cut| near(&cut)) {
                 continue;
             }
             for external in known(run, (since, until), |of| of == &**node) {

@@ -37,11 +37,13 @@ pub enum ClusterMutant {
     RepeatMove,
     /// It is not seen that a node is drained.
     IgnoreDrain,
+    /// Nothing kills what a daemon that stands still does not stop.
+    NoKeeper,
 }
 
 impl ClusterMutant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::ResumeWatch,
         Self::ForgetMissedFalls,
         Self::LoseOnReregistration,
@@ -57,6 +59,7 @@ impl ClusterMutant {
         Self::ForgetClaimsInSession,
         Self::RepeatMove,
         Self::IgnoreDrain,
+        Self::NoKeeper,
     ];
 
     /// What a gateway has read of the claims, with the defect.

@@ -15,9 +15,11 @@ use gaggled_core::{
         News, Observation, PublishedState, Sight,
         claims::{ClaimWrite, Claims, ClaimsInStore},
         exports::{Batch, Exports},
+        keeper::KeptGroups,
         sights::{Sights, StateInStore},
         store::Key,
     },
+    protocol::Permits,
     state::State,
 };
 
@@ -59,6 +61,12 @@ pub(super) enum Happening {
     ClaimWritten(usize, u64, ClaimWrite),
     /// A watch shows that claims or sessions have changed.
     ClaimsChanged(usize, u64),
+    /// A daemon that stood still goes on.
+    Thaws(usize),
+    /// A heartbeat shows these permits.
+    Beats(usize, Permits),
+    /// The keeper of a node may have something to kill.
+    KeeperWakes(usize),
     /// Everything should have settled.
     Settled,
 }
@@ -90,6 +98,10 @@ pub(super) struct Node {
     seen: usize,
     cut_until: Instant,
     reported_at: Instant,
+    /// Until when its daemon stands still.
+    pub(super) frozen_until: Option<Instant>,
+    pub(super) has_been_frozen: bool,
+    pub(super) keeper: KeptGroups,
 }
 
 /// A cluster that runs.
@@ -120,6 +132,9 @@ impl Network {
                 seen: 0,
                 cut_until: Instant::default(),
                 reported_at: Instant::default(),
+                frozen_until: None,
+                has_been_frozen: false,
+                keeper: KeptGroups::default(),
             }
         };
         let nodes: Vec<Node> = world.nodes.iter().enumerate().map(node).collect();
@@ -155,7 +170,8 @@ impl Network {
                 break;
             }
             let moment = |(number, node): (usize, &Node)| {
-                node.simulation.next_moment().filter(|_| running(&node)).map(|at| (at, number))
+                let goes_on = running(&node) && node.frozen_until.is_none();
+                node.simulation.next_moment().filter(|_| goes_on).map(|at| (at, number))
             };
             let node = self.nodes.iter().enumerate().filter_map(moment).min();
             let happening = self.queue.peek().map(|Reverse((at, _, _))| *at);
@@ -183,7 +199,7 @@ impl Network {
         self.expect_at(self.now + span, happening);
     }
 
-    fn expect_at(&mut self, at: Instant, happening: Happening) {
+    pub(super) fn expect_at(&mut self, at: Instant, happening: Happening) {
         let index = self.happenings.len();
         self.queue.push(Reverse((at, index as u64, index)));
         self.happenings.push(happening);
@@ -215,9 +231,11 @@ impl Network {
         node.seen = envelopes.len();
         self.record.committed(number, &fresh);
         if is_new {
+            self.keep(number);
             self.synchronise(number);
             return;
         }
+        self.keep(number);
         self.wish(number);
         let state = self.nodes[number].simulation.state().clone();
         let subjects: BTreeSet<ProgramId> =
@@ -294,6 +312,9 @@ impl Network {
             }
             Happening::ClaimWritten(node, life, write) if self.is_life(node, life) => self.claim_written(node, &write),
             Happening::ClaimsChanged(node, life) if self.is_life(node, life) => self.read_claims(node),
+            Happening::Thaws(node) => self.thaws(node),
+            Happening::Beats(node, permits) => self.beats(node, permits),
+            Happening::KeeperWakes(node) => self.keeper_wakes(node),
             Happening::Settled => {
                 self.settled_claims();
                 let states: Vec<State> = self.nodes.iter().map(|node| node.simulation.state().clone()).collect();
@@ -331,6 +352,7 @@ impl Network {
                 self.show_all(&changes);
             }
             Fault::CancelWatch { node } => self.break_watch(node),
+            Fault::Freeze { node, span } => self.freeze(node, span),
             Fault::Drain { node, is_drained } => {
                 self.store.drain(name(node), is_drained);
                 self.claims_changed();
@@ -414,6 +436,12 @@ impl Network {
         let (now, mutant) = (self.now, self.mutant);
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
         let held = gateway.lease.clone().filter(|lease| self.store.has_lease(lease));
+        if gateway.claims.is_neglected(now) {
+            if held.is_some() {
+                self.read_claims(number);
+            }
+            return;
+        }
         let lease = held.clone().unwrap_or_else(|| format!("{number}-{life}-{}", now.as_micros()).into());
         self.store.renew(&lease, now + session);
         gateway.lease = Some(lease);
@@ -522,6 +550,9 @@ impl Network {
         if self.nodes[number].epoch != epoch || self.nodes[number].simulation.is_over() {
             return;
         }
+        if let Some(until) = self.nodes[number].frozen_until {
+            return self.expect_at(until, Happening::Reports(number, epoch, observations));
+        }
         let state = self.nodes[number].simulation.state();
         let names = state.graph.names();
         let externals: Vec<ProgramId> =
@@ -551,6 +582,7 @@ impl Network {
                         ActorId::Group(group),
                         News::Claims(Arc::new(sight)),
                     );
+                    self.beat_soon(number);
                 }
             }
         }

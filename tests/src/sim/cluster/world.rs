@@ -55,6 +55,13 @@ pub enum Fault {
         /// The node.
         node: usize,
     },
+    /// The daemon of a node stands still, while its programs and its gateway go on.
+    Freeze {
+        /// The node.
+        node: usize,
+        /// For how long.
+        span: Millis,
+    },
     /// An operator drains a node, or ends that.
     Drain {
         /// The node.
@@ -125,8 +132,11 @@ impl ClusterWorld {
         if shares && seed.is_multiple_of(2) {
             // Drawn apart, so that the worlds without orders stay what they were.
             faults.extend(draw_orders(&mut Random::new(seed ^ 0x0bde_4500), nodes.len(), faults_end_at));
-            faults.sort_by_key(|(at, _)| *at);
         }
+        if shares && seed.is_multiple_of(3) {
+            faults.extend(draw_freezes(&mut Random::new(seed ^ 0x0f4e_e500), nodes.len(), faults_end_at));
+        }
+        faults.sort_by_key(|(at, _)| *at);
         Self { seed, settings, nodes, faults, faults_end_at, shutdown_at }
     }
 }
@@ -250,6 +260,16 @@ fn draw_faults(random: &mut Random, nodes: usize, until: Instant) -> Vec<(Instan
         .collect();
     faults.sort_by_key(|(at, _)| *at);
     faults
+}
+
+fn draw_freezes(random: &mut Random, nodes: usize, until: Instant) -> Vec<(Instant, Fault)> {
+    let count = random.pick(&[1, 2, 4]);
+    let freeze = |_| {
+        let node = usize::try_from(random.below(nodes as u64)).expect("a small number");
+        let span = Millis(random.pick(&[500, 3000, 15_000, 60_000]));
+        (Instant::default() + Millis(random.below(until.as_millis().max(1))), Fault::Freeze { node, span })
+    };
+    (0..count).map(freeze).collect()
 }
 
 fn draw_orders(random: &mut Random, nodes: usize, until: Instant) -> Vec<(Instant, Fault)> {
