@@ -69,7 +69,9 @@ fn main() {
         at(100),
         Duration::from_millis(bound).as_secs_f64()
     );
-    nodes.iter_mut().for_each(|node| drop(node.daemon.end()));
+    for node in &mut nodes {
+        node.daemon.end();
+    }
 }
 
 fn runs_app(node: &Node) -> bool {
