@@ -6,7 +6,6 @@
 //! take the group, so what is left is killed.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     thread,
@@ -23,13 +22,15 @@ use gaggled_core::{base::time::Instant, cluster::keeper::KeptGroups, event::Even
 use gaggled_gateways::follow::{FollowEvent, Follower};
 use slog::{Logger, error, info, warn};
 
-use crate::common::{endpoints::Urls, gateway_log};
+use crate::{
+    common::{endpoints::Urls, gateway_log},
+    daemon::subreaper::lower_oom_score,
+};
 
 /// Watches the gaggled at these urls, whose journal is in this directory, for ever.
 pub fn run(state: &Path, urls: &Urls) -> ExitCode {
     let logger = gateway_log::logger(false);
-    // What the kernel kills for want of memory should not be this.
-    let _ = fs::write("/proc/self/oom_score_adj", "-900");
+    lower_oom_score();
     let fail = |why: &str| {
         eprintln!("Error: {why}");
         ExitCode::FAILURE

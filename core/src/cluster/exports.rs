@@ -162,7 +162,7 @@ mod tests {
     fn state(seq: u64) -> PublishedState {
         let source = RemoteSource { journal: "j".into(), epoch: EpochId(1), seq: Seq(seq), falls: seq };
         let (instance, phase) = (InstanceId(seq), RemotePhase::Up);
-        PublishedState { source, instance, phase, outcome: None, time: WallTime(0), why: Vec::new() }
+        PublishedState { source, node: None, instance, phase, outcome: None, time: WallTime(0), why: Vec::new() }
     }
 
     /// How many writes there are in a storm of so many milliseconds with a change of each of these programs in each of them.

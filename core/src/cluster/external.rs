@@ -24,8 +24,11 @@ pub enum Assumption {
 /// A program of another node that programs of this node depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct External {
-    /// The node.
+    /// The node; or the group that runs on one node at a time, whichever that is, if `of_group`.
     pub node: Arc<str>,
+    /// Whether `node` is the name of such a group.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub of_group: bool,
     /// The name of the program on that node.
     pub program: Arc<str>,
     /// What is assumed of it when its node is lost: the session of the node has ended.
@@ -36,6 +39,14 @@ pub struct External {
     pub lost_after: Millis,
     /// How long nothing must have been heard of the cluster for this node to be cut off.
     pub blind_after: Millis,
+}
+
+impl External {
+    /// Where it runs, in words.
+    pub fn place(&self) -> String {
+        let Self { node, of_group, .. } = self;
+        if *of_group { format!("where group {node} runs") } else { format!("on node {node}") }
+    }
 }
 
 /// Why the state of a program of another node is not known.

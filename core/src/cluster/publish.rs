@@ -40,6 +40,7 @@ impl PublishedState {
                 seq: program.last_seq,
                 falls: program.falls,
             },
+            node: None,
             instance: program.instance,
             phase,
             outcome: program.outcome.filter(|_| matches!(phase, RemotePhase::Down | RemotePhase::Completed)),

@@ -6,7 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::external::RemoteSource;
 use crate::{
-    base::{ids::InstanceId, text::harmless, time::WallTime},
+    base::{
+        ids::InstanceId,
+        text::{as_name, harmless},
+        time::WallTime,
+    },
     process::Outcome,
 };
 
@@ -46,6 +50,9 @@ pub struct PublishedState {
     /// Where it stands in the journal of the node.
     #[serde(flatten)]
     pub source: RemoteSource,
+    /// The node, if it is one of several on which the program may run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<Arc<str>>,
     /// The run.
     pub instance: InstanceId,
     /// How far it is.
@@ -65,6 +72,7 @@ impl PublishedState {
     /// their own programs.
     #[must_use]
     pub fn cleaned(mut self) -> Self {
+        self.node = self.node.map(|node| as_name(&node, '?').into());
         self.source.journal = harmless(&self.source.journal, JOURNAL_MAX).into();
         self.why = self.why.iter().take(WHY_LINES).map(|line| harmless(line, WHY_MAX).into()).collect();
         self

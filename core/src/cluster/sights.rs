@@ -12,7 +12,7 @@ use std::{
 use super::{
     external::split_name,
     news::Observation,
-    published::Sight,
+    published::{PublishedState, Sight},
     store::{Key, StateValue},
 };
 
@@ -27,11 +27,27 @@ pub enum StateInStore {
     Missing,
 }
 
+/// A program of another node.
+#[derive(Clone, Debug)]
+struct Seen {
+    /// Its node; or its group, if that runs on one node at a time.
+    node: Arc<str>,
+    of_group: bool,
+    /// Its name there.
+    program: Arc<str>,
+}
+
 /// What a node sees of the programs of others.
 #[derive(Clone, Debug, Default)]
 pub struct Sights {
-    /// The external programs, by their names here, with the keys of their states.
-    externals: BTreeMap<Arc<str>, (Arc<str>, Arc<str>)>,
+    /// This node.
+    node: Arc<str>,
+    /// The external programs, by their names here.
+    externals: BTreeMap<Arc<str>, Seen>,
+    /// The node that holds each group that runs on one node at a time; `None` before that is known.
+    holders: Option<BTreeMap<Arc<str>, Arc<str>>>,
+    /// The states of the exported programs of this node, as its daemon has them.
+    own: BTreeMap<Arc<str>, Arc<PublishedState>>,
     /// The session of each node.
     sessions: BTreeMap<Arc<str>, Arc<str>>,
     /// The state of each program; `None` if it cannot be read.
@@ -43,22 +59,58 @@ pub struct Sights {
 }
 
 impl Sights {
-    /// The programs of other nodes that the daemon has, by their names. The store has to be read for them.
-    pub fn set_externals(&mut self, names: impl IntoIterator<Item = Arc<str>>) {
-        let key = |name: Arc<str>| {
+    /// Those of this node.
+    pub fn new(node: Arc<str>) -> Self {
+        Self { node, ..Self::default() }
+    }
+
+    /// The programs of other nodes that the daemon has, by their names, and whether each is one of a group that runs on one node
+    /// at a time. The store has to be read for them.
+    pub fn set_externals(&mut self, names: impl IntoIterator<Item = (Arc<str>, bool)>) {
+        let seen = |(name, of_group): (Arc<str>, bool)| {
             let (program, node) = split_name(&name)?;
-            Some((name.clone(), (node.into(), program.into())))
+            Some((name.clone(), Seen { node: node.into(), of_group, program: program.into() }))
         };
-        self.externals = names.into_iter().filter_map(key).collect();
+        self.externals = names.into_iter().filter_map(seen).collect();
         self.forget_reports();
+    }
+
+    /// Whether there are programs of groups among them.
+    pub fn follows_groups(&self) -> bool {
+        self.externals.values().any(|seen| seen.of_group)
+    }
+
+    /// The nodes that hold groups; whether other keys are to be read for that.
+    pub fn set_holders(&mut self, holders: impl IntoIterator<Item = (Arc<str>, Arc<str>)>) -> bool {
+        let before = self.keys();
+        self.holders = Some(holders.into_iter().collect());
+        self.keys() != before
+    }
+
+    /// An exported program of this node is in this state. If its group is held here, that is what others of this node see of it,
+    /// also without the store.
+    pub fn own(&mut self, program: Arc<str>, state: PublishedState) {
+        self.own.insert(program, state.into());
+    }
+
+    /// The exported programs of this node are these.
+    pub fn set_own(&mut self, states: impl IntoIterator<Item = (Arc<str>, PublishedState)>) {
+        self.own = states.into_iter().map(|(program, state)| (program, state.into())).collect();
     }
 
     /// The keys that are to be read and watched.
     pub fn keys(&self) -> BTreeSet<Key> {
-        let alive = |node: &Arc<str>| Key::Alive { node: node.clone() };
-        let state =
-            |(node, program): &(Arc<str>, Arc<str>)| Key::State { node: node.clone(), program: program.clone() };
-        self.externals.values().flat_map(|key| [alive(&key.0), state(key)]).collect()
+        let keys = |seen: &Seen| {
+            let node = self.node_of(seen).filter(|node| !seen.of_group || *node != self.node)?;
+            let state = Key::State { node: node.clone(), program: seen.program.clone() };
+            Some([Key::Alive { node }, state])
+        };
+        self.externals.values().filter_map(keys).flatten().collect()
+    }
+
+    /// The node of a program; `None` if none holds its group, or that is not known.
+    fn node_of(&self, seen: &Seen) -> Option<Arc<str>> {
+        if seen.of_group { self.holders.as_ref()?.get(&seen.node).cloned() } else { Some(seen.node.clone()) }
     }
 
     /// The connection to the store is lost: what it shows next may come after changes that were missed.
@@ -98,12 +150,9 @@ impl Sights {
 
     /// What has changed since it was last reported.
     pub fn take_news(&mut self) -> Vec<Observation> {
-        if !self.is_read {
-            return Vec::new();
-        }
         let mut news = Vec::new();
-        for (name, key) in &self.externals {
-            if let Some(sight) = self.sight(key).filter(|sight| self.reported.get(name) != Some(sight)) {
+        for (name, seen) in &self.externals {
+            if let Some(sight) = self.sight(seen).filter(|sight| self.reported.get(name) != Some(sight)) {
                 self.reported.insert(name.clone(), sight.clone());
                 news.push(Observation::External { program: name.to_string(), sight });
             }
@@ -112,12 +161,28 @@ impl Sights {
     }
 
     /// How a program is seen; `None` while that cannot be told.
-    fn sight(&self, key: &(Arc<str>, Arc<str>)) -> Option<Sight> {
-        let Some(session) = self.sessions.get(&key.0) else { return Some(Sight::Unseen) };
-        match self.states.get(key) {
-            Some(Some(value)) if value.session == *session => Some(Sight::Seen(Some(value.state.clone()))),
+    fn sight(&self, seen: &Seen) -> Option<Sight> {
+        let node = self.node_of(seen);
+        if seen.of_group && node.as_ref() == Some(&self.node) {
+            let own = self.own.get(&seen.program);
+            return Some(Sight::Seen(own.map(|state| on_node(state, self.node.clone()))));
+        }
+        if !self.is_read || seen.of_group && self.holders.is_none() {
+            return None;
+        }
+        let Some(node) = node else { return Some(Sight::Seen(None)) };
+        let Some(session) = self.sessions.get(&node) else { return Some(Sight::Unseen) };
+        match self.states.get(&(node.clone(), seen.program.clone())) {
+            Some(Some(value)) if value.session == *session => {
+                Some(Sight::Seen(Some(if seen.of_group { on_node(&value.state, node) } else { value.state.clone() })))
+            }
             Some(_) => None,
             None => Some(Sight::Seen(None)),
         }
     }
+}
+
+/// A state of a program that runs on one of several nodes.
+fn on_node(state: &PublishedState, node: Arc<str>) -> Arc<PublishedState> {
+    Arc::new(PublishedState { node: Some(node), ..state.clone() })
 }

@@ -227,6 +227,10 @@ pub struct DependsConfig {
     /// What is assumed of a program of another node while this node is cut off; `Keep` if nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_blind: Option<Assumption>,
+    /// Whether what follows the name of the program is that of a group that runs on one node at a time, not of a node: the
+    /// projection for a node sets it.
+    #[serde(skip)]
+    pub of_group: bool,
 }
 
 impl Default for ProgramConfig {
@@ -378,6 +382,7 @@ impl Config {
             let at = known.unwrap_or_else(|| {
                 let external = External {
                     node: node.into(),
+                    of_group: depends.of_group,
                     program: program.into(),
                     on_lost: Assumption::Down,
                     on_blind: Assumption::Keep,

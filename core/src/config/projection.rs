@@ -2,7 +2,7 @@
 //!
 //! A configuration can be the same on all nodes: `on` says where a program or a group runs, `per_host` what differs there, and
 //! `%H` stands for the name of the node. What a node runs is a projection of it. A dependency on a program that runs on
-//! another node becomes one on `NAME@NODE`.
+//! another node becomes one on `NAME@NODE`, and one on a program of a group that runs on one node at a time one on `NAME@GROUP`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +25,8 @@ pub struct Places<'a> {
     queries: BTreeMap<&'a str, BTreeSet<String>>,
     /// What is said of the place of each program, by itself or by its group.
     placements: BTreeMap<&'a str, Option<&'a str>>,
+    /// The group of each program whose group runs on one node at a time.
+    shared: BTreeMap<&'a str, &'a str>,
 }
 
 impl<'a> Places<'a> {
@@ -38,6 +40,9 @@ impl<'a> Places<'a> {
             |program: &'a ProgramConfig| program.on.as_ref().or_else(|| of_group(program)).map(Placement::query);
         let placements: BTreeMap<&str, Option<&str>> =
             config.programs.iter().map(|(name, program)| (name, placement(program))).collect();
+        let is_shared = |group: &&str| groups.get(group).is_some_and(|placement| placement.is_one());
+        let group_of = |program: &'a ProgramConfig| program.group.as_deref().filter(is_shared);
+        let shared = config.programs.iter().filter_map(|(name, program)| Some((name, group_of(program)?))).collect();
         let overrides = config.programs.iter().flat_map(|(_, program)| program.per_host.iter().map(|(query, _)| query));
         let of_groups = groups.values().map(|placement| placement.query());
         let queries = placements.values().flatten().copied().chain(overrides).chain(of_groups);
@@ -46,7 +51,13 @@ impl<'a> Places<'a> {
             all: nodes("*").unwrap_or_default(),
             queries: queries.filter_map(|query| Some((query, nodes(query)?))).collect(),
             placements,
+            shared,
         }
+    }
+
+    /// The group of a program, if it runs on one node at a time, and another program is not of it.
+    pub fn shared_apart(&self, on: &str, dependent: &str) -> Option<&'a str> {
+        self.shared.get(on).copied().filter(|group| self.shared.get(dependent) != Some(group))
     }
 
     /// All nodes that are declared.
@@ -95,6 +106,7 @@ impl<'a> Places<'a> {
             for (on, _) in dependent.depends.iter() {
                 let is_needed = match split_name(on) {
                     Some((_, at)) => at == node && others().next().is_some(),
+                    None if self.shared_apart(on, name).is_some() => self.runs_on(on, node),
                     None => others().any(|from| self.dependency(on, from) == Ok(Some(node))),
                 };
                 if is_needed {
@@ -153,7 +165,10 @@ impl Config {
             program.on = None;
             program.export |= needed.contains(name);
             for (on, depends) in &mut program.depends.0 {
-                if let Some((local, _)) =
+                if let (Some(group), Some(other)) = (places.shared_apart(on, name), configured.get(on.as_str())) {
+                    depends.condition = Some(depends.effective_condition(other));
+                    (*on, depends.of_group) = (format!("{on}{AT}{group}"), true);
+                } else if let Some((local, _)) =
                     split_name(on).filter(|(local, at)| *at == node && places.runs_on(local, node))
                 {
                     *on = local.to_owned();
@@ -270,6 +285,30 @@ mod tests {
             (vec!["-n".to_owned(), "n2".to_owned()], Some("16"))
         );
         assert_eq!(two.env.get("NODE").map(String::as_str), Some("n2"));
+    }
+
+    #[test]
+    fn a_dependency_on_a_program_of_a_shared_group_follows_the_group() {
+        let config = config(
+            r#"nodes: {"data": ["n1", "n2"]}, hosts: ["n3"], groups: {"store": (on: One("@data"))}, programs: {
+                "disk": (command: "a", mode: Wait, group: "store"),
+                "db": (command: "a", group: "store", depends: {"disk": ()}),
+                "web": (command: "a", depends: {"db": (), "disk": (on_lost: Keep)}),
+            }"#,
+        );
+        let edges = |node: &str, program: &str| -> Vec<String> {
+            let projected = config.project(node);
+            let program = projected.programs.get(program).expect("it runs there");
+            program.depends.iter().map(|(on, _)| on.to_owned()).collect()
+        };
+        assert_eq!(edges("n1", "web"), ["db@store", "disk@store"], "also where the group may run");
+        assert_eq!(edges("n3", "web"), ["db@store", "disk@store"]);
+        assert_eq!(edges("n1", "db"), ["disk"], "in the group it is a program of this node");
+        let three = config.project("n3").graph();
+        let disk = three.programs[three.names()["disk@store"]].external.clone().expect("it is one of another node");
+        assert!(disk.of_group && disk.on_lost == Assumption::Keep && disk.place() == "where group store runs");
+        let one = config.project("n1").graph();
+        assert!(one.programs[one.names()["db"]].export && one.programs[one.names()["disk"]].export);
     }
 
     #[test]

@@ -7,7 +7,6 @@ use globset::Glob;
 use super::{operator::Operator, target::Targets};
 use crate::{
     base::ids::{GroupId, ProgramId},
-    cluster::External,
     config::{CLUSTERGATE, KEEPER, LOGGER},
     journal::Refusal,
     protocol::{ErrorCode, ReplyError},
@@ -85,8 +84,9 @@ impl Operator<'_> {
     /// Those of [`Operator::choose`], and a program of another node.
     pub fn choose_here(&self, wanted: &[String]) -> Result<Targets, ReplyError> {
         let refuse = |name: &str, id: ProgramId| {
-            let External { node, program, .. } = self.state.graph.programs[id].external.as_ref()?;
-            let message = format!("{name} runs on node {node}: give the command there, for {program}");
+            let external = self.state.graph.programs[id].external.as_ref()?;
+            let (place, program) = (external.place(), &external.program);
+            let message = format!("{name} runs {place}: give the command there, for {program}");
             Some(ReplyError { code: ErrorCode::RunsElsewhere, message })
         };
         let mut elsewhere = wanted.iter().filter_map(|word| refuse(word, *self.names.get(word.as_str())?));

@@ -25,7 +25,7 @@ impl State {
         }
         match event {
             Event::Program(id, event) => match &self.graph.programs[*id].external {
-                Some(external) => Err(Refusal::RunsElsewhere { node: external.node.clone() }),
+                Some(external) => Err(Refusal::RunsElsewhere { place: external.place() }),
                 None => self.admit_program(now, *id, event),
             },
             Event::Remote(id, event) => self.admit_remote(*id, event),

@@ -35,8 +35,8 @@ pub enum Refusal {
     },
     /// The program runs on another node, where it is started and stopped.
     RunsElsewhere {
-        /// The node.
-        node: Arc<str>,
+        /// Where, in words.
+        place: String,
     },
     /// The group runs on one node at a time, and this one does not hold it.
     NotHeld {
@@ -64,7 +64,7 @@ impl fmt::Display for Refusal {
             Self::NotAtLevel { group, level } => {
                 write!(f, "group {group} is at level {level}, at which the program does not run: request another level")
             }
-            Self::RunsElsewhere { node } => write!(f, "the program runs on node {node}: give the command there"),
+            Self::RunsElsewhere { place } => write!(f, "the program runs {place}: give the command there"),
             Self::NotHeld { group, holder: Some(node) } => {
                 write!(f, "group {group} runs on node {node}: give the command there")
             }

@@ -89,7 +89,7 @@ impl ExternalMachine {
             _ if blind_at <= now => (self.unseen(UnseenReason::Blind, self.external.on_blind), Cause::Cluster),
             Some(Sight::Seen(_)) if self.remote().unseen.is_some() => (Some(RemoteEvent::Seen), Cause::Cluster),
             Some(Sight::Seen(Some(reported))) => {
-                let node = self.external.node.clone();
+                let node = reported.node.as_ref().unwrap_or(&self.external.node).clone();
                 let cause = RemoteCause { node, time: reported.time, why: reported.why.clone() };
                 (self.difference(reported), Cause::Remote(Box::new(cause)))
             }

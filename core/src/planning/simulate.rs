@@ -319,6 +319,7 @@ impl<'a> Driver<'a> {
         let is_completed = conditions.into_iter().any(|condition| condition == Condition::Completed);
         Sight::Seen(Some(Arc::new(PublishedState {
             source: RemoteSource::default(),
+            node: None,
             instance: InstanceId(1),
             phase: if is_completed { RemotePhase::Completed } else { RemotePhase::Ready },
             outcome: None,

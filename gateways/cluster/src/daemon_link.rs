@@ -15,6 +15,7 @@ use gaggled_core::{
         rollout::Outcome,
     },
     event::{Envelope, Event, ProgramEvent, StopReason},
+    graph::Policy,
     journal::history::History,
     protocol::{Action, ErrorCode, InfoBody, Reply, Request, describe_origin},
     state::{ProgramState, State},
@@ -41,8 +42,8 @@ pub struct DaemonState {
     pub journal: Arc<str>,
     /// The states of its exported programs.
     pub exports: Vec<(Arc<str>, PublishedState)>,
-    /// The names of the programs of other nodes that it has.
-    pub externals: Vec<Arc<str>>,
+    /// The names of the programs of other nodes that it has, and whether each is one of a group that runs on one node at a time.
+    pub externals: Vec<(Arc<str>, bool)>,
     /// The revision of the published configuration that it has, 0 before the first; `None` if it takes none.
     pub published: Option<u64>,
     /// What it wants of the claims on its groups.
@@ -105,8 +106,8 @@ impl Source {
         let Some(state) = self.follower.state() else { return Some(()) };
         let exported = state.graph.programs.iter().filter(|(_, policy)| policy.export);
         let exports = exported.map(|(id, policy)| (policy.name.clone(), self.published(state, id, None))).collect();
-        let externals = state.graph.programs.values().filter(|policy| !policy.is_here());
-        let externals = externals.map(|policy| policy.name.clone()).collect();
+        let external = |policy: &Policy| Some((policy.name.clone(), policy.external.as_ref()?.of_group));
+        let externals = state.graph.programs.values().filter_map(external).collect();
         let (journal, wishes) = (self.journal.clone(), ClaimWish::all(state));
         let found = DaemonState { journal, exports, externals, published: info.published, wishes };
         self.messages.send(Message::Daemon(found)).ok()

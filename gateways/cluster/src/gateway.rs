@@ -14,7 +14,7 @@ use gaggled_core::{
         exports::Exports,
         rollout::{Outcome, Rollout},
         sights::Sights,
-        store::{Key, Session},
+        store::{Claim, Key, Session},
     },
     config::ClusterConfig,
     protocol::Permits,
@@ -173,12 +173,12 @@ impl Gateway {
         Self {
             site: config.name.as_str().into(),
             claims: Claims::new(node.clone()),
+            sights: Sights::new(node.clone()),
             node,
             config,
             host,
             credentials,
             exports: Exports::default(),
-            sights: Sights::default(),
             rollout: Rollout::default(),
             journal: None,
             urls,
@@ -259,6 +259,8 @@ impl Gateway {
         match message {
             Message::Daemon(found) => self.daemon_found(found),
             Message::Changed(program, state) => {
+                self.sights.own(program.clone(), state.clone());
+                self.report(false);
                 self.exports.change(program, state);
                 self.write();
             }
@@ -337,6 +339,7 @@ impl Gateway {
         self.journal = Some(found.journal);
         self.rollout.daemon_has(found.published);
         self.claims.wish(found.wishes);
+        self.sights.set_own(found.exports.iter().cloned());
         self.exports.replace(found.exports);
         let before = self.sights.keys();
         self.sights.set_externals(found.externals);
@@ -494,6 +497,9 @@ impl Gateway {
             return;
         }
         self.conflict_since = None;
+        let holds = |claim: &Claim| !claim.released && !claim.is_unreadable();
+        let held = claims.claims.iter().filter(|(_, (_, claim))| holds(claim));
+        let reads_others = self.sights.set_holders(held.map(|(group, (_, claim))| (group.clone(), claim.node.clone())));
         let is_there = found.as_ref().is_some_and(|found| found.session == id);
         let is_later = self.exports.is_announced() && asked > self.announced_at;
         if is_later && !is_there && self.session.as_ref().is_some_and(|own| own.session == id) {
@@ -511,6 +517,10 @@ impl Gateway {
             self.exports.begin_session();
         }
         self.report_claims(asked);
+        if reads_others {
+            return self.reconnect();
+        }
+        self.report(false);
         self.write();
     }
 
@@ -569,7 +579,7 @@ impl Gateway {
                 Seen::Canary(pointer) => self.rollout.canary(pointer),
             }
         }
-        if reads_claims && self.claims.is_needed() {
+        if reads_claims && (self.claims.is_needed() || self.sights.follows_groups()) {
             self.renew();
         }
     }

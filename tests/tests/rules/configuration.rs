@@ -75,7 +75,7 @@ fn what_is_wrong_about_a_cluster_is_said_with_its_place() {
         (
             "on: One(\"@two\")",
             "",
-            "  \"b\": (command: \"true\", depends: {\"a\": ()}),\n",
+            "  \"b\": (command: \"true\", depends: {\"a@n1\": ()}),\n",
             ["which runs on one of several nodes", "system.ron:7"],
         ),
         ("", "", "  \"b\": (command: \"true\", on: One(\"@two\")),\n", ["as only groups can", "system.ron:7"]),

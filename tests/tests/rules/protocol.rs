@@ -38,6 +38,7 @@ fn everything() -> (State, Vec<Envelope>) {
     });
     let external = External {
         node: "n2".into(),
+        of_group: false,
         program: "cache".into(),
         on_lost: Assumption::Down,
         on_blind: Assumption::Keep,

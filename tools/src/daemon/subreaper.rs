@@ -187,7 +187,7 @@ fn too_few_descriptors() -> Option<u64> {
 
 /// The kernel should kill a supervisor last when memory runs out. Programs do not inherit that
 /// score. A score that was set before is kept, and a failure to set it is ignored.
-fn lower_oom_score() {
+pub(crate) fn lower_oom_score() {
     const SCORE: &str = "/proc/self/oom_score_adj";
     if fs::read_to_string(SCORE).is_ok_and(|score| score.trim() == "0") {
         let _ = fs::write(SCORE, "-900");

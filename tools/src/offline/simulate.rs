@@ -97,10 +97,10 @@ fn scenario(arguments: &Arguments, graph: &Graph) -> Result<Scenario, (u8, Strin
         match &graph.programs[id].external {
             None => Ok(id),
             Some(external) => {
-                let node = &external.node;
+                let place = external.place();
                 Err((
                     USAGE,
-                    format!("{name} runs on node {node}: simulate its failure with the configuration of that node"),
+                    format!("{name} runs {place}: simulate its failure with the configuration of a node there"),
                 ))
             }
         }

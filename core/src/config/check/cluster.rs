@@ -225,15 +225,14 @@ fn check_shared_groups(config: &Config, places: &Places<'_>, locator: &SpanIndex
                 format!("program \"{name}\" of a group that runs on one node at a time leaves processes behind");
             error(&["programs", name, "leaves"], message, "write leaves: Kill, or leaves: Keep with a stop_command");
         }
-        for (on, _) in program.depends.iter() {
-            let group = group_of(split_name(on).map_or(on, |(local, _)| local)).filter(|group| shared(group));
-            if let Some(group) =
-                group.filter(|group| program.group.as_deref() != Some(*group) || split_name(on).is_some())
-            {
+        for (on, depends) in program.depends.iter() {
+            let Some((of, _)) = split_name(on).filter(|_| !depends.of_group) else { continue };
+            if let Some(group) = group_of(of).filter(|group| shared(group)) {
                 let message = format!(
                     "program \"{name}\" depends on \"{on}\" of group \"{group}\", which runs on one of several nodes"
                 );
-                error(&["programs", name, "depends", on], message, "put both into the group");
+                let help = format!("write \"{of}\": that is the one that runs, on whichever node");
+                error(&["programs", name, "depends", on], message, &help);
             }
         }
     }
@@ -247,6 +246,9 @@ fn between_nodes(places: &Places<'_>, name: &str, on: &str) -> Option<(String, S
         return is_wrong.then(|| {
             (format!(", and \"{of}\" does not run on {at}"), format!("it runs on {}", listed(places.of(of))))
         });
+    }
+    if places.shared_apart(on, name).is_some() {
+        return None;
     }
     let wrong = nodes.iter().find_map(|from| Some((from, places.dependency(on, from).err()?)))?;
     Some(match wrong {
@@ -297,7 +299,8 @@ fn check_dependencies(config: &Config, places: &Places<'_>, locator: &SpanIndex,
                     })
                 }
             };
-            let wrong = wrong.map(|(what, help)| (what.to_owned(), help)).or_else(|| between_nodes(places, name, on));
+            let elsewhere = || if depends.of_group { None } else { between_nodes(places, name, on) };
+            let wrong = wrong.map(|(what, help)| (what.to_owned(), help)).or_else(elsewhere);
             if let Some((what, help)) = wrong {
                 let error = Diagnostic::error(format!("program \"{name}\" depends on \"{on}\"{what}"));
                 found.push(error.at(spans.last().cloned()).help(help));

@@ -199,15 +199,15 @@ impl View<'_> {
 
 /// What is known of a program of another node, in words.
 fn elsewhere(external: &External, remote: &RemoteRun, program: &ProgramState) -> String {
-    let node = &external.node;
+    let place = external.place();
     let last = match program.phase {
-        Phase::Up if program.is_ready() => format!("up on node {node}"),
-        Phase::Up => format!("up on node {node}, not ready yet"),
-        _ if program.is_completed() => format!("completed on node {node}"),
-        _ if program.instance == InstanceId(0) => format!("not seen up on node {node} yet"),
+        Phase::Up if program.is_ready() => format!("up {place}"),
+        Phase::Up => format!("up {place}, not ready yet"),
+        _ if program.is_completed() => format!("completed {place}"),
+        _ if program.instance == InstanceId(0) => format!("not seen up {place} yet"),
         Phase::Down | Phase::Starting | Phase::Stopping | Phase::ActiveExited => match program.outcome {
-            Some(outcome) => format!("down on node {node}: {}", describe(outcome)),
-            None => format!("down on node {node}"),
+            Some(outcome) => format!("down {place}: {}", describe(outcome)),
+            None => format!("down {place}"),
         },
     };
     remote.unseen.map_or(last.clone(), |reason| format!("{last}; {reason}"))

@@ -10,7 +10,7 @@ use nix::{
 
 use crate::{
     failover::{fit, is_up, no_overlap, site, start, wait_for_one, wait_stopped},
-    harness::{Etcd, Node},
+    harness::{Etcd, Node, runs},
 };
 
 /// The place of a node in the tests, which start n1, n2 and n3.
@@ -56,6 +56,46 @@ fn a_group_moves_and_a_drained_node_is_left_and_comes_back() {
     wait_for_one(&mut nodes, &[place_of(to)]);
     let (_, said) = nodes[0].gate(&["undrain", to]);
     assert!(said.contains(&format!("node {to} was not drained")), "{said}");
+    no_overlap(&nodes);
+    for node in &mut nodes {
+        node.daemon.end();
+    }
+}
+
+#[test]
+fn dependents_outside_of_a_group_follow_it_from_node_to_node() {
+    let Some(etcd) = Etcd::start() else { return };
+    let shared = directory();
+    fit(shared.path(), &["n1", "n2"]);
+    let web =
+        "\"web\": (command: \"@PUPPET@\", argv: [\"sleep\", \"1000000\"], depends: {\"app\": (propagate: true)}),";
+    let programs = format!("{web}{}", site(shared.path()));
+    let starts = |name: &str| Node::with(&etcd, name, "dead_after: \"6s\",", &programs);
+    // n3 cannot run the group.
+    let mut nodes: Vec<Node> = ["n1", "n2", "n3"].map(starts).into();
+    let holder = wait_for_one(&mut nodes, &[0, 1]);
+    for node in &mut nodes {
+        node.daemon.wait_up("web", 1);
+    }
+    // It falls where it runs: everywhere web is started once more.
+    let app = Pid::from_raw(nodes[holder].daemon.pid_of("app"));
+    killpg(app, Signal::SIGKILL).expect("it runs");
+    for node in &mut nodes {
+        node.daemon.wait_up("web", 2);
+    }
+    let (code, said) = nodes[2].gate(&["move", "site", ["n1", "n2"][1 - holder]]);
+    assert_eq!(code, Some(0), "{said}");
+    wait_for_one(&mut nodes, &[1 - holder]);
+    for node in &mut nodes {
+        node.daemon.wait_up("web", 3);
+        assert_eq!(runs(node.daemon.state(), "web"), 3, "once for each end\n{}", node.daemon.timeline());
+    }
+    let why = nodes[2].daemon.tool("gaggled_controller", &["why", "web"]);
+    let why = String::from_utf8_lossy(&why.stdout).into_owned();
+    assert!(why.contains("app@site"), "{why}");
+    let refused = nodes[2].daemon.tool("gaggled_controller", &["down", "app@site"]);
+    let refused = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.contains("app@site runs where group site runs: give the command there, for app"), "{refused}");
     no_overlap(&nodes);
     for node in &mut nodes {
         node.daemon.end();

@@ -83,6 +83,11 @@ impl Network {
         gateway.reads_claims = false;
         let again = std::mem::take(&mut gateway.reads_again);
         if let Some(store) = store {
+            let held = store.claims.iter().filter(|(_, (_, claim))| !claim.released);
+            let is_new = !gateway.knows_holder || mutant != Some(ClusterMutant::FollowFirstHolder);
+            gateway.knows_holder |= store.claims.values().any(|(_, claim)| !claim.released);
+            let reads_others = is_new
+                && gateway.sights.set_holders(held.map(|(group, (_, claim))| (group.clone(), claim.node.clone())));
             gateway.claims.read(store);
             let session = gateway.lease.clone().filter(|_| gateway.exports.is_announced());
             let until = match mutant {
@@ -98,6 +103,13 @@ impl Network {
                 gateway.claims.forget();
             }
             self.send(number, sight.map(Observation::Claims).into_iter().collect());
+            if reads_others {
+                self.break_watch(number);
+                let (span, life) = (self.delay(), self.nodes[number].life);
+                self.expect(span, Happening::Reads(number, life));
+            } else {
+                self.report(number);
+            }
             self.write_soon(number);
             for write in writes {
                 let (span, life) = (self.delay(), self.nodes[number].life);

@@ -26,7 +26,7 @@ use gaggled_core::{
     },
     cluster::{PublishedState, RemotePhase, RemoteSource, UnseenReason},
     event::{Envelope, Event, GroupEvent, LeaveReason, RemoteEvent},
-    state::{Phase, State},
+    state::{Phase, State, Tenancy},
 };
 
 use super::{
@@ -100,7 +100,14 @@ impl Record {
         for (number, state) in states.iter().enumerate() {
             for (id, policy) in state.graph.programs.iter() {
                 let Some(external) = &policy.external else { continue };
-                let Some(other) = (0..states.len()).find(|other| name(*other) == external.node) else { continue };
+                let holds = |state: &State| {
+                    let group = state.graph.group(&external.node).map(|group| &state.groups[group]);
+                    group.is_some_and(|group| matches!(group.tenancy, Some(Tenancy::Held { .. })))
+                };
+                let is_meant = |other: &usize| {
+                    if external.of_group { holds(&states[*other]) } else { name(*other) == external.node }
+                };
+                let Some(other) = (0..states.len()).find(is_meant) else { continue };
                 let truth = &states[other];
                 let Some(of) = truth.graph.names().get(&external.program).copied() else { continue };
                 let known = &state.programs[id];

@@ -37,13 +37,15 @@ pub enum ClusterMutant {
     RepeatMove,
     /// It is not seen that a node is drained.
     IgnoreDrain,
+    /// A gateway looks for the programs of a group on the first node that has held it.
+    FollowFirstHolder,
     /// Nothing kills what a daemon that stands still does not stop.
     NoKeeper,
 }
 
 impl ClusterMutant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::ResumeWatch,
         Self::ForgetMissedFalls,
         Self::LoseOnReregistration,
@@ -59,6 +61,7 @@ impl ClusterMutant {
         Self::ForgetClaimsInSession,
         Self::RepeatMove,
         Self::IgnoreDrain,
+        Self::FollowFirstHolder,
         Self::NoKeeper,
     ];
 

@@ -72,14 +72,17 @@ pub(super) enum Happening {
 }
 
 /// The cluster gateway of a node.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 #[derive(Debug, Default)]
 pub(super) struct Gateway {
     pub(super) exports: Exports,
-    sights: Sights,
+    pub(super) sights: Sights,
     pub(super) claims: Claims,
     /// Whether it has asked for the claims, and whether it has to ask again after that.
     pub(super) reads_claims: bool,
     pub(super) reads_again: bool,
+    /// Whether it has seen a node that holds the group.
+    pub(super) knows_holder: bool,
     pub(super) lease: Option<Arc<str>>,
     /// The number of the watch, if one is open.
     watch: Option<u64>,
@@ -242,8 +245,11 @@ impl Network {
             fresh.iter().filter_map(|envelope| state.graph.subject(&envelope.event)).collect();
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
         for id in subjects.into_iter().filter(|id| state.graph.programs[*id].export) {
-            gateway.exports.change(state.graph.programs[id].name.clone(), published(&state, id, number));
+            let (name, published) = (state.graph.programs[id].name.clone(), published(&state, id, number));
+            gateway.sights.own(name.clone(), published.clone());
+            gateway.exports.change(name, published);
         }
+        self.report(number);
         self.write_soon(number);
     }
 
@@ -253,8 +259,11 @@ impl Network {
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
         let exported = state.graph.programs.iter().filter(|(_, policy)| policy.export);
         gateway.exports.replace(exported.map(|(id, policy)| (policy.name.clone(), published(&state, id, number))));
-        let externals = state.graph.programs.values().filter(|policy| !policy.is_here());
-        gateway.sights.set_externals(externals.map(|policy| policy.name.clone()));
+        let exported = state.graph.programs.iter().filter(|(_, policy)| policy.export);
+        gateway.sights.set_own(exported.map(|(id, policy)| (policy.name.clone(), published(&state, id, number))));
+        let external =
+            |policy: &gaggled_core::graph::Policy| Some((policy.name.clone(), policy.external.as_ref()?.of_group));
+        gateway.sights.set_externals(state.graph.programs.values().filter_map(external));
         self.write_soon(number);
         self.report(number);
         self.wish(number);
@@ -267,7 +276,7 @@ impl Network {
     }
 
     /// Sends what has changed to the daemon.
-    fn report(&mut self, number: usize) {
+    pub(super) fn report(&mut self, number: usize) {
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
         let news = gateway.sights.take_news();
         if !news.is_empty() {
@@ -381,7 +390,8 @@ impl Network {
             return;
         }
         self.nodes[number].life += 1;
-        self.nodes[number].gateway = Some(Gateway { claims: Claims::new(name(number)), ..Gateway::default() });
+        let (claims, sights) = (Claims::new(name(number)), Sights::new(name(number)));
+        self.nodes[number].gateway = Some(Gateway { sights, claims, ..Gateway::default() });
         self.synchronise(number);
         self.renews(number);
     }
@@ -463,7 +473,7 @@ impl Network {
         }
     }
 
-    fn break_watch(&mut self, number: usize) {
+    pub(super) fn break_watch(&mut self, number: usize) {
         let mutant = self.mutant;
         if let Some(gateway) = &mut self.nodes[number].gateway
             && gateway.watch.take().is_some()

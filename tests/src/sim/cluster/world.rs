@@ -127,6 +127,12 @@ impl ClusterWorld {
         }
         if shares {
             add_shared_group(&mut random, &settings, &mut nodes, mutant);
+            if seed.is_multiple_of(5) {
+                let mut random = Random::new(seed ^ 0x0e4d_9e00);
+                for node in &mut nodes {
+                    depend_on_shared(&mut random, &settings, node);
+                }
+            }
         }
         let mut faults = draw_faults(&mut random, nodes.len(), faults_end_at);
         if shares && seed.is_multiple_of(2) {
@@ -161,6 +167,7 @@ fn add_dependency(
     );
     let external = External {
         node: name(number),
+        of_group: false,
         program: on.name.clone(),
         on_lost,
         on_blind,
@@ -183,6 +190,28 @@ fn add_dependency(
         let propagate = condition != Condition::Completed && random.percent(70);
         here.graph.add_dependency(Dependency { dependent, dependency, condition, delay, propagate });
     }
+}
+
+/// Lets a program depend on the first one of the group that runs on one node at a time, wherever that is.
+fn depend_on_shared(random: &mut Random, settings: &ClusterConfig, node: &mut World) {
+    let is_apart = |(_, policy): &(ProgramId, &Policy)| policy.is_here() && !policy.name.starts_with(SHARED);
+    let apart: Vec<ProgramId> = node.graph.programs.iter().filter(is_apart).map(|(id, _)| id).collect();
+    let Some(dependent) = (!apart.is_empty()).then(|| random.pick(&apart)) else { return };
+    let (program, on) = (format!("{SHARED}0"), format!("{SHARED}0@{SHARED}"));
+    let external = External {
+        node: SHARED.into(),
+        of_group: true,
+        program: program.as_str().into(),
+        on_lost: random.pick(&[Assumption::Down, Assumption::Keep]),
+        on_blind: random.pick(&[Assumption::Keep, Assumption::Down]),
+        lost_after: settings.lost_after(),
+        blind_after: settings.dead_after,
+    };
+    node.behaviours.push(Behaviour::WELL);
+    let dependency = node.graph.add_program(Policy::external(&on, external));
+    let (delay, propagate) = (random.pick(&[Millis(0), Millis(700)]), random.percent(70));
+    let condition = Condition::Started;
+    node.graph.add_dependency(Dependency { dependent, dependency, condition, delay, propagate });
 }
 
 /// The name of the group that runs on one node at a time.
@@ -219,6 +248,7 @@ fn add_shared_group(random: &mut Random, settings: &ClusterConfig, nodes: &mut [
                 mode: if is_clean_up { Mode::Wait } else { Mode::Respawn },
                 levels: if is_clean_up { vec![STOP.into()] } else { vec![START.into()] },
                 killwait,
+                export: i == 0,
                 health: HealthPolicy { run_timeout: is_clean_up.then_some(killwait), ..HealthPolicy::default() },
                 ..Policy::new("")
             });
