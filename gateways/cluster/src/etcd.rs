@@ -83,7 +83,7 @@ impl EtcdError {
 fn cure(url: &str, why: &str) -> &'static str {
     let is_closed = why.contains("closed") || why.contains("alert") || why.contains("broken pipe");
     if why.contains("permission denied") {
-        ": the user of the certificate needs the role of this node, which gaggled_clustergate roles prints"
+        ": the user of the certificate needs a role for this, which gaggled_clustergate roles prints"
     } else if why.contains("UnknownIssuer") {
         ": ca of gaggled.cluster is not the authority that has signed its certificate"
     } else if why.contains("NotValidForName") {

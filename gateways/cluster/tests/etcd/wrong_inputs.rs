@@ -65,7 +65,7 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
     }
     let keys = directory();
     let dir = keys.path();
-    certificates(dir, "authority", &["etcd", "root", "n1", "n2"]);
+    certificates(dir, "authority", &["etcd", "root", "n1", "n2", "dave"]);
     certificates(dir, "stranger", &["thief"]);
     let file = |name: &str| dir.join(name).display().to_string();
     let arguments = [
@@ -85,10 +85,10 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
     let etcd = Etcd::with("https", &arguments, credentials);
     let example = dir.join("example.ron");
     fs::write(&example, configuration(dir, "n1", "\"https://127.0.0.1:1\"", "", DB)).expect("a configuration");
-    let roles = ["roles", "n1", "n2", "--publisher", "carol"];
+    let roles = ["roles", "n1", "n2", "--publisher", "carol", "--operator", "dave"];
     let gate = Command::new(binary("gaggled_clustergate")).arg("-c").arg(&example).args(roles).output();
     let lines = String::from_utf8(gate.expect("the gateway").stdout).expect("a text");
-    assert_eq!(lines.lines().count(), 21, "{lines}");
+    assert_eq!(lines.lines().count(), 29, "{lines}");
     for line in lines.lines() {
         let words: Vec<&str> = line.split(' ').skip(1).collect();
         etcd.ctl(&words);
@@ -113,9 +113,20 @@ fn certificates_are_checked_on_both_sides_and_a_refusal_is_said_once() {
     fs::write(&site, "(programs: {})").expect("a configuration");
     let refused = one.gate(&["publish", "--yes", &site.display().to_string()]);
     assert!(refused.0 == Some(1) && refused.1.contains("permission denied"), "{refused:?}");
+    // Nor may it drain another one, as an operator may.
+    let refused = one.gate(&["drain", "n2"]);
+    assert!(refused.0 == Some(1) && refused.1.contains("permission denied: the user"), "{refused:?}");
+    let operator = dir.join("operator.ron");
+    let urls = etcd.ports.iter().map(|port| format!("\"https://127.0.0.1:{port}\"")).collect::<Vec<_>>().join(", ");
+    fs::write(&operator, configuration(dir, "n1", &urls, &tls("authority.pem", "dave"), DB)).expect("a configuration");
+    for command in [["drain", "n2"], ["undrain", "n2"]] {
+        let done = Command::new(binary("gaggled_clustergate")).arg("-c").arg(&operator).args(command).output();
+        let done = done.expect("the gateway");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
     // Another certificate than that of its name: it may read, and not write.
     let mut other_node = Node::with(&etcd, "n3", &tls("authority.pem", "n2"), DB);
-    says(&mut other_node.daemon, "permission denied: the user of the certificate needs the role of this node");
+    says(&mut other_node.daemon, "permission denied: the user of the certificate needs a role for this");
     let mut other_authority = Node::with(&etcd, "n4", &tls("stranger.pem", "n2"), DB);
     says(&mut other_authority.daemon, "UnknownIssuer: ca of gaggled.cluster is not the authority");
     let mut stranger = Node::with(&etcd, "n5", &tls("authority.pem", "thief"), DB);
