@@ -69,6 +69,9 @@ pub struct ClaimSight {
     pub holder: Option<Holder>,
     /// The level to which an operator has told the group to go.
     pub level: Option<Level>,
+    /// Whether that is an order which its holder has not carried out yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_ordered: bool,
     /// How long the holder says that others have to wait when its session is gone.
     #[serde(rename = "takeover_after_ms")]
     pub takeover_after: Millis,
@@ -184,6 +187,14 @@ impl ClaimsSight {
             claim.why = harmless(&claim.why, Self::TEXT_MAX);
         }
         self
+    }
+}
+
+impl ClaimSight {
+    /// A claim about which nothing was told or ordered.
+    pub fn held_by(holder: Holder) -> Self {
+        let (level, is_ordered, takeover_after, why, move_to) = (None, false, Millis(0), String::new(), None);
+        Self { revision: 0, holder: Some(holder), level, is_ordered, takeover_after, why, move_to }
     }
 }
 
@@ -303,10 +314,12 @@ impl Claims {
                 is_own: claim.node == self.node && own.is_some_and(|own| *own == *claim.session),
                 is_fenced: store.orders.is_fenced(&claim.node, &claim.session),
             };
+            let order = store.orders.level(group, claim.level_order);
             ClaimSight {
                 revision: *revision,
                 holder: (!claim.released).then_some(holder),
-                level: claim.level.clone(),
+                level: order.map(|(_, level)| level).or(claim.level.as_ref()).cloned(),
+                is_ordered: order.is_some(),
                 takeover_after: claim.takeover_after,
                 why: claim.why.clone(),
                 move_to: store.orders.move_to(group, claim.token_at(*revision)).cloned(),
@@ -333,12 +346,14 @@ impl Claims {
                 {
                     let before = known.map(|(_, claim)| claim);
                     let absent = before.filter(|claim| !claim.released);
-                    let level = before.and_then(|claim| claim.level.clone());
+                    let (level, level_order) =
+                        before.map_or((None, 0), |claim| (claim.level.clone(), claim.level_order));
                     (
                         *over,
                         absent.map(|claim| (claim.node.clone(), claim.session.clone())),
                         Claim {
                             level,
+                            level_order,
                             takeover_after: *takeover_after,
                             ..Claim::new(self.node.clone(), session.clone(), attempt.clone())
                         },
@@ -352,11 +367,14 @@ impl Claims {
                     let (token, takeover_after) = (claim.token_at(*revision), *takeover_after);
                     let is_told = |(level, default): &&(Level, Level)| claim.level.as_ref().unwrap_or(default) != level;
                     let told = level.as_ref().filter(is_told).map(|(level, _)| level.clone());
-                    if told.is_none() && claim.takeover_after == takeover_after {
+                    let is_at = |(_, ordered): &&(u64, Level)| level.as_ref().is_some_and(|(now, _)| now == ordered);
+                    let order = store.orders.level(group, claim.level_order);
+                    let obeyed = order.filter(is_at).map(|(revision, _)| *revision);
+                    if told.is_none() && obeyed.is_none() && claim.takeover_after == takeover_after {
                         return None;
                     }
-                    let level = told.or(claim.level.clone());
-                    (*revision, None, Claim { token, level, takeover_after, ..claim.clone() })
+                    let (level, level_order) = (told.or(claim.level.clone()), obeyed.unwrap_or(claim.level_order));
+                    (*revision, None, Claim { token, level, level_order, takeover_after, ..claim.clone() })
                 }
                 _ => return None,
             };

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::time::WallTime;
+use crate::base::{ids::Level, time::WallTime};
 
 /// The version of the values.
 const VERSION: u32 = 1;
@@ -24,7 +24,7 @@ pub struct Order {
     pub by: String,
     /// When, by the clock of the machine on which it was given.
     pub time: WallTime,
-    /// What it says besides its key: the node to which a group is to move, or the session that has ended for good.
+    /// What it says besides its key: the node to which a group is to move, its level, or the session that has ended for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<Arc<str>>,
 }
@@ -43,6 +43,8 @@ pub struct Orders {
     pub drained: BTreeSet<Arc<str>>,
     /// The node to which a group is to move, and the revision at which that was ordered.
     pub moves: BTreeMap<Arc<str>, (u64, Arc<str>)>,
+    /// The level to which a group is to go, and the revision at which that was ordered.
+    pub levels: BTreeMap<Arc<str>, (u64, Level)>,
     /// The session of a node of which an operator says that nothing of it runs any more.
     pub fenced: BTreeMap<Arc<str>, Arc<str>>,
 }
@@ -51,6 +53,12 @@ impl Orders {
     /// Where the group is to move whose claim has this token: an order that was given before the claim was made is done.
     pub fn move_to(&self, group: &str, token: u64) -> Option<&Arc<str>> {
         self.moves.get(group).filter(|(revision, _)| *revision > token).map(|(_, node)| node)
+    }
+
+    /// The level to which the group is to go whose claim says that the order of this revision was the last one, and the revision
+    /// of the new one.
+    pub fn level(&self, group: &str, last: u64) -> Option<&(u64, Level)> {
+        self.levels.get(group).filter(|(revision, _)| *revision > last)
     }
 
     /// Whether nothing of this session of a node runs any more.

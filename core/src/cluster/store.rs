@@ -7,6 +7,7 @@
 //! | `/gaggled/SITE/claim/GROUP` | [`Claim`], without a lease: it is only ever overwritten |
 //! | `/gaggled/SITE/order/drain/NODE` | [`Order`](super::orders::Order): the node runs no such group |
 //! | `/gaggled/SITE/order/move/GROUP` | [`Order`](super::orders::Order): the group moves to the node `of` |
+//! | `/gaggled/SITE/order/level/GROUP` | [`Order`](super::orders::Order): the group goes to the level `of`, whichever node runs it |
 //! | `/gaggled/SITE/order/fence/NODE` | [`Order`](super::orders::Order): nothing of the session `of` of the node runs any more |
 //! | `/gaggled/SITE/config/current` | [`Pointer`]: the revision of the configuration that all nodes are to have |
 //! | `/gaggled/SITE/config/canary/NODE` | [`Pointer`]: one that this node is to try |
@@ -56,6 +57,11 @@ pub enum Key {
     },
     /// The order that a group is to move.
     Move {
+        /// The group.
+        group: Arc<str>,
+    },
+    /// The order that a group is to go to a level.
+    Level {
         /// The group.
         group: Arc<str>,
     },
@@ -154,6 +160,7 @@ impl Key {
             Self::Claim { group } => format!("/gaggled/{site}/claim/{group}"),
             Self::Drain { node } => format!("/gaggled/{site}/order/drain/{node}"),
             Self::Move { group } => format!("/gaggled/{site}/order/move/{group}"),
+            Self::Level { group } => format!("/gaggled/{site}/order/level/{group}"),
             Self::Fence { node } => format!("/gaggled/{site}/order/fence/{node}"),
             Self::Current => format!("/gaggled/{site}/config/current"),
             Self::Canary { node } => format!("/gaggled/{site}/config/canary/{node}"),
@@ -172,6 +179,7 @@ impl Key {
             ("claim", group, None, None) => Some(Self::Claim { group: group.into() }),
             ("order", "drain", Some(node), None) => Some(Self::Drain { node: node.into() }),
             ("order", "move", Some(group), None) => Some(Self::Move { group: group.into() }),
+            ("order", "level", Some(group), None) => Some(Self::Level { group: group.into() }),
             ("order", "fence", Some(node), None) => Some(Self::Fence { node: node.into() }),
             ("config", "current", None, None) => Some(Self::Current),
             ("config", "canary", Some(node), None) => Some(Self::Canary { node: node.into() }),
@@ -247,6 +255,9 @@ pub struct Claim {
     /// The level to which an operator has told the group to go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,
+    /// The last order about its level that was carried out, by its revision.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub level_order: u64,
     /// How long others have to wait, after the session of the node is gone, until nothing of the group can run there.
     #[serde(rename = "takeover_after_ms")]
     pub takeover_after: Millis,
@@ -259,7 +270,8 @@ impl Claim {
     /// A new claim.
     pub fn new(node: Arc<str>, session: Arc<str>, attempt: Arc<str>) -> Self {
         let (level, takeover_after, why) = (None, Millis(0), String::new());
-        Self { v: VERSION, node, session, token: 0, attempt, released: false, level, takeover_after, why }
+        let (token, level_order, released) = (0, 0, false);
+        Self { v: VERSION, node, session, token, attempt, released, level, level_order, takeover_after, why }
     }
 
     /// One that this version cannot read: another node holds the group, for as long as it is there.
@@ -276,6 +288,11 @@ impl Claim {
     pub fn token_at(&self, revision: u64) -> u64 {
         if self.token == 0 { revision } else { self.token }
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// Which configuration is published. Its text is in keys of its own.

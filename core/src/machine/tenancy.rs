@@ -244,7 +244,16 @@ impl TenancyRules {
         if group.requested_by < since && *wanted != *STOP {
             return Next::Propose(GroupEvent::LevelRequested { level: wanted }, Cause::Event(since));
         }
+        if let Some(level) = self.ordered_level().filter(|level| *level != group.level) {
+            return Next::Propose(GroupEvent::LevelRequested { level }, Cause::Cluster);
+        }
         Next::Wait(until)
+    }
+
+    /// The level to which an operator has ordered it on another node, until that is known to be carried out.
+    fn ordered_level(&self) -> Option<Level> {
+        let level = self.claim().filter(|claim| claim.is_ordered)?.level.clone()?;
+        (self.levels.contains(&level) || *level == *STOP).then_some(level)
     }
 
     /// What a group needs that this node leaves to others.

@@ -298,8 +298,7 @@ impl<'a> Driver<'a> {
         let claim = claim.map(|(group, attempt)| {
             let holder =
                 Holder { node: self.node(), token: 1, attempt, is_present: true, is_own: true, is_fenced: false };
-            let (level, takeover_after, why, move_to) = (None, Millis(0), String::new(), None);
-            (group, ClaimSight { revision: 1, holder: Some(holder), level, takeover_after, why, move_to })
+            (group, ClaimSight { revision: 1, ..ClaimSight::held_by(holder) })
         });
         let permit_until = Instant::from_micros(u64::MAX);
         let (present, claims) = ([self.node()].into(), claim.into_iter().collect());

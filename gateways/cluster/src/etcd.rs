@@ -364,7 +364,9 @@ impl Connection {
             }
             Key::Current => Seen::Current(value().and_then(|value| serde_json::from_slice(value).ok())),
             Key::Canary { .. } => Seen::Canary(value().and_then(|value| serde_json::from_slice(value).ok())),
-            Key::Claim { .. } | Key::Drain { .. } | Key::Move { .. } | Key::Fence { .. } => Seen::Claim,
+            Key::Claim { .. } | Key::Drain { .. } | Key::Move { .. } | Key::Level { .. } | Key::Fence { .. } => {
+                Seen::Claim
+            }
             Key::Part { .. } | Key::Description { .. } | Key::Applied { .. } => return None,
         })
     }

@@ -8,11 +8,13 @@ use std::{
 };
 
 use gaggled_core::{
+    base::ids::Level,
     cluster::{
         orders::Order,
         store::{Claim, Key},
     },
     config::{Config, ConfigFrom},
+    graph::STOP,
 };
 
 use super::{AdminError, Administrator, say, who};
@@ -106,6 +108,49 @@ impl Administrator {
         }
     }
 
+    /// Orders a group to go to a level, and waits until the node that runs it does.
+    ///
+    /// # Errors
+    ///
+    /// There is no such group or level, etcd refuses, or it takes too long.
+    pub async fn tell(&self, group: &str, level: &str, wait: WaitArgs) -> Result<(), AdminError> {
+        let config = self.current_config().await?;
+        let candidates = config.shared_groups();
+        let Some(nodes) = candidates.get(group) else { return Err(no_such_group(group, &candidates)) };
+        let graph = nodes.first().map_or_else(|| config.graph(), |node| config.project(node).graph());
+        let levels: Vec<Level> = graph.group(group).map_or_else(Vec::new, |id| graph.levels(id).into_iter().collect());
+        if *level != *STOP && !levels.iter().any(|known| **known == *level) {
+            let levels: Vec<&str> =
+                levels.iter().map(|level| &**level).filter(|level| *level != STOP).chain([STOP]).collect();
+            let why = format!("group {group} has no level {level}: it has {}", levels.join(", "));
+            return Err(AdminError::Refused(why));
+        }
+        let ordered_at = self.order(Key::Level { group: group.into() }, Some(level.into())).await?;
+        let holder = self.known.claims.get(group).filter(|(_, claim)| !claim.released);
+        if holder.is_none() {
+            say(&format!("no node runs group {group}: the next one goes to level {level}"));
+            return Ok(());
+        }
+        if wait.timeout == 0 {
+            return Ok(());
+        }
+        let tell = |of: Arc<str>, _: u64, claim: Claim| {
+            let is_done = *of == *group && claim.level_order >= ordered_at;
+            if is_done {
+                say(&format!("{group}  {} goes to level {level}", claim.node));
+            }
+            is_done
+        };
+        let watched = self.connection.watch_claims(i64::try_from(ordered_at).unwrap_or(i64::MAX), tell);
+        match tokio::time::timeout(Duration::from_secs(wait.timeout), watched).await {
+            Ok(watched) => Ok(watched?),
+            Err(_) => Err(AdminError::Refused(format!(
+                "the node that runs group {group} has not taken the order within {} s; the order stands: gaggled_clustergate status shows more",
+                wait.timeout
+            ))),
+        }
+    }
+
     /// Says that nothing runs on a node any more, after the command of the configuration has seen to that, or an operator: then
     /// others need not wait for it.
     ///
@@ -166,15 +211,20 @@ impl Administrator {
 
     /// The groups that run on one node at a time, and the nodes of each.
     async fn candidates(&self) -> Result<Candidates, AdminError> {
+        Ok(self.current_config().await?.shared_groups())
+    }
+
+    /// The configuration of all nodes: that of the file, or the published one.
+    async fn current_config(&self) -> Result<Config, AdminError> {
         if self.cluster.config == ConfigFrom::File {
-            return Ok(self.config.shared_groups());
+            return Ok(self.config.clone());
         }
-        let Some(pointer) = &self.known.current else { return Ok(Candidates::new()) };
+        let Some(pointer) = &self.known.current else { return Ok(self.config.clone()) };
         let text = self.connection.fetch(pointer).await?.map_err(AdminError::Refused)?;
         let parsed = Config::parse_published(&text, &self.config.gaggled).map_err(|_| {
             AdminError::Refused(format!("revision {} cannot be read by this version of gaggled", pointer.revision))
         })?;
-        Ok(parsed.config.shared_groups())
+        Ok(parsed.config)
     }
 
     fn check_node(&self, node: &str, candidates: &Candidates) -> Result<(), AdminError> {
@@ -189,11 +239,7 @@ impl Administrator {
 
     fn check_move(&self, group: &str, to: &str, candidates: &Candidates) -> Result<(), AdminError> {
         let refused = |why: String| Err(AdminError::Refused(why));
-        let Some(nodes) = candidates.get(group) else {
-            let groups: Vec<&str> = candidates.keys().map(|group| &**group).collect();
-            let groups = if groups.is_empty() { "there is none".to_owned() } else { groups.join(", ") };
-            return refused(format!("{group} is no group that runs on one node at a time: {groups}"));
-        };
+        let Some(nodes) = candidates.get(group) else { return Err(no_such_group(group, candidates)) };
         if !nodes.iter().any(|node| **node == *to) {
             return refused(format!("group {group} does not run on {to}: its nodes are {}", nodes.join(", ")));
         }
@@ -239,6 +285,12 @@ impl Administrator {
             wait.timeout
         )))
     }
+}
+
+fn no_such_group(group: &str, candidates: &Candidates) -> AdminError {
+    let groups: Vec<&str> = candidates.keys().map(|group| &**group).collect();
+    let groups = if groups.is_empty() { "there is none".to_owned() } else { groups.join(", ") };
+    AdminError::Refused(format!("{group} is no group that runs on one node at a time: {groups}"))
 }
 
 /// The groups that a node has claimed.

@@ -93,6 +93,17 @@ enum Command {
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Let a group that runs on one node at a time go to a level, whichever node runs it
+    Tell {
+        /// The group
+        group: String,
+
+        /// The level
+        level: String,
+
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Let a node run no group that runs on one node at a time, and wait until others have taken those that it has
     Drain {
         /// The node
@@ -181,6 +192,7 @@ fn ask(command: Command, config: Config, cluster: ClusterConfig) -> ExitCode {
             Command::Publish { file, arguments } => return administrator.publish_file(&file, &arguments).await,
             Command::Rollback { revision, arguments } => return administrator.roll_back(revision, &arguments).await,
             Command::Move { group, node, wait } => return administrator.move_group(&group, &node, wait).await,
+            Command::Tell { group, level, wait } => return administrator.tell(&group, &level, wait).await,
             Command::Drain { node, wait } => return administrator.drain(&node, wait).await,
             Command::Undrain { node } => return administrator.undrain(&node).await,
             Command::Fence { node, confirmed, wait } => return administrator.fence(&node, confirmed, wait).await,

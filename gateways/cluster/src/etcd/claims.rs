@@ -37,7 +37,7 @@ pub(super) fn read<'a>(site: &str, kvs: impl Iterator<Item = &'a KeyValue>, with
 
 /// Takes the value of a key if it is an order.
 pub(super) fn take_order(orders: &mut Orders, key: Key, kv: &KeyValue) {
-    if !matches!(key, Key::Drain { .. } | Key::Move { .. } | Key::Fence { .. }) {
+    if !matches!(key, Key::Drain { .. } | Key::Move { .. } | Key::Level { .. } | Key::Fence { .. }) {
         return;
     }
     let order: Option<Order> =
@@ -45,6 +45,7 @@ pub(super) fn take_order(orders: &mut Orders, key: Key, kv: &KeyValue) {
     match (key, order.map(|order| order.of)) {
         (Key::Drain { node }, Some(_)) => drop(orders.drained.insert(node)),
         (Key::Move { group }, Some(Some(to))) => drop(orders.moves.insert(group, (revision(kv), to))),
+        (Key::Level { group }, Some(Some(level))) => drop(orders.levels.insert(group, (revision(kv), level))),
         (Key::Fence { node }, Some(Some(session))) => drop(orders.fenced.insert(node, session)),
         _ => {}
     }

@@ -62,6 +62,38 @@ fn a_group_moves_and_a_drained_node_is_left_and_comes_back() {
     }
 }
 
+/// H6: an order that is given on any node reaches the one that runs the group, and the next one keeps to it.
+#[test]
+fn h6_a_level_is_ordered_from_any_node_and_stays() {
+    let Some(etcd) = Etcd::start() else { return };
+    let shared = directory();
+    fit(shared.path(), &["n1", "n2"]);
+    let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| start(&etcd, name, shared.path())).into();
+    let holder = wait_for_one(&mut nodes, &[0, 1]);
+    let own = nodes.iter().map(|node| node.daemon.pid_of("own")).collect::<Vec<_>>();
+    let (code, said) = nodes[1 - holder].gate(&["tell", "site", "stop"]);
+    assert!(code == Some(0) && said.contains(&format!("site  {} goes to level stop", ["n1", "n2"][holder])), "{said}");
+    wait_stopped(&mut nodes[holder]);
+    nodes[holder].daemon.wait("the clean-up", |_, state| {
+        let clean = &state.programs[state.graph.names()["clean"]];
+        clean.is_completed() && !clean.is_running()
+    });
+    assert_eq!(fs::read_to_string(shared.path().join("cleaned")).expect("a file").lines().count(), 1, "once");
+    // The next holder finds it at that level.
+    let (code, said) = nodes[0].gate(&["move", "site", ["n1", "n2"][1 - holder]]);
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = nodes[0].gate(&["tell", "site", "start"]);
+    assert!(code == Some(0) && said.contains("goes to level start"), "{said}");
+    assert_eq!(wait_for_one(&mut nodes, &[1 - holder]), 1 - holder);
+    let (code, said) = nodes[0].gate(&["tell", "site", "nosuch"]);
+    assert!(code == Some(1) && said.contains("group site has no level nosuch: it has start, stop"), "{said}");
+    assert_eq!(nodes.iter().map(|node| node.daemon.pid_of("own")).collect::<Vec<_>>(), own);
+    no_overlap(&nodes);
+    for node in &mut nodes {
+        node.daemon.end();
+    }
+}
+
 #[test]
 fn dependents_outside_of_a_group_follow_it_from_node_to_node() {
     let Some(etcd) = Etcd::start() else { return };

@@ -158,7 +158,7 @@ impl Network {
         }
     }
 
-    /// C8: when everything has settled, the group runs on one node. C18: that is not one that is drained.
+    /// C8: when everything has settled, the group runs on one node. C19: every order to go to a level was carried out. C18: that is not one that is drained.
     pub(super) fn settled_claims(&mut self) {
         let holds = |number: &usize| {
             let state = self.nodes[*number].simulation.state();
@@ -169,6 +169,15 @@ impl Network {
         let ends =
             self.nodes.iter().any(|node| node.simulation.is_over() || node.simulation.state().shutdown.is_some());
         let holders: Vec<usize> = (0..self.nodes.len()).filter(holds).collect();
+        if let (Some((level, is_done)), [holder]) = (self.store.ordered_level(SHARED), holders.as_slice()) {
+            let state = self.nodes[*holder].simulation.state();
+            let group = state.graph.group(SHARED).map(|group| &state.groups[group]);
+            // A group that was not told anything since it was held is at `stop`, and one may be told otherwise on its node later.
+            let is_there = group.is_some_and(|group| *group.level == *level);
+            if !is_done && (!is_there || level != STOP) {
+                self.record.found.push(format!("C19: level {level} was ordered, and node {holder} has {group:?}"));
+            }
+        }
         if holders.iter().any(|number| self.store.is_drained(&name(*number))) {
             self.record.found.push(format!("C18: nodes {holders:?} hold the group, and one of them is drained"));
         }

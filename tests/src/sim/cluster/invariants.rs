@@ -15,6 +15,7 @@
 //! | C16 | a node that is not cut off keeps the group, also when its session is taken away by mistake |
 //! | C17 | a group moves at most once for each order to move |
 //! | C18 | when everything has settled, no node that is drained holds such a group |
+//! | C19 | when everything has settled, every order to go to a level was carried out |
 //! | C15 | a node that is not cut off notices that another one has no session |
 
 use std::collections::BTreeSet;

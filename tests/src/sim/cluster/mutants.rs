@@ -39,13 +39,15 @@ pub enum ClusterMutant {
     IgnoreDrain,
     /// A gateway looks for the programs of a group on the first node that has held it.
     FollowFirstHolder,
+    /// Orders to go to a level are not seen.
+    IgnoreLevelOrder,
     /// Nothing kills what a daemon that stands still does not stop.
     NoKeeper,
 }
 
 impl ClusterMutant {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::ResumeWatch,
         Self::ForgetMissedFalls,
         Self::LoseOnReregistration,
@@ -62,6 +64,7 @@ impl ClusterMutant {
         Self::RepeatMove,
         Self::IgnoreDrain,
         Self::FollowFirstHolder,
+        Self::IgnoreLevelOrder,
         Self::NoKeeper,
     ];
 
@@ -69,6 +72,7 @@ impl ClusterMutant {
     pub fn reads(self, store: &mut ClaimsInStore) {
         match self {
             Self::RepeatMove => store.orders.moves.values_mut().for_each(|(ordered_at, _)| *ordered_at = u64::MAX),
+            Self::IgnoreLevelOrder => store.orders.levels.clear(),
             Self::IgnoreDrain => store.orders.drained.clear(),
             _ => {}
         }

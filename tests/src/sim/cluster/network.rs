@@ -19,6 +19,7 @@ use gaggled_core::{
         sights::{Sights, StateInStore},
         store::Key,
     },
+    graph::{START, STOP},
     protocol::Permits,
     state::State,
 };
@@ -364,6 +365,10 @@ impl Network {
             Fault::Freeze { node, span } => self.freeze(node, span),
             Fault::Drain { node, is_drained } => {
                 self.store.drain(name(node), is_drained);
+                self.claims_changed();
+            }
+            Fault::Tell { stop } => {
+                self.store.order_level(SHARED, if stop { STOP } else { START });
                 self.claims_changed();
             }
             Fault::Move { to } => {

@@ -152,6 +152,18 @@ impl Store {
         self.orders.drained.contains(node)
     }
 
+    /// An operator orders a group to go to a level.
+    pub fn order_level(&mut self, group: &str, level: &str) {
+        self.revision += 1;
+        self.orders.levels.insert(group.into(), (self.revision, level.into()));
+    }
+
+    /// The level that was last ordered of a group, and whether its claim says that this was carried out.
+    pub fn ordered_level(&self, group: &str) -> Option<(&str, bool)> {
+        let (revision, level) = self.orders.levels.get(group)?;
+        Some((level, self.claims.get(group).is_some_and(|(_, claim)| claim.level_order == *revision)))
+    }
+
     /// An operator orders a group to move.
     pub fn order_move(&mut self, group: &str, to: Arc<str>) {
         self.revision += 1;

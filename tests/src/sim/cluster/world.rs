@@ -69,6 +69,11 @@ pub enum Fault {
         /// Whether it is to be drained.
         is_drained: bool,
     },
+    /// An operator orders the group that runs on one node at a time to go to a level.
+    Tell {
+        /// Whether to `stop`, or to the one at which its programs run.
+        stop: bool,
+    },
     /// An operator orders the group that runs on one node at a time to move.
     Move {
         /// The node to which.
@@ -308,13 +313,17 @@ fn draw_orders(random: &mut Random, nodes: usize, until: Instant) -> Vec<(Instan
     for _ in 0..count {
         let node = usize::try_from(random.below(nodes as u64)).expect("a small number");
         let at = Instant::default() + Millis(random.below(until.as_millis().max(1)));
-        if random.percent(50) {
-            let span = Millis(random.pick(&[50, 500, 3000, 8000, 25_000]));
-            orders.push((at, Fault::Drain { node, is_drained: true }));
-            orders.push(((at + span).min(until), Fault::Drain { node, is_drained: false }));
-        } else {
-            orders.push((at, Fault::Move { to: node }));
-        }
+        let span = Millis(random.pick(&[50, 500, 3000, 8000, 25_000]));
+        let (now, ends) = match random.below(4) {
+            0 | 1 => {
+                let drain = |is_drained| Fault::Drain { node, is_drained };
+                (drain(true), Some(drain(false)))
+            }
+            2 => (Fault::Tell { stop: true }, random.percent(80).then_some(Fault::Tell { stop: false })),
+            _ => (Fault::Move { to: node }, None),
+        };
+        orders.push((at, now));
+        orders.extend(ends.map(|ends| ((at + span).min(until), ends)));
     }
     if is_left_drained && nodes > 1 {
         orders.push((until, Fault::Drain { node: 0, is_drained: true }));
