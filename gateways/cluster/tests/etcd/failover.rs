@@ -204,7 +204,8 @@ fn a_group_runs_on_while_members_of_etcd_hang_one_after_the_other() {
     let Some(etcd) = Etcd::start() else { return };
     let shared = directory();
     fit(shared.path(), &["n1", "n2"]);
-    let settings = "dead_after: \"10s\",";
+    // Long enough for an election on a busy machine.
+    let settings = "dead_after: \"20s\",";
     let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| Node::with(&etcd, name, settings, &site(shared.path()))).into();
     let holder = wait_for_one(&mut nodes, &[0, 1]);
     let pid = nodes[holder].daemon.pid_of("app");

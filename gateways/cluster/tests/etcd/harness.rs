@@ -137,8 +137,12 @@ impl Etcd {
 
     /// Stops a member, or lets it go on.
     pub fn signal(&self, member: usize, signal: Signal) {
-        let pid = i32::try_from(self.members[member].id()).expect("a small number");
-        kill(Pid::from_raw(pid), signal).expect("it runs");
+        kill(Pid::from_raw(self.pids()[member]), signal).expect("it runs");
+    }
+
+    /// The process ids of the members.
+    pub fn pids(&self) -> Vec<i32> {
+        self.members.iter().map(|member| i32::try_from(member.id()).expect("a small number")).collect()
     }
 
     /// Takes all leases away.
