@@ -1,7 +1,9 @@
 //! The gateway: one loop that hears of the daemon and of etcd, and sends what is due to each.
 
 mod claims;
+mod connection;
 mod published;
+mod session;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -10,25 +12,29 @@ use gaggled_core::{
     base::time::{Instant, Millis},
     cluster::{
         Observation, PublishedState,
-        claims::{Claims, ClaimsInStore, Wishes},
+        claims::{Claims, Wishes},
         exports::Exports,
         rollout::{Outcome, Rollout},
         sights::Sights,
-        store::{Claim, Key, Session},
+        store::{Key, Session},
     },
     config::ClusterConfig,
     protocol::Permits,
 };
 use gaggled_tools::common::endpoints::Urls;
-use slog::{Logger, debug, error, info, warn};
+use slog::{Logger, debug, warn};
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender},
     task::JoinSet,
 };
 
+use self::{
+    connection::RETRY,
+    session::{Found, Renewal},
+};
 use crate::{
     daemon_link::{DaemonState, Reporter, configure},
-    etcd::{Connection, Credentials, EtcdError, Reading, Seen, SessionInStore},
+    etcd::{Connection, Credentials, EtcdError, Reading, Seen},
 };
 
 /// What the gateway hears. Results of requests to etcd have the number of their connection, so that those of an earlier one
@@ -78,32 +84,8 @@ pub enum Message {
     Failed(u64, EtcdError),
 }
 
-/// What a majority of etcd has, asked at this time.
-#[derive(Debug)]
-pub struct Found {
-    asked: Instant,
-    session: SessionInStore,
-    claims: ClaimsInStore,
-}
-
-/// Whether the session is being renewed, and the claims read: one at a time, as a second one could ask for a second lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Renewal {
-    Idle,
-    UnderWay,
-    /// And something has happened since it began, so that another one has to follow.
-    UnderWayAndAgain,
-}
-
-/// The space between two attempts to reach any member, at first and at most.
-const RETRY: (Millis, Millis) = (Millis(200), Millis(2000));
-
 /// How long the last states may take when the process is asked to end. The signal can arrive before the events that led to it.
 const LAST_WRITES: Millis = Millis(1500);
-
-/// What is logged when the session is left to end.
-const NEGLECTED: &str = "gaggled does not leave a group whose permit has ended: it hangs, is stopped or is dead. Its session is \
-    not renewed, so that another node takes its groups";
 
 /// The gateway of a node.
 pub struct Gateway {
@@ -356,59 +338,6 @@ impl Gateway {
         self.roll_out();
     }
 
-    fn connect(&mut self) {
-        self.number += 1;
-        let url = self.config.etcd[self.next_member % self.config.etcd.len()].clone();
-        let (number, messages) = (self.number, self.messages.clone());
-        // They may have been renewed.
-        if let Ok(credentials) = Credentials::read(&self.config) {
-            self.credentials = credentials;
-        }
-        let (site, node, credentials) = (self.site.clone(), self.node.clone(), self.credentials.clone());
-        self.tasks.spawn(async move {
-            let message = match Connection::open(&url, site, node, &credentials).await {
-                Ok(connection) => Message::Connected(number, Box::new(connection)),
-                Err(error) => Message::Failed(number, error),
-            };
-            let _ = messages.send(message);
-        });
-    }
-
-    /// Drops the connection and makes another one at once.
-    fn reconnect(&mut self) {
-        self.disconnect();
-        self.connect_at = Some(self.clock.now());
-    }
-
-    fn disconnect(&mut self) {
-        self.number += 1;
-        self.connection = None;
-        (self.is_watching, self.renewal) = (false, Renewal::Idle);
-        (self.renew_at, self.write_at, self.renewals) = (None, None, 0);
-        self.tasks.abort_all();
-        self.exports.interrupt();
-        self.sights.disconnect();
-        self.rollout.disconnect();
-        self.claims.forget();
-    }
-
-    fn failed(&mut self, error: &EtcdError) {
-        if self.logged.insert(error.reason().to_owned()) {
-            warn!(self.logger, "{}", error);
-        }
-        self.disconnect();
-        self.next_member += 1;
-        self.failures += 1;
-        // Every member is tried once before there is a pause.
-        let rounds = self.failures / u32::try_from(self.config.etcd.len()).unwrap_or(1);
-        let pause = match rounds {
-            0 => Millis(0),
-            // A session that was lost has to be open again before this node is taken for lost.
-            rounds => Millis(RETRY.0.0 << rounds.min(10)).min(RETRY.1).min(self.config.lost_after().half()),
-        };
-        self.connect_at = Some(self.clock.now() + pause);
-    }
-
     /// Sends a request to etcd, and its result to this loop.
     fn ask<F>(&mut self, request: impl FnOnce(Connection) -> F)
     where
@@ -422,126 +351,6 @@ impl Gateway {
             let message = request.await.unwrap_or_else(|error| Message::Failed(number, error));
             let _ = messages.send(message);
         });
-    }
-
-    fn renew(&mut self) {
-        let (number, lease) = (self.number, self.lease);
-        let seconds = i64::try_from(self.config.session().0.div_ceil(1000)).unwrap_or(i64::MAX);
-        self.renew_at = Some(self.clock.now() + self.config.renewal());
-        if self.connection.is_none() {
-            return;
-        }
-        if self.renewal != Renewal::Idle {
-            self.renewal = Renewal::UnderWayAndAgain;
-            return;
-        }
-        let is_neglected = self.claims.is_neglected(self.clock.now());
-        match (std::mem::replace(&mut self.is_neglected, is_neglected), is_neglected) {
-            (false, true) => error!(self.logger, "{}", NEGLECTED),
-            (true, false) => info!(self.logger, "gaggled goes on, and so does its session"),
-            _ => {}
-        }
-        if is_neglected && lease.is_none() {
-            return;
-        }
-        self.renewal = Renewal::UnderWay;
-        let (clock, with_sessions) = (self.clock, self.claims.is_needed());
-        self.ask(|connection| async move {
-            let lease = match lease {
-                // The claims are read all the same: that gives the daemon its permit if it comes back in time.
-                Some(lease) if is_neglected => lease,
-                lease => connection.renew(lease, seconds).await?,
-            };
-            let asked = clock.now();
-            let (session, claims) = connection.own_session(with_sessions).await?;
-            Ok(Message::Renewed(number, lease, Found { asked, session, claims }))
-        });
-    }
-
-    fn renewed(&mut self, lease: i64, Found { asked, session: (found, revision), claims }: Found) {
-        self.renewals += 1;
-        if std::mem::replace(&mut self.renewal, Renewal::Idle) == Renewal::UnderWayAndAgain {
-            self.renew_at = Some(self.clock.now());
-        }
-        // A connection that is of no use for more than a moment does not end the pauses between attempts.
-        if self.renewals > 1 {
-            self.failures = 0;
-        }
-        self.lease = Some(lease);
-        if std::mem::take(&mut self.reports_again) {
-            self.sights.forget_reports();
-        }
-        self.report(self.is_watching);
-        self.rollout.try_again();
-        self.roll_out();
-        if self.exports.is_announced() && !std::mem::take(&mut self.logged).is_empty() {
-            info!(self.logger, "etcd is in reach again, at {}", self.connection.as_ref().map_or("", Connection::url));
-        }
-        let Some(journal) = self.journal.clone() else { return };
-        let id: Arc<str> = format!("{lease:x}").into();
-        self.session_revision = revision;
-        if let Some(other) = found.as_ref().filter(|found| found.journal != journal && found.session != id) {
-            self.session = None;
-            // A session of an earlier life of this machine ends by itself.
-            let since = *self.conflict_since.get_or_insert(self.clock.now());
-            if self.clock.now() <= since + self.config.dead_after {
-                return;
-            }
-            let why = format!(
-                "another gaggled, on host {}, takes part as node {}: give each node a name of its own (gaggled.cluster.node)",
-                other.host, self.node
-            );
-            if self.logged.insert(why.clone()) {
-                error!(self.logger, "{}", why);
-            }
-            return;
-        }
-        self.conflict_since = None;
-        let holds = |claim: &Claim| !claim.released && !claim.is_unreadable();
-        let held = claims.claims.iter().filter(|(_, (_, claim))| holds(claim));
-        let reads_others = self.sights.set_holders(held.map(|(group, (_, claim))| (group.clone(), claim.node.clone())));
-        let is_there = found.as_ref().is_some_and(|found| found.session == id);
-        let is_later = self.exports.is_announced() && asked > self.announced_at;
-        if is_later && !is_there && self.session.as_ref().is_some_and(|own| own.session == id) {
-            // A session that has ended never comes back, not even if only its key was deleted: others may rely on that.
-            self.lease = None;
-            self.session = None;
-            self.exports.begin_session();
-            self.renew_at = Some(self.clock.now());
-            return;
-        }
-        self.claims.read(claims);
-        if self.session.as_ref().is_none_or(|own| own.session != id) {
-            info!(self.logger, "node {} begins session {}", self.node, id);
-            self.session = Some(Session::new(id, journal, &self.host, gaggled_tools::VERSION));
-            self.exports.begin_session();
-        }
-        self.report_claims(asked);
-        if reads_others {
-            return self.reconnect();
-        }
-        self.report(false);
-        self.write();
-    }
-
-    fn write(&mut self) {
-        let (Some(session), Some(lease)) = (&self.session, self.lease) else { return };
-        if self.renewals == 0 || !self.exports.is_announced() && !self.claims.is_read() {
-            return;
-        }
-        match self.exports.next_write(self.clock.now()) {
-            Ok(batch) => {
-                let (number, session, over) = (self.number, session.clone(), self.session_revision);
-                let is_announced = self.exports.is_announced();
-                let renewals = if batch.announces { self.claims.renewals(&session.session) } else { Vec::new() };
-                self.ask(|connection| async move {
-                    let batch_number = batch.number;
-                    let done = connection.write(batch, (&session, is_announced), lease, over, &renewals).await?;
-                    Ok(Message::Written(number, batch_number, done))
-                });
-            }
-            Err(at) => self.write_at = at,
-        }
     }
 
     fn read(&mut self) {
