@@ -6,6 +6,7 @@
 //! [`network`] carries messages between gateways and the store, and [`invariants`] checks the result.
 
 mod claims;
+mod gateways;
 pub mod invariants;
 mod keeper;
 pub mod mutants;
