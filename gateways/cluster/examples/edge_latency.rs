@@ -46,14 +46,15 @@ fn main() {
             stops.count() >= round
         });
         edges.push(begun.elapsed());
-        watches.push(runtime.block_on(put_to_watch(&etcd)));
+        watches.push(runtime.block_on(put_to_watch([one.proxies[0].port, two.proxies[1].port])));
     }
     show("from kill -9 to ProgramStopping on the other node", &mut edges);
     show("etcd alone, from a put to a watch on another member", &mut watches);
 }
 
-async fn put_to_watch(etcd: &Etcd) -> Duration {
-    let url = |member: usize| [format!("http://127.0.0.1:{}", etcd.ports[member])];
+/// From a put to a watch, through the same proxies as the gateways.
+async fn put_to_watch(ports: [u16; 2]) -> Duration {
+    let url = |at: usize| [format!("http://127.0.0.1:{}", ports[at])];
     let mut writer = Client::connect(url(0), None).await.expect("etcd");
     let mut watcher = Client::connect(url(1), None).await.expect("etcd");
     let mut stream = watcher.watch("/bench", Some(WatchOptions::new())).await.expect("a watch");
