@@ -22,7 +22,7 @@ use gaggled_core::{
 
 pub use self::{
     linux::{DESCRIPTORS_MIN, LinuxHost, TakeoverState, become_subreaper, close_on_exec, raise_descriptors},
-    messages::{Environment, SurvivingProcess},
+    messages::{Environment, PermitCheck, SurvivingProcess},
     monitor::notify_directory,
     recover::{
         flight_recorder::Recorder,

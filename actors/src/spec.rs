@@ -15,7 +15,7 @@ pub use self::cgroups::prepare as prepare_cgroups;
 use gaggled_core::{
     base::ids::{IdVec, ProgramId},
     config::{Config, Diagnostic, LOGGER, ProgramConfig, SpanIndex, log_policy::LogRoute, sandbox::Cgroup},
-    graph::{Graph, Policy},
+    graph::{Graph, Policy, STOP},
     host::{ExitPolicy, LaunchSpec, LogTarget, PidFile},
     process::Signal,
 };
@@ -44,6 +44,7 @@ pub fn specs(
             let shared = policy.group.and_then(|id| Some((id, graph.groups[id].tenancy.as_ref()?)));
             if let Some((id, tenancy)) = shared {
                 let group = graph.groups[id].name.to_string();
+                spec.permit = Some(group.clone()).filter(|_| !policy.names(STOP));
                 spec.env.extend([
                     ("GAGGLED_GROUP".to_owned(), group),
                     ("GAGGLED_NODE".to_owned(), tenancy.node.to_string()),
@@ -89,6 +90,7 @@ fn launch(name: &str, program: &ProgramConfig, outlet: Option<&LogRoute>) -> Lau
         watchdog: program.watchdog,
         cgroup: None,
         shared_group: None,
+        permit: None,
         sandbox,
     }
 }

@@ -91,11 +91,11 @@ impl Journal {
         }
     }
 
-    /// Until when this node may run the groups that it holds.
+    /// Until when this node may run the groups that it holds, or is about to.
     pub fn permits(&self) -> Permits {
         let named = |(id, until): (&GroupId, &Instant)| (self.state.graph.groups[*id].name.clone(), *until);
-        let is_held = |id: &GroupId| self.state.groups[*id].tenancy.as_ref().and_then(Tenancy::token).is_some();
-        self.permits.iter().filter(|(id, _)| is_held(id)).map(named).collect()
+        let is_away = |id: &GroupId| matches!(self.state.groups[*id].tenancy, None | Some(Tenancy::Away { .. }));
+        self.permits.iter().filter(|(id, _)| !is_away(id)).map(named).collect()
     }
 
     /// Until when this node may run a group that it holds.

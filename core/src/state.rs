@@ -21,7 +21,7 @@ use crate::{
         time::Instant,
     },
     event::{DependencyEvent, Envelope, Event, Handover, SystemEvent},
-    graph::{Dependency, Graph},
+    graph::{Dependency, Graph, Policy},
     process::ExitStatus,
 };
 
@@ -75,9 +75,14 @@ pub struct State {
     pub handover: Option<(Handover, Seq)>,
 }
 impl State {
-    /// Whether programs run that the configuration has no longer.
+    /// Whether programs run that the configuration has no longer, or that are of a group which this node does not hold: they may
+    /// have been of another one.
     pub fn has_leftovers(&self) -> bool {
-        self.running.iter().any(|id| self.graph.programs[*id].unconfigured)
+        let is_away = |group: GroupId| {
+            matches!(self.groups[group].tenancy, Some(Tenancy::Away { .. } | Tenancy::Claiming { .. }))
+        };
+        let is_left = |policy: &Policy| policy.unconfigured || policy.group.is_some_and(is_away);
+        self.running.iter().any(|id| is_left(&self.graph.programs[*id]))
     }
 
     /// Whether something of a group runs that runs on one node at a time. What the configuration has no longer may have been of it.

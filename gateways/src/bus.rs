@@ -54,6 +54,11 @@ impl PermitSlot {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permits;
     }
 
+    /// Whether this group may be run at this moment.
+    pub fn allows(&self, group: &str, now: gaggled_core::base::time::Instant) -> bool {
+        self.get().get(group).is_some_and(|until| *until > now)
+    }
+
     fn get(&self) -> Permits {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -44,16 +44,18 @@ pub fn run(state: &Path, urls: &Urls) -> ExitCode {
     };
     let (tell, told) = crossbeam_channel::unbounded();
     // The follower asks gaggled and waits for its answers; the end of a permit does not wait for those.
-    let following = thread::Builder::new().name("follower".into()).spawn(move || follow(follower, &tell));
+    let state = state.to_owned();
+    let following = thread::Builder::new().name("follower".into()).spawn(move || follow(follower, &state, &tell));
     if let Err(error) = following {
         return fail(&format!("a thread cannot be started: {error}"));
     }
-    Keeper { state: state.to_owned(), identity, logger, clock: Clock::real(), kept: KeptGroups::default() }.run(&told);
+    let (cgroups, kept) = (Vec::new(), KeptGroups::default());
+    Keeper { identity, cgroups, logger, clock: Clock::real(), kept }.run(&told);
     ExitCode::FAILURE
 }
 
 /// Sends what is known of the groups whenever it changes.
-fn follow(mut follower: Follower, tell: &Sender<KeptGroups>) {
+fn follow(mut follower: Follower, state_directory: &Path, tell: &Sender<News>) {
     let (mut kept, clock) = (KeptGroups::default(), Clock::real());
     loop {
         let before = kept.clone();
@@ -61,6 +63,9 @@ fn follow(mut follower: Follower, tell: &Sender<KeptGroups>) {
             FollowEvent::Permits(permits) => kept.permit(permits),
             FollowEvent::Synchronised { .. } => {
                 follower.state().into_iter().for_each(|state| kept.take(clock.now(), state));
+                // The disk may hang, and must hold up nothing.
+                let (directory, tell) = (state_directory.to_owned(), tell.clone());
+                thread::spawn(move || drop(tell.send(News::Cgroups(last_cgroups(&directory)))));
             }
             FollowEvent::Event(envelope, _) => {
                 let Some(state) = follower.state() else { continue };
@@ -76,15 +81,22 @@ fn follow(mut follower: Follower, tell: &Sender<KeptGroups>) {
             | FollowEvent::Garbled(_)
             | FollowEvent::Nothing => {}
         }
-        if kept != before && tell.send(kept.clone()).is_err() {
+        if kept != before && tell.send(News::Groups(kept.clone())).is_err() {
             return;
         }
     }
 }
 
+/// What the keeper is told by its other threads.
+enum News {
+    Groups(KeptGroups),
+    /// The directories in which programs may have cgroups.
+    Cgroups(Vec<PathBuf>),
+}
+
 struct Keeper {
-    state: PathBuf,
     identity: String,
+    cgroups: Vec<PathBuf>,
     logger: Logger,
     clock: Clock,
     kept: KeptGroups,
@@ -92,7 +104,7 @@ struct Keeper {
 
 impl Keeper {
     /// Works until nothing is followed any more.
-    fn run(mut self, told: &Receiver<KeptGroups>) {
+    fn run(mut self, told: &Receiver<News>) {
         loop {
             let wait = self.kept.next().map(|at| self.until(at));
             let news = match wait {
@@ -100,7 +112,8 @@ impl Keeper {
                 Some(wait) => told.recv_timeout(wait),
             };
             match news {
-                Ok(kept) => self.kept = kept,
+                Ok(News::Groups(kept)) => self.kept = kept,
+                Ok(News::Cgroups(cgroups)) => self.cgroups = cgroups,
                 Err(RecvTimeoutError::Timeout) => self.check(),
                 Err(RecvTimeoutError::Disconnected) => return error!(self.logger, "gaggled is not followed any more"),
             }
@@ -113,17 +126,20 @@ impl Keeper {
 
     /// Kills the group whose time has passed.
     fn check(&mut self) {
-        let Some((group, runs)) = self.kept.take_due(self.clock.now()) else { return };
-        let killed = kill_runs(&self.identity, &last_cgroups(&self.state), &runs);
-        if killed > 0 {
-            warn!(
-                self.logger,
-                "group {}: its permit has ended, and gaggled has not stopped it in time: killed {} processes",
-                group,
-                killed
-            );
-        } else {
-            info!(self.logger, "group {}: its permit has ended, and nothing of it runs", group);
+        let due: Vec<_> = std::iter::from_fn(|| self.kept.take_due(self.clock.now())).collect();
+        // What is logged may go to a disk that hangs: that waits until everything is killed.
+        let killed = due.into_iter().map(|(group, runs)| (group, kill_runs(&self.identity, &self.cgroups, &runs)));
+        for (group, killed) in killed.collect::<Vec<_>>() {
+            if killed > 0 {
+                warn!(
+                    self.logger,
+                    "group {}: its permit has ended, and gaggled has not stopped it in time: killed {} processes",
+                    group,
+                    killed
+                );
+            } else {
+                info!(self.logger, "group {}: its permit has ended, and nothing of it runs", group);
+            }
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     fs::File,
     os::unix::net::UnixDatagram,
     path::PathBuf,
+    sync::Arc,
 };
 
 use crossbeam_channel::Sender;
@@ -39,6 +41,25 @@ pub struct Environment {
     pub notify_directory: PathBuf,
     /// Signals that programs ignore as the daemon does.
     pub keep_ignored: Vec<i32>,
+    /// Whether this node may still run a group that runs on one node at a time.
+    pub permits: PermitCheck,
+}
+
+/// Whether this node may still run a group, by its name: a start that was committed before the permit ended may come to be
+/// carried out after that, if the daemon was stopped in between.
+#[derive(Clone)]
+pub struct PermitCheck(pub Arc<dyn Fn(&str) -> bool + Send + Sync>);
+
+impl Default for PermitCheck {
+    fn default() -> Self {
+        Self(Arc::new(|_| true))
+    }
+}
+
+impl fmt::Debug for PermitCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PermitCheck")
+    }
 }
 
 /// A program that was found running.

@@ -31,7 +31,7 @@ use crate::{
         time::{Instant, Millis},
     },
     protocol::Permits,
-    state::{State, Tenancy},
+    state::{Phase, State, Tenancy},
 };
 
 /// The sessions and claims of a cluster, as a majority of the store had them at one moment.
@@ -130,6 +130,8 @@ pub enum ClaimWish {
         takeover_after: Millis,
         /// Whether it is stopping it.
         is_leaving: bool,
+        /// Whether something is to be undone that outlives processes, such as a mount.
+        has_remains: bool,
     },
 }
 
@@ -203,6 +205,7 @@ impl ClaimWish {
     pub fn of(state: &State, id: GroupId) -> Option<Self> {
         let (group, configured) = (&state.groups[id], &state.graph.groups[id]);
         let takeover_after = configured.tenancy.as_ref()?.takeover_after;
+        let has_remains = configured.members.iter().any(|id| state.programs[*id].phase == Phase::ActiveExited);
         Some(match group.tenancy.as_ref()? {
             Tenancy::Away { left, .. } => {
                 let is_stopped = !state.runs_shared(id);
@@ -215,10 +218,10 @@ impl ClaimWish {
             Tenancy::Held { token, since } => {
                 let level = || (group.level.clone(), configured.default_level.clone());
                 let level = (group.requested_by > *since).then(level);
-                Self::Holding { token: *token, level, takeover_after, is_leaving: false }
+                Self::Holding { token: *token, level, takeover_after, is_leaving: false, has_remains }
             }
             Tenancy::Leaving { token, .. } => {
-                Self::Holding { token: *token, level: None, takeover_after, is_leaving: true }
+                Self::Holding { token: *token, level: None, takeover_after, is_leaving: true, has_remains }
             }
         })
     }
@@ -241,7 +244,7 @@ impl Claims {
         let is_new = self.wishes != wishes || self.has_leftovers != has_leftovers;
         (self.wishes, self.has_leftovers) = (wishes, has_leftovers);
         let wishes = &self.wishes;
-        self.permits.retain(|group, _| matches!(wishes.get(group), Some(ClaimWish::Holding { .. })));
+        self.permits.retain(|group, _| wishes.get(group).is_some_and(|wish| !matches!(wish, ClaimWish::Away { .. })));
         is_new
     }
 
@@ -262,12 +265,22 @@ impl Claims {
         }
     }
 
-    /// Whether the daemon has not left a group whose permit has ended: it hangs, is stopped, or is dead. Then its session must
-    /// end, so that another node takes the group.
-    pub fn is_neglected(&self, now: Instant) -> bool {
-        let is_held = |wish: &ClaimWish| matches!(wish, ClaimWish::Holding { is_leaving: false, .. });
-        let has_ended = |group| self.permits.get(group).is_some_and(|until| *until + NEGLECT <= now);
-        self.wishes.iter().any(|(group, wish)| is_held(wish) && has_ended(group))
+    /// Whether the daemon has not left a group whose permit has ended, or does not take one that was claimed for it: it hangs, is
+    /// stopped, or is dead. Then its session must end, so that another node takes the group. A group is not given to another
+    /// node while something is to be undone that the keeper cannot undo: that needs a daemon, or an operator who fences.
+    /// `is_silent` is whether nothing at all is heard of the daemon.
+    pub fn is_neglected(&self, now: Instant, is_silent: bool) -> bool {
+        let allowed = |wish: &ClaimWish| match wish {
+            ClaimWish::Away { .. } | ClaimWish::Holding { has_remains: true, .. } => None,
+            ClaimWish::Claiming { .. } | ClaimWish::Holding { is_leaving: false, .. } => Some(NEGLECT),
+            // A daemon that works may wait for a permit to clean up.
+            ClaimWish::Holding { is_leaving: true, .. } => is_silent.then_some(NEGLECT),
+        };
+        let has_ended = |(group, wish): (&Arc<str>, &ClaimWish)| {
+            let until = self.permits.get(group).copied().zip(allowed(wish));
+            until.is_some_and(|(until, allowed)| until + allowed <= now)
+        };
+        self.wishes.iter().any(has_ended)
     }
 
     /// Whether there are groups to claim.
@@ -342,7 +355,8 @@ impl Claims {
             let known = store.claims.get(group);
             let (over, absent, claim) = match (wish, known) {
                 (ClaimWish::Claiming { attempt, over, takeover_after }, known)
-                    if known.map_or(0, |(revision, _)| *revision) == *over =>
+                    if known.map_or(0, |(revision, _)| *revision) == *over
+                        && !store.orders.drained.contains(&self.node) =>
                 {
                     let before = known.map(|(_, claim)| claim);
                     let absent = before.filter(|claim| !claim.released);

@@ -4,7 +4,10 @@
 //! group when the longest stop is over as well: others are about to take it. It learns from heartbeats until when the daemon may
 //! run a group, so what it knows is older than what the daemon does, and never too late.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     base::{
@@ -24,6 +27,8 @@ const MARGIN: Millis = Millis(1250);
 pub struct KeptGroups {
     groups: BTreeMap<Arc<str>, KeptGroup>,
     permits: Permits,
+    /// The groups whose permit is assumed, because no heartbeat has shown one yet.
+    assumed: BTreeSet<Arc<str>>,
 }
 
 /// A group that is held, or runs.
@@ -61,7 +66,9 @@ impl KeptGroups {
             // spared: it takes away what outlives processes, such as an address.
             let is_held = matches!(tenancy, Tenancy::Held { .. });
             let has_to_end = |id: &&ProgramId| {
-                is_held || state.programs[**id].is_running() && !state.graph.programs[**id].names(STOP)
+                let levels = &state.graph.programs[**id].levels;
+                let cleans_up = !levels.is_empty() && levels.iter().all(|level| **level == *STOP);
+                is_held || state.programs[**id].is_running() && !cleans_up
             };
             let runs: Vec<KeptRun> = group.members.iter().filter(has_to_end).map(run).collect();
             let kept = |runs| KeptGroup { stop: state.graph.longest_stop(id), takeover_after, runs };
@@ -73,15 +80,19 @@ impl KeptGroups {
         for (group, kept) in groups {
             // Until a heartbeat comes: the daemon has a permit now, which is no longer than this.
             let longest = Millis(kept.takeover_after.0.saturating_sub(kept.stop.0 + MARGIN.0));
-            self.permits.entry(group.clone()).or_insert(now + longest);
+            if !self.permits.contains_key(group) {
+                self.permits.insert(group.clone(), now + longest);
+                self.assumed.insert(group.clone());
+            }
         }
     }
 
     /// A heartbeat has shown these permits.
     pub fn permit(&mut self, permits: Permits) {
         for (group, until) in permits {
+            let is_assumed = self.assumed.remove(&group);
             let known = self.permits.entry(group).or_default();
-            *known = (*known).max(until);
+            *known = if is_assumed { until } else { until.max(*known) };
         }
     }
 

@@ -84,7 +84,7 @@ impl Sights {
     pub fn set_holders(&mut self, holders: impl IntoIterator<Item = (Arc<str>, Arc<str>)>) -> bool {
         let before = self.keys();
         self.holders = Some(holders.into_iter().collect());
-        self.keys() != before
+        self.keys().difference(&before).next().is_some()
     }
 
     /// An exported program of this node is in this state. If its group is held here, that is what others of this node see of it,

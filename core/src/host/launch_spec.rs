@@ -43,6 +43,8 @@ pub struct LaunchSpec {
     pub cgroup: Option<Cgroup>,
     /// Its group, if that runs on one node at a time: then it gets the token of the group.
     pub shared_group: Option<GroupId>,
+    /// The name of that group, if the program may only be started while the node has a permit for it: it does not clean up.
+    pub permit: Option<String>,
     /// User, limits and other restrictions; `None` if they cannot be determined: it must not be started then.
     pub sandbox: Option<Sandbox>,
 }

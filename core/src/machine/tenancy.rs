@@ -24,6 +24,8 @@ use crate::{
 
 /// How much longer each candidate waits than the one before it.
 const TURN: Millis = Millis(300);
+/// How much longer other nodes wait than one to which a group was ordered to move.
+const ORDERED_TURN: Millis = Millis(5000);
 /// How long a new daemon goes on with a group before it has heard of its permit.
 const GRACE: Millis = Millis(500);
 /// After what time a node tries a group again that has failed on it, or the clean-up after it: at first, and at most.
@@ -189,8 +191,12 @@ impl TenancyRules {
         let is_stopped = self.holder().is_none_or(|holder| holder.is_fenced);
         let stop = if is_stopped { Millis(0) } else { self.policy.takeover_after.max(of_holder) };
         let at = since + stop + Millis(TURN.0 * turn);
-        // Who orders a group to move here wants it to be tried.
-        let at = if self.move_to(sight) == Some(&self.policy.node) { at } else { at.max(self.unfit.1) };
+        let at = match self.move_to(sight) {
+            // Who orders a group to move here wants it to be tried.
+            Some(to) if *to == self.policy.node => at,
+            Some(_) => (at + ORDERED_TURN).max(self.unfit.1),
+            None => at.max(self.unfit.1),
+        };
         if at > now {
             return Next::Wait(at);
         }
@@ -206,6 +212,8 @@ impl TenancyRules {
         match self.holder() {
             // A daemon before has lost what it had begun.
             _ if facts.is_running => failed(),
+            // Nothing is written for a node that is drained.
+            None if sight.drained.contains(&self.policy.node) => failed(),
             Some(holder) if holder.is_own && holder.attempt == *attempt => {
                 Next::Propose(GroupEvent::Held { attempt: attempt.clone(), token: holder.token }, Cause::Cluster)
             }
@@ -244,7 +252,9 @@ impl TenancyRules {
         if group.requested_by < since && *wanted != *STOP {
             return Next::Propose(GroupEvent::LevelRequested { level: wanted }, Cause::Event(since));
         }
-        if let Some(level) = self.ordered_level().filter(|level| *level != group.level) {
+        // A group that was at this level when it was held says that it was told, too.
+        let is_new = |level: &Level| *level != group.level || group.requested_by < since;
+        if let Some(level) = self.ordered_level().filter(is_new) {
             return Next::Propose(GroupEvent::LevelRequested { level }, Cause::Cluster);
         }
         Next::Wait(until)

@@ -88,7 +88,8 @@ impl Source {
             FollowEvent::Event(envelope, _) => self.event(Arc::new(*envelope)),
             FollowEvent::Silent => self.messages.send(Message::Silent).ok(),
             FollowEvent::Permits(permits) => self.messages.send(Message::Permits(permits)).ok(),
-            FollowEvent::Back | FollowEvent::Past(_) | FollowEvent::Garbled(_) => Some(()),
+            FollowEvent::Back => self.messages.send(Message::Back).ok(),
+            FollowEvent::Past(_) | FollowEvent::Garbled(_) => Some(()),
         }
     }
 

@@ -49,14 +49,16 @@ pub enum Message {
     Permits(Permits),
     /// Nothing is heard of the daemon.
     Silent,
+    /// Something is heard of it again.
+    Back,
     /// The daemon did not take a report.
     NotReported(String),
     /// A connection is made.
     Connected(u64, Box<Connection>),
     /// The daemon wants this of the claims on its groups.
     Wishes(Wishes),
-    /// A lease was renewed, or another one granted.
-    Renewed(u64, i64, Found),
+    /// A lease was renewed, or another one granted, unless the session is left to end.
+    Renewed(u64, Option<i64>, Found),
     /// Claims were written; false if one of them is another by now.
     Claimed(u64, bool),
     /// The user of the certificate may not write this: everything else goes on.
@@ -88,6 +90,7 @@ pub enum Message {
 const LAST_WRITES: Millis = Millis(1500);
 
 /// The gateway of a node.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Gateway {
     config: ClusterConfig,
     site: Arc<str>,
@@ -124,6 +127,8 @@ pub struct Gateway {
     renewal: Renewal,
     /// Whether a watch is open, so that what is seen is the present.
     is_watching: bool,
+    /// Whether nothing is heard of the daemon.
+    is_silent: bool,
     /// Whether the session is left to end, because the daemon does not leave a group.
     is_neglected: bool,
     /// Whether the daemon has not taken a report, and everything is to be reported again.
@@ -179,6 +184,7 @@ impl Gateway {
             renewals: 0,
             renewal: Renewal::Idle,
             is_watching: false,
+            is_silent: false,
             is_neglected: false,
             reports_again: false,
             ends_at: None,
@@ -247,7 +253,11 @@ impl Gateway {
                 self.write();
             }
             Message::Permits(permits) => self.claims.permitted(permits),
-            Message::Silent => warn!(self.logger, "gaggled is not heard of; its session goes on"),
+            Message::Silent => {
+                self.is_silent = true;
+                warn!(self.logger, "gaggled is not heard of");
+            }
+            Message::Back => self.is_silent = false,
             Message::NotReported(why) => {
                 if !self.reports_again {
                     warn!(self.logger, "gaggled has not taken a report: {}", why);

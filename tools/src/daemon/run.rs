@@ -14,7 +14,7 @@ use gaggled_actors::{
     actor_system::{self, Actors, HostAddress},
     clock::Clock,
     control::{ControlActor, ControlRequest, ControlServices, DaemonInfo, DrainReplies},
-    host::{self, Environment, HandOver, HostActor, LinuxHost, Recorder, TakeoverState},
+    host::{self, Environment, HandOver, HostActor, LinuxHost, PermitCheck, Recorder, TakeoverState},
     journal::{
         JournalActor, JournalOutputs,
         reader::JournalReader,
@@ -130,6 +130,8 @@ impl Startup<'_> {
 
         let (events, envelopes) = crossbeam_channel::unbounded();
         let permits = PermitSlot::default();
+        let permitted = permits.clone();
+        let may_run = PermitCheck(Arc::new(move |group: &str| permitted.allows(group, clock.now())));
         let publishing = publisher.publish(state.clone(), envelopes, permits.clone())?;
         let (log, logged) = JournalLog::start(state.graph.clone())?;
         let (gone, subreaper_gone) = oneshot::channel();
@@ -142,7 +144,7 @@ impl Startup<'_> {
         let _ = logger::leave(&path, &system.log_routes);
         let own = own_cgroups.as_deref();
         let to_launch = spec::specs(&system.config, before.as_ref(), &state.graph, &system.log_routes, own);
-        let (host, address) = system.start_host(&path, &head.journal, to_launch, recorder, inheritance)?;
+        let (host, address) = system.start_host(&path, &head.journal, to_launch, recorder, inheritance, may_run)?;
         let writes_logs = state.graph.names().get(LOGGER).copied();
         let (ended, ending) = oneshot::channel();
         let slot = ControlSink::default();
@@ -385,6 +387,7 @@ impl LoadedConfig {
         specs: IdVec<ProgramId, LaunchSpec>,
         recorder: Recorder,
         inheritance: TakeoverState,
+        permits: PermitCheck,
     ) -> io::Result<(Addr<HostActor<LinuxHost>>, HostAddress)> {
         let about = [
             (EVENT_VARIABLE, self.urls.event.clone()),
@@ -405,6 +408,7 @@ impl LoadedConfig {
             journal: journal.to_owned(),
             notify_directory: host::notify_directory(state, journal),
             keep_ignored: if self.ignore_interrupts { vec![nix::libc::SIGINT] } else { Vec::new() },
+            permits,
         };
         let saw: Arc<OnceLock<Recipient<HostReported>>> = Arc::default();
         let to_actor = saw.clone();

@@ -7,6 +7,8 @@ use std::{
 
 use gaggled_core::{base::ids::InstanceId, cluster::keeper::KeptRun};
 
+use nix::unistd::getppid;
+
 use crate::host::{
     cgroup::Cgroup,
     procfs,
@@ -24,21 +26,25 @@ pub fn kill_runs(identity: &str, cgroups: &[PathBuf], runs: &[KeptRun]) -> usize
     let next = |run: &KeptRun| KeptRun { instance: InstanceId(run.instance.0 + 1), process: None, ..run.clone() };
     let next = runs.iter().map(next);
     let runs: Vec<KeptRun> = runs.iter().cloned().chain(next).collect();
+    leftovers::end_half_started();
     let programs: BTreeSet<&str> = runs.iter().map(|run| &*run.program).collect();
     let helpers = Helpers::Of(&programs);
-    let mut dead: Vec<DeadRun> = runs.iter().map(|run| kill_main(run, cgroups)).collect();
+    let mut dead: Vec<DeadRun> = runs.iter().map(|run| kill_main(run, identity, cgroups)).collect();
     leftovers::kill_all(dead.iter_mut(), &Census::take(identity, helpers), identity, helpers);
     dead.iter().map(|run| run.killed.len()).sum()
 }
 
 /// Kills the main process of a run with its descendants, and its cgroup. The rest is found by what the run has in common.
-fn kill_main(run: &KeptRun, cgroups: &[PathBuf]) -> DeadRun {
+fn kill_main(run: &KeptRun, identity: &str, cgroups: &[PathBuf]) -> DeadRun {
+    let token = Token { instance: run.instance, program: run.program.to_string() };
     let mut killed = BTreeSet::new();
     if let Some(cgroup) = Cgroup::find(cgroups, &run.program, run.instance) {
         killed.extend(cgroup.members());
         cgroup.kill();
     }
-    let main = run.process.filter(|process| hold(process.pid, process.start_time).is_some());
+    // What is followed may not be gaggled, if its url is a port that another user has taken.
+    let is_ours = |pid: i32| Token::of(pid, identity).as_ref() == Some(&token) || is_of_gaggled(pid);
+    let main = run.process.filter(|main| hold(main.pid, main.start_time).is_some() && is_ours(main.pid));
     if let Some(main) = main {
         let mut started = BTreeMap::new();
         descendants(main.pid, &mut started);
@@ -47,9 +53,16 @@ fn kill_main(run: &KeptRun, cgroups: &[PathBuf]) -> DeadRun {
         leftovers::sigkill(main.pid);
     }
     DeadRun {
-        token: Token { instance: run.instance, program: run.program.to_string() },
+        token,
         pid: run.process.map(|process| process.pid),
         alive: run.process.map(|process| process.start_time..=procfs::now()),
         killed,
     }
+}
+
+/// Whether a process is a child of the daemon or of the subreaper, as this process is.
+fn is_of_gaggled(pid: i32) -> bool {
+    let parent = getppid().as_raw();
+    let parents = [Some(parent), procfs::stat(parent).map(|stat| stat.parent)];
+    procfs::stat(pid).is_some_and(|stat| stat.parent > 1 && parents.contains(&Some(stat.parent)))
 }

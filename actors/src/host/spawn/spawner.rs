@@ -34,7 +34,7 @@ use tokio::sync::oneshot;
 use crate::{
     host::{
         cgroup::Cgroup,
-        messages::{Environment, ReadinessChannel, SpawnRequest, Spawned},
+        messages::{Environment, PermitCheck, ReadinessChannel, SpawnRequest, Spawned},
         monitor::Addresses,
         recover::flight_recorder::RunSlot,
         spawn::{
@@ -71,6 +71,7 @@ pub(crate) struct Spawner {
     search: Vec<String>,
     journal: String,
     keep_ignored: Vec<i32>,
+    permits: PermitCheck,
     stdin: OwnedFd,
     /// Where the output of checks goes.
     nowhere: OwnedFd,
@@ -100,6 +101,7 @@ impl Spawner {
             search: environment.search,
             journal: environment.journal,
             keep_ignored: environment.keep_ignored,
+            permits: environment.permits,
             stdin: File::open("/dev/null")?.into(),
             nowhere: OpenOptions::new().write(true).open("/dev/null")?.into(),
             stack: Stack::new()?,
@@ -261,7 +263,12 @@ impl Spawner {
             keep_ignored: &self.keep_ignored,
             record: place.map(|(file, at)| (file, at, RunSlot { instance, pid: 0, ended: None }.encode())),
         };
-        let spawned = sys::spawn(&plan, &mut self.stack, &self.shared.in_flight);
+        let may_run = launch.permit.as_ref().filter(|_| is_command).is_none_or(|group| (self.permits.0)(group));
+        let spawned = if may_run {
+            sys::spawn(&plan, &mut self.stack, &self.shared.in_flight)
+        } else {
+            Err(SpawnError { stage: SpawnStage::Fork, errno: SpawnStage::CANCELLED })
+        };
         if let Err(SpawnError { stage, .. }) = spawned {
             if let Some(created) = pid_file {
                 created.abandon(stage);

@@ -8,7 +8,10 @@ use std::{
 };
 
 use gaggled_core::{
-    base::ids::Level,
+    base::{
+        ids::Level,
+        text::{as_name, harmless},
+    },
     cluster::{
         orders::Order,
         store::{Claim, Key},
@@ -17,8 +20,13 @@ use gaggled_core::{
     graph::STOP,
 };
 
+use gaggled_tools::common::host::host_name;
+
 use super::{AdminError, Administrator, say, who};
 use crate::etcd::publication::Publications;
+
+/// How long a reason may be that another node gives, in characters.
+pub(super) const WHY_MAX: usize = 512;
 
 /// How long a command waits for the nodes.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -70,8 +78,13 @@ impl Administrator {
     pub async fn move_group(&self, group: &str, to: &str, wait: WaitArgs) -> Result<(), AdminError> {
         let candidates = self.candidates().await?;
         self.check_move(group, to, &candidates)?;
-        let claim = self.known.claims.get(group);
-        if claim.is_some_and(|(_, claim)| *claim.node == *to && !claim.released) {
+        let runs_there = |(revision, claim): &(u64, Claim)| {
+            let session = self.known.sessions.get(to).map(|session| &session.session);
+            let is_held = *claim.node == *to && !claim.released && session == Some(&claim.session);
+            // One that is to move away is ordered to stay.
+            is_held && self.known.orders.move_to(group, claim.token_at(*revision)).is_none()
+        };
+        if self.known.claims.get(group).is_some_and(runs_there) {
             say(&format!("group {group} runs on {to} already"));
             return Ok(());
         }
@@ -159,14 +172,12 @@ impl Administrator {
     /// It is this node, it holds nothing, the command fails, etcd refuses, or it takes too long.
     pub async fn fence(&self, node: &str, is_confirmed: bool, wait: WaitArgs) -> Result<(), AdminError> {
         let refused = |why: String| Err(AdminError::Refused(why));
-        if self.cluster.node.as_deref() == Some(node) {
+        if self.cluster.node.clone().unwrap_or_else(host_name) == node {
             return refused(format!("{node} is this node: give the command on another one"));
         }
-        let of_claims = self.known.claims.values().find(|(_, claim)| *claim.node == *node && !claim.released);
-        let session = self.known.sessions.get(node).map(|session| &session.session);
-        let Some(session) = session.or(of_claims.map(|(_, claim)| &claim.session)) else {
+        if session_of(&self.known, node).is_none() {
             return refused(format!("node {node} has no session and holds no group: there is nothing to fence"));
-        };
+        }
         match &self.cluster.fence {
             _ if is_confirmed => {}
             Some(command) => fence_with(command, node)?,
@@ -176,9 +187,15 @@ impl Administrator {
                 ));
             }
         }
+        let candidates = self.candidates().await?;
+        // The command may have taken long.
+        let Some(session) = session_of(&self.connection.publications().await?, node) else {
+            say(&format!("node {node} has no session any more, and holds no group"));
+            return Ok(());
+        };
         self.order(Key::Fence { node: node.into() }, Some(session.clone())).await?;
         say(&format!("node {node} is fenced: others take its groups when its session {session} is over"));
-        self.wait_until_left(node, &self.candidates().await?, wait).await
+        self.wait_until_left(node, &candidates, wait).await
     }
 
     /// Deletes what etcd has of a node that does not come back.
@@ -187,8 +204,9 @@ impl Administrator {
     ///
     /// It is there, or holds a group; or etcd refuses.
     pub async fn forget(&self, node: &str) -> Result<(), AdminError> {
+        let candidates = self.candidates().await?;
         let held = held_by(&self.known, node);
-        if let Some(group) = held.first() {
+        if let Some(group) = held.iter().find(|group| candidates.contains_key(*group)) {
             return Err(AdminError::Refused(format!(
                 "node {node} still holds group {group}: give gaggled_clustergate fence {node} first"
             )));
@@ -255,7 +273,9 @@ impl Administrator {
     /// Waits until a node holds nothing any more, and others have taken what they can.
     async fn wait_until_left(&self, node: &str, candidates: &Candidates, wait: WaitArgs) -> Result<(), AdminError> {
         let known = self.connection.publications().await?;
+        // Nobody takes a group that is not configured any more.
         let mut held = held_by(&known, node);
+        held.retain(|group| candidates.contains_key(group));
         let others = |group: &Arc<str>| {
             let is_able = |other: &&Arc<str>| {
                 ***other != *node && known.sessions.contains_key(*other) && !known.orders.drained.contains(*other)
@@ -265,6 +285,7 @@ impl Administrator {
         for group in held.iter().filter(|group| !others(group)) {
             say(&format!("{group}  can run on no other node that is there"));
         }
+        let is_idle = held.is_empty();
         let tell = |group: Arc<str>, revision: u64, claim: Claim| {
             if held.contains(&group) {
                 say(&line(&group, revision, &claim));
@@ -273,7 +294,7 @@ impl Administrator {
             }
             held.is_empty()
         };
-        if wait.timeout == 0 || known.claims.is_empty() || held_by(&known, node).is_empty() {
+        if wait.timeout == 0 || is_idle {
             return Ok(());
         }
         let watched = self.connection.watch_claims(known.read_at + 1, tell);
@@ -293,6 +314,13 @@ fn no_such_group(group: &str, candidates: &Candidates) -> AdminError {
     AdminError::Refused(format!("{group} is no group that runs on one node at a time: {groups}"))
 }
 
+/// The session in which a node has claimed groups; that which it has if it holds none.
+fn session_of(known: &Publications, node: &str) -> Option<Arc<str>> {
+    let claims = known.claims.values().map(|(_, claim)| claim);
+    let of_claim = claims.into_iter().find(|claim| *claim.node == *node && !claim.released).map(|claim| &claim.session);
+    of_claim.or(known.sessions.get(node).map(|session| &session.session)).cloned()
+}
+
 /// The groups that a node has claimed.
 fn held_by(known: &Publications, node: &str) -> Vec<Arc<str>> {
     let is_held = |claim: &Claim| *claim.node == *node && !claim.released;
@@ -301,9 +329,10 @@ fn held_by(known: &Publications, node: &str) -> Vec<Arc<str>> {
 
 /// What a claim says.
 fn line(group: &str, revision: u64, claim: &Claim) -> String {
-    let node = &claim.node;
+    let node = as_name(&claim.node, '?');
     if claim.released {
-        let why = if claim.why.is_empty() { String::new() } else { format!(", because {}", claim.why) };
+        let why = harmless(&claim.why, WHY_MAX);
+        let why = if why.is_empty() { why } else { format!(", because {why}") };
         return format!("{group}  {node} has left it{why}");
     }
     format!("{group}  {node} has taken it (token {})", claim.token_at(revision))

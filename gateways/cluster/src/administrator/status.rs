@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use gaggled_core::{
+    base::text::harmless,
     cluster::store::{Claim, Pointer},
     config::ClusterConfig,
 };
@@ -76,7 +77,8 @@ fn nodes(site: &str, known: &Publications) -> Vec<String> {
         lines.push(format!("group {group} is to move to {to}"));
     }
     for (group, (_, claim)) in known.claims.iter().filter(|(_, (_, claim))| claim.released) {
-        let why = if claim.why.is_empty() { String::new() } else { format!(", because {}", claim.why) };
+        let why = harmless(&claim.why, super::orders::WHY_MAX);
+        let why = if why.is_empty() { why } else { format!(", because {why}") };
         lines.push(format!("group {group} runs on no node; {} has left it{why}", claim.node));
     }
     lines

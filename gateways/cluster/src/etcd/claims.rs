@@ -27,6 +27,8 @@ pub(super) fn read<'a>(site: &str, kvs: impl Iterator<Item = &'a KeyValue>, with
                 let claim: Option<Claim> = value.and_then(|value| serde_json::from_slice(value).ok());
                 // Sessions are named after their leases.
                 let claim = claim.filter(|claim| lease(&claim.session) != 0).unwrap_or_else(Claim::unreadable);
+                // A node that writes nonsense must not make all orders old.
+                let claim = Claim { level_order: claim.level_order.min(revision(kv)), ..claim };
                 found.claims.insert(group, (revision(kv), claim));
             }
             key => take_order(&mut found.orders, key, kv),

@@ -48,22 +48,19 @@ impl Gateway {
             self.renewal = Renewal::UnderWayAndAgain;
             return;
         }
-        let is_neglected = self.claims.is_neglected(self.clock.now());
+        let is_neglected = self.claims.is_neglected(self.clock.now(), self.is_silent);
         match (std::mem::replace(&mut self.is_neglected, is_neglected), is_neglected) {
             (false, true) => error!(self.logger, "{}", NEGLECTED),
             (true, false) => info!(self.logger, "gaggled goes on, and so does its session"),
             _ => {}
         }
-        if is_neglected && lease.is_none() {
-            return;
-        }
         self.renewal = Renewal::UnderWay;
         let (clock, with_sessions) = (self.clock, self.claims.is_needed());
         self.ask(|connection| async move {
             let lease = match lease {
-                // The claims are read all the same: that gives the daemon its permit if it comes back in time.
-                Some(lease) if is_neglected => lease,
-                lease => connection.renew(lease, seconds).await?,
+                // The claims are read all the same: that is what the daemon has to hear when it goes on.
+                lease if is_neglected => lease,
+                lease => Some(connection.renew(lease, seconds).await?),
             };
             let asked = clock.now();
             let (session, claims) = connection.own_session(with_sessions).await?;
@@ -71,7 +68,7 @@ impl Gateway {
         });
     }
 
-    pub(super) fn renewed(&mut self, lease: i64, Found { asked, session: (found, revision), claims }: Found) {
+    pub(super) fn renewed(&mut self, lease: Option<i64>, Found { asked, session: (found, revision), claims }: Found) {
         self.renewals += 1;
         if std::mem::replace(&mut self.renewal, Renewal::Idle) == Renewal::UnderWayAndAgain {
             self.renew_at = Some(self.clock.now());
@@ -80,7 +77,7 @@ impl Gateway {
         if self.renewals > 1 {
             self.failures = 0;
         }
-        self.lease = Some(lease);
+        self.lease = lease;
         if std::mem::take(&mut self.reports_again) {
             self.sights.forget_reports();
         }
@@ -90,6 +87,10 @@ impl Gateway {
         if self.exports.is_announced() && !std::mem::take(&mut self.logged).is_empty() {
             info!(self.logger, "etcd is in reach again, at {}", self.connection.as_ref().map_or("", Connection::url));
         }
+        let Some(lease) = lease else {
+            self.claims.read(claims);
+            return self.report_claims(asked);
+        };
         let Some(journal) = self.journal.clone() else { return };
         let id: Arc<str> = format!("{lease:x}").into();
         self.session_revision = revision;

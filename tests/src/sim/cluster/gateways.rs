@@ -90,13 +90,11 @@ impl Network {
             return self.break_watch(number);
         }
         let (now, mutant) = (self.now, self.mutant);
+        let is_silent = self.nodes[number].frozen_until.is_some();
         let Some(gateway) = &mut self.nodes[number].gateway else { return };
         let held = gateway.lease.clone().filter(|lease| self.store.has_lease(lease));
-        if gateway.claims.is_neglected(now) {
-            if held.is_some() {
-                self.read_claims(number);
-            }
-            return;
+        if gateway.claims.is_neglected(now, is_silent) {
+            return self.read_claims(number);
         }
         let lease = held.clone().unwrap_or_else(|| format!("{number}-{life}-{}", now.as_micros()).into());
         self.store.renew(&lease, now + session);
