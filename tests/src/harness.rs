@@ -253,6 +253,19 @@ impl Daemon {
         });
     }
 
+    /// Waits until these programs are deaf to SIGTERM, or wait for it themselves: before that it would end them at once.
+    pub fn wait_deaf(&mut self, programs: &[&str]) {
+        let pids: Vec<i32> = programs.iter().map(|program| self.pid_of(program)).collect();
+        // A process in `sigtimedwait` has the signals unblocked that it waits for.
+        let is_deaf = |pid: &i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let waits = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+            waits.contains("sigtimedwait")
+                || status.lines().any(|line| line.starts_with("SigBlk:") && line.contains('4'))
+        };
+        self.wait_outside("programs to be deaf to TERM", || pids.iter().all(is_deaf));
+    }
+
     /// Waits until a process that is not a child of the test has ended.
     pub fn wait_gone(&mut self, pid: i32) {
         let gone =

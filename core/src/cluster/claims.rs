@@ -415,3 +415,47 @@ impl Claims {
         self.wishes.iter().filter_map(renewal).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::default() + Millis(ms)
+    }
+
+    /// Claims of a daemon that wants this of the group `shop`, and was last permitted to run it until 10 s.
+    fn claims(wish: ClaimWish) -> Claims {
+        let mut claims = Claims::new("n1".into());
+        claims.wish(([("shop".into(), wish)].into(), false));
+        claims.permitted([("shop".into(), at(10_000))].into());
+        claims
+    }
+
+    fn holding(is_leaving: bool, has_remains: bool) -> ClaimWish {
+        ClaimWish::Holding { token: 5, level: None, takeover_after: Millis(8000), is_leaving, has_remains }
+    }
+
+    #[test]
+    fn a_daemon_neglects_what_it_holds_after_its_permit() {
+        let held = claims(holding(false, false));
+        assert!(!held.is_neglected(at(11_999), true), "it may take a moment");
+        assert!(held.is_neglected(at(12_000), false), "also if something of it still sends heartbeats");
+        let claiming = ClaimWish::Claiming { attempt: "a".into(), over: 3, takeover_after: Millis(8000) };
+        assert!(claims(claiming).is_neglected(at(12_000), false));
+        let away = ClaimWish::Away { is_stopped: true, why: String::new() };
+        assert!(!claims(away).is_neglected(at(60_000), true));
+    }
+
+    #[test]
+    fn a_daemon_that_works_may_wait_for_a_permit_to_clean_up() {
+        let leaving = claims(holding(true, false));
+        assert!(!leaving.is_neglected(at(60_000), false));
+        assert!(leaving.is_neglected(at(12_000), true));
+    }
+
+    #[test]
+    fn what_outlives_processes_keeps_a_group_on_its_node() {
+        assert!(!claims(holding(false, true)).is_neglected(at(60_000), true));
+    }
+}

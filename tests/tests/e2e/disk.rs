@@ -84,6 +84,7 @@ fn a_shutdown_that_is_missing_in_the_journal_is_no_fault() {
     let slow = "\"slow\": (command: \"@PUPPET@\", argv: [\"slowterm\", \"3000\", \"0\"], killwait: \"20s\"),";
     let mut daemon = faults.daemon(&format!("{slow}{}", crash_looper("b")), directory);
     daemon.wait_up("slow", 1);
+    daemon.wait_deaf(&["slow"]);
     faults.set("write 28");
     daemon.wait("the journal to fail", |heard, _| {
         heard.iter().any(|envelope| matches!(&envelope.event, Event::System(event) if degraded(event)))

@@ -160,15 +160,7 @@ fn what_ignores_a_term_is_killed_and_what_stands_still_is_woken() {
         );
         daemon.wait_up("stubborn", 1);
         daemon.wait_up("still", 1);
-        let (still, stubborn) = (daemon.pid_of("still"), daemon.pid_of("stubborn"));
-        // A process in `sigtimedwait` has the signals unblocked that it waits for.
-        let ready = |pid: i32| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let waits = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
-            waits.contains("sigtimedwait")
-                || status.lines().any(|line| line.starts_with("SigBlk:") && line.contains('4'))
-        };
-        daemon.wait_outside("both to be deaf to TERM", || ready(still) && ready(stubborn));
+        daemon.wait_deaf(&["still", "stubborn"]);
         daemon.kill("still", Signal::SIGSTOP);
         if killed {
             daemon.kill_daemon();

@@ -82,6 +82,9 @@ fn h6_a_level_is_ordered_from_any_node_and_stays() {
     // The next holder finds it at that level.
     let (code, said) = nodes[0].gate(&["move", "site", ["n1", "n2"][1 - holder]]);
     assert_eq!(code, Some(0), "{said}");
+    // An order that changes nothing there is carried out all the same.
+    let (code, said) = nodes[0].gate(&["tell", "site", "stop"]);
+    assert!(code == Some(0) && said.contains("goes to level stop"), "{said}");
     let (code, said) = nodes[0].gate(&["tell", "site", "start"]);
     assert!(code == Some(0) && said.contains("goes to level start"), "{said}");
     assert_eq!(wait_for_one(&mut nodes, &[1 - holder]), 1 - holder);

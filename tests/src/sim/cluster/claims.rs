@@ -142,20 +142,22 @@ impl Network {
 
     /// C1: the programs of a group that runs on one node at a time run on one node at a time.
     pub(super) fn check_claims(&mut self) {
-        let runs = |number: &usize| {
-            let node = &self.nodes[*number];
-            let Some(group) = node.simulation.state().graph.group(SHARED) else { return false };
-            let graph = &node.simulation.state().graph;
-            // A daemon that stood still cleans up when it goes on, whatever others do by then.
-            let counts = |member: &&ProgramId| !node.has_been_frozen || !graph.programs[**member].names(STOP);
-            let mut members = graph.groups[group].members.iter().filter(counts);
-            members.any(|member| node.simulation.lives(*member))
-        };
-        let running: Vec<usize> = (0..self.nodes.len()).filter(runs).collect();
+        let running: Vec<usize> = (0..self.nodes.len()).filter(|number| self.runs_shared(*number)).collect();
         if running.len() > 1 && self.record.overlaps.insert(running.clone()) {
             let at = self.now.as_millis();
             self.record.found.push(format!("C1: the group runs on nodes {running:?} at {at} ms"));
         }
+    }
+
+    /// Whether something of the group runs on a node.
+    pub(super) fn runs_shared(&self, number: usize) -> bool {
+        let node = &self.nodes[number];
+        let graph = &node.simulation.state().graph;
+        let Some(group) = graph.group(SHARED) else { return false };
+        // A daemon that stood still cleans up when it goes on, whatever others do by then.
+        let counts = |member: &&ProgramId| !node.has_been_frozen || !graph.programs[**member].names(STOP);
+        let mut members = graph.groups[group].members.iter().filter(counts);
+        members.any(|member| node.simulation.lives(*member))
     }
 
     /// C8: when everything has settled, the group runs on one node. C19: every order to go to a level was carried out. C18: that is not one that is drained.

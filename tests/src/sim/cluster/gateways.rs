@@ -67,6 +67,7 @@ impl Network {
             return self.expect(Millis(1000), Happening::WriteAnswered(number, life, batch.number, false));
         }
         let written = batch.number;
+        self.record.writes[number].push(self.now);
         let Some(changes) = self.store.write(self.now, (&name(number), lease), batch, renewals) else {
             self.read_claims(number);
             return self.expect(Millis(1), Happening::WriteAnswered(number, life, written, false));

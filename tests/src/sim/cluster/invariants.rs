@@ -6,6 +6,9 @@
 //! |---|---|
 //! | C1 | a group that runs on one node at a time runs on one node at a time |
 //! | C2 | each of its holders has a larger token than those before |
+//! | C3 | nothing of it lives when its longest stop after the permit of its node is over, and the margin |
+//! | C4 | nothing of it lives when it is released |
+//! | C9 | a node writes its states at most 25 times in 10 s |
 //! | C5 | no fall of a program of another node is seen twice |
 //! | C6 | when everything has settled, every program of another node is known as it is |
 //! | C8 | when everything has settled, one node holds such a group |
@@ -55,6 +58,8 @@ pub struct Record {
     moved: BTreeSet<u64>,
     /// When each gateway has asked the store something that was answered late or never.
     pub late_answers: Vec<Vec<Instant>>,
+    /// When each node has written states or its session.
+    pub writes: Vec<Vec<Instant>>,
     /// What is wrong.
     pub found: Vec<String>,
 }
@@ -71,6 +76,7 @@ impl Record {
             moves: 0,
             moved: BTreeSet::new(),
             late_answers: vec![Vec::new(); nodes],
+            writes: vec![Vec::new(); nodes],
             found: Vec::new(),
         }
     }
@@ -150,6 +156,9 @@ impl Record {
     }
 }
 
+/// How often a node may write in 10 s.
+const WRITES_MAX: usize = 25;
+
 /// All violations of a run.
 pub fn check(world: &ClusterWorld, runs: &[Run], store: &Store, mut record: Record) -> Vec<String> {
     if record.moved.len() > record.moves {
@@ -157,6 +166,14 @@ pub fn check(world: &ClusterWorld, runs: &[Run], store: &Store, mut record: Reco
             "C17: claims {:?} were left to move, and that was ordered {} times",
             record.moved, record.moves
         ));
+    }
+    for (number, writes) in record.writes.iter().enumerate() {
+        // 12 in the first 5 s of a storm, one a second after that, and those of sessions that were lost meanwhile.
+        let is_storm = |window: &[Instant]| window[0] + Millis(10_000) > window[WRITES_MAX];
+        if let Some(window) = writes.windows(WRITES_MAX + 1).find(|window| is_storm(window)) {
+            let at = window[0].as_millis();
+            record.found.push(format!("C9: node {number} writes more than {WRITES_MAX} times in 10 s from {at} ms on"));
+        }
     }
     for (number, (node, run)) in world.nodes.iter().zip(runs).enumerate() {
         // A daemon that stands still kills nothing in time, and notices nothing in time.

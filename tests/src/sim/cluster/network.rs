@@ -67,6 +67,8 @@ pub(super) enum Happening {
     Beats(usize, Permits),
     /// The keeper of a node may have something to kill.
     KeeperWakes(usize),
+    /// A group that a node was permitted to run until this moment must have stopped there.
+    PermitOver(usize, Instant),
     /// Everything should have settled.
     Settled,
 }
@@ -104,6 +106,8 @@ pub(super) struct Node {
     /// Until when its daemon stands still.
     pub(super) frozen_until: Option<Instant>,
     pub(super) has_been_frozen: bool,
+    /// The last permit that any daemon of the node was given.
+    pub(super) permitted_until: Instant,
     pub(super) keeper: KeptGroups,
 }
 
@@ -137,6 +141,7 @@ impl Network {
                 reported_at: Instant::default(),
                 frozen_until: None,
                 has_been_frozen: false,
+                permitted_until: Instant::default(),
                 keeper: KeptGroups::default(),
             }
         };
@@ -233,6 +238,7 @@ impl Network {
         let fresh: Vec<_> = envelopes.get(seen..).unwrap_or_default().to_vec();
         node.seen = envelopes.len();
         self.record.committed(number, &fresh);
+        self.check_released(number, &fresh);
         if is_new {
             self.keep(number);
             self.synchronise(number);
@@ -324,6 +330,7 @@ impl Network {
             Happening::Thaws(node) => self.thaws(node),
             Happening::Beats(node, permits) => self.beats(node, permits),
             Happening::KeeperWakes(node) => self.keeper_wakes(node),
+            Happening::PermitOver(node, until) => self.check_permit(node, until),
             Happening::Settled => {
                 self.settled_claims();
                 let states: Vec<State> = self.nodes.iter().map(|node| node.simulation.state().clone()).collect();
