@@ -115,7 +115,7 @@ fn h1_h3_a_group_runs_on_the_preferred_node_and_on_another_one_when_that_dies() 
     }
     let own = nodes[1].daemon.pid_of("own");
     // H3: the node dies with everything on it.
-    let victims = ["app", "clustergate", "own"].map(|program| nodes[0].daemon.pid_of(program));
+    let victims = ["app", "clustergate", "keeper", "own"].map(|program| nodes[0].daemon.pid_of(program));
     nodes[0].daemon.kill_all();
     for pid in victims {
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);

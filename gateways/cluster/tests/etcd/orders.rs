@@ -180,7 +180,7 @@ fn others_need_not_wait_for_a_node_that_is_fenced() {
     let mut nodes: Vec<Node> = ["n1", "n2"].map(|name| Node::with(&etcd, name, &settings, &site(shared.path()))).into();
     let holder = wait_for_one(&mut nodes, &[0, 1]);
     let (lost, other) = (["n1", "n2"][holder], 1 - holder);
-    let victims = ["app", "clustergate", "own"].map(|program| nodes[holder].daemon.pid_of(program));
+    let victims = ["app", "clustergate", "keeper", "own"].map(|program| nodes[holder].daemon.pid_of(program));
     nodes[holder].daemon.kill_all();
     for pid in victims {
         let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
